@@ -1,1 +1,1 @@
-"""model."""
+"""What may happen: the protocol's tables and everything that is derived from them. No torch, no I/O."""

@@ -1,0 +1,165 @@
+"""From a violated property to numbered steps: who is stuck, in what, waiting for whom, and since when.
+
+Left out: drawing (`..diagram`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+
+from ..network import Move, Network, NetworkState
+from ..properties import CRASH_OVER_HANG, NO_STRANDING
+from ..protocol import Cyclic
+from .reference import Graph, Result, Verdict, path_to, replay
+
+
+@dataclass(frozen=True, slots=True)
+class TraceStep:
+    """One numbered step. `edge` is `step`, `issue`, `complete` or `crash`; `states` are all ranks' afterwards."""
+
+    number: int
+    rank: int
+    event: str
+    edge: str
+    operation: str
+    sequence: int | None
+    """Which collective of that name it is, from 1."""
+    commits: bool
+    states: tuple[str, ...]
+    data: str = ""
+
+    @property
+    def text(self) -> str:
+        what = {"issue": f"issues {self.operation} #{self.sequence}", "crash": "dies"}.get(self.edge)
+        if self.edge == "complete":
+            what = f"completes {self.operation} #{self.sequence}"
+        shown = f"{self.event}, {what}" if what and self.edge != "crash" else (what or self.event)
+        return f"rank{self.rank} {shown} → {self.states[self.rank]}" + (f"  [{self.data}]" if self.data else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A rank that can never advance. `since` is the number of the step that committed a peer to wait."""
+
+    rank: int
+    state: str
+    operation: str
+    waiting_for: tuple[int, ...]
+    since: int | None
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A shortest run that shows that a property does not hold."""
+
+    claim: str
+    """Name of the property."""
+    text: str
+    ranks: int
+    stuck: tuple[Stuck, ...]
+    steps: tuple[TraceStep, ...]
+
+    @property
+    def summary(self) -> str:
+        """One sentence for each rank that is stuck, or what the last step did."""
+        if not self.stuck:
+            last = self.steps[-1] if self.steps else None
+            return f"{self.claim} is violated" + (f" when {last.text}" if last else " in the initial state")
+        lines = []
+        for s in self.stuck:
+            peers = " and ".join(f"rank{p}" for p in s.waiting_for) or "nobody in particular"
+            since = f", since step {s.since} ({self.steps[s.since - 1].event})" if s.since else ""
+            lines.append(f"rank{s.rank} is stuck in {s.state} ({s.operation}), waiting for {peers}{since}")
+        return "; ".join(lines)
+
+
+def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:
+    """The counterexample to `verdict`, or None where there is no path to show (a `sometimes` never seen)."""
+    if verdict.holds or verdict.state is None:
+        return None
+    network = result.network
+    path = path_to(network, result.graph, verdict)
+    about_waiting = verdict.property in (NO_STRANDING, CRASH_OVER_HANG)
+    if about_waiting:
+        path += settle(network, result.graph, verdict.state)
+    steps = _number(network, path)
+    final = path[-1][1] if path else result.graph.states[verdict.state]
+    stuck = _stuck(network, final, steps) if about_waiting else ()
+    return Counterexample(verdict.property.name, verdict.property.text, network.ranks, stuck, steps)
+
+
+def settle(network: Network, graph: Graph, state: int) -> list[tuple[Move, NetworkState]]:
+    """The shortest ordinary way from a doomed state to one in which nobody moves any more.
+
+    A rank is doomed as soon as no continuation helps it; the reader wants to see everybody where they end
+    up. Empty where others go on for ever.
+    """
+    came: dict[int, int] = {state: -1}
+    queue = deque([state])
+    while queue:
+        here = queue.popleft()
+        ordinary = [target for _, target, ordinary, advances in graph.edges[here] if ordinary and advances]
+        if not ordinary:
+            numbers = [here]
+            while came[numbers[-1]] >= 0:
+                numbers.append(came[numbers[-1]])
+            return replay(network, graph, numbers[::-1])
+        for target in ordinary:
+            if target not in came:
+                came[target] = here
+                queue.append(target)
+    return []
+
+
+def _number(network: Network, path: list[tuple[Move, NetworkState]]) -> tuple[TraceStep, ...]:
+    issued: dict[tuple[int, str], int] = {}
+    steps = []
+    for number, (move, state) in enumerate(path, 1):
+        if move.edge == "issue":
+            issued[move.rank, move.op] = issued.get((move.rank, move.op), 0) + 1
+        sequence = issued.get((move.rank, move.op)) if move.op else None
+        states = tuple(network.state_name(state, r) for r in range(network.ranks))
+        shown = move.edge == "complete" or (move.edge == "step" and is_dataclass(move.data))
+        data = "" if not shown or move.data is None or isinstance(move.data, frozenset) else _show(move.data)
+        steps.append(TraceStep(number, move.rank, move.event, move.edge, move.op, sequence, move.commits, states, data))
+    return tuple(steps)
+
+
+def _show(data: object) -> str:
+    """`steps=2 recompute=False …` rather than a constructor call."""
+    if not is_dataclass(data):
+        return str(data)
+    parts = []
+    for field in fields(data):
+        value = getattr(data, field.name)
+        if value is not None and not is_dataclass(value) and not isinstance(value, Cyclic):
+            parts.append(f"{field.name}={value.name if isinstance(value, Enum) else value}")
+    return " ".join(parts)
+
+
+def _stuck(network: Network, state: NetworkState, steps: tuple[TraceStep, ...]) -> tuple[Stuck, ...]:
+    """Every rank that waits for somebody who is not coming, with the commitment that made it wait."""
+    found = []
+    for rank in range(network.ranks):
+        waiting = network.waiting(state, rank)
+        if waiting is not None and waiting.waiting_for:
+            since = _commitment(steps, rank, waiting.waiting_for)
+            found.append(Stuck(rank, waiting.state, waiting.operation, waiting.waiting_for, since))
+    return tuple(found)
+
+
+def _commitment(steps: tuple[TraceStep, ...], rank: int, peers: tuple[int, ...]) -> int | None:
+    """The commitment point behind a wait: the send that the stuck rank last took from one of `peers`.
+
+    Where it took none, its own last commitment.
+    """
+    taken = [s for s in steps if s.rank == rank and s.edge == "complete"]
+    for mine in reversed(taken):
+        for theirs in steps:
+            same = (theirs.operation, theirs.sequence, theirs.edge) == (mine.operation, mine.sequence, "issue")
+            if same and theirs.rank in peers and theirs.commits:
+                return theirs.number
+    own = [s.number for s in steps if s.rank == rank and s.commits]
+    return own[-1] if own else None
