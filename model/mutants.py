@@ -22,6 +22,8 @@ class Mutant:
     title: str
     edit: Callable[[Protocol], Protocol]
     killed_by: Property
+    faults: int = 0
+    """Faults that it takes to bring it out."""
 
 
 def one_call_short(v: TPVars, scope: Scope) -> Iterable[int]:

@@ -393,12 +393,11 @@ def next_call(v: TPVars, _: object) -> TPVars:
 
 def commit_chunk(v: TPVars, _: object) -> TPVars:
     """ids and epoch advance; the pending cut and the override are spent on this chunk"""
-    cut = v.plan is not None and v.plan.init_cache
     return replace(
         v,
         call_id=v.call_id + 1,
         chunk_index=v.chunk_index + 1,
-        cache_epoch=v.cache_epoch + int(cut),
+        cache_epoch=v.cache_epoch + int(v.pending_cut),
         pending_cut=False,
         override=v.plan is not None and v.plan.override,
     )
@@ -579,11 +578,11 @@ WORKER_ROWS = (
 def failure_rows(states: tuple[State, ...]) -> tuple[Row, ...]:
     """From every live state, the same three ways out: the rank raises, a peer is gone, its time is up.
 
-    In preflight an exception is a refusal, and changes nothing; everywhere else it poisons the run.
+    What preflight finds wrong with a chunk is no exception but a refusal, and changes nothing.
     """
     live = [s for s in states if not s.terminal and not s.failed]
     return (
-        *(Row(s.name, "exception", "POISONED", By.FAULT) for s in live if s.phase != "preflight"),
+        *(Row(s.name, "exception", "POISONED", By.FAULT) for s in live),
         *(Row(s.name, "peer_lost", "POISONED", By.DETECTION) for s in live),
         *(Row(s.name, "deadline", "POISONED", By.DETECTION) for s in live),
     )

@@ -141,7 +141,8 @@ class Row:
         guards = ",".join(g.__name__ for g in self.guards)
         names = [getattr(f, "__name__", "-") for f in (self.send, self.choices, self.effect)]
         op = self.op.name if self.op else "-"
-        return f"{self.state} {self.event} {self.target} {self.by} {op} [{guards}] {' '.join(names)} {self.commits}"
+        what = f"{self.state} {self.event} {self.target} {self.by} {op} [{guards}] {' '.join(names)}"
+        return f"{what} {self.data!r} {self.commits}"
 
 
 @dataclass(frozen=True)

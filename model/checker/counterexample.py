@@ -49,6 +49,12 @@ class Stuck:
     waiting_for: tuple[int, ...]
     since: int | None
 
+    @property
+    def text(self) -> str:
+        """`rank1 is stuck in AWAIT_PAYLOAD (payload), waiting for rank0`."""
+        peers = " and ".join(f"rank{p}" for p in self.waiting_for) or "nobody in particular"
+        return f"rank{self.rank} is stuck in {self.state} ({self.operation}), waiting for {peers}"
+
 
 @dataclass(frozen=True)
 class Counterexample:
@@ -67,12 +73,10 @@ class Counterexample:
         if not self.stuck:
             last = self.steps[-1] if self.steps else None
             return f"{self.claim} is violated" + (f" when {last.text}" if last else " in the initial state")
-        lines = []
-        for s in self.stuck:
-            peers = " and ".join(f"rank{p}" for p in s.waiting_for) or "nobody in particular"
-            since = f", since step {s.since} ({self.steps[s.since - 1].event})" if s.since else ""
-            lines.append(f"rank{s.rank} is stuck in {s.state} ({s.operation}), waiting for {peers}{since}")
-        return "; ".join(lines)
+        return "; ".join(s.text + self._since(s) for s in self.stuck)
+
+    def _since(self, stuck: Stuck) -> str:
+        return f", since step {stuck.since} ({self.steps[stuck.since - 1].event})" if stuck.since else ""
 
 
 def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:

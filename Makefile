@@ -1,0 +1,43 @@
+# Any target sets up .venv first, once; after that it starts at once, without network. See scripts/setup.
+
+BIN := .venv/bin
+# named after this place: a .venv that was copied along with a clone does not count as installed
+INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types layers check-all bench clean
+.NOTPARALLEL:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED) ## the whole line once, on this machine
+	$(BIN)/genlock demo
+
+test: $(INSTALLED) ## the tests
+	$(BIN)/pytest
+
+lint: $(INSTALLED) ## style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(INSTALLED) ## types, strictly
+	$(BIN)/mypy
+
+layers: $(INSTALLED) ## which module may import which
+	$(BIN)/lint-imports
+
+check-all: ## what CI does: lint, types, layers, test, demo
+	@.ci/run
+
+bench: $(INSTALLED) ## every program in bench/
+	@set -e; for program in bench/*.py; do \
+	  [ -e "$$program" ] || continue; echo "--- $$program"; $(BIN)/python "$$program"; done
+
+clean: ## remove all that these targets made, .venv too
+	rm -rf .venv build dist *.egg-info out genlock-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml scripts/setup
+	@scripts/setup
+	@touch $@

@@ -1,0 +1,24 @@
+"""`genlock` and `python -m genlock`.
+
+The version is answered here, before anything slow is imported; the rest is in `cli`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from . import __version__
+
+
+def main() -> None:
+    """Do what `sys.argv` asks for, and end the process with the exit status of it."""
+    if sys.argv[1:2] in (["--version"], ["-V"]):
+        print(f"genlock {__version__}")
+        return
+    from .cli import app
+
+    app(prog_name="genlock")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""The command line: a command reads its flags, calls the module that does the work, prints, and exits.
+
+Left out: the work itself. A command imports its module when it is called, so that neither `--help` nor a
+mistyped flag loads numpy, networkx or torch. `--version` is answered in `__main__`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from . import flags
+from .errors import Exit, GenlockError
+from .flags import unbuilt
+
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+class Commands(TyperGroup):
+    """Ends with one line and an exit status on what a user can meet; the rest are bugs, with a traceback."""
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().invoke(*args, **kwargs)
+        except GenlockError as error:
+            _end(str(error), error.exit)
+        except OSError as error:
+            if error.filename is None:  # not about a file: a closed pipe, say
+                raise
+            _end(f"{error.filename}: {error.strerror}", Exit.USAGE)
+        except KeyboardInterrupt:
+            _end("interrupted", INTERRUPTED)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    print("genlock:", " ".join(message.splitlines()), file=sys.stderr)
+    sys.exit(status)
+
+
+def show(
+    report: flags.ReportFormat,
+    text: Callable[[], str],
+    data: Callable[[], dict[str, Any]],
+    junit: Callable[[], str],
+) -> None:
+    """Print a verdict in the format that was asked for."""
+    if report is flags.ReportFormat.json:
+        print(json.dumps(data()))
+    else:
+        print((text if report is flags.ReportFormat.text else junit)())
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[str], None]]:
+    """One live line on a terminal's stderr, gone at the end; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what) as status:
+        yield lambda text: status.update(f"{what}: {text}")
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Example: genlock demo",
+)
+
+
+@app.callback()
+def genlock(
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version and exit.")] = False,
+) -> None:
+    """Can a rank of my job ever be left waiting, or drift away unnoticed?"""
+
+
+@app.command(epilog="Example: genlock demo")
+def demo() -> None:
+    """Go through the whole line once, on this machine: check, run, break, replay."""
+    from .demo import run as run_demo
+
+    raise typer.Exit(run_demo())
+
+
+@app.command(epilog="Example: genlock check tp_v1.1 --ranks 4 --fault crash --transport stream")
+def check(
+    *,
+    protocol: flags.ProtocolName = "tp_v1.1",
+    ranks: flags.Ranks = 3,
+    chunks: flags.Chunks = 2,
+    steps: flags.Steps = 2,
+    faults: flags.Faults = None,
+    fault: flags.FaultPoints,
+    transport: flags.TransportChoice = flags.Transport.rendezvous,
+    detection: flags.Detection = None,
+    param: flags.Params,
+    mutant: flags.Mutant = None,
+    mutants: flags.Mutants = False,
+    any_world_size: flags.AnyWorldSize = False,
+    properties: flags.Properties,
+    engine: flags.EngineChoice = flags.Engine.auto,
+    symmetry: flags.SymmetryChoice = flags.Symmetry.auto,
+    out: flags.OutDir = None,
+    report: flags.ReportChoice = flags.ReportFormat.text,
+) -> None:
+    """Search every state that a protocol can reach for a rank left waiting, and for every other violation."""
+    flags.at_most_one(mutant=mutant, mutants=mutants, any_world_size=any_world_size)
+    flags.settings("--param", param)
+    for point in flags.fault_points(fault):
+        unbuilt(f"--fault {point.kind}{'@' + point.point if point.point else ''}", point != ("crash", None))
+    unbuilt("--transport stream", transport is flags.Transport.stream)
+    unbuilt("--param", bool(param))
+    unbuilt("--mutants", mutants)
+    unbuilt("--any-world-size", any_world_size)
+    unbuilt(f"--engine {engine}", engine in (flags.Engine.numpy, flags.Engine.numba))
+    unbuilt("--symmetry on", symmetry is flags.Symmetry.on)
+    from .model.checker.report import run_check
+    from .model.tables import Scope
+
+    with progress("searching") as tell:
+        found = run_check(
+            protocol,
+            Scope(ranks, chunks, steps),
+            faults=faults,
+            detection=None if detection is None else detection is flags.OnOff.on,
+            mutant=mutant,
+            properties=properties,
+            progress=lambda states, depth, queue: tell(f"{states:,} states, depth {depth}, {queue:,} to expand"),
+        )
+    if out is not None:
+        from .model.checker.report import write
+
+        write(found, out)
+    show(report, found.as_text, found.as_json, found.as_junit)
+    raise typer.Exit(Exit.OK if found.holds else Exit.VIOLATED)
+
+
+export = typer.Typer(no_args_is_help=True, epilog="Example: genlock export promela tp_v1.1 --ranks 3")
+app.add_typer(export, name="export")
+
+
+@export.callback()
+def exports() -> None:
+    """Write a protocol's network for another checker."""
+
+
+@export.command(epilog="Example: genlock export promela tp_v1.1 --ranks 3 --out spin")
+def promela(
+    *,
+    protocol: flags.ProtocolName = "tp_v1.1",
+    ranks: flags.Ranks = 3,
+    chunks: flags.Chunks = 2,
+    steps: flags.Steps = 2,
+    faults: flags.Faults = None,
+    fault: flags.FaultPoints,
+    transport: flags.TransportChoice = flags.Transport.rendezvous,
+    detection: flags.Detection = None,
+    param: flags.Params,
+    mutant: flags.Mutant = None,
+    out: flags.OutDir = None,
+) -> None:
+    """Write the network that `check` searches, for Spin, which must find the same states and violations."""
+    flags.fault_points(fault)
+    flags.settings("--param", param)
+    unbuilt("genlock export promela")
+
+
+@app.command(epilog="Example: genlock run --ranks 3 --inject OM-01,rank=1,phase=generate --out run1")
+def run(
+    *,
+    scenario: flags.Scenario = None,
+    ranks: flags.Ranks = 3,
+    backend: flags.BackendChoice = flags.Backend.gloo,
+    chunks: flags.Chunks = 8,
+    inject: flags.Inject = None,
+    deadline: flags.Deadlines,
+    observe: flags.Observe = False,
+    out: flags.OutDir = None,
+) -> None:
+    """Run rank0 and its workers on torch.distributed, guarded and recorded."""
+    unbuilt("--backend nccl", backend is flags.Backend.nccl)
+    unbuilt("--observe", observe)
+    seconds, broken = flags.seconds("--deadline", deadline), flags.injection(inject)
+    from .impl import launch
+    from .impl import scenario as scenarios
+
+    launch.check_deadlines(seconds)
+    config = scenarios.RunConfig(
+        run=launch.new_run(),
+        out=str((out or launch.new_folder()).absolute()),
+        backend=backend.value,
+        scenario=scenarios.load(Path(scenario)) if scenario else scenarios.default(chunks),
+        deadlines=seconds,
+        injection=scenarios.injection(broken.id, broken.settings) if broken else None,
+    )
+    finished = launch.launch(config, ranks, echo=print)
+    print(launch.as_text(finished))
+    raise typer.Exit(finished.exit)
+
+
+# Genlock's flags end where a user's program begins, which keeps its own.
+WRAPS = {"allow_interspersed_args": False}
+
+
+@app.command(
+    context_settings=WRAPS,
+    epilog="Example: torchrun --no-python --nproc-per-node 4 genlock guard -- python serve.py",
+)
+def guard(program: flags.Program) -> None:
+    """Put a guardian around one rank: when the run is lost, the rank ends at once and says why."""
+    unbuilt("genlock guard")
+
+
+@app.command(context_settings=WRAPS, epilog="Example: genlock record --out traces -- python train.py --lr 1")
+def record(program: flags.Program, out: flags.OutDir = None) -> None:
+    """Record the collectives of any torch.distributed program, one trace per rank."""
+    unbuilt("genlock record")
+
+
+@app.command(epilog="Example: genlock replay traces --format json")
+def replay(
+    paths: flags.TracePaths,
+    report: flags.ReportChoice = flags.ReportFormat.text,
+    out: flags.OutDir = None,
+) -> None:
+    """Hold recorded ranks against the model: conforming, divergent or unknown."""
+    from .conformance import report as reports
+    from .conformance.explain import diagnose
+    from .traces.format import find, read
+
+    found = diagnose([read(path) for path in dict.fromkeys(f for given in paths for f in find(given))])
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "replay.json").write_text(json.dumps(reports.as_json(found), indent=2) + "\n")
+        (out / "replay.txt").write_text(reports.as_text(found) + "\n")
+    show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))
+    raise typer.Exit(reports.STATUS[found.verdict])
+
+
+@app.command(epilog="Example: genlock render states tp_v1.1 --diff tp_v0 --out states.svg")
+def render(
+    *,
+    picture: flags.PictureChoice,
+    subjects: flags.Subjects,
+    diff: flags.Diff = None,
+    picture_format: flags.PictureFormatChoice = flags.PictureFormat.svg,
+    out: flags.OutFile = None,
+) -> None:
+    """Draw a protocol, a counterexample or a trace."""
+    unbuilt("genlock render")
+
+
+@app.command(epilog="Example: genlock docs")
+def docs() -> None:
+    """Write docs/contract from the tables that the code runs on."""
+    unbuilt("genlock docs")
+
+
+@app.command(epilog="Example: genlock audit --out audit")
+def audit(out: flags.OutDir = None) -> None:
+    """Go through the ship checklist and show the evidence for each line."""
+    unbuilt("genlock audit")

@@ -1,0 +1,97 @@
+"""A diagnosis as text, JSON and JUnit XML. Left out: pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree import ElementTree
+
+from ..errors import Exit
+from .explain import Diagnosis
+from .replay import Divergence
+
+SCHEMA = 1
+STATUS = {"conforming": Exit.OK, "divergent": Exit.VIOLATED, "unknown": Exit.UNKNOWN}
+"""Exit status of a replay, by verdict."""
+
+
+def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """The object that `replay --format json` prints."""
+    found = diagnosis.divergence
+    return {
+        "schema": SCHEMA,
+        "verdict": diagnosis.verdict,
+        "ranks": diagnosis.ranks,
+        "events": diagnosis.events,
+        "matched_collectives": diagnosis.matched_collectives,
+        "divergence": None if found is None else _divergence_json(found, diagnosis),
+        "reasons": list(diagnosis.reasons),
+    }
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """The verdict in one line, then where, what, and whose fault."""
+    head = (
+        f"{diagnosis.verdict}: {diagnosis.ranks} ranks, {diagnosis.events:,} events, "
+        f"{diagnosis.matched_collectives} collectives matched"
+    )
+    found = diagnosis.divergence
+    lines = [head]
+    if found is not None:
+        mode = f" ({diagnosis.failure_mode})" if diagnosis.failure_mode else ""
+        lines += [
+            "",
+            f"First divergence{mode}: rank{found.rank}, {_place(found)}, line {found.line}, event {found.event}",
+            f"  state     {found.state}",
+            f"  observed  {found.observed}",
+            f"  expected  {' or '.join(found.expected) or 'nothing'}",
+            f"  why       {found.why}",
+            f"  culprits  {', '.join(f'rank{r}' for r in diagnosis.culprits) or 'unknown'}",
+        ]
+        for wait in diagnosis.waits:
+            if wait.missing:
+                peers = " and ".join(f"rank{m}" for m in wait.missing)
+                entered = wait.meeting.entered
+                lines.append(f"  left waiting: rank{wait.meeting.rank} in {entered.transition} for {peers}")
+    lines += [f"  {reason}" for reason in diagnosis.reasons]
+    return "\n".join(lines)
+
+
+def as_junit(diagnosis: Diagnosis) -> str:
+    """One test case: the run conforms."""
+    bad = diagnosis.verdict == "divergent"
+    suite = ElementTree.Element(
+        "testsuite",
+        name="genlock replay",
+        tests="1",
+        failures=str(int(bad)),
+        skipped=str(int(diagnosis.verdict == "unknown")),
+    )
+    case = ElementTree.SubElement(suite, "testcase", classname="genlock.replay", name="conforming")
+    if diagnosis.verdict != "conforming":
+        result = ElementTree.SubElement(case, "failure" if bad else "skipped", message=diagnosis.verdict)
+        result.text = as_text(diagnosis)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+def _place(found: Divergence) -> str:
+    call = f", call {found.call}" if found.call else ""
+    return f"chunk {found.chunk}, phase {found.phase}{call}"
+
+
+def _divergence_json(found: Divergence, diagnosis: Diagnosis) -> dict[str, Any]:
+    return {
+        "rank": found.rank,
+        "chunk": found.chunk,
+        "phase": found.phase,
+        "call": found.call,
+        "event": found.event,
+        "line": found.line,
+        "call_id": found.call_id,
+        "state": found.state,
+        "observed": found.observed,
+        "expected": list(found.expected),
+        "why": found.why,
+        "failure_mode": diagnosis.failure_mode,
+        "culprits": list(diagnosis.culprits),
+        "stall": diagnosis.stall,
+    }

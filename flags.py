@@ -1,0 +1,214 @@
+"""What the flags of the command line mean: their choices, their help, and how a repeated one is read.
+
+Left out: which fault kinds, break-it rows, properties and parameters there are; the module that a command
+calls says so. What cannot be read is a `UsageError`, one line that names the flag.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+from math import inf, nan
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from .errors import NotBuiltYet, UsageError
+
+# --- what can be chosen ---
+
+
+class OnOff(StrEnum):
+    on = "on"
+    off = "off"
+
+
+class Transport(StrEnum):
+    rendezvous = "rendezvous"
+    stream = "stream"
+
+
+class Engine(StrEnum):
+    auto = "auto"
+    reference = "reference"
+    numpy = "numpy"
+    numba = "numba"
+
+
+class Symmetry(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+class Backend(StrEnum):
+    gloo = "gloo"
+    nccl = "nccl"
+
+
+class ReportFormat(StrEnum):
+    text = "text"
+    json = "json"
+    junit = "junit"
+
+
+class Picture(StrEnum):
+    states = "states"
+    sequence = "sequence"
+    counterexample = "counterexample"
+    trace = "trace"
+    waits = "waits"
+
+
+class PictureFormat(StrEnum):
+    svg = "svg"
+    png = "png"
+    dot = "dot"
+    mermaid = "mermaid"
+    html = "html"
+
+
+# --- how a text is read ---
+
+
+class FaultPoint(NamedTuple):
+    """`KIND[@POINT]`: a fault, and the one place where it may strike; None for any place."""
+
+    kind: str
+    point: str | None
+
+
+class Injection(NamedTuple):
+    """`ID[,NAME=VALUE]...`: a row of the break-it matrix, and where to apply it."""
+
+    id: str
+    settings: dict[str, str]
+
+
+def settings(flag: str, given: Iterable[str]) -> dict[str, str]:
+    """Read repeated `NAME=VALUE`; a name may come once."""
+    read: dict[str, str] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if not (name and value):
+            raise UsageError(f"`{text}` is not NAME=VALUE", where=flag)
+        if name in read:
+            raise UsageError(f"`{name}` is given twice", where=flag, do="leave one of them")
+        read[name] = value
+    return read
+
+
+def seconds(flag: str, given: Iterable[str]) -> dict[str, float]:
+    """Read repeated `NAME=SECONDS`; seconds are finite and above 0."""
+    read: dict[str, float] = {}
+    for name, text in settings(flag, given).items():
+        try:
+            value = float(text)
+        except ValueError:
+            value = nan
+        if not 0 < value < inf:
+            raise UsageError(f"`{text}` is not a number of seconds above 0", where=f"{flag} {name}")
+        read[name] = value
+    return read
+
+
+def fault_points(given: Iterable[str]) -> tuple[FaultPoint, ...]:
+    """Read repeated `KIND[@POINT]`."""
+    read: list[FaultPoint] = []
+    for text in given:
+        match = re.fullmatch(r"([a-z][a-z_-]*)(?:@(\S+))?", text)
+        if match is None:
+            raise UsageError(f"`{text}` is not KIND or KIND@POINT", where="--fault")
+        read.append(FaultPoint(match[1], match[2]))
+    return tuple(read)
+
+
+def injection(text: str | None) -> Injection | None:
+    """Read `ID[,NAME=VALUE]...`, if given."""
+    if text is None:
+        return None
+    row, *rest = text.split(",")
+    if not re.fullmatch(r"[A-Z]+-[0-9]+", row):
+        raise UsageError(f"`{row}` is no id of the break-it matrix", where="--inject", do="try `OM-01`")
+    return Injection(row, settings("--inject", rest))
+
+
+def at_most_one(**given: object) -> None:
+    """Refuse flags that exclude each other. Keywords are the flags' names, with `_` for `-`."""
+    names = ["--" + name.replace("_", "-") for name, value in given.items() if value]
+    if len(names) > 1:
+        raise UsageError(f"{' and '.join(names)} exclude each other", do="give one of them")
+
+
+def unbuilt(what: str, given: bool = True) -> None:
+    """Refuse `what`, a command or a flag whose work is not built yet, if it was given."""
+    if given:
+        raise NotBuiltYet(f"`{what}` is not built yet", do="leave it for a later version")
+
+
+# --- the flags, as a command declares them ---
+
+
+def _repeated(flag: str, metavar: str, text: str) -> object:
+    return typer.Option(
+        flag, metavar=metavar, help=f"{text} May be repeated.", default_factory=list, show_default=False
+    )
+
+
+ProtocolName = Annotated[
+    str,
+    typer.Argument(metavar="PROTOCOL", help="Built in: tp_v1.1, tp_v0. Your own: FILE.py or FILE.py:NAME."),
+]
+Ranks = Annotated[int, typer.Option(min=2, help="Ranks, rank0 counted in.")]
+Chunks = Annotated[int, typer.Option(min=1, help="Chunks, one after the other.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoise calls per chunk.")]
+Faults = Annotated[
+    int | None,
+    typer.Option(min=0, help="Faults, at most.", show_default="1; with --mutant as many as it needs"),
+]
+FaultPoints = Annotated[list[str], _repeated("--fault", "KIND[@POINT]", "Only this fault, at this point if any.")]
+TransportChoice = Annotated[
+    Transport,
+    typer.Option("--transport", help="Inside a collective a rank waits (rendezvous) or goes on (stream)."),
+]
+Detection = Annotated[
+    OnOff | None,
+    typer.Option(help="May a rank notice a dead or stuck peer?", show_default="each property in its own mode"),
+]
+Params = Annotated[list[str], _repeated("--param", "NAME=VALUE", "A parameter of the protocol.")]
+Mutant = Annotated[str | None, typer.Option(metavar="FM-NN", help="Break the protocol in this known way.")]
+Mutants = Annotated[bool, typer.Option("--mutants", help="Break it in each known way; each must fail.")]
+AnyWorldSize = Annotated[bool, typer.Option("--any-world-size", help="Prove it for any number of workers.")]
+Properties = Annotated[list[str], _repeated("--property", "NAME", "Only this property.")]
+EngineChoice = Annotated[Engine, typer.Option("--engine", help="Which search; all answer the same.")]
+SymmetryChoice = Annotated[Symmetry, typer.Option("--symmetry", help="Swap workers, where that is sound.")]
+
+Scenario = Annotated[str | None, typer.Argument(metavar="SCENARIO", help="A scenario, as `check` writes it.")]
+BackendChoice = Annotated[Backend, typer.Option("--backend", help="What carries the tensors.")]
+Inject = Annotated[
+    str | None,
+    typer.Option(metavar="ID[,NAME=VALUE]...", help="Break it: a row of the break-it matrix, and where."),
+]
+Deadlines = Annotated[list[str], _repeated("--deadline", "PHASE=SECONDS", "How long a phase may take.")]
+Observe = Annotated[bool, typer.Option("--observe", help="Report a passed deadline, and end nothing.")]
+Program = Annotated[list[str], typer.Argument(metavar="CMD", help="A program and its arguments.")]
+
+TracePaths = Annotated[list[Path], typer.Argument(metavar="PATH", help="Traces, or folders of traces.")]
+ReportChoice = Annotated[ReportFormat, typer.Option("--format", help="How to print the verdict.")]
+OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", file_okay=False, help="Where to write.")]
+
+PictureChoice = Annotated[Picture, typer.Argument(help="What to draw.")]
+Subjects = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SUBJECT",
+        help="Of what: a protocol, a counterexample, or traces.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Diff = Annotated[str | None, typer.Option(metavar="OTHER", help="Mark what differs from this one.")]
+PictureFormatChoice = Annotated[PictureFormat, typer.Option("--format", help="What to write.")]
+OutFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", dir_okay=False, help="Where to write.")]

@@ -1,0 +1,53 @@
+"""Ends a rank that makes no progress: a thread that watches how often the monitor has moved.
+
+It beats on progress, not on life. Ending means `os._exit`, because a pending collective cannot be
+unblocked. Left out: whose fault it is (`conformance` says, from the traces), and ranks that hold the GIL.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+from ..errors import Exit
+from ..traces.recorder import Recorder
+from .monitor import Monitor
+from .scenario import DEADLINES
+
+
+class Deadline:
+    """Watches one monitor; `stop` it before the rank leaves in order."""
+
+    def __init__(self, monitor: Monitor, recorder: Recorder | None, seconds: Mapping[str, float]) -> None:
+        self._monitor, self._recorder, self._seconds = monitor, recorder, {**DEADLINES, **seconds}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="genlock-deadline", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        monitor = self._monitor
+        seen, since = monitor.moves, time.monotonic()
+        while not self._stopped.wait(0.05):
+            if monitor.moves != seen:
+                seen, since = monitor.moves, time.monotonic()
+                continue
+            limit = self._seconds.get(monitor.phase)
+            waited = time.monotonic() - since
+            if limit is not None and waited > limit:
+                self._expire(waited)
+
+    def _expire(self, waited: float) -> None:
+        monitor = self._monitor
+        where = f"in {monitor.pending}" if monitor.pending else f"in state {monitor.state}"
+        message = f"rank{monitor.rank} made no progress for {waited:.1f} s {where}"
+        if self._recorder is not None:
+            self._recorder.end("deadline", Exit.DEADLINE, message)
+        print(f"genlock: {message}", file=sys.stderr, flush=True)
+        os._exit(Exit.DEADLINE)

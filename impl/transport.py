@@ -1,0 +1,75 @@
+"""Runs a rank's operations on torch.distributed (gloo, NCCL), and blocks until each has completed.
+
+Left out: the in-memory simulator (`simulator`), and ending a rank whose collective never completes: no
+backend unblocks a pending operation, so whoever watches the deadline ends the process.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..errors import Exit, GenlockError
+from ..model.tables import Collective, Kind
+from .conductor import Conductor
+from .operations import Call, Exchange, Moves, T
+
+
+class PeerLost(GenlockError):
+    """The backend reports that a peer is gone."""
+
+    exit = Exit.PEER_DIED
+
+
+class TorchTransport:
+    """The groups of one rank. `timeout` is the backend's own; a deadline should end the rank long before."""
+
+    def __init__(self, backend: str, rank: int, world: int, timeout: timedelta = timedelta(minutes=30)) -> None:
+        dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout)
+        self.rank, self.world = rank, world
+        device: Any = dist.group.WORLD
+        control: Any = dist.new_group(backend="gloo", timeout=timeout)
+        self.groups: dict[str, dist.ProcessGroup] = {"control": control, "device": device}
+
+    def run(self, conductor: Conductor, moves: Moves[T]) -> T:
+        """Run a coroutine to its end and return what it returns. Raises what it raises, and PeerLost."""
+        pending = conductor.start(moves)
+        while pending is not None:
+            pending = conductor.advance(self.perform(*pending))
+        result: T = conductor.result
+        return result
+
+    def perform(self, op: Collective, operation: Exchange | Call) -> Any:
+        """Issue one collective and wait for it; returns what it delivered to this rank."""
+        try:
+            if isinstance(operation, Call):
+                return operation.work()
+            return self._exchange(op, operation.tensor)
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, dist.DistError) or "onnection" in str(error) or "peer" in str(error):
+                first = str(error).splitlines()[0][:200]
+                raise PeerLost(
+                    f"the backend lost a peer during {op.name}: {first}", where=f"rank{self.rank}"
+                ) from error
+            raise
+
+    def close(self) -> None:
+        """Leave the groups, after SHUTDOWN."""
+        dist.destroy_process_group()
+
+    def _exchange(self, op: Collective, tensor: torch.Tensor) -> Any:
+        group, root = self.groups[op.group], op.root or 0
+        if op.kind is Kind.BROADCAST:
+            dist.broadcast(tensor, root, group=group)
+            return tensor
+        everyone = [torch.empty_like(tensor) for _ in range(self.world)]
+        if op.kind is Kind.ALL_GATHER:
+            dist.all_gather(everyone, tensor, group=group)
+            return everyone
+        if op.kind is Kind.GATHER:
+            dist.gather(tensor, everyone if self.rank == root else None, root, group=group)
+            return everyone if self.rank == root else None
+        raise ValueError(f"{op.name} is no collective of the control plane")
