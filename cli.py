@@ -250,7 +250,7 @@ def replay(
     raise typer.Exit(reports.STATUS[found.verdict])
 
 
-@app.command(epilog="Example: genlock render states tp_v1.1 --diff tp_v0 --out states.svg")
+@app.command(epilog="Example: genlock render states tp_v1.1 --out states.svg")
 def render(
     *,
     picture: flags.PictureChoice,
@@ -260,7 +260,11 @@ def render(
     out: flags.OutFile = None,
 ) -> None:
     """Draw a protocol, a counterexample or a trace."""
-    unbuilt("genlock render")
+    unbuilt("--diff", diff is not None)
+    from .render import render as draw
+
+    for path in draw(picture.value, subjects, picture_format.value, out):
+        print(path)
 
 
 @app.command(epilog="Example: genlock docs")

@@ -101,11 +101,13 @@ def _one_run(traces: Sequence[Trace]) -> Protocol:
             what = f"a second trace of rank {trace.rank}, beside {seen[trace.rank].path}"
             raise UnreadableInput(what, where=str(trace.path), do="name each rank's trace once")
         seen[trace.rank] = trace
-    protocol = PROTOCOLS.get(first.header.protocol)
-    if protocol is None:
-        what = f"protocol `{first.header.protocol}` is unknown here"
-        raise UnreadableInput(what, where=str(first.path), do=f"known are {', '.join(PROTOCOLS)}")
-    return protocol
+        if trace.header.protocol not in PROTOCOLS:
+            what = f"protocol `{trace.header.protocol}` is unknown here"
+            raise UnreadableInput(what, where=str(trace.path), do=f"known are {', '.join(PROTOCOLS)}")
+        if trace.header.protocol != first.header.protocol:
+            what = f"protocol `{trace.header.protocol}`, but {first.path} has `{first.header.protocol}`"
+            raise UnreadableInput(what, where=str(trace.path), do="replay one run at a time")
+    return PROTOCOLS[first.header.protocol]
 
 
 def _first(ranks: Mapping[int, RankReplay], matched: Matched) -> Divergence | None:

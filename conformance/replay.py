@@ -191,12 +191,14 @@ class _Rank:
         return f"it does not hold that {'; '.join(wrong)}"
 
     def _data(self, at: int, row: Row, event: Event) -> Data:
-        if row.data is None or event.data is None:
+        if event.data is None:
             return None
+        where = f"{self.trace.path}, line {self.trace.numbers[at]}"
+        if row.data is None:
+            raise UnreadableInput(f"{event.transition} is given no data, but has some here", where=where)
         try:
             found: Any = msgspec.convert(event.data, row.data)
         except msgspec.ValidationError as error:
-            where = f"{self.trace.path}, line {self.trace.numbers[at]}"
             raise UnreadableInput(f"data of {event.transition}: {error}", where=where) from None
         return found
 

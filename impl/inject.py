@@ -73,8 +73,8 @@ def _never_materialised(fields: Fields) -> Fields:
     return {**fields, "latents": torch.empty_like(fields["latents"], device="meta")}
 
 
-def _quantised(fields: Fields) -> Fields:
-    return {**fields, "latents": torch.quantize_per_tensor(fields["latents"].float(), 0.1, 0, torch.qint8)}
+def _raw_bits(fields: Fields) -> Fields:
+    return {**fields, "latents": fields["latents"].contiguous().view(torch.bits16)}
 
 
 def _wrong_count(fields: Fields) -> Fields:
@@ -93,7 +93,7 @@ def _cut_and_spoil(fields: Fields) -> Fields:
 
 FAULTS: Mapping[str, Fault] = {
     "OM-01": Fault(_with(base_seed=lambda: 0)),
-    "OM-02": Fault(_quantised),
+    "OM-02": Fault(_raw_bits),
     "OM-03": Fault(_wrong_count),
     "OM-10": Fault(_no_override),
     "OM-14": Fault(_cut_and_spoil),

@@ -38,18 +38,23 @@ def depends_on(op: Collective, rank: int, ranks: int) -> Sequence[int]:
     return range(ranks)
 
 
+def same_on_the_wire(one: Collective, other: Collective) -> bool:
+    """Whether the backend pairs the two, whatever they mean."""
+    return one is other or one.signature == other.signature
+
+
 def may_complete(op: Collective, rank: int, issued: Sequence[Contribution | None]) -> bool:
     """Whether `rank` may leave `op`, given what each member has put in (None: not issued)."""
     for member in depends_on(op, rank, len(issued)):
         other = issued[member]
-        if other is None or other.op.signature != op.signature:
+        if other is None or not same_on_the_wire(other.op, op):
             return False
     return True
 
 
 def must_complete(op: Collective, issued: Sequence[Contribution | None]) -> bool:
     """Whether every member is bound to leave `op` in the end."""
-    return all(other is not None and other.op.signature == op.signature for other in issued)
+    return all(other is not None and same_on_the_wire(other.op, op) for other in issued)
 
 
 def delivered(op: Collective, rank: int, issued: Sequence[Contribution | None]) -> Data:

@@ -1,0 +1,145 @@
+"""The trace format and its recorder: what is written is read back, and nothing that happened is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from genlock.errors import UnreadableInput
+from genlock.traces.format import MAX_LINE, Dropped, End, Event, TraceHeader, encode, find, name_of, read
+from genlock.traces.recorder import Recorder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated import header
+
+STEADY = settings(derandomize=True, database=None, deadline=None)
+TEXT = st.text(max_size=8)
+EVENTS = st.builds(
+    Event,
+    index=st.integers(0, 2**40),
+    time_ns=st.integers(0, 2**62),
+    transition=TEXT,
+    edge=st.sampled_from(["step", "enter", "exit"]),
+    state=TEXT,
+    phase=TEXT,
+    call_id=st.integers(0, 2**63 - 1),
+    call=st.none() | st.integers(0, 99),
+    group=st.none() | TEXT,
+    data=st.none() | st.booleans() | st.dictionaries(TEXT, st.integers(-(2**63), 2**63 - 1), max_size=3),
+    inside=st.none() | st.fixed_dictionaries({"collectives": st.integers(0, 999)}),
+)
+
+
+@STEADY
+@given(events=st.lists(EVENTS, max_size=4))
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> None:
+    path = tmp_path_factory.mktemp("traces") / name_of(1)
+    end = End(99, 5, "stopped", 0)
+    path.write_bytes(encode(header(1)) + b"".join(encode(e) for e in events) + encode(end))
+    trace = read(path)
+    assert trace.header == header(1)
+    assert trace.lines == (*events, end)
+    assert trace.numbers == tuple(range(2, len(events) + 3))
+    assert (trace.end, trace.cut) == (end, False)
+
+
+def test_half_a_line_is_a_cut_file(tmp_path: Path) -> None:
+    path = tmp_path / name_of(1)
+    whole = encode(header(1)) + encode(Event(0, 1, "x", "step", "A", "a"))
+    path.write_bytes(whole + encode(Event(1, 2, "y", "step", "A", "a"))[:-1])
+    trace = read(path)
+    assert trace.cut
+    assert [e.transition for e in trace.events] == ["x"]
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / name_of(1)
+    path.write_bytes(encode(header(1)) + b"[" * (MAX_LINE + 9) + b"\n")
+    with pytest.raises(UnreadableInput, match="longer than"):
+        read(path)
+
+
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / name_of(1)
+    path.write_bytes(encode(header(1)) + b'{"kind":"event","data":' + b"[" * 100_000 + b"\n")
+    with pytest.raises(UnreadableInput, match="line 2"):
+        read(path)
+
+
+def test_folder_without_traces_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableInput, match="name the folder of a run"):
+        find(tmp_path)
+
+
+def test_recorder_numbers_its_events_and_keeps_the_first_end(tmp_path: Path) -> None:
+    writer = Recorder(tmp_path, header(2))
+    writer.event("a", "step", "S", "s", call_id=7)
+    writer.event("b", "enter", "S", "s", group="control", sequence=1)
+    writer.end("deadline", 13, "too late")
+    writer.end("stopped", 0)
+    trace = read(writer.path)
+    assert [line.index for line in trace.lines] == [0, 1, 2]
+    assert trace.end is not None
+    assert trace.end.cause == "deadline"
+
+
+def test_recorder_never_overwrites_a_trace(tmp_path: Path) -> None:
+    Recorder(tmp_path, header(0))
+    with pytest.raises(FileExistsError):
+        Recorder(tmp_path, header(0))
+
+
+def test_full_disk_is_told_and_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a line, then nothing, then room again: the rank goes on, and the trace says what is missing."""
+    writer = Recorder(tmp_path, header(0))
+    writer.event("kept", "step", "S", "s")
+    real, left = os.write, [40, 0]
+
+    def full(file: int, data: bytes) -> int:
+        if not left:
+            return real(file, data)
+        room = left.pop(0)
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, data[:room])
+
+    monkeypatch.setattr(os, "write", full)
+    for name in ("lost", "lost too", "after"):
+        writer.event(name, "step", "S", "s")
+    trace = read(writer.path)
+    assert [getattr(line, "transition", line) for line in trace.lines] == ["kept", Dropped(1, 2), "after"]
+    assert not trace.cut
+
+
+def test_sigkill_loses_nothing_that_happened(tmp_path: Path) -> None:
+    program = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        import msgspec
+        from genlock.traces.format import TraceHeader
+        from genlock.traces.recorder import Recorder
+        writer = Recorder(Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=TraceHeader))
+        for n in range(1000):
+            writer.event(f"e{n}", "step", "S", "s")
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    line = encode(header(0)).decode()
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path), line], check=False)
+    assert done.returncode == -signal.SIGKILL
+    trace = read(tmp_path / name_of(0))
+    assert [e.transition for e in trace.events] == [f"e{n}" for n in range(1000)]
+    assert (trace.end, trace.cut) == (None, False)
+
+
+def test_header_names_what_replay_needs() -> None:
+    line: dict[str, Any] = json.loads(encode(header(0)))
+    assert line["kind"] == "header"
+    assert {"format", "run", "rank", "world", "role", "protocol", "tables", "groups", "clock"} <= set(line)
+    assert set(line) <= {"kind", *TraceHeader.__struct_fields__}

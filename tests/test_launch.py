@@ -1,0 +1,181 @@
+"""Real ranks: three processes under torchrun on gloo, their traces, and what replay makes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from genlock.conformance.explain import diagnose
+from genlock.errors import Exit, NotBuiltYet, Refused, UnreadableInput, UsageError
+from genlock.impl import inject, launch, scenario
+from genlock.impl.generator import Generator as Video
+from genlock.impl.generator import Solo, tiny
+from genlock.impl.pipeline import Pipeline, PipelineConfig
+from genlock.impl.scenario import FAULTS, Chunk, Heartbeat, Injection, RunConfig, Scenario
+from genlock.traces.format import Trace, find, read
+from simulated import Job, fields
+
+DEADLINES = {"startup": 60.0, "header": 3.0, "payload": 3.0}
+
+
+def run(out: Path, steps: Scenario, fault: Injection | None = None) -> tuple[launch.RunResult, list[str], list[Trace]]:
+    said: list[str] = []
+    config = RunConfig(launch.new_run(), str(out), "gloo", steps, DEADLINES, fault)
+    result = launch.launch(config, 3, echo=said.append, limit=100)
+    return result, said, [read(path) for path in find(out)]
+
+
+def alive(text: str) -> list[int]:
+    """Processes whose command line has `text` in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if text.encode() in command:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> tuple[launch.RunResult, list[str], list[Trace]]:
+    """Chunks with heartbeats, a hard cut and a recompute, and OM-01 in the middle."""
+    out = tmp_path_factory.mktemp("real")
+    return run(out, scenario.default(6), Injection("OM-01", 3))
+
+
+def test_real_run_conforms_and_a_refused_chunk_leaves_no_trace_on_workers(
+    healthy: tuple[launch.RunResult, list[str], list[Trace]],
+) -> None:
+    result, said, traces = healthy
+    assert (result.exit, result.chunks, result.refused) == (Exit.OK, 5, 1)
+    assert (result.heartbeats, result.hard_cuts, result.recomputes) == (2, 2, 1)
+    assert [r.end.cause if r.end else None for r in result.ranks] == ["stopped"] * 3
+    [refusal] = said
+    for word in ("meta.base_seed", "lambda", "call_id=", "chunk_index=3", "nothing was sent"):
+        assert word in refusal
+    found = diagnose(traces)
+    assert (found.verdict, found.reasons) == ("conforming", ())
+    for trace in traces[1:]:
+        assert sum(e.transition == "accept_infer" for e in trace.events) == 5
+
+
+def test_generator_calls_carry_their_real_all_reduces(
+    healthy: tuple[launch.RunResult, list[str], list[Trace]],
+) -> None:
+    _, _, traces = healthy
+    calls = [e for e in traces[1].events if e.transition == "generate" and e.edge == "exit"]
+    per_call = 4 * tiny().blocks
+    assert calls
+    for event in calls:
+        assert event.inside is not None
+        assert event.inside["collectives"] == per_call * (event.call or 0)
+
+
+def test_no_process_of_a_run_outlives_it(healthy: tuple[launch.RunResult, list[str], list[Trace]]) -> None:
+    result, _, _ = healthy
+    until = time.monotonic() + 2
+    while alive(str(result.out)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not alive(str(result.out))
+
+
+def test_broken_build_strands_workers_as_the_model_predicts(tmp_path: Path) -> None:
+    """FM-04 on real processes: the deadline ends it, replay names it."""
+    steps = Scenario((Chunk(), Heartbeat(), Chunk(), Heartbeat()))
+    result, _, traces = run(tmp_path, steps, Injection("FM-04", 2))
+    assert result.exit == Exit.DEADLINE
+    found = diagnose(traces)
+    assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-04", (0,))
+    assert {w.meeting.entered.state for w in found.waits if w.meeting.rank} == {"AWAIT_PAYLOAD"}
+    assert not alive(str(tmp_path))
+
+
+def test_traces_are_not_overwritten(healthy: tuple[launch.RunResult, list[str], list[Trace]]) -> None:
+    result, _, _ = healthy
+    config = RunConfig("again", str(result.out), "gloo", scenario.default(1))
+    with pytest.raises(UsageError, match="choose another --out"):
+        launch.launch(config, 3, echo=print)
+
+
+# ── faults and scenarios, without processes ─────────────────────────────────────────────────────────
+
+EXPECTED: Mapping[str, tuple[str, int]] = {
+    "OM-01": ("meta.base_seed", 1),
+    "OM-02": ("latents", 4),
+    "OM-03": ("meta.tp_expected_generator_calls", 1),
+    "OM-10": ("context_frames_override", 1),
+    "OM-14": ("meta.height", 1),
+}
+"""For each fault in the envelope: the field that the refusal names, and the preflight step that finds it."""
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_fault_is_refused_by_name_and_the_next_chunk_works(name: str) -> None:
+    job = Job()
+    field, step = EXPECTED[name]
+    with pytest.raises(Refused) as caught:
+        job.run(job.rank0.chunk(inject.FAULTS[name].spoil(fields())))
+    assert (caught.value.field, caught.value.step) == (field, step)
+    job.simulation.run()
+    assert all(m.vars.call_id == 0 for m in job.monitors)
+    job.run(job.rank0.chunk(fields()))
+    job.simulation.run()
+    epoch = 1 if name == "OM-14" else 0
+    assert {(m.vars.chunk_index, m.vars.cache_epoch) for m in job.monitors} == {(1, epoch)}
+
+
+def test_every_fault_has_a_title_and_a_test() -> None:
+    assert set(inject.FAULTS) == set(FAULTS) == {*EXPECTED, "FM-04"}
+    assert not set(FAULTS) & set(scenario.NOT_YET)
+
+
+def test_unknown_and_unbuilt_faults_are_told_apart() -> None:
+    with pytest.raises(UsageError, match="no fault `OM-99`"):
+        scenario.injection("OM-99", {})
+    with pytest.raises(NotBuiltYet):
+        scenario.injection("OM-13", {})
+    with pytest.raises(UsageError, match="count from 1"):
+        scenario.injection("OM-01", {"chunk": "0"})
+    assert scenario.injection("OM-01", {"chunk": "5"}).chunk == 5
+
+
+def test_scenario_file_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.json"
+    path.write_text(json.dumps({"steps": [{"do": "heartbeat"}, {"do": "chunk", "recompute": True}]}))
+    assert scenario.load(path) == Scenario((Heartbeat(), Chunk(recompute=True)))
+    path.write_text('{"steps": [{"do": "dance"}]}')
+    with pytest.raises(UnreadableInput, match="not a scenario"):
+        scenario.load(path)
+
+
+def test_default_scenario_has_a_heartbeat_a_hard_cut_and_a_recompute() -> None:
+    steps = scenario.default(8).steps
+    chunks = [s for s in steps if isinstance(s, Chunk)]
+    assert len(chunks) == 8
+    assert any(isinstance(s, Heartbeat) for s in steps)
+    assert sum(c.hard_cut for c in chunks) == 1
+    assert sum(c.recompute for c in chunks) == 1
+
+
+def test_deadline_for_no_phase_is_refused() -> None:
+    with pytest.raises(UsageError, match="no phase `lunch`"):
+        launch.check_deadlines({"lunch": 1.0})
+
+
+def test_pipeline_and_generator_fit_the_roles() -> None:
+    """The small pipeline's fields pass preflight as they are, and one rank runs them."""
+    pipeline, generator = Pipeline(PipelineConfig(), tiny()), Video(tiny(), Solo())
+    made: dict[str, Any] = pipeline.prepare("a lighthouse")
+    chunk = generator.chunk({**made, "cache_epoch": 1})
+    for call in chunk.calls:
+        call()
+    assert isinstance(chunk.result(), torch.Tensor)
