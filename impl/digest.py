@@ -68,6 +68,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def host_bytes(tensor: torch.Tensor) -> memoryview:
     """The contiguous bytes of a dense tensor; those of a contiguous CPU tensor are not copied."""
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
+    plain = tensor.resolve_conj().resolve_neg().contiguous().cpu()
     # Of an axis of length one or none, a contiguous tensor may have any stride: no byte view exists then.
     return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy().data

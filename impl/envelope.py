@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterator, Mapping
-from enum import Enum, IntEnum
-from typing import Annotated, Literal, NamedTuple
+from enum import Enum
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import torch
 
 from ..errors import ContractViolation
+from ..model import protocol as table
+from ..model.protocol import Action
+from ..model.tables import Guard
 from .digest import INT64_MAX, INT64_MIN, dtype_name
 
 TP_PLAN = "v1_generator_only"
@@ -31,17 +34,6 @@ MAX_PAYLOAD_BYTES = 256 * 2**20
 
 NO_DIGEST = "0" * 16
 """Stands for a digest that is not known yet; as long as a real one."""
-
-
-class Action(IntEnum):
-    """What a header asks of its receiver."""
-
-    NOOP = 0
-    """Heartbeat; nothing follows."""
-    INFER = 1
-    """A payload follows."""
-    SHUTDOWN = 2
-    """Nothing follows; exit cleanly."""
 
 
 class Mode(Enum):
@@ -266,58 +258,84 @@ def decode(data: bytes) -> Meta:
     return meta
 
 
-def id_problems(action: Action, ids: Ids, since: Committed) -> Iterator[Problem]:
-    """The rules for the header fields alone, of any action."""
+ID_GUARDS: Mapping[Guard, str] = {
+    table.call_is_newer: "call_id",
+    table.chunk_is_newer: "chunk_index",
+    table.chunk_is_same: "chunk_index",
+    table.epoch_follows: "cache_epoch",
+    table.control_epoch_holds: "control_epoch",
+}
+"""The table's guards that speak of an id, and which."""
+
+
+def plan_in(fields: Mapping[str, Any]) -> table.Plan:
+    """The plan bits of a chunk whose fields obey the schema."""
+    return table.Plan(
+        fields["tp_num_denoise_steps"],
+        fields["tp_do_kv_recompute"],
+        fields["init_cache"],
+        fields["context_frames_override"] is not None,
+        fields["tp_expected_generator_calls"],
+    )
+
+
+def plan_of(meta: Meta) -> table.Plan:
+    """The plan bits that meta carries."""
+    named = {name: getattr(meta, name) for name in META_KEYS}
+    return plan_in({**named, "context_frames_override": meta.spec("context_frames_override")})
+
+
+def id_problems(action: Action, ids: Ids, since: Committed, *, init_cache: bool = False) -> Iterator[Problem]:
+    """The rules for the header fields, of any action: the guards of the worker's table that speak of them."""
     for name in Ids.__struct_fields__:
         value = getattr(ids, name)
         if type(value) is not int or not INT64_MIN <= value <= INT64_MAX:
             yield Problem(name, value, "must be an int that fits int64")
             return
-    if ids.call_id <= since.call_id:
-        text = f"stale or duplicate: call {since.call_id} is committed"
-        yield Problem("call_id", ids.call_id, text, "count up")
-    infer = action is Action.INFER
-    if infer and ids.chunk_index <= since.chunk_index:
-        text = f"stale or duplicate: chunk {since.chunk_index} is committed"
-        yield Problem("chunk_index", ids.chunk_index, text, "count up")
-    if not infer and ids.chunk_index != since.chunk_index:
-        text = f"{action.name} starts no chunk, and {since.chunk_index} is committed"
-        yield Problem("chunk_index", ids.chunk_index, text)
-    if ids.cache_epoch - since.cache_epoch not in ((0, 1) if infer else (0,)):
-        text = f"{since.cache_epoch} is committed: it rises by one with a hard cut, and never else"
-        yield Problem("cache_epoch", ids.cache_epoch, text)
-    if ids.control_epoch < since.control_epoch:
-        yield Problem("control_epoch", ids.control_epoch, f"decreases: {since.control_epoch} is committed")
+    order = (ids.call_id, ids.chunk_index, ids.cache_epoch, ids.control_epoch)
+    plan = table.Plan(1, recompute=False, init_cache=init_cache, override=False, expected=1)
+    received = table.Header(action, *order, plan if action is Action.INFER else None)
+    v = table.TPVars(since.call_id, since.chunk_index, since.cache_epoch, since.control_epoch, received=received)
+    for guard in table.WORKER.row("HEADER_CHECK", f"accept_{action.name.lower()}").guards:
+        if guard in ID_GUARDS and not guard(v, None):
+            field = ID_GUARDS[guard]
+            text = f"it does not hold that {guard.__doc__}: {getattr(since, field)} is committed"
+            yield Problem(field, getattr(ids, field), text)
 
 
 def problems(ids: Ids, meta: Meta, since: Committed, mode: Mode) -> Iterator[Problem]:
-    """Every broken rule of a chunk but those of dtypes, the first to mend first.
+    """Every broken rule of a chunk, the first to mend first.
 
     It needs no tensor: lengths come from the specs, so that a worker can ask before it allocates.
     """
+    yield from plan_problems(ids, meta, since, mode)
+    yield from dtype_problems(meta)
+
+
+def plan_problems(ids: Ids, meta: Meta, since: Committed, mode: Mode) -> Iterator[Problem]:
+    """`problems` but those of dtypes, which preflight has in a later step."""
     yield from _version_problems(meta)
     yield from _manifest_problems(meta)
-    yield from id_problems(Action.INFER, ids, since)
+    yield from id_problems(Action.INFER, ids, since, init_cache=meta.init_cache)
     yield from _value_problems(meta)
-    yield from _plan_problems(ids, meta, since)
+    yield from _identity_problems(meta)
     yield from _conditioning_problems(meta, since, mode)
 
 
 def dtype_problems(meta: Meta) -> Iterator[Problem]:
     """The tensors whose dtype is not one that the schema allows for their field."""
     for spec in meta.tensor_specs:
-        allowed = DTYPES[FIELD[spec.key].type] if spec.key in TENSOR_KEYS else ()
-        if spec.dtype not in allowed:
+        allowed = DTYPES.get(FIELD[spec.key].type) if spec.key in FIELD else None
+        if allowed and spec.dtype not in allowed:
             yield Problem(spec.key, spec, f"dtype {spec.dtype} is not {' or '.join(allowed)}", "cast it first")
 
 
 def envelope_problems(envelope: Envelope, since: Committed, mode: Mode) -> Iterator[Problem]:
-    """Every broken rule of a whole envelope: `problems`, dtypes, and tensors that are not what meta says."""
+    """Every broken rule of a whole envelope: `problems`, and tensors that are not what meta says."""
     meta = envelope.meta
     if envelope.action is not Action.INFER:
         yield Problem("action", envelope.action.name, "an envelope belongs to INFER alone")
     yield from problems(envelope.ids, meta, since, mode)
-    yield from dtype_problems(meta)
     if sorted(envelope.tensors) != list(TENSOR_KEYS):
         yield Problem("tensors", sorted(envelope.tensors), f"must be {', '.join(TENSOR_KEYS)}")
     for key, tensor in envelope.tensors.items():
@@ -405,11 +423,8 @@ def _value_problems(meta: Meta) -> Iterator[Problem]:
         yield Problem(path("kv_cache_attention_bias"), meta.kv_cache_attention_bias, "must be finite")
 
 
-def _plan_problems(ids: Ids, meta: Meta, since: Committed) -> Iterator[Problem]:
-    """The bump of the cache epoch, the plan identities, and the override iff recompute."""
-    if ids.cache_epoch != since.cache_epoch + int(meta.init_cache):
-        text = f"{since.cache_epoch} is committed: it rises by one iff init_cache, which is {meta.init_cache}"
-        yield Problem("cache_epoch", ids.cache_epoch, text)
+def _identity_problems(meta: Meta) -> Iterator[Problem]:
+    """The plan identities, and the override iff recompute."""
     steps, calls, recompute = meta.tp_num_denoise_steps, meta.tp_expected_generator_calls, meta.tp_do_kv_recompute
     timesteps = meta.spec("denoising_step_list")
     if timesteps is None or len(timesteps.shape) != 1:

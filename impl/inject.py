@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from ..errors import Refused
+from ..model.protocol import Action
 from . import preflight, wire
-from .envelope import Action, Ids, encode
+from .envelope import Ids, encode, plan_in
 from .operations import Exchange, Moves, Step
-from .roles import Rank0, header_of, plan_in
+from .roles import Rank0, header_of
 
 Fields = dict[str, Any]
 

@@ -19,6 +19,7 @@ import msgspec
 import torch
 
 from ..errors import GenlockError, Refused
+from ..model.protocol import Action
 from . import digest
 from .envelope import (
     DTYPES,
@@ -29,7 +30,6 @@ from .envelope import (
     META_MAX_BYTES,
     NO_DIGEST,
     TENSOR_KEYS,
-    Action,
     Committed,
     Envelope,
     Ids,
@@ -41,7 +41,7 @@ from .envelope import (
     dtype_problems,
     encode,
     path,
-    problems,
+    plan_problems,
     shown,
 )
 from .wire import Header, pack_header, payload_digest, slots, unpack_header, view_payload, wire_problems
@@ -109,7 +109,7 @@ def check_schema(fields: Mapping[str, object], ids: Ids, since: Committed, mode:
             with _refusing(1, ids, path(key), value):
                 _refuse_first(_nested_tensors(key, value), 1, ids)
                 _refuse_first(_type_problems(key, value), 1, ids)
-        _refuse_first(problems(ids, _describe(snapshot), since, mode), 1, ids)
+        _refuse_first(plan_problems(ids, _describe(snapshot), since, mode), 1, ids)
         return Checked(ids, snapshot)
 
 

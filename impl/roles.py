@@ -7,16 +7,30 @@ holds it to that. Left out: who runs the operations (`conductor`), and phases A 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
 from ..errors import ContractViolation, Refused
 from ..model import protocol as table
+from ..model.protocol import Action
 from . import digest, parity, preflight, wire
-from .envelope import Action, Committed, Envelope, Ids, Meta, Mode, problems, violation
+from .envelope import (
+    Committed,
+    Envelope,
+    Ids,
+    Meta,
+    Mode,
+    Problem,
+    envelope_problems,
+    id_problems,
+    plan_in,
+    plan_of,
+    problems,
+    violation,
+)
 from .monitor import Monitor
 from .operations import Call, Decide, Exchange, Moves, Step
 
@@ -64,35 +78,11 @@ class Settings:
     device: torch.device | str = "cpu"
 
 
-def fields_of(envelope: Envelope) -> dict[str, Any]:
-    """Everything in the envelope by its canonical name, ids included."""
-    named = {name: getattr(envelope.meta, name) for name in Meta.__struct_fields__}
-    ids = {name: getattr(envelope.ids, name) for name in Ids.__struct_fields__}
-    return {**named, **ids, **envelope.tensors}
-
-
-def plan_in(fields: Mapping[str, Any]) -> table.Plan:
-    """The plan bits of a chunk whose fields obey the schema."""
-    return table.Plan(
-        fields["tp_num_denoise_steps"],
-        fields["tp_do_kv_recompute"],
-        fields["init_cache"],
-        fields["context_frames_override"] is not None,
-        fields["tp_expected_generator_calls"],
-    )
-
-
-def plan_of(meta: Meta) -> table.Plan:
-    """The plan bits that meta carries."""
-    named = {name: getattr(meta, name) for name in Meta.__struct_fields__}
-    return plan_in({**named, "context_frames_override": meta.spec("context_frames_override")})
-
-
 def header_of(header: wire.Header, meta: Meta | None) -> table.Header:
     """A header packet in the table's terms."""
     ids = header.ids
     return table.Header(
-        table.Action(header.action),
+        header.action,
         ids.call_id,
         ids.chunk_index,
         ids.cache_epoch,
@@ -120,7 +110,7 @@ class Role:
 
     def phase_b(self, envelope: Envelope) -> Moves[tuple[torch.Tensor, wire.Ack]]:
         """All generator calls in lockstep, and what this rank has to say about them."""
-        run = self.generator.chunk(fields_of(envelope))
+        run = self.generator.chunk(envelope.fields())
         yield Step("enter_phase_b", len(run.calls))
         for work in run.calls:
             yield Call("generate", work, self.generator.counted)
@@ -271,7 +261,7 @@ class Inbox:
     """What a worker has received of one call, and what is wrong with it."""
 
     def __init__(self, worker: Role) -> None:
-        self._worker = worker
+        self._since, self._mode = worker.committed(), worker.settings.mode
         self._header: wire.Header | None = None
         self._meta: Meta | None = None
         self._envelope: Envelope | None = None
@@ -294,15 +284,21 @@ class Inbox:
         try:
             header = self._header = wire.unpack_header(packet)
             if header.action is not Action.INFER:
+                self._note(id_problems(header.action, header.ids, self._since))
                 return header_of(header, None)
             meta = self._meta = wire.unpack_meta(header)
-            worker = self._worker
-            for problem in problems(header.ids, meta, worker.committed(), worker.settings.mode):
-                raise violation(problem, f"call_id={header.ids.call_id}")
-            return header_of(header, meta)
+            sound = self._note(problems(header.ids, meta, self._since, self._mode))
+            return replace(header_of(header, meta), intact=sound)
         except ContractViolation as error:
             self.error = str(error)
             return NO_HEADER
+
+    def _note(self, broken: Iterator[Problem]) -> bool:
+        """Keep the first problem for the message; whether there was none."""
+        problem = next(broken, None)
+        if problem is not None:
+            self.error = str(violation(problem, "header"))
+        return problem is None
 
     def take_payload(self, payload: torch.Tensor) -> table.Payload:
         """Check every tensor's digest, then validate the envelope as a whole."""
@@ -311,8 +307,9 @@ class Inbox:
             raise ContractViolation("no header was received")
         try:
             tensors = wire.unpack_payload(meta, payload)
-            self._envelope = Envelope(Action.INFER, header.ids, meta, tensors)
-            return table.Payload(header.payload_digest, plan_of(meta).override)
+            envelope = self._envelope = Envelope(Action.INFER, header.ids, meta, tensors)
+            sound = self._note(envelope_problems(envelope, self._since, self._mode))
+            return table.Payload(header.payload_digest, plan_of(meta).override, intact=sound)
         except ContractViolation as error:
             self.error = str(error)
             return NO_PAYLOAD

@@ -15,13 +15,13 @@ import msgspec
 import torch
 
 from ..errors import ContractViolation
+from ..model.protocol import Action
 from . import digest
 from .envelope import (
     MAX_PAYLOAD_BYTES,
     MAX_TENSORS,
     META_MAX_BYTES,
     TP_ENVELOPE_VERSION,
-    Action,
     Ids,
     Meta,
     Problem,

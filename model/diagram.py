@@ -269,11 +269,10 @@ def _goes_on(before: TraceStep, step: TraceStep) -> bool:
 
 def endings(example: Counterexample) -> list[list[str]]:
     """Per rank, where the run leaves it: stuck, in what and for whom, or just its state."""
-    states = example.steps[-1].states if example.steps else ("",) * example.ranks
+    states = example.steps[-1].states if example.steps else ("at the start",) * example.ranks
     lines = [[state] for state in states]
     for stuck in example.stuck:
-        peers = " and ".join(f"rank{peer}" for peer in stuck.waiting_for) or "nobody in particular"
-        lines[stuck.rank] = [f"stuck in {stuck.state} ({stuck.operation}),", f"waiting for {peers}"]
+        lines[stuck.rank] = stuck.text.removeprefix(f"rank{stuck.rank} is ").split(", ")
         if stuck.since is not None:
             lines[stuck.rank].append(f"since step {stuck.since} ({example.steps[stuck.since - 1].event})")
     return lines

@@ -55,8 +55,9 @@ BASE = torch.arange(24, dtype=torch.float32).reshape(4, 6)
         BASE.clone().requires_grad_(),
         torch.nn.Parameter(BASE),
         torch.complex(BASE, -BASE).conj().imag,
+        torch._neg_view(-BASE),
     ],
-    ids=["contiguous", "transposed", "sliced", "strided", "requires_grad", "parameter", "negative bit"],
+    ids=["contiguous", "transposed", "sliced", "strided", "requires_grad", "parameter", "imaginary", "negative"],
 )
 def test_layout_does_not_count(layout: torch.Tensor) -> None:
     assert digest.of_tensor(layout) == digest.of_tensor(BASE)

@@ -13,7 +13,6 @@ from genlock.errors import ContractViolation
 from genlock.impl import envelope
 from genlock.impl.envelope import (
     FIELDS,
-    Action,
     Committed,
     Envelope,
     Ids,
@@ -27,6 +26,8 @@ from genlock.impl.envelope import (
     require,
 )
 from genlock.impl.wire import WIRE_DTYPES
+from genlock.model import protocol as table
+from genlock.model.protocol import Action
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -223,7 +224,7 @@ def test_ids_out_of_order_are_named(action: Action, changes: dict[str, Any], fie
 
 def test_ids_in_order_are_no_problem() -> None:
     jump = Ids(call_id=90, chunk_index=40, cache_epoch=4, control_epoch=7)
-    assert list(id_problems(Action.INFER, jump, SINCE)) == []
+    assert list(id_problems(Action.INFER, jump, SINCE, init_cache=True)) == []
     assert found(changed(init_cache=True), ids=jump) == []
     for action in (Action.NOOP, Action.SHUTDOWN):
         assert list(id_problems(action, msgspec.structs.replace(jump, chunk_index=2, cache_epoch=3), SINCE)) == []
@@ -263,7 +264,10 @@ def test_the_first_chunk_in_optimize_mode_cannot_go_without_conditioning() -> No
     ],
 )
 def test_each_field_has_its_dtypes(specs: tuple[TensorSpec, ...], field: str) -> None:
-    assert [problem.field for problem in dtype_problems(changed(tensor_specs=specs))] == [field]
+    meta = changed(tensor_specs=specs)
+    assert [problem.field for problem in dtype_problems(meta)] == [field]
+    assert found(meta) == [field]
+    assert list(envelope.plan_problems(IDS, meta, SINCE, Mode.BRING_UP)) == []
 
 
 def test_committing_moves_everything_on_and_only_then() -> None:
@@ -417,3 +421,32 @@ def test_versions_are_told_with_what_to_do() -> None:
     assert (newer.text, "this rank" in newer.do) == ("version 2 is newer than 1, the one spoken here", True)
     older = envelope.version_problem("x_version", 1, 2)
     assert (older.text, "the sender" in older.do) == ("version 1 is older than 2, the one spoken here", True)
+
+
+@given(
+    steps=st.integers(-1, 3),
+    calls=st.integers(-1, 5),
+    recompute=st.booleans(),
+    override=st.booleans(),
+    cut=st.booleans(),
+)
+@settings(derandomize=True, database=None)
+def test_plan_rules_agree_with_the_guards_of_the_table(
+    steps: int, calls: int, recompute: bool, override: bool, cut: bool
+) -> None:
+    """The envelope names fields, the table decides: they find the same plans wrong."""
+    specs = [s for s in GOOD.tensor_specs if s.key not in ("context_frames_override", "denoising_step_list")]
+    specs.append(spec("denoising_step_list", "int64", (max(steps, 0),)))
+    specs += [spec("context_frames_override")] * override
+    meta = changed(
+        tp_num_denoise_steps=steps,
+        tp_expected_generator_calls=calls,
+        tp_do_kv_recompute=recompute,
+        init_cache=cut,
+        tensor_specs=tuple(sorted(specs, key=lambda s: s.key)),
+        none_tensors=() if override else ("context_frames_override",),
+    )
+    ids = msgspec.structs.replace(IDS, cache_epoch=SINCE.cache_epoch + cut)
+    v, plan = table.TPVars(), envelope.plan_of(meta)
+    agrees = table.plan_identities_hold(v, plan) and table.override_iff_recompute(v, plan)
+    assert (found(meta, ids=ids) == []) == agrees

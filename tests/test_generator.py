@@ -152,18 +152,20 @@ def test_the_big_shape_runs_on_shapes_alone() -> None:
     assert comm.observed == 160
 
 
-@pytest.mark.parametrize("change", [{"heads": 10}, {"cache_frames": 2}, {"sink_frames": 6}])
+@pytest.mark.parametrize("change", [{"heads": 10}, {"cache_frames": 2, "sink_frames": 0}, {"sink_frames": 6}])
 def test_a_configuration_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         dataclasses.replace(tiny(), **change)
 
 
 def test_what_ranks_or_device_cannot_do_is_refused_at_start() -> None:
-    class Five(Solo):
-        world = 5
+    class Eight(Solo):
+        world = 8
 
-    with pytest.raises(UsageError, match="5 ranks do not divide 12 heads"):
-        Generator(tiny(), Five())
+    with pytest.raises(UsageError, match="8 ranks do not divide 12 heads"):
+        Generator(tiny(), Eight())
+    with pytest.raises(UsageError, match="an FFN of 100"):
+        Generator(dataclasses.replace(tiny(), heads=48, width=96, ffn=100), Eight())
     with pytest.raises(UsageError, match="no `efficient` attention"):
         Generator(dataclasses.replace(tiny(), attention="efficient"), Solo())
 
@@ -218,11 +220,26 @@ def test_a_very_negative_bias_hides_the_past_alone() -> None:
     assert not close(hidden, biased)
 
 
-def test_without_a_past_only_relative_time_counts() -> None:
-    moved = after(1, 2)
+def test_only_relative_time_counts() -> None:
+    fresh, moved = Generator(tiny(), Solo()), after(1, 2)
     moved.reset_kv()
-    fresh = Generator(tiny(), Solo())
-    assert close(moved(noise(9), 500, text(0), start_frame=4), fresh(noise(9), 500, text(0), start_frame=0))
+    for index, seed in enumerate((7, 8, 9)):
+        out = fresh(noise(seed), 500, text(0), start_frame=2 * index)
+        assert close(moved(noise(seed), 500, text(0), start_frame=2 * index + 4), out)
+        fresh.advance()
+        moved.advance()
+
+
+def test_time_and_place_matter() -> None:
+    """With one block the past's keys depend on nothing but their own frames: order shows in positions alone."""
+    one_block = dataclasses.replace(tiny(), blocks=1)
+    x = noise(9)
+    in_order = after(1, 2, config=one_block)(x, 500, None, start_frame=4)
+    assert not close(in_order, after(2, 1, config=one_block)(x, 500, None, start_frame=4))
+    out = Generator(one_block, Solo())(x, 500, text(0), start_frame=0)
+    for axis in (3, 4):
+        rolled = Generator(one_block, Solo())(x.roll(2, axis), 500, text(0), start_frame=0)
+        assert not close(rolled, out.roll(2, axis))
 
 
 def test_a_later_call_for_a_chunk_overwrites_the_earlier() -> None:

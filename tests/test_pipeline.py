@@ -71,10 +71,23 @@ def test_types_and_shapes() -> None:
     assert not torch.equal(context[0, 0], latents[0, 0])  # the anchor went through pixels, which clip
 
 
-WISHES = ("hard_cut", "reset_kv", "recompute")
+WISHES = {"hard_cut": "init_cache", "reset_kv": "tp_reset_kv_cache", "recompute": "tp_do_kv_recompute"}
+"""What can be asked for, and the field that grants it."""
 PROPOSAL = st.fixed_dictionaries(
     {"prompt": st.sampled_from(["a cat", "a dog"]), **{wish: st.booleans() for wish in WISHES}}
 )
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_a_wish_survives_refusals_and_is_granted_once(wish: str) -> None:
+    rank0 = pipeline()
+    grant(rank0, rank0.prepare("a cat"))
+    rank0.prepare("a cat", **{wish: True})
+    for _ in range(2):
+        fields = rank0.prepare("a cat")
+        assert fields[WISHES[wish]]
+    grant(rank0, fields)
+    assert not rank0.prepare("a cat")[WISHES[wish]]
 
 
 @settings(max_examples=25, deadline=None)

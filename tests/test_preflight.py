@@ -12,8 +12,9 @@ import pytest
 import torch
 from genlock.errors import Refused
 from genlock.impl import digest, envelope, preflight, wire
-from genlock.impl.envelope import Action, Committed, Envelope, Ids, Mode, TensorSpec
+from genlock.impl.envelope import Committed, Envelope, Ids, Mode, TensorSpec
 from genlock.impl.preflight import Prepared, Typed
+from genlock.model.protocol import Action
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +70,6 @@ def prepare(
 def received(sent: Prepared, since: Committed = SINCE, mode: Mode = Mode.BRING_UP) -> Envelope:
     """What a worker makes of the bytes, with all of its checks."""
     header = wire.unpack_header(sent.packet.clone())
-    envelope.require(envelope.id_problems(header.action, header.ids, since), header.ids)
     meta = wire.unpack_meta(header)
     envelope.require(envelope.problems(header.ids, meta, since, mode), header.ids)
     payload = wire.allocate_payload(meta).copy_(sent.payload)
@@ -81,7 +81,8 @@ def received(sent: Prepared, since: Committed = SINCE, mode: Mode = Mode.BRING_U
 def raw(tensor: torch.Tensor) -> bytes:
     """The bytes of a tensor as the contract has them."""
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    return b"".join(bytes(element.view(torch.uint8).tolist()) for element in plain.reshape(-1, 1))
+    # A clone has strides of its own; an axis of length one may have any stride in a contiguous tensor.
+    return plain.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy().tobytes()
 
 
 # ── a good chunk ────────────────────────────────────────────────────────────────────────────────────
@@ -220,7 +221,10 @@ def test_any_dtype_and_layout_arrives_bit_by_bit(sent: list[torch.Tensor]) -> No
         assert arrived is not None
         assert (arrived.dtype, arrived.shape) == (tensor.dtype, tensor.shape)
         assert raw(arrived) == before[k] == raw(tensor)
-        assert not arrived.requires_grad
+        own = done.envelope.tensors[f"t{k}"]
+        assert own is not None
+        assert raw(own) == before[k]
+        assert not own.requires_grad
 
 
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────────
@@ -270,6 +274,7 @@ REFUSALS: list[tuple[dict[Any, Any], int, str, str]] = [
     # types
     ({"base_seed": lambda: 0}, 1, "meta.base_seed", "must be int, not function"),
     ({"base_seed": True}, 1, "meta.base_seed", "must be int, not bool"),
+    ({"conditioning_epoch": "4"}, 1, "meta.conditioning_epoch", "must be int, not str"),
     ({"base_seed": 42.0}, 1, "meta.base_seed", "must be int, not float"),
     ({"base_seed": None}, 1, "meta.base_seed", "must be int, not NoneType"),
     ({"base_seed": 2**63}, 1, "meta.base_seed", "does not fit int64"),
@@ -301,7 +306,7 @@ REFUSALS: list[tuple[dict[Any, Any], int, str, str]] = [
     (RECOMPUTE | {"context_frames_override": None}, 1, "context_frames_override", "no fallback"),
     ({"context_frames_override": BF16}, 1, "context_frames_override", "left over"),
     ({"denoising_step_list": torch.ones(4, 1, dtype=torch.int64)}, 1, "denoising_step_list", "one dimension"),
-    ({"init_cache": True}, 1, "cache_epoch", "rises by one iff init_cache"),
+    ({"init_cache": True}, 1, "cache_epoch", "rises by one on a hard cut, and only then"),
     ({"conditioning_embeds": None}, 1, "conditioning_embeds", "every chunk carries it"),
     ({"conditioning_epoch": 4}, 1, "meta.conditioning_epoch", "belongs to optimize mode"),
     # values that raise
@@ -351,6 +356,17 @@ def test_bad_fields_are_refused_by_name(changes: dict[Any, Any], step: int, fiel
     assert len(str(error)) < 500
     assert state(fields) == before
     prepare(chunk())
+
+
+def test_a_refusal_is_one_line_that_says_what_where_and_what_to_do() -> None:
+    assert str(refusal(lambda: prepare(chunk(tp_plan="v0")))) == (
+        "call_id=41 chunk_index=7: preflight step 1 refused `meta.tp_plan` = 'v0': "
+        "the only plan of this schema is v1_generator_only"
+    )
+    assert str(refusal(lambda: prepare(chunk(latents=torch.ones(2, 3))))) == (
+        "call_id=41 chunk_index=7: preflight step 4 refused `latents` = float32[2, 3]: "
+        "dtype float32 is not bfloat16 or float16; cast it first"
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -508,7 +524,9 @@ def test_any_values_are_prepared_or_refused_on_one_line(changes: dict[str, Any])
 
 
 def test_the_steps_change_nothing_and_can_be_repeated() -> None:
-    checked = preflight.check_schema(chunk(**RECOMPUTE), IDS, SINCE, Mode.BRING_UP)
+    fields = chunk(**RECOMPUTE)
+    checked = preflight.check_schema(fields, IDS, SINCE, Mode.BRING_UP)
+    fields.clear()
     parts = preflight.split(checked)
     typed = preflight.check_dtypes(preflight.encode_meta(parts))
     assert parts.meta == preflight.split(checked).meta

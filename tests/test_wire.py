@@ -11,8 +11,9 @@ import pytest
 import torch
 from genlock.errors import ContractViolation
 from genlock.impl import digest, envelope, wire
-from genlock.impl.envelope import Action, Ids, Meta, TensorSpec
+from genlock.impl.envelope import Ids, Meta, TensorSpec
 from genlock.impl.wire import Ack
+from genlock.model.protocol import Action
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -325,9 +326,15 @@ def test_tensors_come_back_as_views_and_none_is_explicit() -> None:
 def test_a_payload_that_lies_askew_is_read_right() -> None:
     askew = torch.zeros(PAYLOAD.numel() + 1, dtype=torch.uint8)[1:]
     spread = torch.zeros(PAYLOAD.numel(), 2, dtype=torch.uint8)[:, 0]
-    for payload in (askew, spread):
-        tensors = wire.unpack_payload(META, payload.copy_(PAYLOAD))
-        assert all(torch.equal(tensors[key], tensor) for key, tensor in TENSORS.items())  # type: ignore[arg-type]
+    room = bytearray(PAYLOAD.numel() + 32)
+    low = -torch.frombuffer(room, dtype=torch.uint8).data_ptr() % wire.ALIGNMENT + wire.ALIGNMENT - 1
+    askew_storage = torch.frombuffer(room, dtype=torch.uint8, offset=low)[: PAYLOAD.numel()]
+    askew_in_askew = torch.frombuffer(room, dtype=torch.uint8, offset=low)[1 : PAYLOAD.numel() + 1]
+    for payload in (askew, spread, askew_storage, askew_in_askew):
+        for key, found in wire.unpack_payload(META, payload.copy_(PAYLOAD)).items():
+            if found is not None:
+                assert torch.equal(found, TENSORS[key])
+                assert found.data_ptr() % wire.ALIGNMENT == 0
 
 
 DTYPES = st.sampled_from(sorted(wire.WIRE_DTYPES))

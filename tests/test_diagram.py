@@ -1,0 +1,352 @@
+"""Pictures say all that the tables and steps say, once, and nothing overlaps."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html import unescape
+from itertools import combinations
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from genlock.errors import UsageError
+from genlock.model.checker.counterexample import Counterexample, Stuck, TraceStep, counterexample
+from genlock.model.checker.reference import check
+from genlock.model.diagram import (
+    Note,
+    beats,
+    outline,
+    save,
+    sequence_mermaid,
+    sequence_svg,
+    state_diagram,
+    state_mermaid,
+)
+from genlock.model.mutants import MUTANTS
+from genlock.model.network import Network
+from genlock.model.properties import CRASH_OVER_HANG
+from genlock.model.protocol import HEADER, RANK0, SCHEDULE, TP_V1_1, WORKER
+from genlock.model.tables import By, Role, Row, Scope
+
+ROLES = pytest.mark.parametrize("role", [RANK0, WORKER], ids=lambda role: role.name)
+SVG = "{http://www.w3.org/2000/svg}"
+FAILURES = (By.FAULT, By.DETECTION)
+
+
+# ── state diagrams ──────────────────────────────────────────────────────────────────────────────────
+
+
+def drawn(role: Role) -> tuple[list[str], list[tuple[str, str, str]]]:
+    """Nodes and (from, to, the whole line) of the edges of the graph for `dot`."""
+    nodes, edges = [], []
+    for line in state_diagram(role).body:
+        edge = re.match(r'\s*("[^"]*"|\w+)(?::\w+)? -> ("[^"]*"|\w+)(?::\w+)? ', line)
+        node = re.match(r'\s*("[^"]*"|\w+) \[', line)
+        if edge:
+            edges.append((edge[1].strip('"'), edge[2].strip('"'), line))
+        elif node:
+            nodes.append(node[1].strip('"'))
+    return nodes, edges
+
+
+def text_of(line: str) -> str:
+    """The words of a label, without its markup."""
+    return " ".join(unescape(re.sub(r"<[^<>]*>", " ", line)).split())
+
+
+@ROLES
+def test_every_state_is_drawn_once(role: Role) -> None:
+    nodes, _ = drawn(role)
+    assert Counter(n for n in nodes if not n.startswith(" ")) == Counter(s.name for s in role.states)
+    double = {line.split()[0] for line in state_diagram(role).body if "peripheries=2" in line}
+    assert double == {s.name for s in role.states if s.terminal}
+
+
+@ROLES
+def test_every_row_is_drawn_once_as_an_arrow_or_in_a_note(role: Role) -> None:
+    _, edges = drawn(role)
+    arrows = [(here, there, line) for here, there, line in edges if not here.startswith(" ")]
+    events = [(here, re.findall(r"<b>(\w+)</b>", line)[0], there) for here, there, line in arrows]
+    _, notes = outline(role)
+    noted = [(state, event, note.target) for note in notes for state in note.states for event in note.events]
+    assert Counter(events + noted) == Counter((r.state, r.event, r.target) for r in role.rows)
+    failures = {(r.state, r.event, r.target) for r in role.rows if r.by in FAILURES}
+    assert failures <= set(noted)
+    assert len(edges) == len(arrows) + len(notes) + 1
+
+
+@ROLES
+def test_an_arrow_says_guards_collective_commitment_and_cause(role: Role) -> None:
+    _, edges = drawn(role)
+    lines = {(here, event): line for here, _, line in edges for event in re.findall(r"<b>(\w+)</b>", line)}
+    for row in outline(role)[0]:
+        line = lines[row.key]
+        said = text_of(line)
+        if row.op is not None:
+            assert f"⇄ {row.op.name}" in said
+        assert ("⇄" in said, "◆" in said) == (row.op is not None, row.commits), line
+        assert all(" ".join(str(guard.__doc__).split()) in said for guard in row.guards), line
+        assert ("#c81e1e" in line) == (row.by is By.VIOLATION)
+
+
+def test_what_many_states_share_is_said_once() -> None:
+    live = tuple(s.name for s in RANK0.states if not s.terminal and not s.failed)
+    preflight = tuple(f"PREFLIGHT_{n}" for n in range(1, 6))
+    notes = {note.events: (note.states, note.target, note.lines(RANK0)) for note in outline(RANK0)[1]}
+    failing = ("exception", "peer_lost", "deadline")
+    assert notes == {
+        failing: (live, "POISONED", ["any live state:", ", ".join(failing)]),
+        ("refuse",): (
+            preflight,
+            "IDLE",
+            ["PREFLIGHT_1, PREFLIGHT_2,", "PREFLIGHT_3, PREFLIGHT_4,", "PREFLIGHT_5:", "refuse"],
+        ),
+    }
+    source = state_diagram(RANK0).source
+    assert source.count("exception") == source.count("refuse") == 1
+
+
+def test_a_failure_that_not_every_live_state_has_names_those_that_have_it() -> None:
+    rows = tuple(r for r in WORKER.rows if r.event != "exception" or r.state in ("READY", "ACK", "ADMITTED"))
+    (spared,) = (n for n in outline(replace(WORKER, rows=rows))[1] if n.events == ("exception",))
+    assert spared == Note(("ADMITTED", "READY", "ACK"), ("exception",), "POISONED", spared.colour)
+    assert spared.lines(WORKER) == ["ADMITTED, READY, ACK:", "exception"]
+
+
+EDITS: dict[str, Callable[[Role], Role]] = {
+    "target": lambda role: role.edit("READY", "generate", target="READY"),
+    "collective": lambda role: role.edit("READY", "generate", op=HEADER),
+    "no collective": lambda role: role.edit("READY", "generate", op=None),
+    "guard": lambda role: role.edit("READY", "generate", guards=role.row("READY", "generate").guards[1:]),
+    "commitment": lambda role: role.edit("READY", "generate", commits=True),
+    "cause": lambda role: role.edit("READY", "generate", by=By.ENVIRONMENT),
+    "less": lambda role: replace(role, rows=tuple(r for r in role.rows if r.key != ("READY", "generate"))),
+    "more": lambda role: replace(role, rows=(*role.rows, Row("READY", "wander", "ABORTED"))),
+    "failure": lambda role: role.edit("READY", "exception", target="ABORTED"),
+    "end": lambda role: replace(
+        role, states=tuple(replace(s, terminal=False) if s.name == "STOPPED" else s for s in role.states)
+    ),
+}
+
+
+@ROLES
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_changed_table_changes_the_picture(role: Role, edit: str) -> None:
+    changed = EDITS[edit](role)
+    assert state_diagram(changed).source != state_diagram(role).source
+    if edit != "cause":
+        assert state_mermaid(changed) != state_mermaid(role)
+
+
+def test_a_mutant_is_seen() -> None:
+    driver = MUTANTS["FM-04"].edit(TP_V1_1).driver
+    lines = {(here, there) for here, there, line in drawn(driver)[1] if "send_header" in line}
+    assert lines == {("COMMITTED", "PREFLIGHT_4")}
+
+
+@ROLES
+def test_mermaid_says_every_state_and_row_once(role: Role) -> None:
+    lines = [line.strip() for line in state_mermaid(role).splitlines()]
+    assert lines[0] == "stateDiagram-v2"
+    assert Counter(re.findall(r'state "(\w+)" as \1', "\n".join(lines))) == Counter(s.name for s in role.states)
+    found = [re.fullmatch(r"(\w+) --> (\w+) : (\w+).*", line) for line in lines]
+    arrows = Counter((m[1], m[3], m[2]) for m in found if m)
+    assert arrows == Counter((r.state, r.event, r.target) for r in outline(role)[0])
+    assert [line for line in lines if line.endswith("--> [*]")] == [
+        f"{s.name} --> [*]" for s in role.states if s.terminal
+    ]
+    notes = outline(role)[1]
+    assert sum(line == "end note" for line in lines) == len(notes)
+    assert all(", ".join(note.events) in lines for note in notes)
+    labels = [line.partition(" : ")[2].replace("<br/>", "") for line in lines]
+    assert not any(set('<>:"') & set(label) for label in labels)
+
+
+def test_pictures_are_the_same_in_every_run() -> None:
+    code = (
+        "from genlock.model.diagram import *; from genlock.model.protocol import *\n"
+        "for r in (RANK0, WORKER): print(state_diagram(r).source, state_mermaid(r))"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(runs) == 1
+
+
+# ── sequence charts ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module", params=["FM-02", "FM-02-asserted", "FM-04", "crash"])
+def example(request: pytest.FixtureRequest) -> Counterexample:
+    """A counterexample of each kind: a violated step, ranks that are stuck, and a rank that died."""
+    name = request.param
+    known = None if name == "crash" else MUTANTS[name]
+    protocol, claim = (known.edit(TP_V1_1), known.killed_by) if known else (TP_V1_1, CRASH_OVER_HANG)
+    network = Network(protocol, Scope(3, 1, 2), faults=0 if known else 1, detection=False)
+    result = check(network, [claim])
+    found = counterexample(result, result.verdict(claim.name))
+    assert found is not None
+    return found
+
+
+def boxes(svg: str) -> Iterator[tuple[float, float, float, float, list[str]]]:
+    """(left, top, right, bottom, lines) of each box."""
+    for group in ElementTree.fromstring(svg).iter(f"{SVG}g"):
+        rect = group.find(f"{SVG}rect")
+        assert rect is not None
+        x, y, width, height = (float(rect.attrib[name]) for name in ("x", "y", "width", "height"))
+        yield x, y, x + width, y + height, ["".join(text.itertext()) for text in group.iter(f"{SVG}text")]
+
+
+def test_beats_take_every_step_once_in_order(example: Counterexample) -> None:
+    shown = beats(example, SCHEDULE)
+    assert [step for beat in shown for step in beat.steps] == list(example.steps)
+    assert all({step.rank for step in beat.steps} == {beat.rank} for beat in shown)
+    assert [beat.commits for beat in shown].count(True) == sum(
+        s.commits and s.edge != "complete" for s in example.steps
+    )
+    assert all(
+        len(beat.steps) == 1 or not beat.steps[-1].commits or beat.steps[-1].edge == "complete" for beat in shown
+    )
+    for beat in shown:
+        assert {step.event for step in beat.steps if step.edge == "step"} <= set(
+            re.findall(r"\w+", " ".join(beat.lines))
+        )
+
+
+def test_a_collective_is_drawn_from_those_whose_parts_it_delivers(example: Counterexample) -> None:
+    ranks = set(range(example.ranks))
+    sources = {"header": {0}, "payload": {0}, "parity": ranks, "generate": ranks}
+    for beat in beats(example, SCHEDULE):
+        last = beat.steps[-1]
+        expected = sources[last.operation] - {beat.rank} if last.edge == "complete" else set()
+        assert set(beat.sources) == expected
+        arrow = [f"rank{source}->>rank{beat.rank}: {last.operation} #35;{last.sequence}" for source in beat.sources]
+        assert all(line in sequence_mermaid(example, SCHEDULE) for line in arrow)
+    svg = sequence_svg(example, SCHEDULE)
+    assert svg.count("<circle") == sum(len(beat.sources) for beat in beats(example, SCHEDULE))
+
+
+def test_every_stuck_rank_is_shown_with_its_operation_and_whom_it_waits_for(example: Counterexample) -> None:
+    svg, mermaid = sequence_svg(example, SCHEDULE), sequence_mermaid(example, SCHEDULE)
+    last = [lines for *_, lines in boxes(svg)][-example.ranks :]
+    stuck = {s.rank: s for s in example.stuck}
+    assert len(last) == example.ranks
+    for rank, lines in enumerate(last):
+        if rank not in stuck:
+            assert lines == [example.steps[-1].states[rank]]
+            continue
+        s = stuck[rank]
+        peers = " and ".join(f"rank{peer}" for peer in s.waiting_for)
+        since = [f"since step {s.since} ({example.steps[s.since - 1].event})"] if s.since else []
+        assert lines == [f"stuck in {s.state} ({s.operation})", f"waiting for {peers}", *since]
+        assert f"Note over rank{rank}: {'<br/>'.join(lines)}" in mermaid
+    assert svg.count("violates") == mermaid.count("violates") == (0 if stuck else 1)
+
+
+def test_every_step_is_told_in_full_when_pointed_at(example: Counterexample) -> None:
+    svg = ElementTree.fromstring(sequence_svg(example, SCHEDULE))
+    titles = "\n".join("".join(title.itertext()) for title in svg.iter(f"{SVG}title"))
+    assert titles.splitlines() == [step.text for step in example.steps]
+
+
+def test_nothing_overlaps_and_all_text_is_inside_its_box(example: Counterexample) -> None:
+    svg = sequence_svg(example, SCHEDULE)
+    root = ElementTree.fromstring(svg)
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    drawn_boxes = list(boxes(svg))
+    assert len(drawn_boxes) == 2 * example.ranks + len(beats(example, SCHEDULE))
+    for left, top, right, bottom, lines in drawn_boxes:
+        assert 0 < left < right < width
+        assert 0 < top < bottom < height
+        assert max(map(len, lines)) * 6.62 < right - left  # the advance of DejaVu Sans Mono at 11 px
+        assert len(lines) * 13 < bottom - top
+    for a, b in combinations(drawn_boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
+    assert root[0].attrib == {"width": "100%", "height": "100%", "fill": "white"}
+
+
+ODD = Counterexample(
+    'a<b>&"c";#',
+    "x < y; & more",
+    2,
+    (Stuck(1, "S<1>", "header", (0,), 1),),
+    (TraceStep(1, 0, "go<&;#:>", "issue", "header", 1, True, ("A", "S<1>")),),
+)
+
+
+def test_markup_in_a_name_stays_text() -> None:
+    svg = ElementTree.fromstring(sequence_svg(ODD, SCHEDULE))
+    texts = ["".join(text.itertext()) for text in svg.iter(f"{SVG}text")]
+    assert "1  go<&;#:>" in texts
+    assert "stuck in S<1> (header)" in texts
+    for line in sequence_mermaid(ODD, SCHEDULE).splitlines():
+        said = line.partition(": ")[2].replace("<br/>", "")
+        assert not re.search(r'[<>:"]|;(?<!#\d\d;)|#(?!\d\d;)', said), line
+
+
+def test_a_claim_that_fails_at_the_start_can_be_drawn() -> None:
+    nothing = Counterexample("claim", "text", 2, (), ())
+    assert [lines for *_, lines in boxes(sequence_svg(nothing, SCHEDULE))][-2:] == [["at the start"]] * 2
+    assert "at the start" in sequence_mermaid(nothing, SCHEDULE)
+
+
+# ── files ───────────────────────────────────────────────────────────────────────────────────────────
+
+needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="`dot` is not installed")
+
+
+def test_text_needs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    texts = {"a.dot": "dot", "a.mmd": "mermaid", "a.svg": "svg"}
+    save(state_diagram(WORKER), tmp_path / "a.dot", "dot")
+    save(state_mermaid(WORKER), tmp_path / "a.mmd", "mermaid")
+    save(sequence_svg(ODD, SCHEDULE), tmp_path / "a.svg", "svg")
+    assert [(tmp_path / name).read_text(encoding="utf-8") for name in texts] == [
+        state_diagram(WORKER).source,
+        state_mermaid(WORKER),
+        sequence_svg(ODD, SCHEDULE),
+    ]
+
+
+@needs_dot
+@ROLES
+def test_a_state_diagram_is_rendered(role: Role, tmp_path: Path) -> None:
+    save(state_diagram(role), tmp_path / "a.svg", "svg")
+    words = "".join(ElementTree.parse(tmp_path / "a.svg").getroot().itertext())
+    assert all(state.name in words for state in role.states)
+    save(state_diagram(role), tmp_path / "a.png", "png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("picture", "format", "program"),
+    [(state_diagram(WORKER), "svg", "dot"), (state_diagram(WORKER), "png", "dot"), ("<svg/>", "png", "rsvg-convert")],
+)
+def test_a_missing_program_is_named_and_the_way_round_it(
+    picture: str, format: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match=f"{format} needs the program `{program}`, which .* install the package") as it:
+        save(picture, tmp_path / "a", format)
+    assert "mermaid, which are text" in str(it.value)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("picture", "format"),
+    [(state_diagram(WORKER), "mermaid"), ("<svg/>", "dot"), ("<svg/>", "mermaid"), ("graph", "svg"), ("graph", "png")],
+)
+def test_a_format_that_a_picture_does_not_have_is_refused(picture: str, format: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"cannot be written as {format}; choose"):
+        save(picture, tmp_path / "a", format)
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,151 @@
+"""Each property holds on TP v1.1, fails on a table that breaks it, and is watched beside an empty model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from genlock.model.checker.counterexample import Counterexample, counterexample
+from genlock.model.checker.reference import Result, check
+from genlock.model.mutants import MUTANTS
+from genlock.model.network import Network
+from genlock.model.properties import PROPERTIES, SOMETIMES_FOR, Ghost, observer, watch
+from genlock.model.protocol import TP_V1_1, Action, Call, Header, Plan
+from genlock.model.tables import By, Protocol, Scope
+
+ALL = tuple(PROPERTIES.values())
+
+
+def checked(protocol: Protocol, **network: bool | int) -> Result:
+    options: dict[str, Any] = {"faults": 0, "detection": False, **network}
+    return check(Network(protocol, Scope(2, 1, 2), **options), ALL)
+
+
+# ── on TP v1.1 ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("faults", "detection"), [(0, False), (0, True), (1, True)])
+def test_every_property_holds(faults: int, detection: bool) -> None:
+    result = checked(TP_V1_1, faults=faults, detection=detection)
+    assert {v.property.name: v.holds for v in result.verdicts} == dict.fromkeys(PROPERTIES, True)
+    for verdict in result.verdicts:
+        witnessed = verdict.property.kind == "sometimes"
+        assert (verdict.state is not None) == witnessed, verdict
+        assert counterexample(result, verdict) is None
+
+
+def test_each_always_has_its_sometimes() -> None:
+    kinds = {name: p.kind for name, p in PROPERTIES.items()}
+    assert {name for name, kind in kinds.items() if kind == "always"} == set(SOMETIMES_FOR)
+    assert {kinds[name] for name in SOMETIMES_FOR.values()} == {"sometimes"}
+
+
+# ── on tables that break it ─────────────────────────────────────────────────────────────────────────
+
+
+def without_rows(*events: str) -> Callable[[Protocol], Protocol]:
+    """TP v1.1 less every row of rank0 that has one of these events."""
+    return lambda protocol: replace(
+        protocol,
+        driver=replace(protocol.driver, rows=tuple(r for r in protocol.driver.rows if r.event not in events)),
+    )
+
+
+def worker_forgets_to_count(protocol: Protocol) -> Protocol:
+    return replace(protocol, worker=protocol.worker.edit("READY", "generate", effect=None))
+
+
+def worker_poisons_itself(protocol: Protocol) -> Protocol:
+    return replace(protocol, worker=protocol.worker.edit("AWAIT_HEADER", "hold_signal", target="POISONED"))
+
+
+def worker_hears_no_shutdown(protocol: Protocol) -> Protocol:
+    return replace(protocol, worker=protocol.worker.edit("HEADER_CHECK", "accept_shutdown", by=By.FAULT))
+
+
+BREAKS: dict[str, tuple[Callable[[Protocol], Protocol], dict[str, bool | int]]] = {
+    "no_stranding": (MUTANTS["FM-04"].edit, {}),
+    "crash_over_hang": (lambda protocol: protocol, {"faults": 1, "detection": False}),
+    "no_false_abort": (worker_poisons_itself, {}),
+    "no_mispairing": (worker_forgets_to_count, {}),
+    "call_count_agreement": (MUTANTS["FM-02"].edit, {}),
+    "nothing_sent_before_preflight": (MUTANTS["FM-04"].edit, {}),
+    "all_stopped": (worker_hears_no_shutdown, {}),
+    "chunk_refused": (without_rows("refuse"), {}),
+    "calls_made": (MUTANTS["FM-02"].edit, {}),
+}
+
+
+def test_every_property_has_a_table_that_breaks_it() -> None:
+    assert set(BREAKS) == set(PROPERTIES)
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_property_fails_where_the_table_breaks_it(name: str) -> None:
+    edit, network = BREAKS[name]
+    result = checked(edit(TP_V1_1), **network)
+    verdict = result.verdict(name)
+    assert not verdict.holds
+    example = counterexample(result, verdict)
+    if PROPERTIES[name].kind == "sometimes":
+        assert example is None
+    else:
+        assert isinstance(example, Counterexample)
+        assert (example.claim, example.text) == (name, PROPERTIES[name].text)
+        assert [step.number for step in example.steps] == list(range(1, len(example.steps) + 1))
+
+
+def test_a_path_ends_with_the_step_that_breaks_the_property() -> None:
+    result = checked(worker_forgets_to_count(TP_V1_1))
+    example = counterexample(result, result.verdict("no_mispairing"))
+    assert example is not None
+    last = example.steps[-1]
+    assert (last.edge, last.operation, last.sequence, example.stuck) == ("complete", "generate", 2, ())
+    assert example.summary == f"no_mispairing is violated when {last.text}"
+
+
+# ── the ghost ───────────────────────────────────────────────────────────────────────────────────────
+
+PLAN = Plan(steps=2, recompute=False, init_cache=False, override=False, expected=2)
+INFER = Header(Action.INFER, 1, 1, 0, 0, PLAN)
+NOOP = Header(Action.NOOP, 1, 0, 0, 0)
+PREFLIGHT = [(f"preflight_{n}", "step", None) for n in range(5)]
+CALLS = [("generate", "issue", Call(1, n)) for n in range(2)]
+SEND, HEAR = ("send_header", "issue", INFER), ("receive_header", "complete", INFER)
+LEAVE = ("leave_phase_b", "step", 0)
+
+
+@pytest.mark.parametrize(
+    ("run", "seen"),
+    [
+        ([*PREFLIGHT, SEND], ()),
+        ([*PREFLIGHT[:4], SEND], ("nothing_sent_before_preflight",)),
+        ([*PREFLIGHT, SEND, SEND], ("nothing_sent_before_preflight",)),
+        ([*PREFLIGHT[:2], ("refuse", "step", None), *PREFLIGHT[2:], SEND],
+         ("chunk_refused", "nothing_sent_before_preflight")),
+        ([*PREFLIGHT[:2], ("request", "step", None), *PREFLIGHT[2:], SEND], ("nothing_sent_before_preflight",)),
+        ([("send_noop", "issue", NOOP)], ()),
+        ([HEAR, *CALLS, LEAVE], ("calls_made",)),
+        ([HEAR, *CALLS[:1], LEAVE], ("call_count_agreement",)),
+        ([HEAR, *CALLS, CALLS[0]], ("call_count_agreement",)),
+        ([HEAR, *CALLS, LEAVE, CALLS[0]], ("calls_made", "call_count_agreement")),
+        ([*PREFLIGHT, SEND, *CALLS, LEAVE], ("calls_made",)),
+        ([("generate", "complete", frozenset({Call(1, 0)}))], ()),
+        ([("generate", "complete", frozenset({Call(1, 0), Call(1, 1)}))], ("no_mispairing",)),
+        ([("generate", "complete", frozenset({Call(1, 0), Call(2, 0)}))], ("no_mispairing",)),
+        ([("ack", "complete", frozenset({1, 2}))], ()),
+    ],
+)  # fmt: skip
+def test_what_the_ghost_sees(run: list[tuple[str, str, Any]], seen: tuple[str, ...]) -> None:
+    ghost, found = Ghost(), list[str]()
+    for event, edge, value in run:
+        ghost, names = watch(ghost, event, edge, value)
+        found += names
+    assert tuple(found) == seen
+
+
+def test_only_tp_is_watched() -> None:
+    assert observer("tp_v1.1") == (Ghost(), watch)
+    assert observer("mine") == (None, None)
