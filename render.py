@@ -19,7 +19,7 @@ SUFFIX = {"svg": "svg", "png": "png", "dot": "dot", "mermaid": "mmd"}
 def render(picture: str, subjects: Sequence[str], format: str, out: Path | None) -> list[Path]:
     """Draw and return the files written. Raises UsageError, and NotBuiltYet for pictures to come."""
     if format not in SUFFIX:
-        raise NotBuiltYet(f"--format {format} is not built yet", do=f"choose one of {', '.join(SUFFIX)}")
+        raise NotBuiltYet(f"`--format {format}` is not built yet", do=f"choose one of {', '.join(SUFFIX)}")
     if picture == "states":
         return states(named_protocol(subjects[0] if subjects else "tp_v1.1"), subjects[1:], format, out)
     if picture == "counterexample":

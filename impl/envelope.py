@@ -435,6 +435,9 @@ def _identity_problems(meta: Meta) -> Iterator[Problem]:
     if calls != int(recompute) + steps:
         text = f"must be int(tp_do_kv_recompute={recompute}) + tp_num_denoise_steps={steps}"
         yield Problem(path("tp_expected_generator_calls"), calls, text)
+    if meta.manage_cache and meta.conditioning_embeds_updated and not meta.tp_reset_crossattn_cache:
+        text = "the conditioning changes under a managed cache, so cross-attention must be reset"
+        yield Problem(path("tp_reset_crossattn_cache"), False, text, "set it")
     if meta.spec("latents") is None:
         yield Problem("latents", None, "must be a tensor", "supply it")
     override = meta.spec("context_frames_override")

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ContractViolation, UsageError
 from . import digest
-from .cache import RingCache
+from .cache import CacheScalars, RingCache
 
 ALL_REDUCES_PER_BLOCK = 4
 TIMESTEPS = 1000
@@ -427,6 +427,14 @@ class Generator:
             return None
         tokens = self.cache.past.to(self.config.torch_dtype) * bias
         return tokens.repeat_interleave(grid[1] * grid[2]).view(1, 1, 1, -1)
+
+    def counted(self) -> tuple[int, int]:
+        """Collectives issued since the chunk began, and the hash of their sequence (int64)."""
+        return self.comm.observed, self.comm.sequence_hash
+
+    def scalars(self) -> CacheScalars:
+        """The cache's epoch and frame indices."""
+        return self.cache.scalars
 
     def chunk(self, fields: Mapping[str, Any]) -> ChunkRun:
         """Begin phase B of a chunk (see `ChunkRun`)."""

@@ -20,7 +20,6 @@ from ..model.protocol import TP_V1_1
 from ..traces.format import FORMAT_VERSION, Cause, Clock, TraceHeader
 from ..traces.recorder import Recorder
 from . import parity
-from .cache import CacheScalars
 from .conductor import Conductor
 from .deadline import Deadline
 from .generator import Distributed, Generator, tiny
@@ -32,14 +31,6 @@ from .scenario import Heartbeat, RunConfig
 from .transport import PeerLost, TorchTransport
 
 BLIND_SPOTS = ("collectives inside a generator call are counted and hashed, not recorded one by one",)
-
-
-class Video(Generator):
-    def counted(self) -> tuple[int, int]:
-        return self.comm.observed, self.comm.sequence_hash
-
-    def scalars(self) -> CacheScalars:
-        return self.cache.scalars
 
 
 def main(config_path: str) -> int:
@@ -59,7 +50,7 @@ def main(config_path: str) -> int:
     try:
         transport = TorchTransport(config.backend, rank, world)
         device = f"cuda:{torch.cuda.current_device()}" if config.backend == "nccl" else "cpu"
-        generator = Video(tiny(), Distributed(transport.groups["device"]), device=device)
+        generator = Generator(tiny(), Distributed(transport.groups["device"]), device=device)
         settings = Settings(parity.own_facts(TP_V1_1, world, {"generator": repr(tiny())}), device=device)
         if rank == 0:
             drive(build(monitor, settings, generator), conductor, transport, config)

@@ -195,7 +195,7 @@ class Rank0(Role):
             typed = preflight.check_dtypes(encoded)
             yield Step("preflight_dtypes")
             prepared = preflight.materialise(typed, self.settings.device)
-            yield Step("preflight_materialise")
+            yield Step("preflight_materialise", prepared.header.payload_digest)
         except Refused as refusal:
             yield Step("refuse", note=str(refusal))
             raise

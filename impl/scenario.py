@@ -92,7 +92,7 @@ def injection(id: str, settings: Mapping[str, str]) -> Injection:
     """The fault `id`, at `chunk=N` where that is set. Raises UsageError and NotBuiltYet."""
     known = f"choose one of {', '.join(FAULTS)}"
     if id in NOT_YET:
-        raise NotBuiltYet(f"--inject {id} is not built yet", do=known)
+        raise NotBuiltYet(f"`--inject {id}` is not built yet", do=known)
     if id not in FAULTS:
         raise UsageError(f"no fault `{id}`", where="--inject", do=known)
     for name in settings:

@@ -37,7 +37,7 @@ def without(guards: tuple[Guard, ...], name: str) -> tuple[Guard, ...]:
 
 
 def _short_worker(worker: Role) -> Role:
-    return worker.edit("ADMITTED", "enter_phase_b", choices=one_call_short)
+    return worker.edit("READY", "enter_phase_b", choices=one_call_short)
 
 
 def _fm_02(protocol: Protocol) -> Protocol:

@@ -86,6 +86,8 @@ class Call:
 
     chunk_index: int
     number: int
+    inputs: int = 0
+    """Digest of the inputs that the rank computes with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,9 @@ class TPVars:
     plan: Plan | None = None
     """Rank0: proposed in preflight, then committed. Worker: as the header says."""
     payload: int = 0
-    """Worker: digest that the payload must have."""
+    """Digest of the payload. Rank0: as materialised. Worker: as the header announced it."""
+    inputs: int = 0
+    """Digest of the inputs that this rank computes with."""
     override: bool = False
     """The slot for the recompute anchor is full."""
     calls: int = 0
@@ -123,6 +127,8 @@ class TPVars:
     """Generator calls that it has made."""
     state: int = 0
     """Digest of this rank's state at the end of phase B, for the ack."""
+    facts: str = "same"
+    """What this rank gives for parity; its flags, versions and backends are in it."""
     received: object = None
     """What the last collective delivered, until a check has taken it."""
 
@@ -164,12 +170,12 @@ SCHEDULE = (PARITY, HEADER, PAYLOAD, GENERATE, ACK)
 
 def parity_facts(v: TPVars) -> str:
     """Everything that must not differ by rank."""
-    return "same"
+    return v.facts
 
 
 def infer_header(v: TPVars) -> Header:
     """INFER with the committed ids and the plan."""
-    return Header(Action.INFER, v.call_id, v.chunk_index, v.cache_epoch, v.control_epoch, v.plan, payload=v.chunk_index)
+    return Header(Action.INFER, v.call_id, v.chunk_index, v.cache_epoch, v.control_epoch, v.plan, v.payload)
 
 
 def noop_header(v: TPVars) -> Header:
@@ -184,12 +190,12 @@ def shutdown_header(v: TPVars) -> Header:
 
 def chunk_payload(v: TPVars) -> Payload:
     """The chunk's tensors, as one run of bytes."""
-    return Payload(v.chunk_index, override=v.plan is not None and v.plan.override)
+    return Payload(v.payload, override=v.plan is not None and v.plan.override)
 
 
 def this_call(v: TPVars) -> Call:
     """One generator call."""
-    return Call(v.chunk_index, v.observed)
+    return Call(v.chunk_index, v.observed, v.inputs)
 
 
 def own_ack(v: TPVars) -> Ack:
@@ -214,6 +220,11 @@ def plans(v: TPVars, scope: Scope) -> Iterable[Plan]:
 def own_calls(v: TPVars, scope: Scope) -> Iterable[int]:
     """A rank's own code makes the calls of the plan."""
     return () if v.plan is None else (int(v.plan.recompute) + v.plan.steps,)
+
+
+def own_payload(v: TPVars, scope: Scope) -> Iterable[int]:
+    """Each chunk has tensors of its own."""
+    return (v.chunk_index + 1,)
 
 
 def own_state(v: TPVars, scope: Scope) -> Iterable[int]:
@@ -381,9 +392,14 @@ def propose(v: TPVars, plan: Plan) -> TPVars:
     return replace(v, plan=plan)
 
 
+def hold_payload(v: TPVars, digest: int) -> TPVars:
+    """the payload is ready to be sent, and has this digest"""
+    return replace(v, payload=digest)
+
+
 def give_up(v: TPVars, _: object) -> TPVars:
     """forget the plan; ids, epochs and pending decisions stay as they were"""
-    return replace(v, plan=None)
+    return replace(v, plan=None, payload=0)
 
 
 def next_call(v: TPVars, _: object) -> TPVars:
@@ -400,6 +416,7 @@ def commit_chunk(v: TPVars, _: object) -> TPVars:
         cache_epoch=v.cache_epoch + int(v.pending_cut),
         pending_cut=False,
         override=v.plan is not None and v.plan.override,
+        inputs=v.payload,
     )
 
 
@@ -421,9 +438,11 @@ def adopt_header(v: TPVars, _: object) -> TPVars:
 
 
 def adopt_payload(v: TPVars, _: object) -> TPVars:
-    """fill the override slot"""
-    override = isinstance(v.received, Payload) and v.received.override
-    return replace(v, override=override, payload=0, received=None)
+    """compute with these inputs; fill the override slot"""
+    payload = v.received
+    if not isinstance(payload, Payload):
+        return v
+    return replace(v, override=payload.override, inputs=payload.digest, payload=0, received=None)
 
 
 def begin_calls(v: TPVars, calls: int) -> TPVars:
@@ -443,7 +462,7 @@ def close_calls(v: TPVars, state: int) -> TPVars:
 
 def end_chunk(v: TPVars, _: object) -> TPVars:
     """the chunk is done"""
-    return replace(v, plan=None, observed=0, state=0, received=None)
+    return replace(v, plan=None, payload=0, inputs=0, observed=0, state=0, received=None)
 
 
 # ── rank0 ───────────────────────────────────────────────────────────────────────────────────────────
@@ -461,7 +480,6 @@ RANK0_STATES = (
     State("COMMITTED", "header"),
     State("HEADER_SENT", "payload"),
     State("PAYLOAD_SENT", "payload"),
-    State("READY", "generate"),
     State("GENERATING", "generate"),
     State("AWAIT_ACK", "ack"),
     State("ACK_CHECK", "ack"),
@@ -489,7 +507,7 @@ RANK0_ROWS = (
     Row("PREFLIGHT_2", "preflight_split", "PREFLIGHT_3"),
     Row("PREFLIGHT_3", "preflight_encode", "PREFLIGHT_4"),
     Row("PREFLIGHT_4", "preflight_dtypes", "PREFLIGHT_5"),
-    Row("PREFLIGHT_5", "preflight_materialise", "PREFLIGHTED"),
+    Row("PREFLIGHT_5", "preflight_materialise", "PREFLIGHTED", choices=own_payload, data=int, effect=hold_payload),
     Row("PREFLIGHT_1", "refuse", "IDLE", By.ENVIRONMENT, effect=give_up),
     Row("PREFLIGHT_2", "refuse", "IDLE", By.ENVIRONMENT, effect=give_up),
     Row("PREFLIGHT_3", "refuse", "IDLE", By.ENVIRONMENT, effect=give_up),
@@ -499,14 +517,11 @@ RANK0_ROWS = (
     #
     Row("COMMITTED", "send_header", "HEADER_SENT", op=HEADER, send=infer_header, data=Header, commits=True),
     Row("HEADER_SENT", "send_payload", "PAYLOAD_SENT", op=PAYLOAD, send=chunk_payload, data=Payload),
-    Row("PAYLOAD_SENT", "enter_phase_b", "READY", choices=own_calls, data=int, effect=begin_calls, commits=True),
-    Row("READY", "generate", "GENERATING", op=GENERATE, send=this_call,
-        guards=(calls_left, call_is_expected), effect=count_call),
+    Row("PAYLOAD_SENT", "enter_phase_b", "GENERATING", choices=own_calls, data=int, effect=begin_calls, commits=True),
     Row("GENERATING", "generate", "GENERATING", op=GENERATE, send=this_call,
         guards=(calls_left, call_is_expected), effect=count_call),
     Row("GENERATING", "leave_phase_b", "AWAIT_ACK", choices=own_state, data=int,
-        guards=(calls_done, count_is_expected, override_is_clear), effect=close_calls),
-    Row("READY", "miscount", "POISONED", By.VIOLATION),
+        guards=(calls_done, count_is_expected, override_is_clear), effect=close_calls, syncs=True),
     Row("GENERATING", "miscount", "POISONED", By.VIOLATION),
     Row("AWAIT_ACK", "collect_acks", "ACK_CHECK", op=ACK, send=own_ack, data=frozenset[Ack], effect=receive),
     Row("ACK_CHECK", "acks_agree", "IDLE", guards=(acks_agree,), effect=end_chunk),
@@ -527,8 +542,7 @@ WORKER_STATES = (
     State("HEADER_CHECK", "header"),
     State("AWAIT_PAYLOAD", "payload"),
     State("ENVELOPE_CHECK", "payload"),
-    State("ADMITTED", "payload"),
-    State("READY", "generate"),
+    State("READY", "payload"),
     State("GENERATING", "generate"),
     State("ACK", "ack"),
     State("STOPPED", "stopped", terminal=True),
@@ -555,17 +569,14 @@ WORKER_ROWS = (
                 control_epoch_holds)),
     Row("HEADER_CHECK", "reject_header", "POISONED", By.VIOLATION),
     Row("AWAIT_PAYLOAD", "receive_payload", "ENVELOPE_CHECK", op=PAYLOAD, data=Payload, effect=receive),
-    Row("ENVELOPE_CHECK", "accept_envelope", "ADMITTED", guards=(payload_is_intact, payload_fits_plan),
+    Row("ENVELOPE_CHECK", "accept_envelope", "READY", guards=(payload_is_intact, payload_fits_plan),
         effect=adopt_payload),
     Row("ENVELOPE_CHECK", "reject_envelope", "POISONED", By.VIOLATION),
-    Row("ADMITTED", "enter_phase_b", "READY", choices=own_calls, data=int, effect=begin_calls, commits=True),
-    Row("READY", "generate", "GENERATING", op=GENERATE, send=this_call,
-        guards=(calls_left, call_is_expected), effect=count_call),
+    Row("READY", "enter_phase_b", "GENERATING", choices=own_calls, data=int, effect=begin_calls, commits=True),
     Row("GENERATING", "generate", "GENERATING", op=GENERATE, send=this_call,
         guards=(calls_left, call_is_expected), effect=count_call),
     Row("GENERATING", "leave_phase_b", "ACK", choices=own_state, data=int,
-        guards=(calls_done, count_is_expected, override_is_clear), effect=close_calls),
-    Row("READY", "miscount", "POISONED", By.VIOLATION),
+        guards=(calls_done, count_is_expected, override_is_clear), effect=close_calls, syncs=True),
     Row("GENERATING", "miscount", "POISONED", By.VIOLATION),
     Row("ACK", "send_ack", "AWAIT_HEADER", op=ACK, send=own_ack, data=Ack, effect=end_chunk),
     Row("POISONED", "abort", "ABORTED"),
@@ -582,7 +593,7 @@ def failure_rows(states: tuple[State, ...]) -> tuple[Row, ...]:
     """
     live = [s for s in states if not s.terminal and not s.failed]
     return (
-        *(Row(s.name, "exception", "POISONED", By.FAULT) for s in live),
+        *(Row(s.name, "exception", "POISONED", By.FAULT, fault="exception") for s in live),
         *(Row(s.name, "peer_lost", "POISONED", By.DETECTION) for s in live),
         *(Row(s.name, "deadline", "POISONED", By.DETECTION) for s in live),
     )
@@ -590,7 +601,7 @@ def failure_rows(states: tuple[State, ...]) -> tuple[Row, ...]:
 
 RANK0 = Role("rank0", "STARTUP", RANK0_STATES, RANK0_ROWS + failure_rows(RANK0_STATES), start)
 WORKER = Role("worker", "STARTUP", WORKER_STATES, WORKER_ROWS + failure_rows(WORKER_STATES), start)
-TP_V1_1 = Protocol("tp_v1.1", "1", RANK0, WORKER, SCHEDULE, Frame(base, rebase))
+TP_V1_1 = Protocol("tp_v1.1", "1", RANK0, WORKER, SCHEDULE, Frame(base, rebase), streams=("device",))
 
 PROTOCOLS = {TP_V1_1.name: TP_V1_1}
 """Built-in protocols by name."""

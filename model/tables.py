@@ -93,10 +93,44 @@ class Collective:
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """A one-slot channel between the driver and each worker: a slot a worker, empty at the start."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Fill a worker's slot, once it is empty. `worker` picks whose, from 1; None: the own one."""
+
+    slot: Slot
+    worker: Callable[[Vars], int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Empty a worker's slot, once it is full; the effect is given what was in it. `worker` as for `Put`."""
+
+    slot: Slot
+    worker: Callable[[Vars], int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Meet:
+    """Go on once every rank's counter (`Protocol.counter`) is at least one's own."""
+
+
+Gate = Put | Take | Meet
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One transition. `data` is the type of what guards and effect are given, for traces to be read back.
 
-    `commits` marks a commitment point: after it a peer blocks for more from this rank.
+    `gate` is what the row waits for apart from its guards: a slot of a channel, or the counters of all ranks.
+    `commits` marks a commitment point: after it a peer blocks for more from this rank. `syncs`: on a stream the
+    row waits until every collective that this rank has issued has completed. `fault` names the kind of fault of
+    a FAULT row.
     """
 
     state: str
@@ -104,12 +138,15 @@ class Row:
     target: str
     by: By = By.PROTOCOL
     op: Collective | None = None
+    gate: Gate | None = None
     send: Send | None = None
     choices: Choices | None = None
     data: Any = None
     guards: tuple[Guard, ...] = ()
     effect: Effect | None = None
     commits: bool = False
+    syncs: bool = False
+    fault: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -142,7 +179,7 @@ class Row:
         names = [getattr(f, "__name__", "-") for f in (self.send, self.choices, self.effect)]
         op = self.op.name if self.op else "-"
         what = f"{self.state} {self.event} {self.target} {self.by} {op} [{guards}] {' '.join(names)}"
-        return f"{what} {self.data!r} {self.commits}"
+        return f"{what} {self.data!r} {self.commits} {self.syncs} {self.fault or '-'} {type(self.gate).__name__}"
 
 
 @dataclass(frozen=True)
@@ -193,6 +230,10 @@ class Role:
         """Whether some PROTOCOL row of `state` is enabled, so that there is no violation to report."""
         return any(r.by is By.PROTOCOL and r.allows(v, data) for r in self.leaving[state])
 
+    def adding(self, *rows: Row) -> Role:
+        """The same table with more rows."""
+        return replace(self, rows=self.rows + rows)
+
     def edit(self, state: str, event: str, **changes: Any) -> Role:
         """The same table with one row changed. Raises ModelError when there is no such row."""
         old = self.row(state, event)
@@ -219,6 +260,13 @@ class Protocol:
     worker: Role
     schedule: tuple[Collective, ...]
     frame: Frame | None = None
+    slots: tuple[Slot, ...] = ()
+    counter: Callable[[Vars], int] | None = None
+    """What `Meet` compares."""
+    keeps: bool = False
+    """Whether a rank that has ended keeps its variables. They change no verdict, and cost states."""
+    streams: tuple[str, ...] = ()
+    """The groups whose collectives run on a device stream where the transport has one."""
 
     def role(self, rank: int) -> Role:
         return self.driver if rank == 0 else self.worker
@@ -258,6 +306,8 @@ def _validate(role: Role, schedule: tuple[Collective, ...]) -> None:
         seen.add(row.key)
         if role.by_name[row.state].terminal:
             raise ModelError(f"state `{row.state}` is terminal", where=where, do="no row may leave it")
+        if isinstance(row.gate, Put | Take) and row.op is not None:
+            raise ModelError("a row has either a collective or a gate", where=where, do="split it in two")
         if row.op is not None and row.op not in schedule:
             raise ModelError(f"collective `{row.op.name}` is not in the schedule", where=where)
     graph = nx.MultiDiGraph((r.state, r.target) for r in role.rows)

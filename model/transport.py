@@ -8,12 +8,20 @@ judged on *must*, what can go wrong on *may*.
 Collectives pair by position in their group and by wire signature, never by meaning. Equal signatures with
 another meaning deliver the wrong value and go on; unequal ones wait for ever.
 
-Left out: transports other than `rendezvous` (gloo: the rank waits for its own completion), and sizes.
+That is what a protocol is judged by. What gloo does where signatures are unequal or a peer dies is more
+varied, and told by `fates` and `bound`, which agree with the above wherever they are not. The litmus tests
+(`litmus.py`) hold all of it against the real backend.
+
+Left out: transports other than `rendezvous` (gloo: the rank waits for its own completion), and members that
+disagree about the root (gloo's trees then overlap, and a member may be given another root's value).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from functools import cache
 from typing import NamedTuple
 
 from .tables import Collective, Data, Kind
@@ -65,3 +73,103 @@ def delivered(op: Collective, rank: int, issued: Sequence[Contribution | None]) 
     if op.kind is Kind.GATHER and rank != op.root:
         return None
     return frozenset(other.value for other in issued if other is not None)
+
+
+def run_ahead(ranks: int) -> int:
+    """How many broadcasts of a group, all from one root, a member may complete that the slowest has not issued.
+
+    gloo broadcasts along a binomial tree. A late member holds up its parent, in the next broadcast that
+    one's parent, and so on up to the root: as many as the tree is deep, for the root itself one fewer.
+    """
+    return ranks.bit_length() - 1
+
+
+def in_reach(at: int, issued: Sequence[int]) -> bool:
+    """Whether a member may leave collective `at` (from 0) of a group of which each has issued so many."""
+    return at + 1 - min(issued) <= run_ahead(len(issued))
+
+
+# ── unequal signatures, dead members ────────────────────────────────────────────────────────────────────
+
+
+class Fate(StrEnum):
+    """How a rank may leave a collective that it has issued."""
+
+    COMPLETES = "completes"
+    ERROR = "error"
+    """The backend raises."""
+    ABORTED = "aborted"
+    """The backend ends the process (SIGABRT)."""
+
+
+@cache
+def matched(op: Collective) -> Collective:
+    """What gloo matches `op` by: group, kind and root. Dtype and size do not travel with the bytes."""
+    return replace(op, dtype="", size="")
+
+
+def heard(op: Collective, rank: int, ranks: int) -> Sequence[int]:
+    """The members whose bytes may reach `rank`, directly or passed on."""
+    if (op.kind is Kind.BROADCAST and rank == op.root) or (op.kind is Kind.GATHER and rank != op.root):
+        return ()
+    return [member for member in range(ranks) if member != rank]
+
+
+def overruns(sender: Collective, op: Collective) -> bool:
+    """Whether `sender` has more bytes than `op` has room for; of sizes that are no numbers: whether it may have."""
+    if sender.size.isdecimal() and op.size.isdecimal():
+        return int(sender.size) > int(op.size)
+    return sender.size != op.size
+
+
+def refused(issued: Sequence[Contribution | None]) -> bool:
+    """Whether torch's DETAIL checks raise on every member: all have come, and not with one kind, dtype and size."""
+    prints = {other and (other.op.kind, other.op.dtype, other.op.size) for other in issued}
+    return None not in prints and len(prints) > 1
+
+
+def fates(
+    op: Collective,
+    rank: int,
+    issued: Sequence[Contribution | None],
+    *,
+    lost: Collection[int] = (),
+    checked: bool = False,
+) -> set[Fate]:
+    """The ways in which `rank` may leave `op`; none where it has to wait.
+
+    `lost` are the members that are gone without having left `op`, whether they had issued it or not.
+    `checked`: with TORCH_DISTRIBUTED_DEBUG=DETAIL all members compare notes before any byte moves.
+    """
+    if checked and refused(issued):
+        return {Fate.ERROR}
+    found = {Fate.ERROR} if lost else set()
+    if checked and None in issued:
+        return found
+    senders = [other.op for m in heard(op, rank, len(issued)) if (other := issued[m])]
+    too_long = [overruns(sender, op) for sender in senders if matched(sender) == matched(op)]
+    if any(too_long):
+        found.add(Fate.ABORTED)
+    # a broadcast is heard from one member, the rest from all
+    fits = not too_long or not (all(too_long) if op.kind is Kind.BROADCAST else any(too_long))
+    if fits and may_complete(matched(op), rank, _matched(issued)):
+        found.add(Fate.COMPLETES)
+    return found
+
+
+def bound(
+    op: Collective, issued: Sequence[Contribution | None], *, lost: Collection[int] = (), checked: bool = False
+) -> bool:
+    """Whether every member is bound to leave `op`, by one of its fates: *must*, and nobody is lost."""
+    return (checked and refused(issued)) or (not lost and must_complete(matched(op), _matched(issued)))
+
+
+def missing(op: Collective, rank: int, issued: Sequence[Contribution | None]) -> tuple[int, ...]:
+    """The other members that `rank` waits for: it depends on them; else they have not come; else they do not pair."""
+    absent = [m for m, other in enumerate(issued) if other is None and m != rank]
+    unequal = [m for m, other in enumerate(issued) if other and not same_on_the_wire(other.op, op)]
+    return tuple([m for m in absent if m in depends_on(op, rank, len(issued))] or absent or unequal)
+
+
+def _matched(issued: Sequence[Contribution | None]) -> list[Contribution | None]:
+    return [other and other._replace(op=matched(other.op)) for other in issued]

@@ -113,22 +113,22 @@ def test_what_many_states_share_is_said_once() -> None:
 
 
 def test_a_failure_that_not_every_live_state_has_names_those_that_have_it() -> None:
-    rows = tuple(r for r in WORKER.rows if r.event != "exception" or r.state in ("READY", "ACK", "ADMITTED"))
+    rows = tuple(r for r in WORKER.rows if r.event != "exception" or r.state in ("READY", "ACK", "GENERATING"))
     (spared,) = (n for n in outline(replace(WORKER, rows=rows))[1] if n.events == ("exception",))
-    assert spared == Note(("ADMITTED", "READY", "ACK"), ("exception",), "POISONED", spared.colour)
-    assert spared.lines(WORKER) == ["ADMITTED, READY, ACK:", "exception"]
+    assert spared == Note(("READY", "GENERATING", "ACK"), ("exception",), "POISONED", spared.colour)
+    assert spared.lines(WORKER) == ["READY, GENERATING, ACK:", "exception"]
 
 
 EDITS: dict[str, Callable[[Role], Role]] = {
-    "target": lambda role: role.edit("READY", "generate", target="READY"),
-    "collective": lambda role: role.edit("READY", "generate", op=HEADER),
-    "no collective": lambda role: role.edit("READY", "generate", op=None),
-    "guard": lambda role: role.edit("READY", "generate", guards=role.row("READY", "generate").guards[1:]),
-    "commitment": lambda role: role.edit("READY", "generate", commits=True),
-    "cause": lambda role: role.edit("READY", "generate", by=By.ENVIRONMENT),
-    "less": lambda role: replace(role, rows=tuple(r for r in role.rows if r.key != ("READY", "generate"))),
-    "more": lambda role: replace(role, rows=(*role.rows, Row("READY", "wander", "ABORTED"))),
-    "failure": lambda role: role.edit("READY", "exception", target="ABORTED"),
+    "target": lambda role: role.edit("GENERATING", "generate", target="PARITY_CHECK"),
+    "collective": lambda role: role.edit("GENERATING", "generate", op=HEADER),
+    "no collective": lambda role: role.edit("GENERATING", "generate", op=None),
+    "guard": lambda role: role.edit("GENERATING", "generate", guards=role.row("GENERATING", "generate").guards[1:]),
+    "commitment": lambda role: role.edit("GENERATING", "generate", commits=True),
+    "cause": lambda role: role.edit("GENERATING", "generate", by=By.ENVIRONMENT),
+    "less": lambda role: replace(role, rows=tuple(r for r in role.rows if r.key != ("GENERATING", "generate"))),
+    "more": lambda role: replace(role, rows=(*role.rows, Row("GENERATING", "wander", "ABORTED"))),
+    "failure": lambda role: role.edit("GENERATING", "exception", target="ABORTED"),
     "end": lambda role: replace(
         role, states=tuple(replace(s, terminal=False) if s.name == "STOPPED" else s for s in role.states)
     ),

@@ -450,3 +450,9 @@ def test_plan_rules_agree_with_the_guards_of_the_table(
     v, plan = table.TPVars(), envelope.plan_of(meta)
     agrees = table.plan_identities_hold(v, plan) and table.override_iff_recompute(v, plan)
     assert (found(meta, ids=ids) == []) == agrees
+
+
+def test_a_managed_cache_is_reset_with_its_conditioning() -> None:
+    assert found(changed(conditioning_embeds_updated=True)) == ["meta.tp_reset_crossattn_cache"]
+    assert found(changed(conditioning_embeds_updated=True, tp_reset_crossattn_cache=True)) == []
+    assert found(changed(conditioning_embeds_updated=True, manage_cache=False)) == []

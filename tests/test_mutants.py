@@ -25,7 +25,7 @@ class Kill(NamedTuple):
 
 
 LEAVES, MISCOUNTS = "rank1 leave_phase_b → ACK", "rank1 miscount → POISONED"
-SHORT = "ADMITTED --enter_phase_b--> READY"
+SHORT = "READY --enter_phase_b--> GENERATING"
 WAITS = "receive_payload, issues payload #1 → AWAIT_PAYLOAD"
 
 PINNED = {

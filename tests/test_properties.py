@@ -54,7 +54,7 @@ def without_rows(*events: str) -> Callable[[Protocol], Protocol]:
 
 
 def worker_forgets_to_count(protocol: Protocol) -> Protocol:
-    return replace(protocol, worker=protocol.worker.edit("READY", "generate", effect=None))
+    return replace(protocol, worker=protocol.worker.edit("GENERATING", "generate", effect=None))
 
 
 def worker_poisons_itself(protocol: Protocol) -> Protocol:

@@ -11,7 +11,7 @@ from genlock.errors import ModelError
 from genlock.model.checker.reference import explore
 from genlock.model.network import Network
 from genlock.model.protocol import ACK, HEADER, TP_V1_1, Action
-from genlock.model.tables import By, Collective, Kind, Protocol, Role, Row, Scope, State
+from genlock.model.tables import By, Collective, Kind, Meet, Protocol, Role, Row, Scope, State
 
 SCOPE = Scope(ranks=2, chunks=2, steps=2)
 
@@ -38,8 +38,8 @@ def worker_with(*rows: Row, states: tuple[State, ...] = (), schedule: tuple[Coll
             "worker, row NOWHERE --wander--> READY: state `NOWHERE` is not defined; add it to the states",
         ),
         (
-            worker_with(Row("READY", "generate", "ACK")),
-            "worker, row READY --generate--> ACK: two rows for the same state and event; give one another event",
+            worker_with(Row("READY", "enter_phase_b", "ACK")),
+            "worker, row READY --enter_phase_b--> ACK: two rows for the same state and event; give one another event",
         ),
         (
             worker_with(Row("STOPPED", "revive", "READY")),
@@ -88,10 +88,10 @@ def test_a_row_that_is_not_there_is_named() -> None:
 
 
 def test_edit_changes_one_row_and_nothing_else() -> None:
-    edited = TP_V1_1.worker.edit("READY", "miscount", target="ABORTED")
+    edited = TP_V1_1.worker.edit("GENERATING", "miscount", target="ABORTED")
     changed = [(old, new) for old, new in zip(TP_V1_1.worker.rows, edited.rows, strict=True) if old != new]
     assert [(str(old), str(new)) for old, new in changed] == [
-        ("READY --miscount--> POISONED", "READY --miscount--> ABORTED")
+        ("GENERATING --miscount--> POISONED", "GENERATING --miscount--> ABORTED")
     ]
 
 
@@ -122,6 +122,9 @@ OTHER: dict[str, Any] = {
     "guards": (lambda v, data: True,),
     "effect": lambda v, data: v,
     "commits": True,
+    "syncs": True,
+    "fault": "x",
+    "gate": Meet(),
 }
 
 

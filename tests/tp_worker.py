@@ -120,7 +120,7 @@ def main(rank: int, folder: Path) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=RANKS,
-        timeout=timedelta(seconds=40),
+        timeout=timedelta(seconds=90),
     )
     for world, comm in worlds(rank):
         torch.save(run(comm), folder / f"world{world}-rank{rank}.pt")

@@ -1,0 +1,417 @@
+"""Litmus tests: tiny programs, one per rank, and every outcome that the rules of `transport` allow them.
+
+`predict` explores all orders in which ranks may leave their collectives, by `transport`'s rules alone. It
+answers twice: while the late ranks are held back (who may have left by then, who cannot), and after they
+have come. A real run must show one of the outcomes; where only one is left, the run must show that one.
+`impl.litmus` does the real runs.
+
+Left out: how long anything takes, and a late rank that is told before everyone else has settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache, cached_property
+from typing import Any, NamedTuple
+
+from . import transport
+from .tables import Collective, Kind
+from .transport import Contribution, Fate
+
+
+class Do(NamedTuple):
+    """Issue a collective and wait for it. `op.size` is in bytes.
+
+    `contiguous`: whether the tensor that the rank puts in is. `dies`: the rank is killed inside it.
+    """
+
+    op: Collective
+    contiguous: bool = True
+    dies: bool = False
+
+
+class Control(StrEnum):
+    """A step that is no collective."""
+
+    LATE = "late"
+    """Wait until every other rank has settled."""
+    DIE = "die"
+    """Be killed (SIGKILL)."""
+    STOP = "stop"
+    """Be stopped (SIGSTOP), for good."""
+
+
+Program = tuple[Do | Control, ...]
+
+
+@dataclass(frozen=True)
+class Litmus:
+    """A program for each rank. `checked`: TORCH_DISTRIBUTED_DEBUG=DETAIL."""
+
+    name: str
+    text: str
+    programs: tuple[Program, ...]
+    checked: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return len(self.programs)
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The groups, each of all ranks, in the order in which the programs first name them."""
+        steps = (step for program in self.programs for step in program)
+        return tuple(dict.fromkeys(step.op.group for step in steps if isinstance(step, Do)))
+
+
+class Result(StrEnum):
+    """What became of a collective, or of the rank: the latter stands last."""
+
+    COMPLETES = "completes"
+    GARBAGE = "garbage"
+    """It completes, and the value is not what the rank's own collective should have given it."""
+    ERROR = "error"
+    WAITS = "waits"
+    ABORTED = "aborted"
+    KILLED = "killed"
+    STOPPED = "stopped"
+    LATE = "late"
+
+
+Outcome = tuple[tuple[Result, ...], ...]
+"""Per rank the results of the collectives that it has issued, in the order of its program."""
+OVER = {Result.ERROR, Result.ABORTED, Result.KILLED}
+"""After these a rank takes part in nothing any more."""
+
+
+class Settled(NamedTuple):
+    """The outcomes in which nothing more is bound to happen, and per rank whom it may then wait for."""
+
+    outcomes: frozenset[Outcome]
+    waiting: tuple[frozenset[int], ...]
+
+
+class Prediction(NamedTuple):
+    """What may be seen while the late ranks are held back, and after they have come."""
+
+    held: Settled
+    end: Settled
+
+
+def predict(litmus: Litmus) -> Prediction:
+    """Every outcome that the rules allow. Without a late rank both answers are the same."""
+    held = _explore(litmus, {(Lane(),) * litmus.ranks}, hold=True)
+    end = _explore(litmus, held, hold=False)
+    return Prediction(_settled(litmus, held), _settled(litmus, end))
+
+
+# ── the exploration ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Lane(NamedTuple):
+    """One rank: the step of its program, whether it is inside that collective, and the results so far."""
+
+    at: int = 0
+    inside: bool = False
+    results: tuple[Result, ...] = ()
+
+    @property
+    def gone(self) -> bool:
+        return bool(self.results) and self.results[-1] in OVER
+
+    @property
+    def alive(self) -> bool:
+        """Whether the rank may ever do anything more."""
+        return not self.gone and Result.STOPPED not in self.results
+
+
+State = tuple[Lane, ...]
+
+
+def _explore(litmus: Litmus, starts: Iterable[State], *, hold: bool) -> set[State]:
+    """The states that can be reached in which nothing is bound to happen."""
+    seen: set[State] = set()
+    settled: set[State] = set()
+    todo = [_run(litmus, state, hold) for state in starts]
+    while todo:
+        state = todo.pop()
+        if state in seen:
+            continue
+        seen.add(state)
+        moves = list(_leavings(litmus, state))
+        sure = [move for move in moves if move.bound]
+        if not sure:
+            settled.add(state)
+        # where nobody can be lost, what is sure stays sure: one order of it stands for all, hindmost first
+        elif not any(move.result in OVER for move in moves):
+            moves = [min(sure, key=lambda move: state[move.rank].at)]
+        todo += [_run(litmus, _leave(state, move), hold) for move in moves]
+    return settled
+
+
+def _run(litmus: Litmus, state: State, hold: bool) -> State:
+    """The state once every rank has gone on to where it waits: that depends on nobody."""
+    return tuple(_run_lane(program, lane, hold) for program, lane in zip(litmus.programs, state, strict=True))
+
+
+def _run_lane(program: Program, lane: Lane, hold: bool) -> Lane:
+    at, inside, results = lane
+    while not inside and lane.alive and at < len(program):
+        match program[at]:
+            case Do(dies=dies):
+                return Lane(at, True, (*results, Result.KILLED) if dies else results)
+            case Control.DIE:
+                return Lane(at, False, (*results, Result.KILLED))
+            case Control.STOP:
+                return Lane(at, False, (*results, Result.STOPPED))
+            case Control.LATE if hold:
+                break
+        at += 1
+    return Lane(at, inside, results)
+
+
+class Leaving(NamedTuple):
+    """A rank leaves its collective. `bound`: it will, in this way or in another."""
+
+    rank: int
+    result: Result
+    bound: bool
+
+
+def _leavings(litmus: Litmus, state: State) -> Iterator[Leaving]:
+    for rank, lane in enumerate(state):
+        if not lane.inside or not lane.alive:
+            continue
+        op, issued, lost, counts = _inside(litmus, state, rank)
+        bound = transport.bound(op, issued, lost=lost, checked=litmus.checked)
+        for fate in transport.fates(op, rank, issued, lost=lost, checked=litmus.checked):
+            if fate is not Fate.COMPLETES:
+                yield Leaving(rank, Result(fate.value), bound)
+            elif transport.in_reach(counts[rank] - 1, counts):
+                yield Leaving(rank, _result(op, rank, issued), bound)
+
+
+def _leave(state: State, move: Leaving) -> State:
+    lane = state[move.rank]
+    left = move.result not in OVER
+    lane = Lane(lane.at + left, not left, (*lane.results, move.result))
+    return (*state[: move.rank], lane, *state[move.rank + 1 :])
+
+
+class Inside(NamedTuple):
+    """What surrounds a rank inside a collective."""
+
+    op: Collective
+    issued: list[Contribution | None]
+    lost: set[int]
+    counts: list[int]
+    """How many collectives of the group each member has issued."""
+
+
+def _inside(litmus: Litmus, state: State, rank: int) -> Inside:
+    step = litmus.programs[rank][state[rank].at]
+    assert isinstance(step, Do)
+    group = step.op.group
+    done = [_done(program, lane.at + lane.inside, group) for program, lane in zip(litmus.programs, state, strict=True)]
+    counts = [len(steps) for steps in done]
+    at = counts[rank] - 1
+    issued = [_contribution(steps[at], member) if at < len(steps) else None for member, steps in enumerate(done)]
+    lost = {m for m, lane in enumerate(state) if lane.gone and counts[m] - lane.inside <= at}
+    return Inside(step.op, issued, lost, counts)
+
+
+@cache
+def _done(program: Program, steps: int, group: str) -> tuple[Do, ...]:
+    """The collectives of a group among the first steps of a program."""
+    return tuple(step for step in program[:steps] if isinstance(step, Do) and step.op.group == group)
+
+
+@cache
+def _contribution(step: Do, rank: int) -> Contribution:
+    """What the rank puts in. Bytes that are read as something else are another value."""
+    return Contribution(step.op, (step.op.name, rank, step.op.dtype, step.op.size, step.contiguous))
+
+
+def _result(op: Collective, rank: int, issued: list[Contribution | None]) -> Result:
+    """Whether `rank` is given what it would be if everyone had issued the collective that it issued."""
+    if not transport.heard(op, rank, len(issued)):
+        return Result.COMPLETES
+    meant = [_contribution(Do(op), member) for member in range(len(issued))]
+    right = transport.delivered(op, rank, issued) == transport.delivered(op, rank, meant)
+    return Result.COMPLETES if right else Result.GARBAGE
+
+
+def _settled(litmus: Litmus, states: set[State]) -> Settled:
+    outcomes = set()
+    waiting: list[set[int]] = [set() for _ in range(litmus.ranks)]
+    for state in states:
+        outcome = []
+        for rank, lane in enumerate(state):
+            results = lane.results
+            if lane.inside and lane.alive:
+                results = (*results, Result.WAITS)
+                op, issued, lost, _ = _inside(litmus, state, rank)
+                waiting[rank] |= set(transport.missing(op, rank, issued)) or lost
+            elif lane.alive and lane.at < len(litmus.programs[rank]):
+                results = (*results, Result.LATE)
+            outcome.append(results)
+        outcomes.add(tuple(outcome))
+    return Settled(frozenset(outcomes), tuple(map(frozenset, waiting)))
+
+
+# ── the programs ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _do(
+    kind: Kind, name: str, root: int | None, *, dtype: str = "float32", size: int = 64, group: str = "g", **how: bool
+) -> Do:
+    return Do(Collective(name or kind.value, kind, group, root, dtype, str(size), ""), **how)
+
+
+def _broadcast(name: str = "", **how: Any) -> Do:
+    return _do(Kind.BROADCAST, name, 0, **how)
+
+
+def _gather(name: str = "", **how: Any) -> Do:
+    return _do(Kind.GATHER, name, 0, **how)
+
+
+def _all_gather(name: str = "", **how: Any) -> Do:
+    return _do(Kind.ALL_GATHER, name, None, **how)
+
+
+def _all_reduce(name: str = "", **how: Any) -> Do:
+    return _do(Kind.ALL_REDUCE, name, None, **how)
+
+
+def _late(ranks: int, late: int, *steps: Do) -> tuple[Program, ...]:
+    """The same steps on all ranks, of which one comes late."""
+    return tuple((Control.LATE, *steps) if rank == late else steps for rank in range(ranks))
+
+
+def _odd(ranks: int, odd: int, usual: Do, other: Do) -> tuple[Program, ...]:
+    """One step on all ranks, another one on one of them."""
+    return tuple((other if rank == odd else usual,) for rank in range(ranks))
+
+
+def _unequal() -> Iterator[Litmus]:
+    """Programs whose ranks do not mean the same, each without and with torch's checks."""
+    every = (_broadcast(), _all_reduce(), _all_gather(), _gather())
+    first, second, third = (_all_reduce(name) for name in ("first", "second", "third"))
+    cases = {
+        "equal": ("all ranks issue the same four collectives", (every,) * 3),
+        "other_dtype": (
+            "the receiver of a broadcast has another dtype of as many bytes",
+            _odd(2, 1, _broadcast(), _broadcast(dtype="int32")),
+        ),
+        "other_dtype_all_reduce": (
+            "one rank of an all-reduce has another dtype of as many bytes",
+            _odd(2, 1, _all_reduce(), _all_reduce(dtype="int32")),
+        ),
+        "strided_source": (
+            "the root of a broadcast sends every other element of a tensor",
+            _odd(2, 0, _broadcast(), _broadcast(contiguous=False)),
+        ),
+        "strided_all_reduce": (
+            "one rank of an all-reduce puts in every other element of a tensor",
+            _odd(2, 0, _all_reduce(), _all_reduce(contiguous=False)),
+        ),
+        "receiver_smaller": (
+            "the receiver of a broadcast has room for half of it",
+            _odd(2, 1, _broadcast(), _broadcast(size=32)),
+        ),
+        "receiver_smaller_4": (
+            "the same on rank 1 of 4, which rank 3 depends on",
+            _odd(4, 1, _broadcast(), _broadcast(size=32)),
+        ),
+        "receiver_larger": (
+            "the receiver of a broadcast has room for twice as much",
+            _odd(2, 1, _broadcast(), _broadcast(size=128)),
+        ),
+        "receiver_larger_4": (
+            "the same on rank 1 of 4, which passes on too much",
+            _odd(4, 1, _broadcast(), _broadcast(size=128)),
+        ),
+        "other_kind": ("a broadcast here, an all-reduce there", _odd(2, 1, _broadcast(), _all_reduce())),
+        "other_kind_3": ("the same, and a third rank in the broadcast", _odd(3, 1, _broadcast(), _all_reduce())),
+        "skipped_all_reduce": (
+            "one rank skips the second of three equal all-reduces",
+            ((first, second, third), (first, second, third), (first, third)),
+        ),
+        "header_as_payload": (
+            "rank 0 fails between header 1 and payload 1, and serves the next request",
+            (
+                (_broadcast("header 1"), _broadcast("header 2"), _broadcast("payload 2")),
+                tuple(_broadcast(name) for name in ("header 1", "payload 1", "header 2", "payload 2")),
+            ),
+        ),
+    }
+    for name, (text, programs) in cases.items():
+        yield Litmus(name, text, programs)
+        yield Litmus(f"{name}_detail", f"{text}; DETAIL", programs, checked=True)
+
+
+def _late_ranks() -> Iterator[Litmus]:
+    """One rank comes late, at 3, 4 and 8 ranks. That the root is late is a row of its own."""
+    for ranks in (3, 4, 8):
+        for late in range(ranks):
+            name = f"broadcast_{ranks}_late_{late}"
+            yield Litmus(name, f"broadcast, rank {late} of {ranks} is late", _late(ranks, late, _broadcast()))
+        for kind, step, lates in (
+            ("gather", _gather(), (0, ranks - 1)),
+            ("all_reduce", _all_reduce(), (ranks - 1,)),
+            ("all_gather", _all_gather(), (ranks - 1,)),
+        ):
+            for late in lates:
+                text = f"{kind.replace('_', '-')}, rank {late} of {ranks} is late"
+                yield Litmus(f"{kind}_{ranks}_late_{late}", text, _late(ranks, late, step))
+        several = [_broadcast(f"broadcast {n}") for n in range(ranks.bit_length())]
+        text = f"{len(several)} broadcasts in a row, rank {ranks - 1} of {ranks} is late"
+        yield Litmus(f"run_ahead_{ranks}", text, _late(ranks, ranks - 1, *several))
+    yield Litmus("broadcast_4_late_3_detail", "broadcast, rank 3 is late; DETAIL", _late(4, 3, _broadcast()), True)
+    yield Litmus("gather_4_late_3_detail", "gather, rank 3 is late; DETAIL", _late(4, 3, _gather()), True)
+
+
+def _two_groups() -> Iterator[Litmus]:
+    """The position of a collective counts within its group."""
+    one, other = _all_reduce("one", group="one"), _all_reduce("other", group="other")
+    yield Litmus("crossed_groups", "all-reduces in two groups, in opposite order", ((one, other), (other, one)))
+    header, payload = _broadcast("header", group="one"), _broadcast("payload", group="other")
+    chunks = (header, payload) * 3
+    yield Litmus("run_ahead_two_groups", "3 headers and payloads, rank 3 of 4 is late", _late(4, 3, *chunks))
+
+
+def _gone() -> Iterator[Litmus]:
+    """A peer that is killed, stopped, or does not call."""
+    death = {
+        "all_reduce": _all_reduce,
+        "broadcast": _broadcast,
+        "gather": _gather,
+    }
+    for name, step in death.items():
+        for dead in (0, 3):
+            before = tuple((Control.LATE, Control.DIE) if rank == dead else (step(),) for rank in range(4))
+            text = f"rank {dead} of 4 is killed while the others are in the {name.replace('_', '-')}"
+            yield Litmus(f"killed_before_{name}_{dead}", text, before)
+        inside = ((step(dies=True),), (step(),), (Control.LATE, step()))
+        yield Litmus(
+            f"killed_in_{name}", f"rank 0 is killed inside the {name.replace('_', '-')}, rank 2 comes later", inside
+        )
+    yield Litmus(
+        "killed_idle",
+        "rank 1 is killed while rank 0 is in no collective",
+        ((_broadcast(),), (_broadcast(), Control.DIE)),
+    )
+    yield Litmus(
+        "killed_idle_then_broadcast",
+        "rank 1 is killed, and then rank 0 broadcasts",
+        ((_broadcast("first"), Control.LATE, _broadcast("second")), (_broadcast("first"), Control.DIE)),
+    )
+    yield Litmus("stopped", "rank 1 is stopped (SIGSTOP)", ((_all_reduce(),), (Control.STOP,)))
+    yield Litmus("not_calling", "rank 1 is alive and does not call", ((_all_reduce(),), ()))
+
+
+LITMUS = {litmus.name: litmus for family in (_unequal, _late_ranks, _two_groups, _gone) for litmus in family()}
+"""All of them, by name."""
