@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .conformance.explain import Diagnosis, diagnose
 from .conformance.report import as_json, as_text
@@ -63,7 +64,12 @@ class _Demo:
             yield
         seconds = time.perf_counter() - begin
         self.shown.append(Shown(title, self.outcome, seconds))
-        self.console.print(f"[green]✓[/] [bold]{title}[/] [dim]({seconds:.1f} s)[/]\n  {self.outcome}")
+        self.console.print(f"[green]✓[/] [bold]{title}[/] [dim]({seconds:.1f} s)[/]")
+        self.console.print(Text(f"  {self.outcome}"))
+
+    def echo(self, text: str) -> None:
+        """A line from a rank, which is no markup whatever is in it."""
+        self.console.print(Text(f"  {text}", style="dim"))
 
     def check(self, mutant: str | None = None) -> Report:
         report = run_check("tp_v1.1", Scope(RANKS, chunks=2, steps=2), mutant=mutant)
@@ -74,7 +80,7 @@ class _Demo:
         """A real run into a folder of its own, and what `replay` says of its traces."""
         out = self.folder / name
         config = RunConfig(new_run(), str(out.absolute()), "gloo", default(CHUNKS), DEADLINES, injection)
-        result = launch(config, RANKS, echo=lambda text: self.console.print(f"  [dim]{text}[/]", highlight=False))
+        result = launch(config, RANKS, echo=self.echo)
         traces = [read(path) for path in find(out)]
         diagnosis = diagnose(traces)
         (out / "replay.json").write_text(json.dumps(as_json(diagnosis), indent=2) + "\n")
@@ -178,7 +184,7 @@ def _must(holds: bool, what: str, seen: str) -> None:
 def _summary(console: Console, demo: _Demo) -> None:
     table = Table("", "step", "what was seen", "s", title="genlock demo")
     for number, shown in enumerate(demo.shown, 1):
-        table.add_row(str(number), shown.step, shown.outcome, f"{shown.seconds:.1f}")
+        table.add_row(str(number), Text(shown.step), Text(shown.outcome), f"{shown.seconds:.1f}")
     console.print(table)
     for line in _next(demo.folder):
         console.print(line, highlight=False, soft_wrap=True)

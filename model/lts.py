@@ -11,11 +11,17 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from ..errors import ModelError
 from .properties import observer
-from .tables import By, Collective, Data, Protocol, Role, Row, Scope, Vars
+from .tables import By, Collective, Data, Kind, Protocol, Put, Role, Row, Scope, Slot, Take, Vars
 from .transport import Contribution
 
 T = TypeVar("T", bound=Hashable)
+
+CRASHED = "CRASHED"
+"""The state of a rank that is dead. It stands in no table: no rank decides to be there."""
+MAX_LOCALS = 200_000
+"""A role that unfolds to more than this has a variable without a bound."""
 
 
 class Interner(Generic[T]):
@@ -34,16 +40,20 @@ class Interner(Generic[T]):
 
 
 class Local(NamedTuple):
-    """Where one rank is. `pending` is the event whose collective it has issued and not yet completed."""
+    """Where one rank is. `pending` is the event whose collective it has issued and waits in."""
 
     state: str
     pending: str | None
     vars: Vars
     ghost: Any
+    stalled: bool = False
 
 
 class Step(NamedTuple):
-    """One move of one rank: to `target`, with `contribution` if it issues, `seen` as the ghost saw it."""
+    """One move of one rank: to `target`, with `contribution` if it issues, `seen` as the ghost saw it.
+
+    A row with a `Take` has no target before it is known what is in the slot: see `Lts.take`.
+    """
 
     row: Row
     edge: str
@@ -51,22 +61,29 @@ class Step(NamedTuple):
     contribution: Contribution | None
     seen: tuple[str, ...]
     data: Data
+    slot: tuple[Slot, int] | None = None
+    """The slot that a `Put` or `Take` is about, and the worker whose it is (0: its own)."""
 
 
 class Info(NamedTuple):
     """What the network needs to know of a local."""
 
+    state: str
     op: Collective | None
     """The collective that it waits in."""
     terminal: bool
     failed: bool
+    stalled: bool
+    counter: int
+    """What `Meet` compares."""
 
 
 class Lts:
-    """One role, unfolded as far as it is asked for."""
+    """One role, unfolded as far as it is asked for. On a `stream`, the host goes on where it needs no result."""
 
-    def __init__(self, protocol: Protocol, role: Role, scope: Scope) -> None:
-        self.role, self.scope, self.frame = role, scope, protocol.frame
+    def __init__(self, protocol: Protocol, role: Role, scope: Scope, *, stream: bool = False) -> None:
+        self.protocol, self.role, self.scope, self.frame = protocol, role, scope, protocol.frame
+        self.stream = stream
         self.ghost, self.watch = observer(protocol.name)
         self.locals: Interner[Local] = Interner()
         self.initial = self.locals(Local(role.initial, None, role.start(True), self.ghost))
@@ -75,14 +92,20 @@ class Lts:
         self._rebased: dict[tuple[int, int], int] = {}
         self._steps: dict[int, tuple[Step, ...]] = {}
         self._completions: dict[tuple[int, Data], Step] = {}
+        self._taken: dict[tuple[int, str, Data], Step] = {}
 
     def info(self, number: int) -> Info:
         found = self._info.get(number)
         if found is None:
             local = self.locals.items[number]
-            state = self.role.by_name[local.state]
-            op = self.role.row(local.state, local.pending).op if local.pending else None
-            found = self._info[number] = Info(op, state.terminal, state.failed)
+            count = self.protocol.counter(local.vars) if self.protocol.counter and local.vars is not None else 0
+            if local.state == CRASHED:
+                found = Info(CRASHED, None, True, True, False, count)
+            else:
+                state = self.role.by_name[local.state]
+                op = self.role.row(local.state, local.pending).op if local.pending else None
+                found = Info(local.state, op, state.terminal, state.failed, local.stalled, count)
+            self._info[number] = found
         return found
 
     def steps(self, number: int) -> tuple[Step, ...]:
@@ -90,6 +113,12 @@ class Lts:
         found = self._steps.get(number)
         if found is None:
             found = self._steps[number] = tuple(self._unfold(self.locals.items[number]))
+            if len(self.locals.items) > MAX_LOCALS:
+                raise ModelError(
+                    f"more than {MAX_LOCALS:,} different states of one rank",
+                    where=f"{self.role.name}, for example {self.locals.items[-1].vars}",
+                    do="bound its variables: an effect counts without end",
+                )
         return found
 
     def complete(self, number: int, data: Data) -> Step:
@@ -102,6 +131,22 @@ class Lts:
             row = self.role.row(local.state, local.pending)
             found = self._completions[number, data] = self._step(local, row, "complete", data)
         return found
+
+    def take(self, number: int, row: Row, data: Data) -> Step:
+        """The step of a row that takes `data` out of a slot."""
+        found = self._taken.get((number, row.event, data))
+        if found is None:
+            found = self._taken[number, row.event, data] = self._step(self.locals.items[number], row, "step", data)
+        return found
+
+    def crashed(self, number: int) -> int:
+        """The same rank, dead."""
+        v = self.locals.items[number].vars if self.protocol.keeps else None
+        return self.locals(Local(CRASHED, None, v, None))
+
+    def stalled(self, number: int, stalled: bool) -> int:
+        """The same local, taking no steps, or taking them again."""
+        return self.locals(self.locals.items[number]._replace(stalled=stalled))
 
     def base(self, number: int) -> int:
         """How far this rank's ids have moved on (0 where the protocol has no such ids)."""
@@ -121,27 +166,53 @@ class Lts:
             found = self._rebased[number, by] = self.locals(local)
         return found
 
+    def goes_on(self, op: Collective) -> bool:
+        """Whether the host goes on once it has issued `op`: on a stream, where it needs no result of it."""
+        if not self.stream or op.group not in self.protocol.streams:
+            return False
+        is_root = op.root == 0 and self.role is self.protocol.driver
+        return op.kind is Kind.ALL_REDUCE or (op.kind is Kind.BROADCAST and is_root)
+
     def _unfold(self, local: Local) -> list[Step]:
         found = []
         for row in self.role.leaving[local.state]:
-            if local.pending is not None and row.by not in (By.FAULT, By.DETECTION):
+            if local.pending is not None and not self._breaks_off(row):
+                continue
+            if isinstance(row.gate, Take):
+                if row.allows(local.vars, None):
+                    found.append(Step(row, "step", -1, None, (), None, self._slot(row.gate, local.vars)))
                 continue
             for data in row.choices(local.vars, self.scope) if row.choices else (None,):
                 if self.role.enabled(local.state, row.event, local.vars, data) is row:
                     found.append(self._step(local, row, "issue" if row.op else "step", data))
         return found
 
+    def _breaks_off(self, row: Row) -> bool:
+        """Inside a collective a rank can only fail."""
+        return row.by in (By.FAULT, By.DETECTION) and self.role.by_name[row.target].failed
+
+    @staticmethod
+    def _slot(gate: Put | Take, v: Vars) -> tuple[Slot, int]:
+        return (gate.slot, gate.worker(v) if gate.worker else 0)
+
     def _step(self, local: Local, row: Row, edge: str, data: Data) -> Step:
         sent = row.send(local.vars) if edge == "issue" and row.send else None
+        goes_on = edge == "issue" and row.op is not None and self.goes_on(row.op)
+        after = local.vars if edge == "issue" and not goes_on else row.apply(local.vars, data)
         ghost = local.ghost
         seen: tuple[str, ...] = ()
-        if self.watch is not None:
-            ghost, seen = self.watch(ghost, row.event, edge, sent if edge == "issue" else data)
-        if edge == "issue":
-            target = Local(local.state, row.event, local.vars, ghost)
-            contribution = Contribution(row.op, sent) if row.op else None
-            return Step(row, edge, self.locals(target), contribution, seen, sent)
+        if self.watch is not None and ghost is not None:
+            value = sent if edge == "issue" else data
+            ghost, seen = self.watch(ghost, row.event, edge, value, local.vars, after)
+        contribution = Contribution(row.op, sent) if edge == "issue" and row.op else None
+        if edge == "issue" and not goes_on:
+            return Step(
+                row, edge, self.locals(Local(local.state, row.event, local.vars, ghost)), contribution, seen, sent
+            )
         state = self.role.by_name[row.target]
-        gone = state.terminal or state.failed
-        target = Local(row.target, None, None if gone else row.apply(local.vars, data), None if gone else ghost)
-        return Step(row, edge, self.locals(target), None, seen, data)
+        gone = (state.terminal or state.failed) and not self.protocol.keeps
+        target = Local(row.target, None, None if gone else after, None if gone else ghost)
+        slot = self._slot(row.gate, local.vars) if isinstance(row.gate, Put) else None
+        if isinstance(row.gate, Put):
+            contribution, data = None, row.send(local.vars) if row.send else None
+        return Step(row, edge, self.locals(target), contribution, seen, sent if goes_on else data, slot)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .protocol import Action, Call, Header
+from .protocol import Action, Call, Header, Payload, TPVars
 from .tables import Data
 
 PREFLIGHT_STEPS = 5
@@ -36,97 +36,219 @@ NO_STRANDING = Property(
 CRASH_OVER_HANG = Property(
     "crash_over_hang",
     "eventually",
-    "after a crash or poison, with detection, every rank can still reach its end",
+    "after a crash, stall or poison, with detection, every rank reaches its end under fairness",
+)
+CLEAN_SHUTDOWN = Property(
+    "clean_shutdown", "eventually", "once rank0 shuts down and nothing fails, every rank comes to be STOPPED"
 )
 NO_FALSE_ABORT = Property("no_false_abort", "always", "without a fault no rank is ever POISONED or ABORTED")
 NO_MISPAIRING = Property("no_mispairing", "always", "the members of a collective mean the same by it")
 CALL_COUNT_AGREEMENT = Property(
-    "call_count_agreement",
-    "always",
-    "at each issue k < expected, and observed == expected on leaving phase B",
+    "call_count_agreement", "always", "at each issue k < expected, and observed == expected on leaving phase B"
 )
 NOTHING_SENT_BEFORE_PREFLIGHT = Property(
     "nothing_sent_before_preflight", "always", "an INFER header is sent only after all five preflight steps"
 )
+REFUSAL_LEAVES_NO_TRACE = Property(
+    "refusal_leaves_no_trace", "always", "a refused chunk has sent nothing and changed no id, epoch or pending cut"
+)
+EPOCH_FENCE = Property(
+    "epoch_fence", "always", "each rank enters phase B in the cache epoch that the hard cuts so far make"
+)
+NO_STALE_OVERRIDE = Property(
+    "no_stale_override", "always", "a chunk uses the override that came with it, and leaves none behind"
+)
+MONOTONIC_IDS = Property("monotonic_ids", "always", "no rank's ids ever go back, and an epoch rises by one at a time")
+PARITY_BEFORE_HEADER = Property(
+    "parity_before_header", "always", "a header is sent only after all ranks gave the same parity facts"
+)
+NO_UNSEEN_DRIFT = Property("no_unseen_drift", "always", "rank0 never accepts acks that differ")
+
 ALL_STOPPED = Property("all_stopped", "sometimes", "every rank is STOPPED")
-CHUNK_REFUSED = Property("chunk_refused", "sometimes", "preflight refuses a chunk and rank0 is IDLE again")
+ALL_ENDED = Property("all_ended", "sometimes", "after a failure every rank has ended")
+CHUNK_REFUSED = Property("chunk_refused", "sometimes", "preflight refuses a chunk")
 CALLS_MADE = Property("calls_made", "sometimes", "a rank leaves phase B having made its calls")
+HARD_CUT = Property("hard_cut", "sometimes", "a rank enters phase B in a later cache epoch")
+RECOMPUTED = Property("recomputed", "sometimes", "a rank enters phase B with an override")
+HEARTBEAT_TAKEN = Property("heartbeat_taken", "sometimes", "a worker takes a heartbeat")
+PARITY_AGREED = Property("parity_agreed", "sometimes", "all ranks give the same parity facts")
+ACKS_COLLECTED = Property("acks_collected", "sometimes", "rank0 collects every ack")
 
 PROPERTIES = {
     p.name: p
     for p in (
         NO_STRANDING,
         CRASH_OVER_HANG,
+        CLEAN_SHUTDOWN,
         NO_FALSE_ABORT,
         NO_MISPAIRING,
         CALL_COUNT_AGREEMENT,
         NOTHING_SENT_BEFORE_PREFLIGHT,
+        REFUSAL_LEAVES_NO_TRACE,
+        EPOCH_FENCE,
+        NO_STALE_OVERRIDE,
+        MONOTONIC_IDS,
+        PARITY_BEFORE_HEADER,
+        NO_UNSEEN_DRIFT,
         ALL_STOPPED,
+        ALL_ENDED,
         CHUNK_REFUSED,
         CALLS_MADE,
+        HARD_CUT,
+        RECOMPUTED,
+        HEARTBEAT_TAKEN,
+        PARITY_AGREED,
+        ACKS_COLLECTED,
     )
 }
-"""Every property by name, those that are always checked first."""
+"""Every property by name, those that must always hold first."""
+
+GENERIC = (NO_STRANDING, CRASH_OVER_HANG, NO_FALSE_ABORT, NO_MISPAIRING, ALL_ENDED)
+"""The properties that any protocol has; the others speak of TP's events and values."""
 
 SOMETIMES_FOR = {
     NO_STRANDING.name: ALL_STOPPED.name,
+    CRASH_OVER_HANG.name: ALL_ENDED.name,
+    CLEAN_SHUTDOWN.name: ALL_STOPPED.name,
     NO_FALSE_ABORT.name: ALL_STOPPED.name,
-    CALL_COUNT_AGREEMENT.name: CALLS_MADE.name,
     NO_MISPAIRING.name: CALLS_MADE.name,
+    CALL_COUNT_AGREEMENT.name: CALLS_MADE.name,
     NOTHING_SENT_BEFORE_PREFLIGHT.name: CHUNK_REFUSED.name,
+    REFUSAL_LEAVES_NO_TRACE.name: CHUNK_REFUSED.name,
+    EPOCH_FENCE.name: HARD_CUT.name,
+    NO_STALE_OVERRIDE.name: RECOMPUTED.name,
+    MONOTONIC_IDS.name: HEARTBEAT_TAKEN.name,
+    PARITY_BEFORE_HEADER.name: PARITY_AGREED.name,
+    NO_UNSEEN_DRIFT.name: ACKS_COLLECTED.name,
 }
-"""The `sometimes` that keeps an `always` from holding in an empty model."""
+"""The `sometimes` that keeps a claim from holding in an empty model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ghost:
-    """Beside each rank's variables: preflight steps passed, calls made and calls that the header asked for."""
+    """Beside each rank's variables: what its own events and messages have been."""
 
+    parity: bool = False
+    """All ranks gave the same facts."""
     preflight: int = 0
+    """Preflight steps passed since the request."""
+    asked: bool = False
+    """A request is being prepared, and nothing has been done about it yet that could not be taken back."""
+    dirty: bool = False
+    """Something was sent or changed since the request."""
+    epoch: int = 0
+    """Hard cuts in the headers sent or received."""
+    override: bool = False
+    """The chunk at hand came with an override."""
     calls: int = 0
     expected: int = 0
+    """Calls made, and calls that the header asked for."""
+    drift: bool = False
+    """The acks collected last differ."""
 
 
-Watch = Callable[[Ghost, str, str, Data], tuple[Ghost, tuple[str, ...]]]
-"""(ghost, event, edge, value) to the ghost after it and the names of properties seen: violated or witnessed."""
+Watch = Callable[[Ghost, str, str, Data, Any, Any], tuple[Ghost, tuple[str, ...]]]
+"""(ghost, event, edge, value, variables before, after) to the ghost after it and the properties seen."""
 
 
-def watch(ghost: Ghost, event: str, edge: str, value: Data) -> tuple[Ghost, tuple[str, ...]]:
-    """Step the ghost of one rank.
+def watch(
+    ghost: Ghost, event: str, edge: str, value: Data, before: TPVars, after: TPVars
+) -> tuple[Ghost, tuple[str, ...]]:
+    """Step the ghost of one rank of TP.
 
     `edge` is `step`, `issue` or `complete`; `value` the choice, what was sent, or what was delivered.
     Returns the properties that the step violates (`always`) or witnesses (`sometimes`).
     """
     seen: list[str] = []
+    if _went_back(before, after):
+        seen.append(MONOTONIC_IDS.name)
+    if ghost.asked and (edge == "issue" or _identity(before) != _identity(after)):
+        ghost = replace(ghost, dirty=True)
     if edge == "issue":
-        if isinstance(value, Header) and value.action is Action.INFER:
-            if ghost.preflight != PREFLIGHT_STEPS:
-                seen.append(NOTHING_SENT_BEFORE_PREFLIGHT.name)
-            ghost = replace(ghost, preflight=0, expected=_expected(value))
-        elif isinstance(value, Call):
-            if ghost.calls >= ghost.expected:
-                seen.append(CALL_COUNT_AGREEMENT.name)
-            ghost = replace(ghost, calls=min(ghost.calls + 1, ghost.expected + 1))
+        ghost = _issued(ghost, value, seen)
     elif edge == "complete":
-        if isinstance(value, Header):
-            ghost = replace(ghost, expected=_expected(value))
-        elif isinstance(value, frozenset) and len(value) > 1 and any(isinstance(x, Call) for x in value):
-            seen.append(NO_MISPAIRING.name)
+        ghost = _completed(ghost, event, value, seen)
+    elif event == "request":
+        ghost = replace(ghost, preflight=0, asked=True, dirty=False)
     elif event.startswith("preflight_"):
         ghost = replace(ghost, preflight=ghost.preflight + 1)
-    elif event == "request":
-        ghost = replace(ghost, preflight=0)
     elif event == "refuse":
-        seen.append(CHUNK_REFUSED.name)
-        ghost = replace(ghost, preflight=0)
-    elif event == "leave_phase_b":
+        seen.append(REFUSAL_LEAVES_NO_TRACE.name if ghost.dirty else CHUNK_REFUSED.name)
+        ghost = replace(ghost, preflight=0, asked=False, dirty=False)
+    elif event in ("enter_phase_b", "plan_slips", "override_survives"):
+        if after.cache_epoch != ghost.epoch:
+            seen.append(EPOCH_FENCE.name)
+        elif ghost.epoch:
+            seen.append(HARD_CUT.name)
+        if before.override != ghost.override:
+            seen.append(NO_STALE_OVERRIDE.name)
+        elif ghost.override:
+            seen.append(RECOMPUTED.name)
+        ghost = replace(ghost, asked=False, dirty=False)
+    elif event in ("leave_phase_b", "state_drifts"):
         seen.append(CALLS_MADE.name if ghost.calls == ghost.expected else CALL_COUNT_AGREEMENT.name)
-        ghost = replace(ghost, calls=0, expected=0)
+        if after.override:
+            seen.append(NO_STALE_OVERRIDE.name)
+        ghost = replace(ghost, calls=0, expected=0, override=False)
+    elif event == "accept_noop":
+        seen.append(HEARTBEAT_TAKEN.name)
+    elif event == "acks_agree":
+        if ghost.drift:
+            seen.append(NO_UNSEEN_DRIFT.name)
+        ghost = replace(ghost, drift=False)
     return ghost, tuple(seen)
 
 
-def _expected(header: Header) -> int:
-    return header.plan.expected if header.plan else 0
+def _issued(ghost: Ghost, value: Data, seen: list[str]) -> Ghost:
+    if isinstance(value, Header):
+        if not ghost.parity:
+            seen.append(PARITY_BEFORE_HEADER.name)
+        if value.action is Action.INFER:
+            if ghost.preflight != PREFLIGHT_STEPS:
+                seen.append(NOTHING_SENT_BEFORE_PREFLIGHT.name)
+            ghost = replace(_with_header(ghost, value), preflight=0)
+    elif isinstance(value, Payload):
+        ghost = replace(ghost, override=value.override)
+    elif isinstance(value, Call):
+        if ghost.calls >= ghost.expected:
+            seen.append(CALL_COUNT_AGREEMENT.name)
+        ghost = replace(ghost, calls=min(ghost.calls + 1, ghost.expected + 1))
+    return ghost
+
+
+def _completed(ghost: Ghost, event: str, value: Data, seen: list[str]) -> Ghost:
+    if isinstance(value, Header) and event.startswith("receive"):
+        return _with_header(ghost, value)
+    if isinstance(value, Payload) and event.startswith("receive"):
+        return replace(ghost, override=value.override)
+    if event == "exchange_parity":
+        agreed = isinstance(value, frozenset) and len(value) == 1
+        seen += [PARITY_AGREED.name] * agreed
+        return replace(ghost, parity=agreed)
+    if event == "collect_acks":
+        seen.append(ACKS_COLLECTED.name)
+        return replace(ghost, drift=isinstance(value, frozenset) and len(value) > 1)
+    return ghost
+
+
+def _with_header(ghost: Ghost, header: Header) -> Ghost:
+    plan = header.plan
+    if header.action is not Action.INFER or plan is None:
+        return ghost
+    return replace(ghost, expected=plan.expected, epoch=ghost.epoch + plan.init_cache, calls=0)
+
+
+def _identity(v: TPVars | None) -> tuple[object, ...]:
+    """What a refusal must leave alone."""
+    if v is None:
+        return ()
+    return (int(v.call_id), v.chunk_index, v.cache_epoch, v.control_epoch, v.pending_cut)
+
+
+def _went_back(before: TPVars, after: TPVars) -> bool:
+    same = after.call_id == before.call_id or after.call_id > before.call_id
+    forward = after.chunk_index >= before.chunk_index and after.control_epoch >= before.control_epoch
+    return not (same and forward and after.cache_epoch - before.cache_epoch in (0, 1))
 
 
 def observer(protocol_name: str) -> tuple[Any, Watch | None]:

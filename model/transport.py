@@ -65,6 +65,14 @@ def must_complete(op: Collective, issued: Sequence[Contribution | None]) -> bool
     return all(other is not None and same_on_the_wire(other.op, op) for other in issued)
 
 
+def mispaired(op: Collective, issued: Sequence[Contribution | None]) -> bool:
+    """Whether members paired on the wire that mean something else by it, or reduce what does not belong together."""
+    others = [c for c in issued if c is not None and same_on_the_wire(c.op, op)]
+    if any(c.op.name != op.name for c in others):
+        return True
+    return op.kind is Kind.ALL_REDUCE and len({c.value for c in others}) > 1
+
+
 def delivered(op: Collective, rank: int, issued: Sequence[Contribution | None]) -> Data:
     """What `rank` is given when `op` completes: the root's value, everyone's values as a set, or None."""
     if op.kind is Kind.BROADCAST:
@@ -146,13 +154,14 @@ def fates(
     found = {Fate.ERROR} if lost else set()
     if checked and None in issued:
         return found
-    senders = [other.op for m in heard(op, rank, len(issued)) if (other := issued[m])]
-    too_long = [overruns(sender, op) for sender in senders if matched(sender) == matched(op)]
+    mine, met = matched(op), _matched(issued)
+    senders = [m for m in heard(op, rank, len(issued)) if (other := met[m]) and other.op == mine]
+    too_long = [overruns(sender.op, op) for m in senders if (sender := issued[m])]
     if any(too_long):
         found.add(Fate.ABORTED)
     # a broadcast is heard from one member, the rest from all
     fits = not too_long or not (all(too_long) if op.kind is Kind.BROADCAST else any(too_long))
-    if fits and may_complete(matched(op), rank, _matched(issued)):
+    if fits and may_complete(mine, rank, met):
         found.add(Fate.COMPLETES)
     return found
 
@@ -172,4 +181,4 @@ def missing(op: Collective, rank: int, issued: Sequence[Contribution | None]) ->
 
 
 def _matched(issued: Sequence[Contribution | None]) -> list[Contribution | None]:
-    return [other and other._replace(op=matched(other.op)) for other in issued]
+    return [other and Contribution(matched(other.op), other.value) for other in issued]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from genlock.model.checker.counterexample import Counterexample, counterexample
-from genlock.model.checker.reference import Graph, Result, check, explore, path_to, replay
+from genlock.model.checker.reference import Edge, Graph, Result, check, explore, path_to, replay
 from genlock.model.network import Network, NetworkState
 from genlock.model.properties import ALL_STOPPED, CRASH_OVER_HANG, NO_STRANDING, PROPERTIES, Property
 from genlock.model.protocol import TP_V1_1
@@ -243,7 +243,9 @@ def explored_as_defined(network: Network, graph: Graph) -> None:
     assert graph.depth == sorted(graph.depth)
     for number, state in enumerate(graph.states):
         moves = list(network.successors(state))
-        assert graph.edges[number] == [(m.rank, graph.index[s], m.ordinary, m.advances) for m, s in moves]
+        assert graph.edges[number] == [
+            Edge(m.rank, graph.index[s], m.ordinary, m.advances, m.detects) for m, s in moves
+        ]
         if number:
             parent = graph.parent[number]
             assert graph.depth[parent] == graph.depth[number] - 1
@@ -260,7 +262,7 @@ def stranded(network: Network, graph: Graph) -> list[tuple[int, int]]:
             continue
         reached, stack, advancing = {number}, [number], set()
         while stack:
-            for rank, target, ordinary, advances in graph.edges[stack.pop()]:
+            for rank, target, ordinary, advances, _ in graph.edges[stack.pop()]:
                 if ordinary and advances:
                     advancing.add(rank)
                 if ordinary and target not in reached:

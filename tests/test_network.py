@@ -28,8 +28,8 @@ def program(driver: list[Row], worker: list[Row], *schedule: Collective) -> Prot
     return Protocol("litmus", "1", role("rank0", driver), role("worker", worker), schedule)
 
 
-def explored(protocol: Protocol, ranks: int = 3, **faults: bool | int) -> tuple[Network, Graph]:
-    network = Network(protocol, Scope(ranks, 1, 2), **{"faults": 0, "detection": False, **faults})  # type: ignore[arg-type]
+def explored(protocol: Protocol, ranks: int = 3, **faults: Any) -> tuple[Network, Graph]:
+    network = Network(protocol, Scope(ranks, 1, 2), **{"faults": 0, "detection": False, **faults})
     return network, explore(network)
 
 
@@ -151,10 +151,14 @@ def test_a_crash_strikes_anywhere_once_and_is_no_ordinary_move() -> None:
         for rank in range(2):
             crash = moves(network, state, rank).get(("crash", "crash"))
             assert (crash is None) == (network.info(state, rank).terminal)
-            assert crash is None or (crash[1].locals[rank], crash[1].faults, crash[0].ordinary) == (CRASHED, 1, False)
-    assert {sum(n == CRASHED for n in s.locals) for s in graph.states} == {0, 1}
+            assert crash is None or (
+                network.state_name(crash[1], rank),
+                crash[1].faults,
+                crash[0].ordinary,
+            ) == (CRASHED, 1, False)
+    assert {sum(network.state_name(s, r) == CRASHED for r in range(2)) for s in graph.states} == {0, 1}
     assert {s.faults for s in graph.states} == {0, 1}
-    assert not any(s.faults for s in explored(program(rows, rows, REDUCE), ranks=2, faults=1, crash=False)[1].states)
+    assert not any(s.faults for s in explored(program(rows, rows, REDUCE), ranks=2, faults=1, kinds={})[1].states)
 
 
 def test_what_a_rank_put_in_before_it_died_still_counts() -> None:

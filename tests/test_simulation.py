@@ -14,8 +14,8 @@ from genlock.errors import ContractViolation, ParityMismatch, Refused
 from genlock.impl import preflight
 from genlock.impl.monitor import Monitor
 from genlock.impl.roles import Rank0
-from genlock.model.properties import Ghost, watch
-from genlock.model.protocol import RANK0, WORKER, Action, Call, Header, this_call
+from genlock.model.properties import PROPERTIES, Ghost, watch
+from genlock.model.protocol import RANK0, WORKER, Action, Call, Header, TPVars, this_call
 from genlock.model.tables import By, Row
 from genlock.traces.format import read
 from hypothesis import HealthCheck, note, settings
@@ -38,18 +38,19 @@ class Watched(Monitor):
         self.ghost, self.seen, self.rows = Ghost(), list[str](), set[tuple[str, str]]()
 
     def _arrive(self, row: Row, data: Any) -> None:
-        self._watch(row, "complete" if row.op else "step", data)
-        self.rows.add(row.key)
+        before = self.vars
         super()._arrive(row, data)
+        self._watch(row, "complete" if row.op else "step", data, before)
+        self.rows.add(row.key)
 
     def enter(self, event: str) -> Any:
         op = super().enter(event)
         row = self.role.row(self.state, event)
-        self._watch(row, "issue", row.send(self.vars) if row.send else None)
+        self._watch(row, "issue", row.send(self.vars) if row.send else None, self.vars)
         return op
 
-    def _watch(self, row: Row, edge: str, value: Any) -> None:
-        self.ghost, seen = watch(self.ghost, row.event, edge, value)
+    def _watch(self, row: Row, edge: str, value: Any, before: TPVars) -> None:
+        self.ghost, seen = watch(self.ghost, row.event, edge, value, before, self.vars)
         self.seen += seen
 
 
@@ -135,7 +136,7 @@ class Lockstep(RuleBasedStateMachine):
 
     @invariant()
     def ghosts_saw_nothing_wrong(self) -> None:
-        wrong = {"nothing_sent_before_preflight", "call_count_agreement", "no_mispairing"}
+        wrong = {name for name, p in PROPERTIES.items() if p.kind == "always"}
         assert not wrong & {name for r in range(RANKS) for name in watched(self.job, r).seen}
 
     @invariant()
@@ -266,8 +267,9 @@ def test_ghosts_are_told_calls_and_headers() -> None:
     job.run(job.rank0.chunk(fields()))
     assert "calls_made" in watched(job, 0).seen
     assert isinstance(this_call(job.monitors[0].vars), Call)
-    _ghost, seen = watch(Ghost(), "send_header", "issue", _infer())
-    assert seen == ("nothing_sent_before_preflight",)
+    v = TPVars()
+    _ghost, seen = watch(Ghost(), "send_header", "issue", _infer(), v, v)
+    assert seen == ("parity_before_header", "nothing_sent_before_preflight")
 
 
 def _infer() -> Header:

@@ -104,7 +104,7 @@ def settle(network: Network, graph: Graph, state: int) -> list[tuple[Move, Netwo
     queue = deque([state])
     while queue:
         here = queue.popleft()
-        ordinary = [target for _, target, ordinary, advances in graph.edges[here] if ordinary and advances]
+        ordinary = [e.target for e in graph.edges[here] if e.ordinary and e.target != here]
         if not ordinary:
             numbers = [here]
             while came[numbers[-1]] >= 0:

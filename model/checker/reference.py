@@ -8,18 +8,32 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from ..network import Move, Network, NetworkState
 from ..properties import (
+    ALL_ENDED,
     ALL_STOPPED,
+    CLEAN_SHUTDOWN,
     CRASH_OVER_HANG,
     NO_FALSE_ABORT,
     NO_STRANDING,
     Property,
 )
+
+
+class Edge(NamedTuple):
+    """A move, as far as the properties ask for it."""
+
+    rank: int
+    target: int
+    ordinary: bool
+    advances: bool
+    detects: bool
+
 
 Progress = Callable[[int, int, int], None]
 """Called now and then with the states found, the depth and the queue's length."""
@@ -33,8 +47,7 @@ class Graph:
     index: dict[NetworkState, int] = field(default_factory=dict)
     parent: list[int] = field(default_factory=list)
     depth: list[int] = field(default_factory=list)
-    edges: list[list[tuple[int, int, bool, bool]]] = field(default_factory=list)
-    """Per state: (rank, target, ordinary, advances)."""
+    edges: list[list[Edge]] = field(default_factory=list)
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Property name to the first edge (source, ordinal) on which a ghost named it."""
 
@@ -84,7 +97,7 @@ def explore(network: Network, progress: Progress | None = None) -> Graph:
     queue = deque([0])
     while queue:
         number = queue.popleft()
-        edges: list[tuple[int, int, bool, bool]] = []
+        edges: list[Edge] = []
         for ordinal, (move, after) in enumerate(network.successors(graph.states[number])):
             target = graph.index.get(after)
             if target is None:
@@ -93,7 +106,7 @@ def explore(network: Network, progress: Progress | None = None) -> Graph:
                 graph.parent.append(number)
                 graph.depth.append(graph.depth[number] + 1)
                 queue.append(target)
-            edges.append((move.rank, target, move.ordinary, move.advances))
+            edges.append(Edge(move.rank, target, move.ordinary, move.advances, move.detects))
             for name in move.seen:
                 graph.seen.setdefault(name, (number, ordinal))
         graph.edges.append(edges)
@@ -116,7 +129,7 @@ def check(
     """
     begin = time.perf_counter()
     graph = explore(network, progress)
-    flags = [network.violations(s) for s in graph.states]
+    flags = [network.verdict(s) for s in graph.states]
     verdicts = tuple(_judge(network, graph, flags, p, judge_all) for p in properties)
     deadlocks = sum(1 for edges, (_, ended) in zip(graph.edges, flags, strict=True) if not edges and not ended)
     return Result(network, graph, verdicts, deadlocks, time.perf_counter() - begin)
@@ -126,9 +139,10 @@ def _judge(network: Network, graph: Graph, flags: list[tuple[bool, bool]], prop:
     if prop is NO_STRANDING:
         return _no_stranding(network, graph, flags, judge_all)
     if prop is CRASH_OVER_HANG:
-        ends = [n for n, (_, ended) in enumerate(flags) if ended]
-        safe = _can_reach(graph, ends, ordinary_only=False)
-        bad = next((n for n, (failed, _) in enumerate(flags) if failed and not safe[n]), None)
+        bad = first_hang(graph, flags)
+        return Verdict(prop, bad is None, bad)
+    if prop is CLEAN_SHUTDOWN:
+        bad = _unclean(network, graph, flags)
         return Verdict(prop, bad is None, bad)
     if prop is NO_FALSE_ABORT:
         bad = next((n for n, (failed, _) in enumerate(flags) if failed and not graph.states[n].faults), None)
@@ -136,6 +150,9 @@ def _judge(network: Network, graph: Graph, flags: list[tuple[bool, bool]], prop:
     if prop is ALL_STOPPED:
         stopped = next((n for n, (failed, ended) in enumerate(flags) if ended and not failed), None)
         return Verdict(prop, stopped is not None, stopped)
+    if prop is ALL_ENDED:
+        done = next((n for n, (failed, ended) in enumerate(flags) if ended and failed), None)
+        return Verdict(prop, done is not None or not any(failed for failed, _ in flags), done)
     found = graph.seen.get(prop.name)
     violated = found is not None if prop.kind == "always" else found is None
     state, edge = found if found else (None, None)
@@ -143,29 +160,139 @@ def _judge(network: Network, graph: Graph, flags: list[tuple[bool, bool]], prop:
 
 
 def _no_stranding(network: Network, graph: Graph, flags: list[tuple[bool, bool]], judge_all: bool) -> Verdict:
-    """AG EF per rank: from every judged state some ordinary path lets the rank advance."""
+    """AG EF per rank: from every judged state some path lets the rank advance.
+
+    Until a fault the path is of ordinary steps alone; after one, detection may help, unless `judge_all`. Once a rank
+    has failed, `crash_over_hang` takes over.
+    """
     first: tuple[int, int] | None = None
     for rank in range(network.ranks):
-        advancing = (
-            n
-            for n, edges in enumerate(graph.edges)
-            if any(r == rank and ordinary and advances for r, _, ordinary, advances in edges)
-        )
-        safe = _can_reach(graph, advancing, ordinary_only=True)
+        alone = _can_advance(graph, rank, detection=False)
+        helped = alone if judge_all else _can_advance(graph, rank, detection=True)
         for n, (failed, _) in enumerate(flags):
-            if (judge_all or not failed) and not safe[n] and not network.info(graph.states[n], rank).terminal:
+            state = graph.states[n]
+            safe = helped if state.faults else alone
+            if safe[n] or (failed and not judge_all):
+                continue
+            info = network.info(state, rank)
+            if not info.terminal and not info.stalled:
                 first = min(first, (n, rank)) if first else (n, rank)
                 break
     return Verdict(NO_STRANDING, first is None, *(first or (None, None)))
 
 
-def _can_reach(graph: Graph, goal: Iterable[int], *, ordinary_only: bool) -> list[bool]:
-    """For each state, whether some path leads from it into `goal`."""
+def _can_advance(graph: Graph, rank: int, *, detection: bool) -> list[bool]:
+    """For each state, whether some path leads to a step in which `rank` advances."""
+
+    def counts(edge: Edge) -> bool:
+        return edge.ordinary or (detection and edge.detects)
+
+    goal = [n for n, edges in enumerate(graph.edges) if any(e.rank == rank and e.advances and counts(e) for e in edges)]
+    return _can_reach(graph, goal, counts)
+
+
+def first_hang(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
+    """The first state after a failure from which some fair run goes on for ever, or stands still.
+
+    Fair means that what detection may do to a rank all the time, it does in the end. Then a run can stay for ever
+    only in a state without moves, or in a strongly connected component that has no rank to which detection is
+    open in every state.
+    """
+    troubled = [n for n, (failed, ended) in enumerate(flags) if failed and not ended]
+    inside = set(troubled)
+    traps = [n for n in troubled if not graph.edges[n]]
+    for component in _components(graph, troubled, inside):
+        loops = len(component) > 1 or any(e.target == component[0] and e.advances for e in graph.edges[component[0]])
+        detected = (frozenset(e.rank for e in graph.edges[n] if e.detects) for n in component)
+        if loops and not frozenset.intersection(*detected):
+            traps += component
+    if not traps:
+        return None
+    doomed = _can_reach(graph, traps, lambda edge: True)
+    return next(n for n in troubled if doomed[n])
+
+
+def worst_steps_to_end(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
+    """Over all states in which a failure has just happened: the most steps that it takes until all have ended,
+    if nobody does anything else meanwhile. None where nothing ever fails."""
+    far = {n: 0 for n, (_, ended) in enumerate(flags) if ended}
+    back: dict[int, list[int]] = {}
+    for n, edges in enumerate(graph.edges):
+        for edge in edges:
+            back.setdefault(edge.target, []).append(n)
+    queue = deque(far)
+    while queue:
+        here = queue.popleft()
+        for source in back.get(here, ()):
+            if source not in far:
+                far[source] = far[here] + 1
+                queue.append(source)
+    starts = {e.target for n, edges in enumerate(graph.edges) if not flags[n][0] for e in edges if flags[e.target][0]}
+    return max((far[n] for n in starts if n in far), default=None)
+
+
+def _unclean(network: Network, graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
+    """The first state in which rank0 shuts down, nothing has failed, and some run does not end with all STOPPED."""
+    inside = {
+        n
+        for n, (failed, _) in enumerate(flags)
+        if not failed and not graph.states[n].faults and network.shutting_down(graph.states[n])
+    }
+    stopped = _can_reach(graph, [n for n in inside if flags[n][1]], lambda edge: edge.ordinary)
+    for n in sorted(inside):
+        if not stopped[n]:
+            return n
+    for component in _components(graph, sorted(inside), inside):
+        if len(component) > 1:
+            return min(component)
+    return None
+
+
+def _components(graph: Graph, roots: Iterable[int], inside: set[int]) -> Iterator[list[int]]:
+    """Strongly connected components of the states `inside` (Tarjan, without recursion)."""
+    order: dict[int, int] = {}
+    low: dict[int, int] = {}
+    stack: list[int] = []
+    on_stack: set[int] = set()
+    for root in roots:
+        if root in order:
+            continue
+        work = [(root, iter([e.target for e in graph.edges[root]]))]
+        order[root] = low[root] = len(order)
+        stack.append(root)
+        on_stack.add(root)
+        while work:
+            node, targets = work[-1]
+            for target in targets:
+                if target not in inside:
+                    continue
+                if target not in order:
+                    order[target] = low[target] = len(order)
+                    stack.append(target)
+                    on_stack.add(target)
+                    work.append((target, iter([e.target for e in graph.edges[target]])))
+                    break
+                if target in on_stack:
+                    low[node] = min(low[node], order[target])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
+                if low[node] == order[node]:
+                    component: list[int] = []
+                    while not component or component[-1] != node:
+                        component.append(stack.pop())
+                        on_stack.discard(component[-1])
+                    yield component
+
+
+def _can_reach(graph: Graph, goal: Iterable[int], counts: Callable[[Edge], bool]) -> list[bool]:
+    """For each state, whether some path of edges that count leads from it into `goal`."""
     back: list[list[int]] = [[] for _ in graph.states]
     for n, edges in enumerate(graph.edges):
-        for _, target, ordinary, _ in edges:
-            if ordinary or not ordinary_only:
-                back[target].append(n)
+        for edge in edges:
+            if counts(edge):
+                back[edge.target].append(n)
     reached = [False] * len(graph.states)
     stack = []
     for n in goal:

@@ -1,0 +1,337 @@
+"""What can go wrong, by kind: each fault as rows that are added to the tables, and what it stands for.
+
+A crash and a stall need no row (`network.py`). The other kinds are FAULT rows: they are taken at most as
+often as the budget says, and only where they are asked for. A fault does what the real thing does to the
+rank's own variables or messages; whether anybody notices is up to the checks in the tables.
+
+Left out: several faults in one step, and faults of the transport itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from ..errors import UsageError
+from . import protocol as tp
+from .network import CRASH, STALL, Faults
+from .protocol import TPVars
+from .tables import By, Collective, Kind, Protocol, Row, Scope
+
+Edit = Callable[[Protocol], Protocol]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault: in words, and as an edit of the tables."""
+
+    kind: str
+    text: str
+    edit: Edit | None = None
+
+
+# ── what faults do ──────────────────────────────────────────────────────────────────────────────────
+
+FLAGGED = Collective("flagged", Kind.ALL_REDUCE, "device", None, "model", "activations", "generate")
+"""The collective that a rank-local flag gates: on the wire it looks like a generator call's."""
+
+
+def odd_facts(v: TPVars, _: object) -> TPVars:
+    """one flag of this rank differs from the others'"""
+    return replace(v, facts="odd")
+
+
+def flag_is_set(v: TPVars, _: object) -> bool:
+    """this rank's flag asks for another collective"""
+    return v.facts == "odd" and v.observed > 0 and not v.pending_cut
+
+
+def flag_is_spent(v: TPVars, _: object) -> TPVars:
+    """the flagged collective comes once a chunk"""
+    return replace(v, pending_cut=True)
+
+
+def slipped_calls(v: TPVars, scope: Scope) -> Iterable[int]:
+    """This rank's own code makes one call too few, or one too many."""
+    return (n for calls in tp.own_calls(v, scope) for n in (calls - 1, calls + 1))
+
+
+def begin_and_keep(v: TPVars, calls: int) -> TPVars:
+    """the override is read, but not cleared"""
+    return replace(tp.begin_calls(v, calls), override=True)
+
+
+def drifted_state(v: TPVars, scope: Scope) -> Iterable[int]:
+    """This rank's output, cache or sequence of collectives differs."""
+    return (1,)
+
+
+def stale_call(v: TPVars) -> tp.Header:
+    """An INFER header with an older call_id."""
+    return replace(tp.infer_header(v), call_id=v.call_id + 3)
+
+
+def stale_chunk(v: TPVars) -> tp.Header:
+    """An INFER header that replays the chunk before."""
+    return replace(tp.infer_header(v), chunk_index=v.chunk_index - 1)
+
+
+def stale_epoch(v: TPVars) -> tp.Header:
+    """An INFER header from before the last hard cut."""
+    return replace(tp.infer_header(v), cache_epoch=v.cache_epoch - 1)
+
+
+def stale_control(v: TPVars) -> tp.Header:
+    """An INFER header with an older control_epoch."""
+    return replace(tp.infer_header(v), control_epoch=v.control_epoch - 1)
+
+
+def stale_noop(v: TPVars) -> tp.Header:
+    """A heartbeat that comes late: ids, epochs and chunk of an earlier time."""
+    return replace(
+        tp.noop_header(v),
+        call_id=v.call_id + 3,
+        chunk_index=v.chunk_index - 1,
+        cache_epoch=v.cache_epoch - 1,
+        control_epoch=v.control_epoch - 1,
+    )
+
+
+def noop_again(v: TPVars) -> tp.Header:
+    """The last header, as a heartbeat, once more."""
+    return tp.noop_header(v)
+
+
+def damaged_header(v: TPVars, _: object) -> TPVars:
+    """the packet is damaged on this rank: it asks for another call, and its digest is wrong"""
+    header = v.received
+    if not isinstance(header, tp.Header):
+        return v
+    plan = header.plan and replace(header.plan, steps=header.plan.steps + 1, expected=header.plan.expected + 1)
+    return replace(v, received=replace(header, plan=plan, intact=False))
+
+
+def incoherent_header(v: TPVars, _: object) -> TPVars:
+    """the header is whole, but its plan contradicts itself: rank0 preflighted it with another version's rules"""
+    header = v.received
+    if not isinstance(header, tp.Header):
+        return v
+    plan = header.plan and replace(header.plan, expected=header.plan.expected + 1)
+    return replace(v, received=replace(header, plan=plan))
+
+
+def damaged_payload(v: TPVars, _: object) -> TPVars:
+    """a byte of the payload is flipped on this rank, and its digest is wrong"""
+    payload = v.received
+    if not isinstance(payload, tp.Payload):
+        return v
+    return replace(v, received=replace(payload, digest=-payload.digest, intact=False))
+
+
+def swapped_override(v: TPVars, _: object) -> TPVars:
+    """the payload is whole, but its override is there where none is planned, or missing where one is"""
+    payload = v.received
+    if not isinstance(payload, tp.Payload):
+        return v
+    return replace(v, received=replace(payload, override=not payload.override))
+
+
+def received_infer(v: TPVars, _: object) -> bool:
+    """an INFER header was received"""
+    return isinstance(v.received, tp.Header) and v.received.action is tp.Action.INFER
+
+
+def one_chunk_done(v: TPVars, _: object) -> bool:
+    """there is an earlier chunk"""
+    return v.chunk_index > 0
+
+
+def from_the_owning_thread(v: TPVars, _: object) -> bool:
+    """the collective comes from the thread that owns the group"""
+    return False
+
+
+def bad_plans(v: TPVars, scope: Scope) -> Iterable[tp.Plan]:
+    """Good plans, a wrong count, a missing or left-over override, a hard cut dropped or made up."""
+    for plan in tp.plans(v, scope):
+        yield plan
+        yield replace(plan, expected=plan.expected + 1)
+        yield replace(plan, override=not plan.override)
+        yield replace(plan, init_cache=not plan.init_cache)
+
+
+# ── as rows ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _driver(*rows: Row) -> Edit:
+    return lambda p: replace(p, driver=p.driver.adding(*rows))
+
+
+def _worker(*rows: Row) -> Edit:
+    return lambda p: replace(p, worker=p.worker.adding(*rows))
+
+
+def _both(rows: Callable[[str, str], tuple[Row, ...]]) -> Edit:
+    """The same rows for both roles, which differ in where they enter and leave phase B."""
+    return lambda p: _worker(*rows("READY", "ACK"))(_driver(*rows("PAYLOAD_SENT", "AWAIT_ACK"))(p))
+
+
+def _flag(p: Protocol) -> Protocol:
+    odd = Row("STARTUP", "flag_differs", "STARTUP", By.FAULT, effect=odd_facts, fault="flag")
+    extra = Row(
+        "GENERATING", "flagged_collective", "GENERATING", op=FLAGGED, guards=(flag_is_set,), effect=flag_is_spent
+    )
+    with_rows = replace(p, schedule=(*p.schedule, FLAGGED))
+    return replace(with_rows, driver=p.driver.adding(odd, extra), worker=p.worker.adding(odd, extra))
+
+
+def _plan_rows(ready: str, done: str) -> tuple[Row, ...]:
+    return (
+        Row(ready, "plan_slips", "GENERATING", By.FAULT, choices=slipped_calls, effect=tp.begin_calls, fault="plan"),
+    )
+
+
+def _override_rows(ready: str, done: str) -> tuple[Row, ...]:
+    return (
+        Row(ready, "override_survives", "GENERATING", By.FAULT, choices=tp.own_calls, effect=begin_and_keep,
+            fault="override"),
+    )  # fmt: skip
+
+
+def _drift_rows(ready: str, done: str) -> tuple[Row, ...]:
+    return (
+        Row("GENERATING", "state_drifts", done, By.FAULT, choices=drifted_state, effect=tp.close_calls, syncs=True,
+            guards=(tp.calls_done, tp.count_is_expected, tp.override_is_clear), fault="drift"),
+    )  # fmt: skip
+
+
+def _stale(p: Protocol) -> Protocol:
+    sends = (stale_call, stale_chunk, stale_epoch, stale_control)
+    rows = [
+        Row("COMMITTED", f"send_{send.__name__}", "HEADER_SENT", By.FAULT, op=tp.HEADER, send=send, commits=True,
+            fault="stale")
+        for send in sends
+    ]  # fmt: skip
+    late = Row("BEATING", "send_stale_noop", "IDLE", By.FAULT, op=tp.HEADER, send=stale_noop, fault="stale",
+               guards=(one_chunk_done,))  # fmt: skip
+    return _driver(*rows, late)(p)
+
+
+_THREAD_STATES = ("HEADER_SENT", "PAYLOAD_SENT", "GENERATING", "AWAIT_ACK")
+
+FAULTS: Mapping[str, Fault] = {
+    fault.kind: fault
+    for fault in (
+        Fault(CRASH, "a rank dies, its contribution to a collective made or not"),
+        Fault(STALL, "a rank takes no steps and sends no end-of-file; it may resume"),
+        Fault("exception", "a rank raises, in any state"),
+        Fault("flag", "a flag that gates a collective is set on one rank", _flag),
+        Fault("plan", "one rank's own code makes a call too few or too many", _both(_plan_rows)),
+        Fault("override", "one rank reads the override without clearing it", _both(_override_rows)),
+        Fault("drift", "one rank's output, cache or sequence of collectives differs", _both(_drift_rows)),
+        Fault("stale", "rank0 sends a header of an earlier call, chunk, epoch or control epoch", _stale),
+        Fault(
+            "duplicate",
+            "rank0 sends its last header once more",
+            _driver(Row("IDLE", "send_again", "IDLE", By.FAULT, op=tp.HEADER, send=noop_again, fault="duplicate")),
+        ),
+        Fault(
+            "corrupt",
+            "a header or payload is damaged on one worker",
+            _worker(
+                Row(
+                    "HEADER_CHECK",
+                    "header_damaged",
+                    "HEADER_CHECK",
+                    By.FAULT,
+                    effect=damaged_header,
+                    guards=(received_infer,),
+                    fault="corrupt",
+                ),
+                Row(
+                    "ENVELOPE_CHECK",
+                    "payload_damaged",
+                    "ENVELOPE_CHECK",
+                    By.FAULT,
+                    effect=damaged_payload,
+                    fault="corrupt",
+                ),
+            ),
+        ),
+        Fault(
+            "incoherent",
+            "a header or payload is whole, but contradicts the plan, on one worker",
+            _worker(
+                Row(
+                    "HEADER_CHECK",
+                    "plan_contradicts",
+                    "HEADER_CHECK",
+                    By.FAULT,
+                    effect=incoherent_header,
+                    guards=(received_infer,),
+                    fault="incoherent",
+                ),
+                Row(
+                    "ENVELOPE_CHECK",
+                    "override_contradicts",
+                    "ENVELOPE_CHECK",
+                    By.FAULT,
+                    effect=swapped_override,
+                    fault="incoherent",
+                ),
+            ),
+        ),
+        Fault(
+            "request",
+            "the caller asks for a plan that contradicts itself, or drops a pending hard cut",
+            lambda p: replace(p, driver=p.driver.edit("PREFLIGHT_1", "preflight_schema", choices=bad_plans)),
+        ),
+        Fault(
+            "thread",
+            "a second thread of rank0 sends a heartbeat in mid-chunk",
+            _driver(
+                *(
+                    Row(
+                        state,
+                        "second_thread_beats",
+                        state,
+                        By.FAULT,
+                        op=tp.HEADER,
+                        send=tp.noop_header,
+                        guards=(from_the_owning_thread,),
+                        fault="thread",
+                    )
+                    for state in _THREAD_STATES
+                )
+            ),
+        ),
+    )
+}
+"""Every kind of fault, by name."""
+
+
+def with_faults(protocol: Protocol, kinds: Iterable[str]) -> Protocol:
+    """The protocol with the rows of these kinds of faults. Raises UsageError for a kind that does not exist."""
+    for kind in kinds:
+        fault = FAULTS.get(kind)
+        if fault is None:
+            raise UsageError(f"no fault `{kind}`", where="--fault", do=f"choose from {', '.join(FAULTS)}")
+        if fault.edit is not None:
+            if not protocol.name.startswith("tp_v1"):
+                raise UsageError(f"fault `{kind}` is one of TP v1.1", where="--fault", do=f"use {CRASH} or {STALL}")
+            protocol = fault.edit(protocol)
+    return protocol
+
+
+def asked(points: Iterable[tuple[str, str | None]], protocol: Protocol) -> Faults:
+    """Kinds and points of `--fault KIND[@STATE]`. Raises UsageError for a state that does not exist."""
+    chosen: dict[str, frozenset[str] | None] = {}
+    known = {s.name for role in protocol.roles for s in role.states}
+    for kind, point in points:
+        if point is not None and point not in known:
+            raise UsageError(
+                f"no state `{point}`", where=f"--fault {kind}", do=f"choose from {', '.join(sorted(known))}"
+            )
+        before = chosen.get(kind, frozenset())
+        chosen[kind] = None if point is None or before is None else before | {point}
+    return chosen
