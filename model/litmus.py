@@ -10,7 +10,7 @@ Left out: how long anything takes, and a late rank that is told before everyone 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
@@ -102,8 +102,8 @@ class Prediction(NamedTuple):
 
 def predict(litmus: Litmus) -> Prediction:
     """Every outcome that the rules allow. Without a late rank both answers are the same."""
-    held = _explore(litmus, {(Lane(),) * litmus.ranks}, hold=True)
-    end = _explore(litmus, held, hold=False)
+    start = (Lane(),) * litmus.ranks
+    held, end = _explore(litmus, start, hold=True), _explore(litmus, start, hold=False)
     return Prediction(_settled(litmus, held), _settled(litmus, end))
 
 
@@ -130,11 +130,11 @@ class Lane(NamedTuple):
 State = tuple[Lane, ...]
 
 
-def _explore(litmus: Litmus, starts: Iterable[State], *, hold: bool) -> set[State]:
-    """The states that can be reached in which nothing is bound to happen."""
+def _explore(litmus: Litmus, start: State, *, hold: bool) -> set[State]:
+    """The states that can be reached in which nothing is bound to happen. `hold`: no late rank comes."""
     seen: set[State] = set()
     settled: set[State] = set()
-    todo = [_run(litmus, state, hold) for state in starts]
+    todo = [_run(litmus, start, hold)]
     while todo:
         state = todo.pop()
         if state in seen:
@@ -144,10 +144,11 @@ def _explore(litmus: Litmus, starts: Iterable[State], *, hold: bool) -> set[Stat
         sure = [move for move in moves if move.bound]
         if not sure:
             settled.add(state)
-        # where nobody can be lost, what is sure stays sure: one order of it stands for all, hindmost first
-        elif not any(move.result in OVER for move in moves):
-            moves = [min(sure, key=lambda move: state[move.rank].at)]
-        todo += [_run(litmus, _leave(state, move), hold) for move in moves]
+        if sure and not any(move.result in OVER for move in moves):
+            # where nobody can be lost, what is sure stays sure: it may as well come first, and at once
+            todo.append(_run(litmus, _leave(state, *sure), hold))
+        else:
+            todo += [_run(litmus, _leave(state, move), hold) for move in moves]
     return settled
 
 
@@ -181,45 +182,53 @@ class Leaving(NamedTuple):
 
 
 def _leavings(litmus: Litmus, state: State) -> Iterator[Leaving]:
-    for rank, lane in enumerate(state):
-        if not lane.inside or not lane.alive:
-            continue
-        op, issued, lost, counts = _inside(litmus, state, rank)
-        bound = transport.bound(op, issued, lost=lost, checked=litmus.checked)
-        for fate in transport.fates(op, rank, issued, lost=lost, checked=litmus.checked):
-            if fate is not Fate.COMPLETES:
-                yield Leaving(rank, Result(fate.value), bound)
-            elif transport.in_reach(counts[rank] - 1, counts):
-                yield Leaving(rank, _result(op, rank, issued), bound)
+    for (op, _), here in _meetings(litmus, state).items():
+        checked = litmus.checked
+        bound = transport.bound(op, here.issued, lost=here.lost, checked=checked)
+        for rank in here.inside:
+            for fate in transport.fates(op, rank, here.issued, lost=here.lost, checked=checked):
+                if fate is not Fate.COMPLETES:
+                    yield Leaving(rank, Result(fate.value), bound)
+                elif here.in_reach:
+                    yield Leaving(rank, _result(op, rank, here.issued), bound)
 
 
-def _leave(state: State, move: Leaving) -> State:
-    lane = state[move.rank]
-    left = move.result not in OVER
-    lane = Lane(lane.at + left, not left, (*lane.results, move.result))
-    return (*state[: move.rank], lane, *state[move.rank + 1 :])
+def _leave(state: State, *moves: Leaving) -> State:
+    lanes = list(state)
+    for rank, result, _ in moves:
+        lane = state[rank]
+        left = result not in OVER
+        lanes[rank] = Lane(lane.at + left, not left, (*lane.results, result))
+    return tuple(lanes)
 
 
-class Inside(NamedTuple):
-    """What surrounds a rank inside a collective."""
+class Meeting(NamedTuple):
+    """One position of a group: what each member has put in, who is gone without having left, who is inside."""
 
-    op: Collective
     issued: list[Contribution | None]
-    lost: set[int]
-    counts: list[int]
-    """How many collectives of the group each member has issued."""
+    lost: list[int]
+    in_reach: bool
+    inside: list[int]
 
 
-def _inside(litmus: Litmus, state: State, rank: int) -> Inside:
-    step = litmus.programs[rank][state[rank].at]
-    assert isinstance(step, Do)
-    group = step.op.group
+def _meetings(litmus: Litmus, state: State) -> dict[tuple[Collective, int], Meeting]:
+    """The collectives that some rank is in, with their positions."""
+    found: dict[tuple[Collective, int], Meeting] = {}
+    for rank, lane in enumerate(state):
+        step = litmus.programs[rank][lane.at] if lane.inside and lane.alive else None
+        if isinstance(step, Do):
+            at = len(_done(litmus.programs[rank], lane.at, step.op.group))
+            here = found.get((step.op, at)) or _meeting(litmus, state, step.op.group, at)
+            found[step.op, at] = here
+            here.inside.append(rank)
+    return found
+
+
+def _meeting(litmus: Litmus, state: State, group: str, at: int) -> Meeting:
     done = [_done(program, lane.at + lane.inside, group) for program, lane in zip(litmus.programs, state, strict=True)]
-    counts = [len(steps) for steps in done]
-    at = counts[rank] - 1
     issued = [_contribution(steps[at], member) if at < len(steps) else None for member, steps in enumerate(done)]
-    lost = {m for m, lane in enumerate(state) if lane.gone and counts[m] - lane.inside <= at}
-    return Inside(step.op, issued, lost, counts)
+    lost = [member for member, lane in enumerate(state) if lane.gone and len(done[member]) - lane.inside <= at]
+    return Meeting(issued, lost, transport.in_reach(at, [len(steps) for steps in done]), [])
 
 
 @cache
@@ -228,7 +237,6 @@ def _done(program: Program, steps: int, group: str) -> tuple[Do, ...]:
     return tuple(step for step in program[:steps] if isinstance(step, Do) and step.op.group == group)
 
 
-@cache
 def _contribution(step: Do, rank: int) -> Contribution:
     """What the rank puts in. Bytes that are read as something else are another value."""
     return Contribution(step.op, (step.op.name, rank, step.op.dtype, step.op.size, step.contiguous))
@@ -244,21 +252,19 @@ def _result(op: Collective, rank: int, issued: list[Contribution | None]) -> Res
 
 
 def _settled(litmus: Litmus, states: set[State]) -> Settled:
-    outcomes = set()
     waiting: list[set[int]] = [set() for _ in range(litmus.ranks)]
     for state in states:
-        outcome = []
-        for rank, lane in enumerate(state):
-            results = lane.results
-            if lane.inside and lane.alive:
-                results = (*results, Result.WAITS)
-                op, issued, lost, _ = _inside(litmus, state, rank)
-                waiting[rank] |= set(transport.missing(op, rank, issued)) or lost
-            elif lane.alive and lane.at < len(litmus.programs[rank]):
-                results = (*results, Result.LATE)
-            outcome.append(results)
-        outcomes.add(tuple(outcome))
+        for (op, _), here in _meetings(litmus, state).items():
+            for rank in here.inside:
+                waiting[rank] |= set(transport.missing(op, rank, here.issued) or here.lost)
+    outcomes = {tuple(map(_results, litmus.programs, state)) for state in states}
     return Settled(frozenset(outcomes), tuple(map(frozenset, waiting)))
+
+
+def _results(program: Program, lane: Lane) -> tuple[Result, ...]:
+    if not lane.alive or lane.at == len(program):
+        return lane.results
+    return (*lane.results, Result.WAITS if lane.inside else Result.LATE)
 
 
 # ── the programs ────────────────────────────────────────────────────────────────────────────────────────
@@ -323,7 +329,7 @@ def _unequal() -> Iterator[Litmus]:
             _odd(2, 1, _broadcast(), _broadcast(size=32)),
         ),
         "receiver_smaller_4": (
-            "the same on rank 1 of 4, which rank 3 depends on",
+            "rank 1 of 4 has room for half of a broadcast, and feeds rank 3",
             _odd(4, 1, _broadcast(), _broadcast(size=32)),
         ),
         "receiver_larger": (
@@ -331,11 +337,11 @@ def _unequal() -> Iterator[Litmus]:
             _odd(2, 1, _broadcast(), _broadcast(size=128)),
         ),
         "receiver_larger_4": (
-            "the same on rank 1 of 4, which passes on too much",
+            "rank 1 of 4 has room for twice as much as is broadcast, and feeds rank 3",
             _odd(4, 1, _broadcast(), _broadcast(size=128)),
         ),
         "other_kind": ("a broadcast here, an all-reduce there", _odd(2, 1, _broadcast(), _all_reduce())),
-        "other_kind_3": ("the same, and a third rank in the broadcast", _odd(3, 1, _broadcast(), _all_reduce())),
+        "other_kind_3": ("two ranks in a broadcast, one in an all-reduce", _odd(3, 1, _broadcast(), _all_reduce())),
         "skipped_all_reduce": (
             "one rank skips the second of three equal all-reduces",
             ((first, second, third), (first, second, third), (first, third)),
@@ -378,8 +384,7 @@ def _two_groups() -> Iterator[Litmus]:
     """The position of a collective counts within its group."""
     one, other = _all_reduce("one", group="one"), _all_reduce("other", group="other")
     yield Litmus("crossed_groups", "all-reduces in two groups, in opposite order", ((one, other), (other, one)))
-    header, payload = _broadcast("header", group="one"), _broadcast("payload", group="other")
-    chunks = (header, payload) * 3
+    chunks = [_broadcast(f"{name} {n}", group=name) for n in (1, 2, 3) for name in ("header", "payload")]
     yield Litmus("run_ahead_two_groups", "3 headers and payloads, rank 3 of 4 is late", _late(4, 3, *chunks))
 
 
