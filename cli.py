@@ -118,11 +118,7 @@ def check(
 ) -> None:
     """Search every state that a protocol can reach for a rank left waiting, and for every other violation."""
     flags.at_most_one(mutant=mutant, mutants=mutants, any_world_size=any_world_size)
-    flags.settings("--param", param)
-    for point in flags.fault_points(fault):
-        unbuilt(f"--fault {point.kind}{'@' + point.point if point.point else ''}", point != ("crash", None))
-    unbuilt("--transport stream", transport is flags.Transport.stream)
-    unbuilt("--param", bool(param))
+    params, points = flags.settings("--param", param), flags.fault_points(fault)
     unbuilt("--mutants", mutants)
     unbuilt("--any-world-size", any_world_size)
     unbuilt(f"--engine {engine}", engine in (flags.Engine.numpy, flags.Engine.numba))
@@ -134,7 +130,10 @@ def check(
         found = run_check(
             protocol,
             Scope(ranks, chunks, steps),
+            params=params,
             faults=faults,
+            fault_points=points,
+            stream=transport is flags.Transport.stream,
             detection=None if detection is None else detection is flags.OnOff.on,
             mutant=mutant,
             properties=properties,

@@ -21,7 +21,7 @@ import graphviz
 
 from ..errors import UsageError
 from .checker.counterexample import Counterexample, TraceStep
-from .tables import By, Collective, Role, Row, State
+from .tables import By, Collective, Meet, Put, Role, Row, State, Take
 from .transport import depends_on
 
 INK, GREY, BLUE, RED, AMBER = "#1e293b", "#64748b", "#1d4ed8", "#c81e1e", "#b45309"
@@ -56,7 +56,7 @@ def outline(role: Role) -> tuple[list[Row], list[Note]]:
     same: dict[Row, list[Row]] = {}
     for row in role.rows:
         same.setdefault(replace(row, state=""), []).append(row)
-    noted = {row: len(rows) >= MANY and not row.guards and row.op is None for row, rows in same.items()}
+    noted = {row: len(rows) >= MANY and not (row.guards or row.op or row.gate) for row, rows in same.items()}
     events: dict[tuple[tuple[str, ...], str, str], list[str]] = {}
     for row, rows in same.items():
         if noted[row]:
@@ -154,7 +154,16 @@ def _row_label(row: Row) -> str:
 
 
 def _marks(row: Row) -> str:
-    return (f" ⇄ {row.op.name}" if row.op else "") + (" ◆" if row.commits else "")
+    """What the row does beside moving on: a collective, a gate, a sync of the stream, a commitment."""
+    slot = row.gate.slot.name if isinstance(row.gate, Put | Take) else ""
+    marks = [
+        f"⇄ {row.op.name}" if row.op else "",
+        f"puts {slot}" if isinstance(row.gate, Put) else f"takes {slot}" if slot else "",
+        "once all counters are there" if isinstance(row.gate, Meet) else "",
+        "once its stream is done" if row.syncs else "",
+        "◆" if row.commits else "",
+    ]
+    return "".join(f" {mark}" for mark in marks if mark)
 
 
 def _guards(row: Row) -> list[str]:
@@ -213,11 +222,11 @@ class Beat(NamedTuple):
         here, collective = f"→ {last.states[self.rank]}", f"⇄ {last.operation} #{last.sequence}"
         if first is last:
             told = {
-                "step": [last.event, here],
                 "issue": [last.event, f"{collective} issued"],
                 "complete": [collective, here],
+                "device": [collective, "done on the stream"],
                 "crash": ["dies"],
-            }[last.edge]
+            }.get(last.edge, [last.event, here])
         elif last.edge == "complete":
             told = [first.event, collective, here]
         else:
@@ -235,13 +244,13 @@ class Beat(NamedTuple):
     @property
     def colours(self) -> tuple[str, str]:
         """Of the rim and the inside."""
-        if self.verdict or self.steps[-1].edge == "crash":
+        if self.verdict or self.steps[-1].edge in ("crash", "stall", "killed"):
             return RED, PALE_RED
         return (AMBER, PALE_AMBER) if self.commits else (GREY, "white")
 
 
 def beats(example: Counterexample, schedule: Sequence[Collective]) -> list[Beat]:
-    """The steps of `example`; the schedule says whose parts each collective delivers."""
+    """The steps of `example`; the schedule says whose parts each of its collectives delivers."""
     operations = {op.name: op for op in schedule}
     verdict = "" if example.stuck else example.claim
     runs: list[list[TraceStep]] = []
@@ -255,7 +264,7 @@ def beats(example: Counterexample, schedule: Sequence[Collective]) -> list[Beat]
     for run in runs:
         last = run[-1]
         sources: Sequence[int] = ()
-        if last.edge == "complete":
+        if last.edge in ("complete", "device") and last.operation in operations:
             sources = depends_on(operations[last.operation], last.rank, example.ranks)
         others = tuple(rank for rank in sources if rank != last.rank)
         found.append(Beat(tuple(run), others, verdict if last is example.steps[-1] else ""))

@@ -9,12 +9,13 @@ Left out: several faults in one step, and faults of the transport itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import UsageError
 from . import protocol as tp
-from .network import CRASH, STALL, Faults
+from .network import CRASH, STALL, Faults, Point
 from .protocol import TPVars
 from .tables import By, Collective, Kind, Protocol, Row, Scope
 
@@ -66,35 +67,35 @@ def drifted_state(v: TPVars, scope: Scope) -> Iterable[int]:
     return (1,)
 
 
-def stale_call(v: TPVars) -> tp.Header:
-    """An INFER header with an older call_id."""
-    return replace(tp.infer_header(v), call_id=v.call_id + 3)
+Send = Callable[[TPVars], tp.Header]
 
 
-def stale_chunk(v: TPVars) -> tp.Header:
-    """An INFER header that replays the chunk before."""
-    return replace(tp.infer_header(v), chunk_index=v.chunk_index - 1)
+def _stale(field: str, by: int, text: str) -> Callable[[Send], Send]:
+    """Of a function that makes a header, the same with one field of an earlier time."""
+
+    def of(send: Send) -> Send:
+        def stale(v: TPVars) -> tp.Header:
+            header = send(v)
+            return replace(header, **{field: getattr(header, field) + by})
+
+        stale.__name__, stale.__doc__ = f"stale_{field}", text
+        return stale
+
+    return of
 
 
-def stale_epoch(v: TPVars) -> tp.Header:
-    """An INFER header from before the last hard cut."""
-    return replace(tp.infer_header(v), cache_epoch=v.cache_epoch - 1)
+STALE = (
+    _stale("call_id", 3, "A header with an older call_id."),  # modulo 4, the one before
+    _stale("chunk_index", -1, "A header that replays the chunk before."),
+    _stale("cache_epoch", -1, "A header from before the last hard cut."),
+    _stale("control_epoch", -1, "A header with an older control_epoch."),
+)
+"""Each makes one field of a header stale, so that each check of a header has a fault of its own."""
 
 
-def stale_control(v: TPVars) -> tp.Header:
-    """An INFER header with an older control_epoch."""
-    return replace(tp.infer_header(v), control_epoch=v.control_epoch - 1)
-
-
-def stale_noop(v: TPVars) -> tp.Header:
-    """A heartbeat that comes late: ids, epochs and chunk of an earlier time."""
-    return replace(
-        tp.noop_header(v),
-        call_id=v.call_id + 3,
-        chunk_index=v.chunk_index - 1,
-        cache_epoch=v.cache_epoch - 1,
-        control_epoch=v.control_epoch - 1,
-    )
+def reordered_payload(v: TPVars) -> tp.Payload:
+    """The same tensors in another order than the specs in the header have."""
+    return replace(tp.chunk_payload(v), digest=v.payload + 50)
 
 
 def noop_again(v: TPVars) -> tp.Header:
@@ -109,6 +110,15 @@ def damaged_header(v: TPVars, _: object) -> TPVars:
         return v
     plan = header.plan and replace(header.plan, steps=header.plan.steps + 1, expected=header.plan.expected + 1)
     return replace(v, received=replace(header, plan=plan, intact=False))
+
+
+def misread_header(v: TPVars, _: object) -> TPVars:
+    """the packet is damaged on this rank: a heartbeat reads as a shutdown, or the reverse, and its digest is wrong"""
+    header = v.received
+    if not isinstance(header, tp.Header):
+        return v
+    action = tp.Action.SHUTDOWN if header.action is tp.Action.NOOP else tp.Action.NOOP
+    return replace(v, received=replace(header, action=action, intact=False))
 
 
 def incoherent_header(v: TPVars, _: object) -> TPVars:
@@ -141,9 +151,9 @@ def received_infer(v: TPVars, _: object) -> bool:
     return isinstance(v.received, tp.Header) and v.received.action is tp.Action.INFER
 
 
-def one_chunk_done(v: TPVars, _: object) -> bool:
-    """there is an earlier chunk"""
-    return v.chunk_index > 0
+def received_other(v: TPVars, _: object) -> bool:
+    """a header without a payload was received"""
+    return isinstance(v.received, tp.Header) and v.received.action is not tp.Action.INFER
 
 
 def from_the_owning_thread(v: TPVars, _: object) -> bool:
@@ -205,16 +215,53 @@ def _drift_rows(ready: str, done: str) -> tuple[Row, ...]:
     )  # fmt: skip
 
 
-def _stale(p: Protocol) -> Protocol:
-    sends = (stale_call, stale_chunk, stale_epoch, stale_control)
+def _stale_rows(p: Protocol) -> Protocol:
+    sent = (
+        ("COMMITTED", "HEADER_SENT", tp.infer_header),
+        ("BEATING", "IDLE", tp.noop_header),
+        ("STOPPING", "STOPPED", tp.shutdown_header),
+    )
     rows = [
-        Row("COMMITTED", f"send_{send.__name__}", "HEADER_SENT", By.FAULT, op=tp.HEADER, send=send, commits=True,
+        Row(state, f"send_{stale(send).__name__}", target, By.FAULT, op=tp.HEADER, send=stale(send), commits=True,
             fault="stale")
-        for send in sends
+        for state, target, send in sent
+        for stale in STALE
     ]  # fmt: skip
-    late = Row("BEATING", "send_stale_noop", "IDLE", By.FAULT, op=tp.HEADER, send=stale_noop, fault="stale",
-               guards=(one_chunk_done,))  # fmt: skip
-    return _driver(*rows, late)(p)
+    return _driver(*rows)(p)
+
+
+def state_of_facts(v: TPVars, scope: Scope) -> Iterable[int]:
+    """A rank that differs in what it computes with has another output."""
+    return (int(v.facts == "odd"),)
+
+
+def _computes_by_facts(p: Protocol) -> Protocol:
+    driver = p.driver.edit("GENERATING", "leave_phase_b", choices=state_of_facts)
+    return replace(p, driver=driver, worker=p.worker.edit("GENERATING", "leave_phase_b", choices=state_of_facts))
+
+
+def _weights(p: Protocol) -> Protocol:
+    p = _computes_by_facts(p)
+    driver = Row("IDLE", "weights_change", "IDLE", By.FAULT, effect=odd_facts, fault="weights")
+    worker = replace(driver, state="AWAIT_HEADER", target="AWAIT_HEADER")
+    return _worker(worker)(_driver(driver)(p))
+
+
+def _backend(p: Protocol) -> Protocol:
+    odd = Row("STARTUP", "backend_differs", "STARTUP", By.FAULT, effect=odd_facts, fault="backend")
+    return _worker(odd)(_driver(odd)(_computes_by_facts(p)))
+
+
+def runs_other_plan(v: TPVars, _: object) -> bool:
+    """this rank runs another `tp_plan`"""
+    return v.facts == "odd"
+
+
+def _role(p: Protocol) -> Protocol:
+    odd = Row("STARTUP", "plan_differs", "STARTUP", By.FAULT, effect=odd_facts, fault="role")
+    whole = Row("HEADER_CHECK", "accept_infer_alone", "READY", effect=tp.adopt_header, commits=True,
+                guards=(runs_other_plan, *p.worker.row("HEADER_CHECK", "accept_infer").guards))  # fmt: skip
+    return _worker(odd, whole)(p)
 
 
 _THREAD_STATES = ("HEADER_SENT", "PAYLOAD_SENT", "GENERATING", "AWAIT_ACK")
@@ -229,7 +276,7 @@ FAULTS: Mapping[str, Fault] = {
         Fault("plan", "one rank's own code makes a call too few or too many", _both(_plan_rows)),
         Fault("override", "one rank reads the override without clearing it", _both(_override_rows)),
         Fault("drift", "one rank's output, cache or sequence of collectives differs", _both(_drift_rows)),
-        Fault("stale", "rank0 sends a header of an earlier call, chunk, epoch or control epoch", _stale),
+        Fault("stale", "rank0 sends a header of an earlier call, chunk, epoch or control epoch", _stale_rows),
         Fault(
             "duplicate",
             "rank0 sends its last header once more",
@@ -246,6 +293,15 @@ FAULTS: Mapping[str, Fault] = {
                     By.FAULT,
                     effect=damaged_header,
                     guards=(received_infer,),
+                    fault="corrupt",
+                ),
+                Row(
+                    "HEADER_CHECK",
+                    "header_misread",
+                    "HEADER_CHECK",
+                    By.FAULT,
+                    effect=misread_header,
+                    guards=(received_other,),
                     fault="corrupt",
                 ),
                 Row(
@@ -281,6 +337,24 @@ FAULTS: Mapping[str, Fault] = {
                 ),
             ),
         ),
+        Fault(
+            "manifest",
+            "rank0 sends the tensors in another order than their specs",
+            _driver(
+                Row(
+                    "HEADER_SENT",
+                    "send_reordered",
+                    "PAYLOAD_SENT",
+                    By.FAULT,
+                    op=tp.PAYLOAD,
+                    send=reordered_payload,
+                    fault="manifest",
+                )
+            ),
+        ),
+        Fault("role", "one worker runs another `tp_plan`: it takes no payload, and makes inputs of its own", _role),
+        Fault("weights", "a weight changes on one rank, and with it what it computes", _weights),
+        Fault("backend", "one rank resolves another attention backend or compile mode", _backend),
         Fault(
             "request",
             "the caller asks for a plan that contradicts itself, or drops a pending hard cut",
@@ -324,14 +398,18 @@ def with_faults(protocol: Protocol, kinds: Iterable[str]) -> Protocol:
 
 
 def asked(points: Iterable[tuple[str, str | None]], protocol: Protocol) -> Faults:
-    """Kinds and points of `--fault KIND[@STATE]`. Raises UsageError for a state that does not exist."""
-    chosen: dict[str, frozenset[str] | None] = {}
+    """Kinds and points of `--fault KIND[@[rankN.]STATE]`. Raises UsageError for a state that does not exist."""
+    chosen: dict[str, frozenset[Point] | None] = {}
     known = {s.name for role in protocol.roles for s in role.states}
-    for kind, point in points:
-        if point is not None and point not in known:
-            raise UsageError(
-                f"no state `{point}`", where=f"--fault {kind}", do=f"choose from {', '.join(sorted(known))}"
-            )
+    for kind, text in points:
         before = chosen.get(kind, frozenset())
-        chosen[kind] = None if point is None or before is None else before | {point}
+        if text is None or before is None:
+            chosen[kind] = None
+            continue
+        match = re.fullmatch(r"(?:rank(\d+)\.)?(\w+)", text)
+        if match is None or match[2] not in known:
+            raise UsageError(
+                f"`{text}` is no point", where=f"--fault {kind}", do=f"use [rankN.]STATE of {', '.join(sorted(known))}"
+            )
+        chosen[kind] = before | {Point(match[2], int(match[1]) if match[1] else None)}
     return chosen

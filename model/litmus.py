@@ -1,19 +1,19 @@
 """Litmus tests: tiny programs, one per rank, and every outcome that the rules of `transport` allow them.
 
 `predict` explores all orders in which ranks may leave their collectives, by `transport`'s rules alone. It
-answers twice: while the late ranks are held back (who may have left by then, who cannot), and after they
-have come. A real run must show one of the outcomes; where only one is left, the run must show that one.
+answers twice: while the late ranks are held back (who may have left by then, who cannot), and when they have
+come, whenever that was. A real run must show one of the outcomes; where there is but one, that is a *must*.
 `impl.litmus` does the real runs.
 
-Left out: how long anything takes, and a late rank that is told before everyone else has settled.
+Left out: how long anything takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from . import transport
@@ -94,7 +94,7 @@ class Settled(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What may be seen while the late ranks are held back, and after they have come."""
+    """What may be seen while the late ranks are held back, and when they have come."""
 
     held: Settled
     end: Settled
@@ -103,8 +103,7 @@ class Prediction(NamedTuple):
 def predict(litmus: Litmus) -> Prediction:
     """Every outcome that the rules allow. Without a late rank both answers are the same."""
     start = (Lane(),) * litmus.ranks
-    held, end = _explore(litmus, start, hold=True), _explore(litmus, start, hold=False)
-    return Prediction(_settled(litmus, held), _settled(litmus, end))
+    return Prediction(_explore(litmus, start, hold=True), _explore(litmus, start, hold=False))
 
 
 # ── the exploration ─────────────────────────────────────────────────────────────────────────────────────
@@ -130,30 +129,35 @@ class Lane(NamedTuple):
 State = tuple[Lane, ...]
 
 
-def _explore(litmus: Litmus, start: State, *, hold: bool) -> set[State]:
-    """The states that can be reached in which nothing is bound to happen. `hold`: no late rank comes."""
+def _explore(litmus: Litmus, start: State, *, hold: bool) -> Settled:
+    """What can be reached in which nothing more is bound to happen. `hold`: no late rank comes."""
+    outcomes: set[Outcome] = set()
+    waiting: list[set[int]] = [set() for _ in start]
     seen: set[State] = set()
-    settled: set[State] = set()
     todo = [_run(litmus, start, hold)]
     while todo:
         state = todo.pop()
         if state in seen:
             continue
         seen.add(state)
-        moves = list(_leavings(litmus, state))
+        meetings = _meetings(litmus, state)
+        moves = [move for here in meetings for move in _leavings(here, litmus.checked)]
         sure = [move for move in moves if move.bound]
-        if not sure:
-            settled.add(state)
         if sure and not any(move.result in OVER for move in moves):
             # where nobody can be lost, what is sure stays sure: it may as well come first, and at once
             todo.append(_run(litmus, _leave(state, *sure), hold))
-        else:
-            todo += [_run(litmus, _leave(state, move), hold) for move in moves]
-    return settled
+            continue
+        todo += [_run(litmus, _leave(state, move), hold) for move in moves]
+        if not sure:
+            outcomes.add(tuple(map(_results, litmus.programs, state)))
+            for here in meetings:
+                for rank in here.inside:
+                    waiting[rank] |= set(transport.missing(here.op, rank, here.issued) or here.lost)
+    return Settled(frozenset(outcomes), tuple(map(frozenset, waiting)))
 
 
 def _run(litmus: Litmus, state: State, hold: bool) -> State:
-    """The state once every rank has gone on to where it waits: that depends on nobody."""
+    """The state once every rank has gone on to where it waits: that depends on nobody, and takes nothing away."""
     return tuple(_run_lane(program, lane, hold) for program, lane in zip(litmus.programs, state, strict=True))
 
 
@@ -181,16 +185,14 @@ class Leaving(NamedTuple):
     bound: bool
 
 
-def _leavings(litmus: Litmus, state: State) -> Iterator[Leaving]:
-    for (op, _), here in _meetings(litmus, state).items():
-        checked = litmus.checked
-        bound = transport.bound(op, here.issued, lost=here.lost, checked=checked)
-        for rank in here.inside:
-            for fate in transport.fates(op, rank, here.issued, lost=here.lost, checked=checked):
-                if fate is not Fate.COMPLETES:
-                    yield Leaving(rank, Result(fate.value), bound)
-                elif here.in_reach:
-                    yield Leaving(rank, _result(op, rank, here.issued), bound)
+def _leavings(here: Meeting, checked: bool) -> Iterator[Leaving]:
+    bound = transport.bound(here.op, here.issued, lost=here.lost, checked=checked)
+    for rank in here.inside:
+        for fate in transport.fates(here.op, rank, here.issued, lost=here.lost, checked=checked):
+            if fate is not Fate.COMPLETES:
+                yield Leaving(rank, Result(fate.value), bound)
+            elif here.in_reach:
+                yield Leaving(rank, _result(here.op, rank, here.issued), bound)
 
 
 def _leave(state: State, *moves: Leaving) -> State:
@@ -203,35 +205,40 @@ def _leave(state: State, *moves: Leaving) -> State:
 
 
 class Meeting(NamedTuple):
-    """One position of a group: what each member has put in, who is gone without having left, who is inside."""
+    """What some ranks are in: each member's part, who is gone without having left it, and who is inside."""
 
+    op: Collective
     issued: list[Contribution | None]
     lost: list[int]
     in_reach: bool
     inside: list[int]
 
 
-def _meetings(litmus: Litmus, state: State) -> dict[tuple[Collective, int], Meeting]:
-    """The collectives that some rank is in, with their positions."""
+def _meetings(litmus: Litmus, state: State) -> Iterable[Meeting]:
+    """The collectives that some rank is in. They meet by position in their group, and differ by what is meant."""
     found: dict[tuple[Collective, int], Meeting] = {}
     for rank, lane in enumerate(state):
         step = litmus.programs[rank][lane.at] if lane.inside and lane.alive else None
         if isinstance(step, Do):
             at = len(_done(litmus.programs[rank], lane.at, step.op.group))
-            here = found.get((step.op, at)) or _meeting(litmus, state, step.op.group, at)
+            here = found.get((step.op, at)) or _meeting(litmus, state, step.op, at)
             found[step.op, at] = here
             here.inside.append(rank)
-    return found
+    return found.values()
 
 
-def _meeting(litmus: Litmus, state: State, group: str, at: int) -> Meeting:
-    done = [_done(program, lane.at + lane.inside, group) for program, lane in zip(litmus.programs, state, strict=True)]
-    issued = [_contribution(steps[at], member) if at < len(steps) else None for member, steps in enumerate(done)]
-    lost = [member for member, lane in enumerate(state) if lane.gone and len(done[member]) - lane.inside <= at]
-    return Meeting(issued, lost, transport.in_reach(at, [len(steps) for steps in done]), [])
+def _meeting(litmus: Litmus, state: State, op: Collective, at: int) -> Meeting:
+    issued: list[Contribution | None] = []
+    counts, lost = [], []
+    for member, lane in enumerate(state):
+        steps = _done(litmus.programs[member], lane.at + lane.inside, op.group)
+        issued.append(_contribution(steps[at], member) if at < len(steps) else None)
+        counts.append(len(steps))
+        if lane.gone and len(steps) - lane.inside <= at:
+            lost.append(member)
+    return Meeting(op, issued, lost, transport.in_reach(at, counts), [])
 
 
-@cache
 def _done(program: Program, steps: int, group: str) -> tuple[Do, ...]:
     """The collectives of a group among the first steps of a program."""
     return tuple(step for step in program[:steps] if isinstance(step, Do) and step.op.group == group)
@@ -249,16 +256,6 @@ def _result(op: Collective, rank: int, issued: list[Contribution | None]) -> Res
     meant = [_contribution(Do(op), member) for member in range(len(issued))]
     right = transport.delivered(op, rank, issued) == transport.delivered(op, rank, meant)
     return Result.COMPLETES if right else Result.GARBAGE
-
-
-def _settled(litmus: Litmus, states: set[State]) -> Settled:
-    waiting: list[set[int]] = [set() for _ in range(litmus.ranks)]
-    for state in states:
-        for (op, _), here in _meetings(litmus, state).items():
-            for rank in here.inside:
-                waiting[rank] |= set(transport.missing(op, rank, here.issued) or here.lost)
-    outcomes = {tuple(map(_results, litmus.programs, state)) for state in states}
-    return Settled(frozenset(outcomes), tuple(map(frozenset, waiting)))
 
 
 def _results(program: Program, lane: Lane) -> tuple[Result, ...]:
@@ -360,7 +357,7 @@ def _unequal() -> Iterator[Litmus]:
 
 
 def _late_ranks() -> Iterator[Litmus]:
-    """One rank comes late, at 3, 4 and 8 ranks. That the root is late is a row of its own."""
+    """One rank comes late, at 3, 4 and 8 ranks."""
     for ranks in (3, 4, 8):
         for late in range(ranks):
             name = f"broadcast_{ranks}_late_{late}"
@@ -376,8 +373,8 @@ def _late_ranks() -> Iterator[Litmus]:
         several = [_broadcast(f"broadcast {n}") for n in range(ranks.bit_length())]
         text = f"{len(several)} broadcasts in a row, rank {ranks - 1} of {ranks} is late"
         yield Litmus(f"run_ahead_{ranks}", text, _late(ranks, ranks - 1, *several))
-    yield Litmus("broadcast_4_late_3_detail", "broadcast, rank 3 is late; DETAIL", _late(4, 3, _broadcast()), True)
-    yield Litmus("gather_4_late_3_detail", "gather, rank 3 is late; DETAIL", _late(4, 3, _gather()), True)
+    yield Litmus("broadcast_4_late_3_detail", "broadcast, rank 3 of 4 is late; DETAIL", _late(4, 3, _broadcast()), True)
+    yield Litmus("gather_4_late_3_detail", "gather, rank 3 of 4 is late; DETAIL", _late(4, 3, _gather()), True)
 
 
 def _two_groups() -> Iterator[Litmus]:
@@ -390,30 +387,18 @@ def _two_groups() -> Iterator[Litmus]:
 
 def _gone() -> Iterator[Litmus]:
     """A peer that is killed, stopped, or does not call."""
-    death = {
-        "all_reduce": _all_reduce,
-        "broadcast": _broadcast,
-        "gather": _gather,
-    }
-    for name, step in death.items():
+    for name, step in {"all_reduce": _all_reduce, "broadcast": _broadcast, "gather": _gather}.items():
+        called = name.replace("_", "-")
         for dead in (0, 3):
             before = tuple((Control.LATE, Control.DIE) if rank == dead else (step(),) for rank in range(4))
-            text = f"rank {dead} of 4 is killed while the others are in the {name.replace('_', '-')}"
+            text = f"rank {dead} of 4 is killed while the others are in the {called}"
             yield Litmus(f"killed_before_{name}_{dead}", text, before)
         inside = ((step(dies=True),), (step(),), (Control.LATE, step()))
-        yield Litmus(
-            f"killed_in_{name}", f"rank 0 is killed inside the {name.replace('_', '-')}, rank 2 comes later", inside
-        )
-    yield Litmus(
-        "killed_idle",
-        "rank 1 is killed while rank 0 is in no collective",
-        ((_broadcast(),), (_broadcast(), Control.DIE)),
-    )
-    yield Litmus(
-        "killed_idle_then_broadcast",
-        "rank 1 is killed, and then rank 0 broadcasts",
-        ((_broadcast("first"), Control.LATE, _broadcast("second")), (_broadcast("first"), Control.DIE)),
-    )
+        yield Litmus(f"killed_in_{name}", f"rank 0 of 3 is killed inside the {called}, rank 2 comes later", inside)
+    first, dies = _broadcast("first"), (_broadcast("first"), Control.LATE, Control.DIE)
+    yield Litmus("killed_idle", "rank 1 is killed while rank 0 is in no collective", ((first,), dies))
+    again = (first, Control.LATE, _broadcast("second"))
+    yield Litmus("killed_idle_then_broadcast", "rank 1 is killed as rank 0 is about to broadcast again", (again, dies))
     yield Litmus("stopped", "rank 1 is stopped (SIGSTOP)", ((_all_reduce(),), (Control.STOP,)))
     yield Litmus("not_calling", "rank 1 is alive and does not call", ((_all_reduce(),), ()))
 

@@ -92,7 +92,7 @@ class Lts:
         self._rebased: dict[tuple[int, int], int] = {}
         self._steps: dict[int, tuple[Step, ...]] = {}
         self._completions: dict[tuple[int, Data], Step] = {}
-        self._taken: dict[tuple[int, str, Data], Step] = {}
+        self._taken: dict[tuple[int, str, Data], Step | None] = {}
 
     def info(self, number: int) -> Info:
         found = self._info.get(number)
@@ -132,12 +132,13 @@ class Lts:
             found = self._completions[number, data] = self._step(local, row, "complete", data)
         return found
 
-    def take(self, number: int, row: Row, data: Data) -> Step:
-        """The step of a row that takes `data` out of a slot."""
-        found = self._taken.get((number, row.event, data))
-        if found is None:
-            found = self._taken[number, row.event, data] = self._step(self.locals.items[number], row, "step", data)
-        return found
+    def take(self, number: int, row: Row, data: Data) -> Step | None:
+        """The step of a row that takes `data` out of a slot; None where its guards do not want it."""
+        key = (number, row.event, data)
+        if key not in self._taken:
+            local = self.locals.items[number]
+            self._taken[key] = self._step(local, row, "step", data) if row.allows(local.vars, data) else None
+        return self._taken[key]
 
     def crashed(self, number: int) -> int:
         """The same rank, dead."""
@@ -179,8 +180,7 @@ class Lts:
             if local.pending is not None and not self._breaks_off(row):
                 continue
             if isinstance(row.gate, Take):
-                if row.allows(local.vars, None):
-                    found.append(Step(row, "step", -1, None, (), None, self._slot(row.gate, local.vars)))
+                found.append(Step(row, "step", -1, None, (), None, self._slot(row.gate, local.vars)))
                 continue
             for data in row.choices(local.vars, self.scope) if row.choices else (None,):
                 if self.role.enabled(local.state, row.event, local.vars, data) is row:

@@ -4,7 +4,8 @@ The two ends of a collective are two moves. `fire` issues it: guards are asked, 
 is, with `pending` set, whence only a failure leads away. `complete` ends it: the effect sees what was
 delivered. A row without a collective is one `fire`.
 
-Left out: peers and transport (`network.py`), and the methods that `transitions` would conjure onto a model.
+Left out: peers, transport and gates (`network.py`): a gate is open, and `fire` is given what its slot holds.
+Also the methods that `transitions` would conjure onto a model.
 """
 
 from __future__ import annotations
@@ -16,9 +17,6 @@ from transitions import EventData, Machine, State
 
 from ..errors import ContractViolation
 from .tables import By, Data, Role, Row, Vars
-
-FAILURES = (By.FAULT, By.DETECTION)
-"""Who may take a rank out of a collective that it has issued."""
 
 
 class RoleMachine:
@@ -95,13 +93,17 @@ class RoleMachine:
         first = {
             "trigger": row.event,
             "source": row.state,
-            "conditions": [self._allows(row)] if row.by in FAILURES else [self._is_free, self._allows(row)],
+            "conditions": [self._allows(row)] if self._breaks_off(row) else [self._is_free, self._allows(row)],
             "unless": [self._allows(check) for check in checks],
         }
         if row.op is None:
             return [{**first, "dest": row.target, "after": self._apply(row)}]
         end = {"trigger": _completion(row.event), "source": row.state, "dest": row.target, "after": self._apply(row)}
         return [{**first, "dest": None, "after": self._issue}, end]
+
+    def _breaks_off(self, row: Row) -> bool:
+        """Whether the row takes a rank out of a collective that it has issued."""
+        return row.by in (By.FAULT, By.DETECTION) and self.role.by_name[row.target].failed
 
     def _is_free(self, asked: EventData) -> bool:
         return self.pending is None

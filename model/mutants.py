@@ -1,34 +1,105 @@
-"""Known failure modes as edits of the tables, each with the property that must catch it.
+"""Known failure modes as edits of the tables, each with the faults that bring it out and the property that must fail.
 
-A checker that lets one of these pass is worth nothing. Left out for now: FM-01, FM-03 and FM-05 to FM-18.
+A checker that lets one of these pass is worth nothing. Where a failure mode is a missing check, the edit takes the
+check away and the fault does the rest; where it is a habit of the code, the edit is that habit.
+
+Left out: numbers. Weights, caches, ring indices and random streams stand here as digests; each title says for what.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from ..errors import UsageError
-from .properties import CALL_COUNT_AGREEMENT, NO_FALSE_ABORT, NO_STRANDING, Property
-from .protocol import TPVars, count_is_expected, own_calls
-from .tables import Guard, Protocol, Role, Scope
+from . import protocol as tp
+from .checker.counterexample import Counterexample, counterexample
+from .checker.reference import check
+from .faults import from_the_owning_thread, with_faults
+from .network import CRASH, Faults, Network
+from .properties import (
+    CALL_COUNT_AGREEMENT,
+    CRASH_OVER_HANG,
+    EPOCH_FENCE,
+    NO_FALSE_ABORT,
+    NO_MISPAIRING,
+    NO_STALE_OVERRIDE,
+    NO_STRANDING,
+    NO_UNSEEN_DRIFT,
+    REFUSAL_LEAVES_NO_TRACE,
+    Property,
+)
+from .protocol import TP_V1_1, TPVars
+from .tables import Collective, Guard, Kind, Protocol, Role, Row, Scope
+
+Edit = Callable[[Protocol], Protocol]
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A broken protocol: what was edited, and the property that must fail."""
+    """A broken protocol: what was edited, and the property that must fail.
+
+    `faults` are the kinds that it takes to bring it out, `budget` how many of them; `chunks` the fewest that show it.
+    `detection` None: on, and each property judged where it is defined; False: nobody watches the ranks.
+    """
 
     name: str
     title: str
-    edit: Callable[[Protocol], Protocol]
+    edit: Edit
     killed_by: Property
-    faults: int = 0
-    """Faults that it takes to bring it out."""
+    faults: Faults = field(default_factory=dict)
+    chunks: int = 1
+    detection: bool | None = None
+    stream: bool = False
+
+    @property
+    def budget(self) -> int:
+        return 1 if self.faults else 0
+
+    def applied(self, protocol: Protocol) -> Protocol:
+        """The protocol with the rows of the faults, then broken."""
+        return self.edit(with_faults(protocol, self.faults))
+
+    def network(self, scope: Scope) -> Network:
+        """The broken TP v1.1 at this scope. Raises UsageError for too few chunks to show it."""
+        if scope.chunks < self.chunks:
+            raise UsageError(f"{self.name} shows from {self.chunks} chunks on", where="--chunks", do="allow more")
+        return Network(
+            self.applied(TP_V1_1),
+            scope,
+            faults=self.budget,
+            kinds=self.faults,
+            detection=self.detection is not False,
+            stream=self.stream,
+        )
 
 
-def one_call_short(v: TPVars, scope: Scope) -> Iterable[int]:
-    """A rank's own code makes one call less than the plan says."""
-    return (calls - 1 for calls in own_calls(v, scope))
+@dataclass(frozen=True)
+class MutantResult:
+    """How a mutant was caught. `committed` is the commitment point behind the first wait, where a rank is stuck."""
+
+    mutant: Mutant
+    killed: bool
+    states: int
+    example: Counterexample | None = None
+
+    @property
+    def steps(self) -> int | None:
+        return len(self.example.steps) if self.example else None
+
+    @property
+    def stuck(self) -> tuple[int, ...]:
+        return tuple(s.rank for s in self.example.stuck) if self.example else ()
+
+    @property
+    def committed(self) -> str:
+        since = next((s.since for s in self.example.stuck if s.since), None) if self.example else None
+        if self.example is None or since is None:
+            return ""
+        return f"rank{self.example.steps[since - 1].rank} {self.example.steps[since - 1].event}"
+
+
+# ── edits ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def without(guards: tuple[Guard, ...], name: str) -> tuple[Guard, ...]:
@@ -36,49 +107,266 @@ def without(guards: tuple[Guard, ...], name: str) -> tuple[Guard, ...]:
     return tuple(g for g in guards if g.__name__ != name)
 
 
-def _short_worker(worker: Role) -> Role:
-    return worker.edit("READY", "enter_phase_b", choices=one_call_short)
+def unguarded(role: Role, *names: str) -> Role:
+    """The table with these guards taken from every row that has them."""
+    rows = role.rows
+    for name in names:
+        rows = tuple(replace(r, guards=without(r.guards, name)) for r in rows)
+    return replace(role, rows=rows)
 
 
-def _fm_02(protocol: Protocol) -> Protocol:
-    worker = _short_worker(protocol.worker)
-    guards = without(worker.row("GENERATING", "leave_phase_b").guards, count_is_expected.__name__)
-    return replace(protocol, worker=worker.edit("GENERATING", "leave_phase_b", guards=guards))
+def dropping(*guards: Guard) -> Edit:
+    """Both tables without these guards."""
+    names = [g.__name__ for g in guards]
+    return lambda p: replace(p, driver=unguarded(p.driver, *names), worker=unguarded(p.worker, *names))
 
 
-def _fm_02_asserted(protocol: Protocol) -> Protocol:
-    return replace(protocol, worker=_short_worker(protocol.worker))
+def _in_driver(state: str, event: str, **changes: object) -> Edit:
+    return lambda p: replace(p, driver=p.driver.edit(state, event, **changes))
 
 
-def _fm_04(protocol: Protocol) -> Protocol:
-    driver = (
-        protocol.driver.edit("PREFLIGHT_3", "preflight_encode", target="PREFLIGHTED")
-        .edit("COMMITTED", "send_header", target="PREFLIGHT_4")
-        .edit("PREFLIGHT_5", "preflight_materialise", target="HEADER_SENT")
-    )
-    return replace(protocol, driver=driver)
+def _in_worker(state: str, event: str, **changes: object) -> Edit:
+    return lambda p: replace(p, worker=p.worker.edit(state, event, **changes))
+
+
+def _both(*edits: Edit) -> Edit:
+    def edit(protocol: Protocol) -> Protocol:
+        for one in edits:
+            protocol = one(protocol)
+        return protocol
+
+    return edit
+
+
+def _worker_asserts_no_count(protocol: Protocol) -> Protocol:
+    return replace(protocol, worker=unguarded(protocol.worker, tp.count_is_expected.__name__))
+
+
+_FM_04 = _both(
+    _in_driver("PREFLIGHT_3", "preflight_encode", target="PREFLIGHTED"),
+    _in_driver("COMMITTED", "send_header", target="PREFLIGHT_4"),
+    _in_driver("PREFLIGHT_5", "preflight_materialise", target="HEADER_SENT"),
+)
+_FM_07 = _both(
+    _in_driver("PREFLIGHT_3", "preflight_encode", target="PREFLIGHT_5"),
+    _in_driver("COMMITTED", "send_header", target="PREFLIGHT_4"),
+    _in_driver("PREFLIGHT_4", "preflight_dtypes", target="HEADER_SENT"),
+)
+
+
+# ── what broken code does ───────────────────────────────────────────────────────────────────────────
+
+OTHER_SIZE = replace(tp.PAYLOAD, size="other bytes")
+AD_HOC = Collective("ad_hoc", Kind.BROADCAST, "device", 0, "int64", "guessed by the receiver", "generate")
+
+
+def one_call_short(v: TPVars, scope: Scope) -> Iterable[int]:
+    """A rank's own code makes one call less than the plan says."""
+    return (calls - 1 for calls in tp.own_calls(v, scope))
+
+
+def falls_back(v: TPVars, scope: Scope) -> Iterable[int]:
+    """Without an override the rank skips the recompute, whatever the plan says."""
+    return () if v.plan is None else (int(v.plan.recompute and v.plan.override) + v.plan.steps,)
+
+
+def bump_early(v: TPVars, plan: tp.Plan) -> TPVars:
+    """hold the plan, and start the new cache epoch at once"""
+    return replace(tp.propose(v, plan), cache_epoch=v.cache_epoch + int(v.pending_cut), pending_cut=False)
+
+
+def reset_where_an_override_came(v: TPVars, data: object) -> TPVars:
+    """an override came, so that the cache must be stale: reset it"""
+    after = tp.adopt_payload(v, data)
+    return replace(after, cache_epoch=after.cache_epoch + int(after.override))
+
+
+def draw_own_noise(v: TPVars, data: object) -> TPVars:
+    """compute with noise of the rank's own generator"""
+    return replace(tp.adopt_payload(v, data), inputs=-1)
+
+
+def keep_conditioning(v: TPVars, data: object) -> TPVars:
+    """compute with the conditioning of the chunk before, if there is one"""
+    after = tp.adopt_payload(v, data)
+    return replace(after, inputs=after.inputs - int(after.chunk_index > 1))
+
+
+def requested_facts(v: TPVars) -> str:
+    """What the configuration asks for (`auto`), not what it resolves to."""
+    return "same"
+
+
+def _sends_another_size(p: Protocol) -> Protocol:
+    broken = _in_driver("HEADER_SENT", "send_payload", op=OTHER_SIZE)(p)
+    return replace(broken, schedule=(*p.schedule, OTHER_SIZE))
+
+
+def _broadcasts_in_a_block(p: Protocol) -> Protocol:
+    row = Row("GENERATING", "broadcast_in_block", "GENERATING", op=AD_HOC)
+    return replace(p, driver=p.driver.adding(row), schedule=(*p.schedule, AD_HOC))
+
+
+def _parity_by_request(p: Protocol) -> Protocol:
+    driver = p.driver.edit("STARTUP", "exchange_parity", send=requested_facts)
+    return replace(p, driver=driver, worker=p.worker.edit("STARTUP", "exchange_parity", send=requested_facts))
+
+
+# ── the mutants ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _fault(kind: str) -> Mapping[str, None]:
+    return {kind: None}
 
 
 MUTANTS = {
     m.name: m
     for m in (
         Mutant(
+            "FM-01",
+            "a worker runs another `tp_plan`, takes no payload and generates alone; nobody compares parity",
+            dropping(tp.parity_agrees),
+            NO_STRANDING,
+            _fault("role"),
+        ),
+        Mutant(
             "FM-02",
             "workers make one generator call too few, and nobody asserts the count",
-            _fm_02,
+            _both(_in_worker("READY", "enter_phase_b", choices=one_call_short), _worker_asserts_no_count),
             CALL_COUNT_AGREEMENT,
         ),
         Mutant(
             "FM-02-asserted",
             "workers make one generator call too few, and their assertion poisons the run",
-            _fm_02_asserted,
+            _in_worker("READY", "enter_phase_b", choices=one_call_short),
             NO_FALSE_ABORT,
+        ),
+        Mutant(
+            "FM-03",
+            "a flag that is set on one rank gates a collective; nobody compares parity",
+            dropping(tp.parity_agrees),
+            NO_MISPAIRING,
+            _fault("flag"),
         ),
         Mutant(
             "FM-04",
             "the header is sent after preflight step 3; steps 4 and 5 can still refuse the chunk",
-            _fm_04,
+            _FM_04,
             NO_STRANDING,
+        ),
+        Mutant(
+            "FM-05",
+            "rank0 sends a payload of another size than the specs in the header, from which workers allocate",
+            _sends_another_size,
+            NO_STRANDING,
+        ),
+        Mutant(
+            "FM-05-order",
+            "rank0 sends the tensors in another order than their specs; workers check no digest",
+            dropping(tp.payload_is_intact),
+            NO_MISPAIRING,
+            _fault("manifest"),
+        ),
+        Mutant(
+            "FM-06",
+            "a recompute is planned without its override; nobody refuses, workers fall back to no recompute and "
+            "assert no count",
+            _both(
+                dropping(tp.override_iff_recompute, tp.header_plan_holds),
+                _in_worker("READY", "enter_phase_b", choices=falls_back),
+                _worker_asserts_no_count,
+            ),
+            NO_STRANDING,
+            _fault("request"),
+        ),
+        Mutant(
+            "FM-07",
+            "dtypes are looked at after the header is sent: an unsupported one still refuses the chunk",
+            _FM_07,
+            NO_STRANDING,
+        ),
+        Mutant(
+            "FM-08",
+            "rank0 broadcasts inside a generator block, which no plan has",
+            _broadcasts_in_a_block,
+            NO_STRANDING,
+        ),
+        Mutant(
+            "FM-09",
+            "a second thread of rank0 sends a heartbeat in mid-chunk; nobody asks whose thread it is",
+            dropping(from_the_owning_thread),
+            NO_STRANDING,
+            _fault("thread"),
+        ),
+        Mutant(
+            "FM-10",
+            "a header from before the last hard cut is accepted",
+            dropping(tp.epoch_follows),
+            EPOCH_FENCE,
+            _fault("stale"),
+        ),
+        Mutant(
+            "FM-11",
+            "a weight changes on one rank, and no fingerprint is compared (abstract: it would ride in the ack)",
+            dropping(tp.acks_agree),
+            NO_UNSEEN_DRIFT,
+            _fault("weights"),
+        ),
+        Mutant(
+            "FM-12",
+            "a worker infers a cache reset from the override that came, instead of being told",
+            _in_worker("ENVELOPE_CHECK", "accept_envelope", effect=reset_where_an_override_came),
+            EPOCH_FENCE,
+        ),
+        Mutant(
+            "FM-13",
+            "start frame or ring index drifts on one rank, and acks are not compared (abstract: the digest of its "
+            "cache scalars)",
+            dropping(tp.acks_agree),
+            NO_UNSEEN_DRIFT,
+            _fault("drift"),
+        ),
+        Mutant(
+            "FM-14",
+            "one rank resolves another backend; parity compares what was requested, and acks are not compared "
+            "(abstract: the digest of its output)",
+            _both(_parity_by_request, dropping(tp.acks_agree)),
+            NO_UNSEEN_DRIFT,
+            _fault("backend"),
+        ),
+        Mutant(
+            "FM-15",
+            "one rank reads the override without clearing it, and nobody asserts that the slot is empty",
+            dropping(tp.override_is_clear),
+            NO_STALE_OVERRIDE,
+            _fault("override"),
+        ),
+        Mutant(
+            "FM-16",
+            "workers draw noise of their own instead of taking rank0's (abstract: the digest of their inputs)",
+            _in_worker("ENVELOPE_CHECK", "accept_envelope", effect=draw_own_noise),
+            NO_MISPAIRING,
+        ),
+        Mutant(
+            "FM-17",
+            "workers go on with the conditioning of the chunk before (abstract: the digest of their inputs)",
+            _in_worker("ENVELOPE_CHECK", "accept_envelope", effect=keep_conditioning),
+            NO_MISPAIRING,
+            chunks=2,
+        ),
+        Mutant(
+            "FM-18",
+            "a rank dies, and nobody watches",
+            lambda protocol: protocol,
+            CRASH_OVER_HANG,
+            _fault(CRASH),
+            detection=False,
+        ),
+        Mutant(
+            "EPOCH-EARLY",
+            "the cache epoch rises in preflight step 1; a later step can still refuse the chunk",
+            _in_driver("PREFLIGHT_1", "preflight_schema", effect=bump_early),
+            REFUSAL_LEAVES_NO_TRACE,
         ),
     )
 }
@@ -91,3 +379,29 @@ def mutant(name: str) -> Mutant:
         return MUTANTS[name]
     except KeyError:
         raise UsageError(f"no mutant `{name}`", do=f"choose one of {', '.join(MUTANTS)}") from None
+
+
+# ── all of them ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def judge(mutant: Mutant, scope: Scope) -> MutantResult:
+    """Check the property that must kill the mutant, at this scope but for chunks, of which as few as show it."""
+    network = mutant.network(replace(scope, chunks=mutant.chunks))
+    result = check(network, [mutant.killed_by])
+    example = counterexample(result, result.verdict(mutant.killed_by.name))
+    return MutantResult(mutant, not result.holds, len(result.graph.states), example)
+
+
+def all_mutants(scope: Scope) -> Iterator[MutantResult]:
+    """Every mutant, judged one after the other."""
+    return (judge(mutant, scope) for mutant in MUTANTS.values())
+
+
+def table(results: Iterable[MutantResult]) -> str:
+    """A line a mutant: how it was caught, in how many steps, who is stuck, and since which commitment point."""
+    lines = [f"{'mutant':15} {'':8} {'by':24} {'steps':>5}  stuck, since which commitment point"]
+    for r in results:
+        verdict = "killed" if r.killed else "SURVIVES"
+        stuck = ", ".join(f"rank{rank}" for rank in r.stuck) + (f", since {r.committed}" if r.committed else "")
+        lines.append(f"{r.mutant.name:15} {verdict:8} {r.mutant.killed_by.name:24} {r.steps or '-':>5}  {stuck}")
+    return "\n".join(line.rstrip() for line in lines)

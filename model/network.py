@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from . import transport
-from .lts import CRASHED, Info, Interner, Lts, Step
+from .lts import CRASHED as CRASHED
+from .lts import Info, Interner, Lts, Step
 from .properties import NO_MISPAIRING
-from .tables import By, Collective, Data, Meet, Protocol, Put, Scope, Take
+from .tables import By, Collective, Data, Meet, Protocol, Put, Scope
 from .transport import Contribution
 
 Instance = tuple[int, ...]
@@ -24,9 +25,21 @@ Queue = tuple[Instance, ...]
 
 CRASH, STALL = "crash", "stall"
 """The faults that need no row: a rank dies, its contribution made or not; a rank takes no steps, and may resume."""
-Faults = Mapping[str, frozenset[str] | None]
-"""Kind of fault to the states at which it may strike (None: any). A crash or stall strikes any rank while some
-rank is in such a state; the other kinds strike the rank that is in it."""
+
+
+class Point(NamedTuple):
+    """Where a fault may strike. A crash or stall strikes rank0, or the rank that is named, while some rank is in
+    `state`; the other kinds strike a rank that is itself in it."""
+
+    state: str
+    rank: int | None = None
+
+    def __str__(self) -> str:
+        return self.state if self.rank is None else f"rank{self.rank}.{self.state}"
+
+
+Faults = Mapping[str, frozenset[Point] | None]
+"""Kind of fault to the points at which it may strike. None: anywhere, any rank."""
 
 
 class NetworkState(NamedTuple):
@@ -131,7 +144,7 @@ class Network:
             detected: bool | None = None
             for step in self.lts[rank].steps(state.locals[rank]):
                 if step.row.by is By.FAULT:
-                    if may_fault and self._strikes(step.row.fault, (info,)):
+                    if may_fault and self._strikes(step.row.fault, rank, infos):
                         yield self._take(state, rank, step)
                     continue
                 if step.row.by is By.DETECTION:
@@ -147,9 +160,9 @@ class Network:
                         yield ready
                     continue
                 yield self._take(state, rank, step)
-            if may_fault and self._strikes(CRASH, infos):
+            if may_fault and self._strikes(CRASH, rank, infos):
                 yield self._die(state, rank, CRASH, 1)
-            if may_fault and self._strikes(STALL, infos):
+            if may_fault and self._strikes(STALL, rank, infos):
                 yield self._stall(state, rank)
 
     def waiting(self, state: NetworkState, rank: int) -> Waiting | None:
@@ -183,11 +196,15 @@ class Network:
 
     # ── faults ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _strikes(self, kind: str, infos: Sequence[Info]) -> bool:
+    def _strikes(self, kind: str, rank: int, infos: Sequence[Info]) -> bool:
         if kind not in self.kinds:
             return False
         points = self.kinds[kind]
-        return points is None or any(i.state in points for i in infos)
+        if points is None:
+            return True
+        if kind in (CRASH, STALL):
+            return any(rank == (p.rank or 0) and any(i.state == p.state for i in infos) for p in points)
+        return any(infos[rank].state == p.state and p.rank in (None, rank) for p in points)
 
     def _die(self, state: NetworkState, rank: int, event: str, cost: int) -> tuple[Move, NetworkState]:
         locals_ = _with(state.locals, rank, self.lts[rank].crashed(state.locals[rank]))
@@ -245,7 +262,7 @@ class Network:
         if not state.slots[at]:
             return None
         taken = self.lts[rank].take(state.locals[rank], step.row, self.values.items[state.slots[at] - 1])
-        return self._take(state, rank, taken, _with(state.slots, at, 0))
+        return None if taken is None else self._take(state, rank, taken, _with(state.slots, at, 0))
 
     def _slot(self, rank: int, step: Step) -> int:
         if step.slot is None:
@@ -421,6 +438,3 @@ class Network:
 def _with(items: tuple[Data, ...], at: int, item: Data) -> tuple[Data, ...]:
     """`items` with one of them replaced."""
     return (*items[:at], item, *items[at + 1 :])
-
-
-__all__ = ["CRASH", "CRASHED", "STALL", "Faults", "Move", "Network", "NetworkState", "Take", "Waiting"]

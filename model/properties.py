@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .protocol import Action, Call, Header, Payload, TPVars
+from .protocol import Action, Call, Header, Payload, Plan, TPVars
 from .tables import Data
 
 PREFLIGHT_STEPS = 5
+ACCEPTED = ("accept_infer", "accept_noop", "accept_shutdown")
+"""The events by which a worker accepts a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,16 @@ EPOCH_FENCE = Property(
 NO_STALE_OVERRIDE = Property(
     "no_stale_override", "always", "a chunk uses the override that came with it, and leaves none behind"
 )
-MONOTONIC_IDS = Property("monotonic_ids", "always", "no rank's ids ever go back, and an epoch rises by one at a time")
+MONOTONIC_IDS = Property(
+    "monotonic_ids",
+    "always",
+    "no id ever goes back, each header accepted has a newer call_id, and an epoch rises by one at a time",
+)
 PARITY_BEFORE_HEADER = Property(
-    "parity_before_header", "always", "a header is sent only after all ranks gave the same parity facts"
+    "parity_before_header", "always", "a header is sent or awaited only after all ranks gave the same parity facts"
+)
+COHERENT_PLAN = Property(
+    "coherent_plan", "always", "each rank enters phase B with a plan that does not contradict itself"
 )
 NO_UNSEEN_DRIFT = Property("no_unseen_drift", "always", "rank0 never accepts acks that differ")
 
@@ -89,6 +98,7 @@ PROPERTIES = {
         NO_STALE_OVERRIDE,
         MONOTONIC_IDS,
         PARITY_BEFORE_HEADER,
+        COHERENT_PLAN,
         NO_UNSEEN_DRIFT,
         ALL_STOPPED,
         ALL_ENDED,
@@ -119,6 +129,7 @@ SOMETIMES_FOR = {
     NO_STALE_OVERRIDE.name: RECOMPUTED.name,
     MONOTONIC_IDS.name: HEARTBEAT_TAKEN.name,
     PARITY_BEFORE_HEADER.name: PARITY_AGREED.name,
+    COHERENT_PLAN.name: RECOMPUTED.name,
     NO_UNSEEN_DRIFT.name: ACKS_COLLECTED.name,
 }
 """The `sometimes` that keeps a claim from holding in an empty model."""
@@ -160,16 +171,16 @@ def watch(
     Returns the properties that the step violates (`always`) or witnesses (`sometimes`).
     """
     seen: list[str] = []
-    if _went_back(before, after):
+    if _went_back(before, after) or (event in ACCEPTED and not after.call_id > before.call_id):
         seen.append(MONOTONIC_IDS.name)
     if ghost.asked and (edge == "issue" or _identity(before) != _identity(after)):
         ghost = replace(ghost, dirty=True)
     if edge == "issue":
-        ghost = _issued(ghost, value, seen)
+        ghost = _issued(ghost, event, value, seen)
     elif edge == "complete":
         ghost = _completed(ghost, event, value, seen)
     elif event == "request":
-        ghost = replace(ghost, preflight=0, asked=True, dirty=False)
+        ghost = replace(ghost, preflight=0, asked=True, dirty=_identity(before) != _identity(after))
     elif event.startswith("preflight_"):
         ghost = replace(ghost, preflight=ghost.preflight + 1)
     elif event == "refuse":
@@ -184,6 +195,8 @@ def watch(
             seen.append(NO_STALE_OVERRIDE.name)
         elif ghost.override:
             seen.append(RECOMPUTED.name)
+        if not _coherent(before.plan):
+            seen.append(COHERENT_PLAN.name)
         ghost = replace(ghost, asked=False, dirty=False)
     elif event in ("leave_phase_b", "state_drifts"):
         seen.append(CALLS_MADE.name if ghost.calls == ghost.expected else CALL_COUNT_AGREEMENT.name)
@@ -199,10 +212,10 @@ def watch(
     return ghost, tuple(seen)
 
 
-def _issued(ghost: Ghost, value: Data, seen: list[str]) -> Ghost:
+def _issued(ghost: Ghost, event: str, value: Data, seen: list[str]) -> Ghost:
+    if not ghost.parity and (isinstance(value, Header) or event == "receive_header"):
+        seen.append(PARITY_BEFORE_HEADER.name)
     if isinstance(value, Header):
-        if not ghost.parity:
-            seen.append(PARITY_BEFORE_HEADER.name)
         if value.action is Action.INFER:
             if ghost.preflight != PREFLIGHT_STEPS:
                 seen.append(NOTHING_SENT_BEFORE_PREFLIGHT.name)
@@ -236,6 +249,11 @@ def _with_header(ghost: Ghost, header: Header) -> Ghost:
     if header.action is not Action.INFER or plan is None:
         return ghost
     return replace(ghost, expected=plan.expected, epoch=ghost.epoch + plan.init_cache, calls=0)
+
+
+def _coherent(plan: Plan | None) -> bool:
+    """The identities of a plan, said once more: a broken preflight must not move what it is judged by."""
+    return plan is not None and plan.expected == plan.recompute + plan.steps and plan.override is plan.recompute
 
 
 def _identity(v: TPVars | None) -> tuple[object, ...]:

@@ -109,7 +109,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Empty a worker's slot, once it is full; the effect is given what was in it. `worker` as for `Put`."""
+    """Empty a worker's slot, once it is full; guards and effect are given what is in it. `worker` as for `Put`."""
 
     slot: Slot
     worker: Callable[[Vars], int] | None = None
@@ -265,6 +265,8 @@ class Protocol:
     """What `Meet` compares."""
     keeps: bool = False
     """Whether a rank that has ended keeps its variables. They change no verdict, and cost states."""
+    ranks: int | None = None
+    """How many ranks it is about, where that is not free to choose."""
     streams: tuple[str, ...] = ()
     """The groups whose collectives run on a device stream where the transport has one."""
 

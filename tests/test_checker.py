@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from genlock.model.checker.counterexample import Counterexample, counterexample
 from genlock.model.checker.reference import Edge, Graph, Result, check, explore, path_to, replay
-from genlock.model.network import Network, NetworkState
+from genlock.model.network import Network, NetworkState, Point
 from genlock.model.properties import ALL_STOPPED, CRASH_OVER_HANG, NO_STRANDING, PROPERTIES, Property
 from genlock.model.protocol import TP_V1_1
 from genlock.model.tables import By, Collective, Kind, Protocol, Role, Row, Scope, State
@@ -100,7 +100,7 @@ def test_without_detection_a_crash_strands_the_others() -> None:
     assert [(s.rank, s.event) for s in example.steps if s.edge == "crash"] == [(0, "crash")]
     stuck = [(s.rank, s.state, s.operation, s.waiting_for, s.since) for s in example.stuck]
     assert stuck == [(1, "STARTUP", "parity", (0,), None), (2, "STARTUP", "parity", (0,), None)]
-    assert checked(TP_V1_1, 3, 1, CRASH_OVER_HANG, faults=1, detection=True).holds
+    assert checked(TP_V1_1, 2, 1, CRASH_OVER_HANG, faults=1, detection=True).holds
 
 
 def test_stranding_is_judged_until_a_failure_unless_all_is_asked_for() -> None:
@@ -159,10 +159,40 @@ def test_a_commitment_is_named_as_what_a_stuck_rank_waits_on() -> None:
     assert example.summary.endswith(f"waiting for rank0, since step {stuck.since} (promise)")
 
 
+def test_a_collective_that_completes_on_the_stream_keeps_its_number() -> None:
+    network = Network(
+        TP_V1_1, Scope(2, 1, 2), kinds={"crash": frozenset({Point("AWAIT_ACK")})}, detection=False, stream=True
+    )
+    example = told(check(network, [CRASH_OVER_HANG]), CRASH_OVER_HANG)
+    calls = [(s.edge, s.sequence) for s in example.steps if s.rank == 0 and s.operation == "generate"]
+    assert calls == [("issue", 1), ("issue", 2), ("device", 1), ("device", 2)]
+    assert "rank0 completes generate #1 on its stream → GENERATING" in [s.text for s in example.steps]
+
+
 def test_what_never_happens_has_no_path_to_show() -> None:
     result = checked(program(ROUND, ROUND), 2, 1, ALL_STOPPED)
     assert not result.holds
     assert counterexample(result, result.verdict("all_stopped")) is None
+
+
+# ── fairness ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("watched", "holds"), [("AB", True), ("A", False), ("", False)], ids=["always", "now and then", "never"]
+)
+def test_after_a_crash_only_what_detection_can_always_do_is_sure_to_happen(watched: str, holds: bool) -> None:
+    caught = [Row(state, "peer_lost", "LOST", By.DETECTION) for state in watched]
+    rows = [*ROUND, *caught, *([Row("LOST", "abort", "END")] if watched else [])]
+    result = checked(program(rows, rows), 2, 1, CRASH_OVER_HANG, faults=1, detection=True)
+    assert (result.holds, result.deadlocks) == (holds, 0)
+
+
+def test_to_stand_still_after_a_crash_is_a_hang() -> None:
+    rows = [Row("A", "add", "END", op=SUM)]
+    result = checked(program(rows, rows), 2, 1, CRASH_OVER_HANG, faults=1, detection=True)
+    assert (result.holds, result.deadlocks) == (False, 2)
+    assert [(s.rank, s.waiting_for) for s in told(result, CRASH_OVER_HANG).stuck] == [(1, (0,))]
 
 
 # ── random protocols, against plain definitions ─────────────────────────────────────────────────────

@@ -29,10 +29,10 @@ from genlock.model.diagram import (
     state_mermaid,
 )
 from genlock.model.mutants import MUTANTS
-from genlock.model.network import Network
-from genlock.model.properties import CRASH_OVER_HANG
+from genlock.model.network import Network, Point
+from genlock.model.properties import CRASH_OVER_HANG, Property
 from genlock.model.protocol import HEADER, RANK0, SCHEDULE, TP_V1_1, WORKER
-from genlock.model.tables import By, Role, Row, Scope
+from genlock.model.tables import By, Meet, Put, Role, Row, Scope, Slot, Take
 
 ROLES = pytest.mark.parametrize("role", [RANK0, WORKER], ids=lambda role: role.name)
 SVG = "{http://www.w3.org/2000/svg}"
@@ -125,6 +125,7 @@ EDITS: dict[str, Callable[[Role], Role]] = {
     "no collective": lambda role: role.edit("GENERATING", "generate", op=None),
     "guard": lambda role: role.edit("GENERATING", "generate", guards=role.row("GENERATING", "generate").guards[1:]),
     "commitment": lambda role: role.edit("GENERATING", "generate", commits=True),
+    "sync": lambda role: role.edit("GENERATING", "leave_phase_b", syncs=False),
     "cause": lambda role: role.edit("GENERATING", "generate", by=By.ENVIRONMENT),
     "less": lambda role: replace(role, rows=tuple(r for r in role.rows if r.key != ("GENERATING", "generate"))),
     "more": lambda role: replace(role, rows=(*role.rows, Row("GENERATING", "wander", "ABORTED"))),
@@ -142,6 +143,20 @@ def test_a_changed_table_changes_the_picture(role: Role, edit: str) -> None:
     assert state_diagram(changed).source != state_diagram(role).source
     if edit != "cause":
         assert state_mermaid(changed) != state_mermaid(role)
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        (Put(Slot("mail")), "generate puts mail"),
+        (Take(Slot("mail")), "generate takes mail"),
+        (Meet(), "generate once all counters are there"),
+    ],
+)
+def test_a_gate_is_said(gate: Put | Take | Meet, said: str) -> None:
+    gated = WORKER.edit("GENERATING", "generate", op=None, gate=gate)
+    assert said in text_of(state_diagram(gated).source)
+    assert f" : {said}" in state_mermaid(gated)
 
 
 def test_a_mutant_is_seen() -> None:
@@ -185,13 +200,20 @@ def test_pictures_are_the_same_in_every_run() -> None:
 # ── sequence charts ─────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module", params=["FM-02", "FM-02-asserted", "FM-04", "crash"])
+def network_of(name: str) -> tuple[Network, Property]:
+    if name in MUTANTS:
+        known = MUTANTS[name]
+        return Network(known.edit(TP_V1_1), Scope(3, 1, 2), faults=0, detection=False), known.killed_by
+    ranks, stream = (2, True) if name == "stream" else (3, False)
+    kinds = {"crash": frozenset({Point("AWAIT_ACK")}) if stream else None}
+    network = Network(TP_V1_1, Scope(ranks, 1, 2), faults=1, kinds=kinds, detection=False, stream=stream)
+    return network, CRASH_OVER_HANG
+
+
+@pytest.fixture(scope="module", params=["FM-02", "FM-02-asserted", "FM-04", "crash", "stream"])
 def example(request: pytest.FixtureRequest) -> Counterexample:
-    """A counterexample of each kind: a violated step, ranks that are stuck, and a rank that died."""
-    name = request.param
-    known = None if name == "crash" else MUTANTS[name]
-    protocol, claim = (known.edit(TP_V1_1), known.killed_by) if known else (TP_V1_1, CRASH_OVER_HANG)
-    network = Network(protocol, Scope(3, 1, 2), faults=0 if known else 1, detection=False)
+    """A counterexample of each kind: a violated step, ranks that are stuck, a rank that died, also on a stream."""
+    network, claim = network_of(request.param)
     result = check(network, [claim])
     found = counterexample(result, result.verdict(claim.name))
     assert found is not None
@@ -228,7 +250,7 @@ def test_a_collective_is_drawn_from_those_whose_parts_it_delivers(example: Count
     sources = {"header": {0}, "payload": {0}, "parity": ranks, "generate": ranks}
     for beat in beats(example, SCHEDULE):
         last = beat.steps[-1]
-        expected = sources[last.operation] - {beat.rank} if last.edge == "complete" else set()
+        expected = sources[last.operation] - {beat.rank} if last.edge in ("complete", "device") else set()
         assert set(beat.sources) == expected
         arrow = [f"rank{source}->>rank{beat.rank}: {last.operation} #35;{last.sequence}" for source in beat.sources]
         assert all(line in sequence_mermaid(example, SCHEDULE) for line in arrow)
@@ -282,6 +304,26 @@ ODD = Counterexample(
     (Stuck(1, "S<1>", "header", (0,), 1),),
     (TraceStep(1, 0, "go<&;#:>", "issue", "header", 1, True, ("A", "S<1>")),),
 )
+
+
+def test_every_edge_of_a_step_can_be_drawn() -> None:
+    edges = ("step", "issue", "complete", "device", "crash", "stall", "resume", "killed")
+    steps = tuple(TraceStep(n, n % 2, edge, edge, "unlisted", 1, False, ("A", "B")) for n, edge in enumerate(edges, 1))
+    svg = sequence_svg(Counterexample("claim", "text", 2, (), steps), SCHEDULE)
+    titles = [lines[0] for *_, lines in boxes(svg)]
+    told = [
+        "1  step",
+        "2  issue",
+        "3  ⇄ unlisted #1",
+        "4  ⇄ unlisted #1",
+        "5  dies",
+        "6  stall",
+        "7  resume",
+        "8  killed",
+    ]
+    assert titles == ["rank0", "rank1", *told, "A", "B"]
+    red = [line for line in svg.splitlines() if "#fbd5d5" in line]
+    assert [line for name in ("dies", "stall", "killed") for line in red if f"  {name}<" in line] == red
 
 
 def test_markup_in_a_name_stays_text() -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from genlock.errors import ContractViolation
 from genlock.model.checker.reference import explore
+from genlock.model.faults import FAULTS, with_faults
 from genlock.model.lts import Local, Lts
 from genlock.model.machine import RoleMachine
 from genlock.model.network import Network
@@ -22,7 +23,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 SCOPE = Scope(ranks=2, chunks=1, steps=2)
 BROKEN_PLAN = Plan(steps=0, recompute=False, init_cache=False, override=True, expected=7)
-WITHIN = (By.FAULT, By.DETECTION)
 
 
 class Explored(NamedTuple):
@@ -60,6 +60,11 @@ def given(row: Row | None, v: Any) -> list[Data]:
     return [*row.choices(v, SCOPE), *([BROKEN_PLAN] if row.data is Plan else [])]
 
 
+def breaks_off(role: Role, row: Row) -> bool:
+    """Inside a collective a rank can only fail."""
+    return row.by in (By.FAULT, By.DETECTION) and role.by_name[row.target].failed
+
+
 def agree(machine: RoleMachine, role: Role, local: tuple[str, str | None, Any]) -> int:
     """Hold machine against table for every event; how many moves there were."""
     state, pending, v = local
@@ -67,7 +72,7 @@ def agree(machine: RoleMachine, role: Role, local: tuple[str, str | None, Any]) 
     for event in role.events:
         for data in given(role.rows_by_key.get((state, event)), v):
             row = role.enabled(state, event, v, data)
-            if row is not None and pending is not None and row.by not in WITHIN:
+            if row is not None and pending is not None and not breaks_off(role, row):
                 row = None
             place(machine, state, v, pending)
             assert machine.may(event, data) == (row is not None), (local, event, data)
@@ -107,6 +112,17 @@ def test_machine_and_table_agree_on_every_state_and_event(explored: Explored) ->
             ops = (row.event for row in role.leaving[state.name] if row.op)
             for pending in ops:
                 agree(machine, role, (state.name, pending, v))
+
+
+def test_machine_and_table_agree_where_faults_are_rows_too(explored: Explored) -> None:
+    faulty = with_faults(TP_V1_1, FAULTS)
+    role = faulty.driver if explored.lts.role is TP_V1_1.driver else faulty.worker
+    machine = RoleMachine(role)
+    extra = set(role.rows) - set(explored.lts.role.rows)
+    assert {row.by for row in extra} >= {By.FAULT}
+    for local in explored.locals:
+        if any(row.state == local.state for row in extra):
+            agree(machine, role, (local.state, local.pending, local.vars))
 
 
 def test_machine_and_unfolded_role_make_the_same_steps(explored: Explored) -> None:
@@ -220,7 +236,9 @@ class Walk(RuleBasedStateMachine):
             machine.complete(frozenset({value}) if several else value)
             return
         moves = [(row, value) for row in self.role.leaving[machine.state] for value in self.values(row)]
-        moves = [(row, value) for row, value in moves if row.by not in WITHIN and machine.may(row.event, value)]
+        moves = [
+            (row, value) for row, value in moves if not breaks_off(self.role, row) and machine.may(row.event, value)
+        ]
         if moves:
             row, value = data.draw(st.sampled_from(moves))
             machine.fire(row.event, value)

@@ -11,7 +11,7 @@ from genlock.model.checker.counterexample import Counterexample, counterexample
 from genlock.model.checker.reference import Result, check
 from genlock.model.faults import begin_and_keep, with_faults
 from genlock.model.mutants import MUTANTS
-from genlock.model.network import Network
+from genlock.model.network import Network, Point
 from genlock.model.properties import ALL_ENDED, PROPERTIES, SOMETIMES_FOR, Ghost, observer, watch
 from genlock.model.protocol import (
     TP_V1_1,
@@ -134,7 +134,7 @@ BREAKS: dict[str, tuple[Callable[[Protocol], Protocol], dict[str, Any]]] = {
     "all_stopped": (worker_hears_no_shutdown, {}),
     "all_ended": (
         in_driver("POISONED", "abort", by=By.FAULT),
-        {"faults": 1, "kinds": {"exception": frozenset({"READY"})}},
+        {"faults": 1, "kinds": {"exception": frozenset({Point("READY")})}},
     ),
     "chunk_refused": (without_rows("refuse"), {}),
     "calls_made": (MUTANTS["FM-02"].edit, {}),

@@ -17,7 +17,7 @@ from .reference import Graph, Result, Verdict, path_to, replay
 
 @dataclass(frozen=True, slots=True)
 class TraceStep:
-    """One numbered step. `edge` is `step`, `issue`, `complete` or `crash`; `states` are all ranks' afterwards."""
+    """One numbered step. `edge` is as in `Move`; `states` are all ranks' afterwards."""
 
     number: int
     rank: int
@@ -32,10 +32,13 @@ class TraceStep:
 
     @property
     def text(self) -> str:
-        what = {"issue": f"issues {self.operation} #{self.sequence}", "crash": "dies"}.get(self.edge)
-        if self.edge == "complete":
-            what = f"completes {self.operation} #{self.sequence}"
-        shown = f"{self.event}, {what}" if what and self.edge != "crash" else (what or self.event)
+        collective = f"{self.operation} #{self.sequence}"
+        shown = {
+            "issue": f"{self.event}, issues {collective}",
+            "complete": f"{self.event}, completes {collective}",
+            "device": f"completes {collective} on its stream",
+            "crash": "dies",
+        }.get(self.edge, self.event)
         return f"rank{self.rank} {shown} → {self.states[self.rank]}" + (f"  [{self.data}]" if self.data else "")
 
 
@@ -118,12 +121,13 @@ def settle(network: Network, graph: Graph, state: int) -> list[tuple[Move, Netwo
 
 
 def _number(network: Network, path: list[tuple[Move, NetworkState]]) -> tuple[TraceStep, ...]:
-    issued: dict[tuple[int, str], int] = {}
+    counts: dict[tuple[int, str, bool], int] = {}
     steps = []
     for number, (move, state) in enumerate(path, 1):
-        if move.edge == "issue":
-            issued[move.rank, move.op] = issued.get((move.rank, move.op), 0) + 1
-        sequence = issued.get((move.rank, move.op)) if move.op else None
+        sequence = None
+        if move.edge in ("issue", "complete", "device"):
+            of_this = (move.rank, move.op, move.edge == "issue")
+            sequence = counts[of_this] = counts.get(of_this, 0) + 1
         states = tuple(network.state_name(state, r) for r in range(network.ranks))
         shown = move.edge == "complete" or (move.edge == "step" and is_dataclass(move.data))
         data = "" if not shown or move.data is None or isinstance(move.data, frozenset) else _show(move.data)

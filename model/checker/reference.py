@@ -7,11 +7,12 @@ reached by a shortest path. Left out: speed.
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..network import Move, Network, NetworkState
 from ..properties import (
@@ -35,6 +36,40 @@ class Edge(NamedTuple):
     detects: bool
 
 
+class Edges(Sequence[list[Edge]]):
+    """The edges of every state, packed: millions of them fit into memory."""
+
+    def __init__(self) -> None:
+        self._starts = array("q", [0])
+        self._packed = array("q")
+
+    def append(self, edges: Iterable[Edge]) -> None:
+        """The edges of the next state."""
+        for rank, target, ordinary, advances, detects in edges:
+            self._packed.append(target << 12 | rank << 3 | ordinary << 2 | advances << 1 | detects)
+        self._starts.append(len(self._packed))
+
+    @property
+    def total(self) -> int:
+        return len(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Edges) and (self._starts, self._packed) == (other._starts, other._packed)
+
+    __hash__ = None  # type: ignore[assignment]  # it grows
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return [
+            Edge(p >> 3 & 511, p >> 12, bool(p & 4), bool(p & 2), bool(p & 1))
+            for p in self._packed[self._starts[number] : self._starts[number + 1]]
+        ]
+
+
 Progress = Callable[[int, int, int], None]
 """Called now and then with the states found, the depth and the queue's length."""
 
@@ -47,13 +82,13 @@ class Graph:
     index: dict[NetworkState, int] = field(default_factory=dict)
     parent: list[int] = field(default_factory=list)
     depth: list[int] = field(default_factory=list)
-    edges: list[list[Edge]] = field(default_factory=list)
+    edges: Edges = field(default_factory=Edges)
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Property name to the first edge (source, ordinal) on which a ghost named it."""
 
     @property
     def transitions(self) -> int:
-        return sum(map(len, self.edges))
+        return self.edges.total
 
 
 @dataclass(frozen=True)
@@ -77,6 +112,8 @@ class Result:
     verdicts: tuple[Verdict, ...]
     deadlocks: int
     seconds: float
+    flags: list[tuple[bool, bool]]
+    """Per state: whether a rank has failed, whether all have ended."""
 
     @property
     def holds(self) -> bool:
@@ -132,7 +169,7 @@ def check(
     flags = [network.verdict(s) for s in graph.states]
     verdicts = tuple(_judge(network, graph, flags, p, judge_all) for p in properties)
     deadlocks = sum(1 for edges, (_, ended) in zip(graph.edges, flags, strict=True) if not edges and not ended)
-    return Result(network, graph, verdicts, deadlocks, time.perf_counter() - begin)
+    return Result(network, graph, verdicts, deadlocks, time.perf_counter() - begin, flags)
 
 
 def _judge(network: Network, graph: Graph, flags: list[tuple[bool, bool]], prop: Property, judge_all: bool) -> Verdict:

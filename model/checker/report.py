@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from ...errors import UsageError
+from ..faults import asked, with_faults
+from ..load import load
 from ..mutants import mutant as find_mutant
-from ..network import Network
-from ..properties import PROPERTIES, Property
-from ..protocol import PROTOCOLS
+from ..network import CRASH, Faults, Network
+from ..properties import GENERIC, PROPERTIES, Property, observer
 from ..tables import Protocol, Scope
 from .counterexample import Counterexample, counterexample
-from .reference import Progress, Result, check
+from .reference import Progress, Result, check, worst_steps_to_end
 
 SCHEMA = 1
 
@@ -29,6 +30,10 @@ class Report:
     mutant: str | None
     scope: Scope
     faults: int
+    kinds: Faults
+    stream: bool
+    worst_steps: int | None
+    """From a failure to the last rank's end, at worst, if nobody does anything else meanwhile."""
     result: Result
     counterexample: Counterexample | None
 
@@ -48,10 +53,13 @@ class Report:
             "protocol": self.protocol,
             "mutant": self.mutant,
             "ranks": self.scope.ranks,
+            "transport": "stream" if self.stream else "rendezvous",
+            "faults": {kind: sorted(map(str, points)) if points else None for kind, points in self.kinds.items()},
             "states": len(graph.states),
             "transitions": graph.transitions,
             "depth": self.depth,
             "deadlocks": self.result.deadlocks,
+            "worst_steps_to_end": self.worst_steps,
             "engine": "reference",
             "seconds": round(self.result.seconds, 3),
             "states_per_second": round(len(graph.states) / self.result.seconds),
@@ -68,17 +76,25 @@ class Report:
         lines = [
             f"{self.protocol}{f' broken by {self.mutant}' if self.mutant else ''}: {scope.ranks} ranks, "
             f"{_count(scope.chunks, 'chunk')}, {_count(scope.steps, 'step')} a chunk, "
-            f"{_count(self.faults, 'crash') if self.faults else 'no fault'}, rendezvous transport",
+            f"{self._faults()}, {'stream' if self.stream else 'rendezvous'} transport",
             f"{len(graph.states):,} states, {graph.transitions:,} transitions, depth {self.depth}, "
-            f"{self.result.deadlocks} deadlocks, in {seconds} by the reference engine",
-            "",
+            f"{_count(self.result.deadlocks, 'deadlock')}, in {seconds} by the reference engine",
         ]
+        if self.worst_steps:
+            lines.append(f"at worst {_count(self.worst_steps, 'step')} from a failure to the last rank's end")
+        lines.append("")
         for verdict in self.result.verdicts:
             mark = "holds   " if verdict.holds else "VIOLATED"
             lines.append(f"  {mark}  {verdict.property.name:30} {verdict.property.text}")
         if self.counterexample is not None:
             lines += ["", *_counterexample_text(self.counterexample)]
         return "\n".join(lines)
+
+    def _faults(self) -> str:
+        if not self.faults or not self.kinds:
+            return "no fault"
+        shown = (k if p is None else f"{k}@{'|'.join(sorted(map(str, p)))}" for k, p in self.kinds.items())
+        return f"at most {_count(self.faults, 'fault')} ({', '.join(shown)})"
 
     def as_junit(self) -> str:
         """One test case a property."""
@@ -106,31 +122,40 @@ def run_check(
     protocol: str,
     scope: Scope,
     *,
+    params: Mapping[str, str] | None = None,
     faults: int | None = None,
+    fault_points: Iterable[tuple[str, str | None]] = (),
+    stream: bool = False,
     detection: bool | None = None,
     mutant: str | None = None,
     properties: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
-    """Check a built-in protocol, or a mutant of it. Raises UsageError for a name that does not exist.
+    """Check a protocol (see `load`), or a mutant of TP v1.1. Raises UsageError for a name that does not exist.
 
-    `faults` None allows one, or as many as the mutant needs. `detection` None judges each property in the mode
-    that it is defined for.
+    `fault_points` are kinds of faults, each at a state or anywhere; none means a crash anywhere. `faults` None
+    allows one, or as many as the mutant needs. `detection` None judges each property in the mode that it is
+    defined for.
     """
-    chosen = _properties(properties)
-    tables = named_protocol(protocol)
+    tables = load(protocol, params)
+    chosen = _properties(properties, tables)
+    scope = replace(scope, ranks=tables.ranks or scope.ranks)
+    kinds = asked(fault_points, tables) or {CRASH: None}
+    tables = with_faults(tables, kinds)
     first: Property | None = None
     budget = 1 if faults is None else faults
     if mutant is not None:
         broken = find_mutant(mutant)
         tables, first = broken.edit(tables), broken.killed_by
         budget = broken.faults if faults is None else faults
-    network = Network(tables, scope, faults=budget, detection=detection is not False)
+    network = Network(tables, scope, faults=budget, kinds=kinds, detection=detection is not False, stream=stream)
     result = check(network, chosen, judge_all=detection is False, progress=progress)
     violated = [v for v in result.verdicts if not v.holds]
     violated.sort(key=lambda v: v.property is not first)
     shown = (counterexample(result, v) for v in violated)
-    return Report(protocol, mutant, scope, budget, result, next((c for c in shown if c is not None), None))
+    example = next((c for c in shown if c is not None), None)
+    worst = worst_steps_to_end(result.graph, result.flags)
+    return Report(protocol, mutant, scope, budget, kinds, stream, worst, result, example)
 
 
 def write(report: Report, out: Path) -> None:
@@ -141,11 +166,8 @@ def write(report: Report, out: Path) -> None:
 
 
 def named_protocol(name: str) -> Protocol:
-    """The built-in protocol of this name. Raises UsageError."""
-    try:
-        return PROTOCOLS[name]
-    except KeyError:
-        raise UsageError(f"no protocol `{name}`", do=f"built in: {', '.join(PROTOCOLS)}") from None
+    """The protocol of this name, with the parameters that it has by itself (see `load`)."""
+    return load(name)
 
 
 def _count(number: int, what: str) -> str:
@@ -153,11 +175,12 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{plural if number != 1 else ''}"
 
 
-def _properties(names: Sequence[str]) -> Sequence[Property]:
+def _properties(names: Sequence[str], tables: Protocol) -> Sequence[Property]:
     for name in names:
         if name not in PROPERTIES:
             raise UsageError(f"no property `{name}`", do=f"choose from {', '.join(PROPERTIES)}")
-    return [PROPERTIES[name] for name in names] or list(PROPERTIES.values())
+    chosen = PROPERTIES.values() if observer(tables.name)[0] is not None else GENERIC
+    return [PROPERTIES[name] for name in names] or list(chosen)
 
 
 def _counterexample_json(cex: Counterexample) -> dict[str, Any]:
