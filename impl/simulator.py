@@ -102,8 +102,8 @@ class Simulation:
         issued = self._queues[op.group][at].issued
         ranks = range(len(self.conductors))
         seen = [Contribution(issued[r][0], None) if r in issued else None for r in ranks]
-        slowest = min(self._issued.get((r, op.group), 0) for r in ranks)
-        return transport.may_complete(op, rank, seen) and slowest >= at + 1 - transport.RUN_AHEAD
+        counts = [self._issued.get((r, op.group), 0) for r in ranks]
+        return transport.may_complete(op, rank, seen) and transport.in_reach(at, counts)
 
     @staticmethod
     def _deliver(op: Collective, rank: int, instance: _Instance) -> Any:

@@ -3,15 +3,15 @@
 A network state is a tuple of small integers: one local per rank (see `lts.py`), a queue of unfinished
 collectives per group, the slots of the channels, and the number of faults spent. Each collective in a
 queue holds one entry per rank: 0 not issued, +c issued and waiting, -c issued and gone, where c numbers
-the contribution.
+the contribution. Queues are few: they are numbered, and what follows from one is worked out once.
 
 Left out: what is searched for (`properties.py`) and how (`checker/`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from . import transport
 from .lts import CRASHED as CRASHED
@@ -19,6 +19,9 @@ from .lts import Info, Interner, Lts, Step
 from .properties import NO_MISPAIRING
 from .tables import By, Collective, Data, Meet, Protocol, Put, Scope
 from .transport import Contribution
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Instance = tuple[int, ...]
 Queue = tuple[Instance, ...]
@@ -46,7 +49,8 @@ class NetworkState(NamedTuple):
     """Everything at one moment."""
 
     locals: tuple[int, ...]
-    queues: tuple[Queue, ...]
+    queues: tuple[int, ...]
+    """Per group: the number of its queue (see `Network.queues`)."""
     slots: tuple[int, ...]
     """Per channel and worker: 0 empty, else the number of the value in it."""
     faults: int
@@ -79,6 +83,33 @@ class Waiting(NamedTuple):
     waiting_for: tuple[int, ...]
 
 
+class _Exit(NamedTuple):
+    """How a collective may complete for one rank: what it is given, and the queue when it has left."""
+
+    op: Collective
+    must: bool
+    delivered: Data
+    seen: tuple[str, ...]
+    queue: int
+    last: bool
+    """Whether the rank has issued nothing after it."""
+
+
+def _once(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Work out a method of its (positional) arguments once for each network."""
+    name = method.__name__
+
+    def known(network: Any, /, *args: P.args, **more: P.kwargs) -> R:
+        key = (name, *args)
+        try:
+            return network._known[key]  # type: ignore[no-any-return]
+        except KeyError:
+            found = network._known[key] = method(network, *args, **more)
+            return found
+
+    return known
+
+
 class Network:
     """The product of a protocol's roles over `scope.ranks` ranks.
 
@@ -107,7 +138,10 @@ class Network:
         self.contributions(None)
         self.values: Interner[Data] = Interner()
         self.values(None)
-        self._entries: dict[tuple[int, int], int] = {}
+        self.queues: Interner[Queue] = Interner()
+        self.queues(())
+        self._moves: dict[tuple[int, int], Move] = {}
+        self._known: dict[tuple[Any, ...], Any] = {}
         self._group = {name: n for n, name in enumerate(protocol.groups)}
         self._streams = [self._group[g] for g in protocol.streams if g in self._group] if stream else []
         self._channel = {slot: n * (self.ranks - 1) for n, slot in enumerate(protocol.slots)}
@@ -115,7 +149,7 @@ class Network:
     def initial(self) -> NetworkState:
         """All ranks at the start of their tables, nothing issued, all slots empty."""
         slots = (0,) * (len(self._channel) * (self.ranks - 1))
-        return NetworkState(tuple(lts.initial for lts in self.lts), tuple(() for _ in self._group), slots, 0)
+        return NetworkState(tuple(lts.initial for lts in self.lts), (0,) * len(self._group), slots, 0)
 
     def info(self, state: NetworkState, rank: int) -> Info:
         return self.lts[rank].info(state.locals[rank])
@@ -131,7 +165,8 @@ class Network:
         may_fault = state.faults < self.faults
         for rank, info in enumerate(infos):
             for group in self._streams:
-                yield from self._on_device(state, rank, group, info)
+                if state.queues[group]:
+                    yield from self._on_device(state, rank, group, info)
             if info.terminal:
                 continue
             if info.stalled:
@@ -141,25 +176,21 @@ class Network:
                 continue
             if info.op is not None:
                 yield from self._completion(state, rank, info.op)
-            detected: bool | None = None
-            for step in self.lts[rank].steps(state.locals[rank]):
-                if step.row.by is By.FAULT:
-                    if may_fault and self._strikes(step.row.fault, rank, infos):
-                        yield self._take(state, rank, step)
-                    continue
-                if step.row.by is By.DETECTION:
-                    if not self.detection or step.row.event == "deadline":
-                        continue
-                    if detected is None:
-                        detected = trouble or bool(self._gone_for(state, infos, rank))
-                    if not detected:
-                        continue
+            menu = self.lts[rank].menu(state.locals[rank])
+            for step in menu.own:
                 if step.row.gate is not None or step.row.syncs:
                     ready = self._through_gate(state, infos, rank, step)
                     if ready is not None:
                         yield ready
-                    continue
-                yield self._take(state, rank, step)
+                else:
+                    yield self._take(state, rank, step)
+            if may_fault:
+                for step in menu.faults:
+                    if self._strikes(step.row.fault, rank, infos):
+                        yield self._take(state, rank, step)
+            if self.detection and menu.detects and (trouble or self._gone_for(state, infos, rank)):
+                for step in menu.detects:
+                    yield self._take(state, rank, step)
             if may_fault and self._strikes(CRASH, rank, infos):
                 yield self._die(state, rank, CRASH, 1)
             if may_fault and self._strikes(STALL, rank, infos):
@@ -174,9 +205,7 @@ class Network:
         if info.op is not None:
             local = self.lts[rank].locals.items[state.locals[rank]]
             return Waiting(rank, info.state, str(local.pending), info.op.name, self._missing(state, rank, info.op))
-        for step in self.lts[rank].steps(state.locals[rank]):
-            if step.row.by in (By.FAULT, By.DETECTION):
-                continue
+        for step in self.lts[rank].menu(state.locals[rank]).own:
             if (step.row.gate is None and not step.row.syncs) or self._through_gate(state, infos, rank, step):
                 return None
             missing = self._behind_gate(state, infos, rank, step)
@@ -208,7 +237,7 @@ class Network:
 
     def _die(self, state: NetworkState, rank: int, event: str, cost: int) -> tuple[Move, NetworkState]:
         locals_ = _with(state.locals, rank, self.lts[rank].crashed(state.locals[rank]))
-        queues = self._tidy(self._leave(state.queues, rank), locals_)
+        queues = self._tidy(tuple(self._leave(q, rank) for q in state.queues), locals_)
         move = Move(rank, event, event, False, True, cost == 0, (), None, "", False)
         return move, state._replace(locals=locals_, queues=queues, faults=state.faults + cost)
 
@@ -231,17 +260,14 @@ class Network:
         after = self.lts[rank].info(step.target)
         if step.contribution is not None:
             group = self._group[step.contribution.op.group]
-            queue = self._issue(queues[group], rank, self.contributions(step.contribution))
-            queues = _with(queues, group, queue)
+            queues = _with(queues, group, self._issue(queues[group], rank, self.contributions(step.contribution)))
         elif after.failed:
-            queues = self._leave(queues, rank)
+            queues = tuple(self._leave(q, rank) for q in queues)
         if after.terminal:
             queues = self._tidy(queues, locals_)
-        fault = step.row.by is By.FAULT
-        detects = step.row.by is By.DETECTION
-        move = self._move(rank, step, not fault and not detects, step.target != state.locals[rank], detects)
         held = state.slots if slots is None else slots
-        return move, self._normal(NetworkState(locals_, queues, held, state.faults + fault))
+        move = self._move(rank, step, state.locals[rank])
+        return move, self._normal(NetworkState(locals_, queues, held, state.faults + (step.row.by is By.FAULT)))
 
     def _through_gate(
         self, state: NetworkState, infos: Sequence[Info], rank: int, step: Step
@@ -272,59 +298,59 @@ class Network:
     def _completion(self, state: NetworkState, rank: int, op: Collective) -> Iterator[tuple[Move, NetworkState]]:
         """The collective that the host waits in completes for it, after all that it had issued before."""
         group = self._group[op.group]
-        queue = state.queues[group]
-        at = self._position(queue, rank) - 1
-        if any(instance[rank] > 0 for instance in queue[:at]):
+        exit = self._exit(state.queues[group], rank)
+        if exit is None or not exit.last:
             return
-        issued = self._ready(queue, at, rank, op)
-        if issued is None:
-            return
-        step = self.lts[rank].complete(state.locals[rank], transport.delivered(op, rank, issued))
+        step = self.lts[rank].complete(state.locals[rank], exit.delivered)
         locals_ = _with(state.locals, rank, step.target)
-        queues = self._tidy(_with(state.queues, group, self._left(queue, at, rank)), locals_)
-        seen = step.seen + self._mispaired(op, issued)
-        move = self._move(rank, step, transport.must_complete(op, issued), True)._replace(seen=seen)
+        queues = self._tidy(_with(state.queues, group, exit.queue), locals_)
+        move = self._move(rank, step, state.locals[rank])._replace(ordinary=exit.must, seen=step.seen + exit.seen)
         yield move, self._normal(NetworkState(locals_, queues, state.slots, state.faults))
 
     def _on_device(self, state: NetworkState, rank: int, group: int, info: Info) -> Iterator[tuple[Move, NetworkState]]:
         """The earliest collective on the rank's stream completes, unless the host waits in it."""
-        queue = state.queues[group]
-        at = next((n for n, instance in enumerate(queue) if instance[rank] > 0), None)
-        if at is None:
+        exit = self._exit(state.queues[group], rank)
+        if exit is None or (exit.last and info.op is not None and self._group[info.op.group] == group):
             return
-        if info.op is not None and self._group[info.op.group] == group and at == self._position(queue, rank) - 1:
-            return
-        contribution = self.contributions.items[queue[at][rank]]
-        if contribution is None:
-            return
-        issued = self._ready(queue, at, rank, contribution.op)
-        if issued is None:
-            return
-        queues = self._tidy(_with(state.queues, group, self._left(queue, at, rank)), state.locals)
-        op = contribution.op
-        must, seen = transport.must_complete(op, issued), self._mispaired(op, issued)
-        yield (
-            Move(rank, op.name, "device", must, False, False, seen, None, op.name, False),
-            state._replace(queues=queues),
-        )
+        queues = self._tidy(_with(state.queues, group, exit.queue), state.locals)
+        name = exit.op.name
+        move = Move(rank, name, "device", exit.must, False, False, exit.seen, None, name, False)
+        yield move, state._replace(queues=queues)
 
-    def _ready(self, queue: Queue, at: int, rank: int, op: Collective) -> list[Contribution | None] | None:
-        """What each member has put in, if the collective may complete for `rank`."""
-        issued = [self.contributions.items[abs(entry)] for entry in queue[at]]
+    @_once
+    def _exit(self, queue: int, rank: int) -> _Exit | None:
+        """The earliest collective of this queue that `rank` is in, if it may complete for it."""
+        instances = self.queues.items[queue]
+        at = next((n for n, instance in enumerate(instances) if instance[rank] > 0), None)
+        if at is None:
+            return None
+        mine = self.contributions.items[instances[at][rank]]
+        if mine is None:
+            return None
+        op = mine.op
+        issued = [self.contributions.items[abs(entry)] for entry in instances[at]]
         if not transport.may_complete(op, rank, issued):
             return None
-        if any(self._position(queue, member) < at + 1 - transport.RUN_AHEAD for member in range(self.ranks)):
+        if not transport.in_reach(at, [_position(instances, member) for member in range(self.ranks)]):
             return None
-        return issued
+        left = _with(instances, at, _with(instances[at], rank, -instances[at][rank]))
+        last = at == _position(instances, rank) - 1
+        seen = (NO_MISPAIRING.name,) if transport.mispaired(op, issued) else ()
+        delivered = transport.delivered(op, rank, issued)
+        return _Exit(op, transport.must_complete(op, issued), delivered, seen, self.queues(left), last)
 
-    @staticmethod
-    def _mispaired(op: Collective, issued: Sequence[Contribution | None]) -> tuple[str, ...]:
-        return (NO_MISPAIRING.name,) if transport.mispaired(op, issued) else ()
-
-    def _move(self, rank: int, step: Step, ordinary: bool, advances: bool, detects: bool = False) -> Move:
-        row = step.row
-        op = row.op.name if row.op else (step.slot[0].name if step.slot else "")
-        return Move(rank, row.event, step.edge, ordinary, advances, detects, step.seen, step.data, op, row.commits)
+    def _move(self, rank: int, step: Step, before: int) -> Move:
+        found = self._moves.get((rank, id(step)))
+        if found is None:
+            row = step.row
+            op = row.op.name if row.op else (step.slot[0].name if step.slot else "")
+            detects = row.by is By.DETECTION
+            ordinary = row.by is not By.FAULT and not detects
+            advances = step.target != before
+            found = self._moves[rank, id(step)] = Move(
+                rank, row.event, step.edge, ordinary, advances, detects, step.seen, step.data, op, row.commits
+            )
+        return found
 
     def _normal(self, state: NetworkState) -> NetworkState:
         """The same state with ids counted from the driver's: a stream of heartbeats goes round, not on."""
@@ -332,72 +358,66 @@ class Network:
         if by == 0:
             return state
         locals_ = tuple(lts.rebased(n, by) for lts, n in zip(self.lts, state.locals, strict=True))
-        queues = tuple(
-            tuple(tuple(self._rebased(entry, by) for entry in instance) for instance in queue) for queue in state.queues
-        )
-        return state._replace(locals=locals_, queues=queues)
+        return state._replace(locals=locals_, queues=tuple(self._rebased(q, by) for q in state.queues))
 
-    def _rebased(self, entry: int, by: int) -> int:
-        found = self._entries.get((entry, by))
-        if found is None:
-            contribution = self.contributions.items[abs(entry)]
-            if contribution is not None and self.protocol.frame is not None:
-                value = self.protocol.frame.rebase(contribution.value, by)
-                number = self.contributions(contribution._replace(value=value))
-                found = -number if entry < 0 else number
-            else:
-                found = entry
-            self._entries[entry, by] = found
-        return found
+    @_once
+    def _rebased(self, queue: int, by: int) -> int:
+        instances = self.queues.items[queue]
+        return self.queues(tuple(tuple(self._rebased_entry(entry, by) for entry in i) for i in instances))
+
+    def _rebased_entry(self, entry: int, by: int) -> int:
+        contribution = self.contributions.items[abs(entry)]
+        if contribution is None or self.protocol.frame is None:
+            return entry
+        value = self.protocol.frame.rebase(contribution.value, by)
+        number = self.contributions(contribution._replace(value=value))
+        return -number if entry < 0 else number
 
     # ── queues ──────────────────────────────────────────────────────────────────────────────────────
 
-    @staticmethod
-    def _position(queue: Queue, rank: int) -> int:
-        """How many collectives of the queue `rank` has issued."""
-        for at, instance in enumerate(queue):
-            if instance[rank] == 0:
-                return at
-        return len(queue)
+    @_once
+    def _issue(self, queue: int, rank: int, contribution: int) -> int:
+        instances = self.queues.items[queue]
+        at = _position(instances, rank)
+        instance = instances[at] if at < len(instances) else (0,) * self.ranks
+        return self.queues((*instances[:at], _with(instance, rank, contribution), *instances[at + 1 :]))
 
-    def _issue(self, queue: Queue, rank: int, contribution: int) -> Queue:
-        at = self._position(queue, rank)
-        instance = queue[at] if at < len(queue) else (0,) * self.ranks
-        return (*queue[:at], _with(instance, rank, contribution), *queue[at + 1 :])
+    @_once
+    def _leave(self, queue: int, rank: int) -> int:
+        """The rank is no longer in any collective; what it had put in stays there, and is lost."""
+        instances = self.queues.items[queue]
+        return self.queues(tuple(_with(i, rank, self._lost(i[rank])) if i[rank] > 0 else i for i in instances))
 
-    @staticmethod
-    def _left(queue: Queue, at: int, rank: int) -> Queue:
-        return _with(queue, at, _with(queue[at], rank, -queue[at][rank]))
+    def _lost(self, entry: int) -> int:
+        contribution = self.contributions.items[entry]
+        return -entry if contribution is None else -self.contributions(contribution._replace(lost=True))
 
-    @staticmethod
-    def _leave(queues: tuple[Queue, ...], rank: int) -> tuple[Queue, ...]:
-        """The rank is no longer in any collective; what it had put in stays there."""
-        return tuple(tuple(_with(i, rank, -abs(i[rank])) if i[rank] > 0 else i for i in queue) for queue in queues)
-
-    def _tidy(self, queues: tuple[Queue, ...], locals_: tuple[int, ...]) -> tuple[Queue, ...]:
+    def _tidy(self, queues: tuple[int, ...], locals_: tuple[int, ...]) -> tuple[int, ...]:
         """Drop what every member has left, or will never issue."""
-        gone = [lts.info(n).terminal for lts, n in zip(self.lts, locals_, strict=True)]
+        gone = tuple(lts.info(n).terminal for lts, n in zip(self.lts, locals_, strict=True))
+        return tuple(self._without(queue, gone) if queue else 0 for queue in queues)
 
-        def over(instance: Instance) -> bool:
-            return all(entry < 0 or (entry == 0 and gone[r]) for r, entry in enumerate(instance))
-
-        tidy = []
-        for queue in queues:
-            start = 0
-            while start < len(queue) and over(queue[start]):
-                start += 1
-            tidy.append(queue[start:])
-        return tuple(tidy)
+    @_once
+    def _without(self, queue: int, gone: tuple[bool, ...]) -> int:
+        instances = self.queues.items[queue]
+        start = 0
+        while start < len(instances) and all(e < 0 or (e == 0 and gone[r]) for r, e in enumerate(instances[start])):
+            start += 1
+        return self.queues(instances[start:])
 
     # ── who waits for whom ──────────────────────────────────────────────────────────────────────────
 
     def _outstanding(self, state: NetworkState, rank: int) -> bool:
-        return any(instance[rank] > 0 for group in self._streams for instance in state.queues[group])
+        return any(i[rank] > 0 for group in self._streams for i in self.queues.items[state.queues[group]])
 
     def _missing(self, state: NetworkState, rank: int, op: Collective) -> tuple[int, ...]:
-        queue = state.queues[self._group[op.group]]
-        mine = [n for n, instance in enumerate(queue) if instance[rank] > 0]
-        return self._missing_in(queue[mine[0]], rank) if mine else ()
+        return self._missing_from(state.queues[self._group[op.group]], rank)
+
+    @_once
+    def _missing_from(self, queue: int, rank: int) -> tuple[int, ...]:
+        """The members that `rank` waits for in the earliest collective of this queue that it is in."""
+        mine = (i for i in self.queues.items[queue] if i[rank] > 0)
+        return next((self._missing_in(i, rank) for i in mine), ())
 
     def _missing_in(self, instance: Instance, rank: int) -> tuple[int, ...]:
         """The members that `rank` waits for in a collective that it has issued."""
@@ -411,7 +431,8 @@ class Network:
         return late or tuple(
             m
             for m in range(self.ranks)
-            if (c := self.contributions.items[abs(instance[m])]) and not transport.same_on_the_wire(c.op, mine.op)
+            if (c := self.contributions.items[abs(instance[m])])
+            and (c.lost or not transport.same_on_the_wire(c.op, mine.op))
         )
 
     def _behind_gate(self, state: NetworkState, infos: Sequence[Info], rank: int, step: Step) -> tuple[int, ...]:
@@ -423,9 +444,9 @@ class Network:
 
     def _missing_on_stream(self, state: NetworkState, rank: int) -> tuple[int, ...]:
         for group in self._streams:
-            for instance in state.queues[group]:
-                if instance[rank] > 0:
-                    return self._missing_in(instance, rank)
+            missing = self._missing_from(state.queues[group], rank)
+            if missing:
+                return missing
         return ()
 
     def _gone_for(self, state: NetworkState, infos: Sequence[Info], rank: int) -> tuple[int, ...]:
@@ -433,6 +454,14 @@ class Network:
         op = infos[rank].op
         missing = self._missing(state, rank, op) if op is not None else self._missing_on_stream(state, rank)
         return tuple(m for m in missing if infos[m].terminal)
+
+
+def _position(instances: Queue, rank: int) -> int:
+    """How many collectives of the queue `rank` has issued."""
+    for at, instance in enumerate(instances):
+        if instance[rank] == 0:
+            return at
+    return len(instances)
 
 
 def _with(items: tuple[Data, ...], at: int, item: Data) -> tuple[Data, ...]:

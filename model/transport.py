@@ -26,15 +26,13 @@ from typing import NamedTuple
 
 from .tables import Collective, Data, Kind
 
-RUN_AHEAD = 1
-"""How many collectives of a group a root may complete that the slowest member has not issued (measured on gloo)."""
-
-
 class Contribution(NamedTuple):
     """What one member put into a collective: which one it believed it to be, and its value."""
 
     op: Collective
     value: Data
+    lost: bool = False
+    """The member died inside: what it put in may have arrived, but nobody is bound to complete any more."""
 
 
 def depends_on(op: Collective, rank: int, ranks: int) -> Sequence[int]:
@@ -62,7 +60,7 @@ def may_complete(op: Collective, rank: int, issued: Sequence[Contribution | None
 
 def must_complete(op: Collective, issued: Sequence[Contribution | None]) -> bool:
     """Whether every member is bound to leave `op` in the end."""
-    return all(other is not None and same_on_the_wire(other.op, op) for other in issued)
+    return all(other is not None and not other.lost and same_on_the_wire(other.op, op) for other in issued)
 
 
 def mispaired(op: Collective, issued: Sequence[Contribution | None]) -> bool:

@@ -113,7 +113,7 @@ def test_a_root_runs_ahead_by_one_collective_and_no_more(monkeypatch: pytest.Mon
     tell = [Row(a, "tell", b, op=BROADCAST) for a, b in ("AB", "BC", "CD")]
     ahead = ahead_of_slowest(*explored(program(tell, tell, BROADCAST)))
     assert ahead == {0, 1}
-    monkeypatch.setattr(transport, "RUN_AHEAD", 2)
+    monkeypatch.setattr(transport, "run_ahead", lambda ranks: 2)
     assert ahead_of_slowest(*explored(program(tell, tell, BROADCAST))) == {0, 1, 2}
 
 
@@ -121,7 +121,7 @@ def ahead_of_slowest(network: Network, graph: Graph) -> set[int]:
     """By how many collectives a rank that left them can be ahead of what the slowest has issued."""
     found = set()
     for state in graph.states:
-        for queue in state.queues:
+        for queue in (network.queues.items[number] for number in state.queues):
             came = [sum(entries[rank] != 0 for entries in queue) for rank in range(network.ranks)]
             left = [sum(entries[rank] < 0 for entries in queue) for rank in range(network.ranks)]
             found.add(max(0, max(left) - min(came)))
@@ -224,4 +224,4 @@ def test_all_is_tidied_away_when_everybody_has_stopped(tp: tuple[Network, Graph]
     network, graph = tp
     ends = [s for s in graph.states if set(names(network, s)) == {"STOPPED"}]
     assert len(ends) == 1
-    assert all(queue == () for queue in ends[0].queues)
+    assert all(network.queues.items[number] == () for number in ends[0].queues)
