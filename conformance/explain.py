@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import UnreadableInput
-from ..model.protocol import PROTOCOLS
+from ..model.load import PROTOCOLS
 from ..model.tables import By, Protocol
 from ..traces.format import Trace
 from .match import Matched, Wait, blamed, clock_of, match

@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GenlockError, ModelError, UsageError
-from .protocol import PROTOCOLS
+from .protocol import TP_V1_1
+from .protocol_v0 import TP_V0
 from .tables import Protocol
+
+PROTOCOLS = {p.name: p for p in (TP_V1_1, TP_V0)}
+"""Built-in protocols by name."""
 
 DEFAULT = "protocol"
 """The name that is looked for in a file when none is given."""

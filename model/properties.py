@@ -16,7 +16,6 @@ from typing import Any
 from .protocol import Action, Call, Header, Payload, Plan, TPVars
 from .tables import Data
 
-PREFLIGHT_STEPS = 5
 ACCEPTED = ("accept_infer", "accept_noop", "accept_shutdown")
 """The events by which a worker accepts a header."""
 
@@ -116,6 +115,9 @@ PROPERTIES = {
 GENERIC = (NO_STRANDING, CRASH_OVER_HANG, NO_FALSE_ABORT, NO_MISPAIRING, ALL_ENDED)
 """The properties that any protocol has; the others speak of TP's events and values."""
 
+NOT_IN_V0 = (NO_STALE_OVERRIDE, NO_UNSEEN_DRIFT, RECOMPUTED, ACKS_COLLECTED)
+"""TP v0 has no payload and no ack, so that there is nothing to say about them."""
+
 SOMETIMES_FOR = {
     NO_STRANDING.name: ALL_STOPPED.name,
     CRASH_OVER_HANG.name: ALL_ENDED.name,
@@ -143,6 +145,8 @@ class Ghost:
     """All ranks gave the same facts."""
     preflight: int = 0
     """Preflight steps passed since the request."""
+    needed: int = 5
+    """Preflight steps that there are."""
     asked: bool = False
     """A request is being prepared, and nothing has been done about it yet that could not be taken back."""
     dirty: bool = False
@@ -217,7 +221,7 @@ def _issued(ghost: Ghost, event: str, value: Data, seen: list[str]) -> Ghost:
         seen.append(PARITY_BEFORE_HEADER.name)
     if isinstance(value, Header):
         if value.action is Action.INFER:
-            if ghost.preflight != PREFLIGHT_STEPS:
+            if ghost.preflight != ghost.needed:
                 seen.append(NOTHING_SENT_BEFORE_PREFLIGHT.name)
             ghost = replace(_with_header(ghost, value), preflight=0)
     elif isinstance(value, Payload):
@@ -271,4 +275,13 @@ def _went_back(before: TPVars, after: TPVars) -> bool:
 
 def observer(protocol_name: str) -> tuple[Any, Watch | None]:
     """The ghost that a protocol starts with, and what steps it. A user's own protocol has none."""
+    if protocol_name == "tp_v0":
+        return (Ghost(needed=1), watch)
     return (Ghost(), watch) if protocol_name.startswith("tp_") else (None, None)
+
+
+def properties_of(protocol_name: str) -> tuple[Property, ...]:
+    """The properties that a protocol is judged by when none are named."""
+    if observer(protocol_name)[0] is None:
+        return GENERIC
+    return tuple(p for p in PROPERTIES.values() if protocol_name != "tp_v0" or p not in NOT_IN_V0)

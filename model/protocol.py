@@ -602,6 +602,3 @@ def failure_rows(states: tuple[State, ...]) -> tuple[Row, ...]:
 RANK0 = Role("rank0", "STARTUP", RANK0_STATES, RANK0_ROWS + failure_rows(RANK0_STATES), start)
 WORKER = Role("worker", "STARTUP", WORKER_STATES, WORKER_ROWS + failure_rows(WORKER_STATES), start)
 TP_V1_1 = Protocol("tp_v1.1", "1", RANK0, WORKER, SCHEDULE, Frame(base, rebase), streams=("device",))
-
-PROTOCOLS = {TP_V1_1.name: TP_V1_1}
-"""Built-in protocols by name."""

@@ -14,7 +14,7 @@ from ..faults import asked, with_faults
 from ..load import load
 from ..mutants import mutant as find_mutant
 from ..network import CRASH, Faults, Network
-from ..properties import GENERIC, PROPERTIES, Property, observer
+from ..properties import PROPERTIES, Property, properties_of
 from ..tables import Protocol, Scope
 from .counterexample import Counterexample, counterexample
 from .reference import Progress, Result, check, worst_steps_to_end
@@ -140,14 +140,16 @@ def run_check(
     tables = load(protocol, params)
     chosen = _properties(properties, tables)
     scope = replace(scope, ranks=tables.ranks or scope.ranks)
-    kinds = asked(fault_points, tables) or {CRASH: None}
+    broken = None if mutant is None else find_mutant(mutant)
+    kinds = {**(broken.faults if broken else {}), **asked(fault_points, tables)} or {CRASH: None}
     tables = with_faults(tables, kinds)
     first: Property | None = None
     budget = 1 if faults is None else faults
-    if mutant is not None:
-        broken = find_mutant(mutant)
+    if broken is not None:
         tables, first = broken.edit(tables), broken.killed_by
-        budget = broken.faults if faults is None else faults
+        budget = broken.budget if faults is None else faults
+        detection = broken.detection if detection is None else detection
+        stream = stream or broken.stream
     network = Network(tables, scope, faults=budget, kinds=kinds, detection=detection is not False, stream=stream)
     result = check(network, chosen, judge_all=detection is False, progress=progress)
     violated = [v for v in result.verdicts if not v.holds]
@@ -179,8 +181,7 @@ def _properties(names: Sequence[str], tables: Protocol) -> Sequence[Property]:
     for name in names:
         if name not in PROPERTIES:
             raise UsageError(f"no property `{name}`", do=f"choose from {', '.join(PROPERTIES)}")
-    chosen = PROPERTIES.values() if observer(tables.name)[0] is not None else GENERIC
-    return [PROPERTIES[name] for name in names] or list(chosen)
+    return [PROPERTIES[name] for name in names] or properties_of(tables.name)
 
 
 def _counterexample_json(cex: Counterexample) -> dict[str, Any]:
