@@ -197,13 +197,14 @@ def run(
     from .impl import scenario as scenarios
 
     launch.check_deadlines(seconds)
+    todo = scenarios.load(Path(scenario)) if scenario else scenarios.default(chunks)
     config = scenarios.RunConfig(
         run=launch.new_run(),
         out=str((out or launch.new_folder()).absolute()),
         backend=backend.value,
-        scenario=scenarios.load(Path(scenario)) if scenario else scenarios.default(chunks),
+        scenario=todo,
         deadlines=seconds,
-        injection=scenarios.injection(broken.id, broken.settings) if broken else None,
+        injection=scenarios.injection(broken.id, broken.settings) if broken else todo.inject,
     )
     finished = launch.launch(config, ranks, echo=print)
     print(launch.as_text(finished))

@@ -34,7 +34,18 @@ class HeaderFirst(Rank0):
 
     def chunk(self, fields: Mapping[str, object]) -> Moves[torch.Tensor]:
         """One chunk. A refusal in steps 4 and 5 comes when the workers already wait for the payload."""
-        yield Step("request")
+        asked = yield from self.request(fields)
+        try:
+            prepared = yield from self.out_of_order(asked)
+        except Refused as refusal:
+            yield Step("refuse", note=str(refusal))
+            raise
+        yield Exchange("send_payload", prepared.payload, lambda _: self._payload(prepared))
+        output, _ = yield from self.phase_b(prepared.envelope)
+        return output
+
+    def out_of_order(self, fields: Mapping[str, object]) -> Moves[preflight.Prepared]:
+        """Steps 1 to 3, the header, steps 4 and 5."""
         after = self.monitor.candidate("PREFLIGHTED", "commit")
         ids = Ids(after.call_id, after.chunk_index, after.cache_epoch, after.control_epoch)
         checked = preflight.check_schema(fields, ids, self.committed(), self.settings.mode)
@@ -54,16 +65,9 @@ class HeaderFirst(Rank0):
         yield Step("commit")
         header = header_of(wire.unpack_header(packet), encoded.meta)
         yield Exchange("send_header", packet, lambda _: header)
-        try:
-            typed = preflight.check_dtypes(encoded)
-            yield Step("preflight_dtypes")
-            prepared = preflight.materialise(typed, self.settings.device)
-        except Refused as refusal:
-            yield Step("refuse", note=str(refusal))
-            raise
-        yield Exchange("send_payload", prepared.payload, lambda _: self._payload(prepared))
-        output, _ = yield from self.phase_b(prepared.envelope)
-        return output
+        typed = preflight.check_dtypes(encoded)
+        yield Step("preflight_dtypes")
+        return preflight.materialise(typed, self.settings.device)
 
 
 def _with(**changes: Any) -> Callable[[Fields], Fields]:

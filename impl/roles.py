@@ -165,10 +165,7 @@ class Rank0(Role):
         `fields` are the envelope's, without the header's ids. Raises Refused, with nothing sent and nothing
         changed on any rank, where preflight finds something wrong. A pending hard cut is put into the plan.
         """
-        if fields.get("init_cache") is True and not self.monitor.vars.pending_cut:
-            yield from self.hard_cut()
-        yield Step("request")
-        prepared = yield from self.prepare({**fields, "init_cache": self.cut(fields)})
+        prepared = yield from self.prepare((yield from self.request(fields)))
         yield from self.commit(prepared)
         yield Exchange("send_payload", prepared.payload, lambda _: self._payload(prepared))
         output, mine = yield from self.phase_b(prepared.envelope)
@@ -177,9 +174,12 @@ class Rank0(Role):
         yield Decide(lambda: _ack_diff(mine, records))
         return output
 
-    def cut(self, fields: Mapping[str, object]) -> object:
-        """`init_cache`, or the hard cut that an earlier, refused chunk has left pending."""
-        return True if self.monitor.vars.pending_cut else fields.get("init_cache")
+    def request(self, fields: Mapping[str, object]) -> Moves[dict[str, object]]:
+        """Take a chunk up: its fields, with the hard cut that an earlier, refused chunk may have left pending."""
+        if fields.get("init_cache") is True and not self.monitor.vars.pending_cut:
+            yield from self.hard_cut()
+        yield Step("request")
+        return {**fields, "init_cache": True} if self.monitor.vars.pending_cut else dict(fields)
 
     def prepare(self, fields: Mapping[str, object]) -> Moves[preflight.Prepared]:
         """The five steps. Nothing is sent here, and nothing of this rank changes but where it stands."""

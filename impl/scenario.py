@@ -28,10 +28,18 @@ class Chunk(msgspec.Struct, frozen=True, tag="chunk", tag_field="do", forbid_unk
     recompute: bool = False
 
 
-class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The steps of a run; SHUTDOWN follows the last one."""
+class Injection(msgspec.Struct, frozen=True):
+    """Which fault, and at which chunk of the run (from 1; refused chunks count)."""
+
+    id: str
+    chunk: int = 3
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The steps of a run; SHUTDOWN follows the last one. `inject` is the fault, if any."""
 
     steps: tuple[Heartbeat | Chunk, ...]
+    inject: Injection | None = None
 
     @property
     def chunks(self) -> int:
@@ -50,21 +58,17 @@ def default(chunks: int) -> Scenario:
 
 
 def load(path: Path) -> Scenario:
-    """A scenario from a JSON file. Raises UnreadableInput."""
+    """A scenario from a JSON file, such as `check --out` writes. Raises UnreadableInput, for a fault NotBuiltYet."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Scenario)
+        found = msgspec.json.decode(path.read_bytes(), type=Scenario)
+        if found.inject is not None:
+            injection(found.inject.id, {"chunk": str(found.inject.chunk)})
+        return found
     except OSError as error:
         raise UnreadableInput(str(error.strerror), where=str(path), do="check the path") from None
     except msgspec.DecodeError as error:
         example = msgspec.json.encode(default(1)).decode()
         raise UnreadableInput(f"not a scenario: {error}", where=str(path), do=f"a scenario is like {example}") from None
-
-
-class Injection(msgspec.Struct, frozen=True):
-    """Which fault, and at which chunk of the run (from 1; refused chunks count)."""
-
-    id: str
-    chunk: int = 3
 
 
 class FaultTitle(msgspec.Struct, frozen=True):

@@ -42,6 +42,16 @@ def odd_facts(v: TPVars, _: object) -> TPVars:
     return replace(v, facts="odd")
 
 
+def other_numbers(v: TPVars, _: object) -> TPVars:
+    """weights, backend or compile mode of this rank differ, and so does what it computes"""
+    return replace(v, facts="other numbers")
+
+
+def other_plan(v: TPVars, _: object) -> TPVars:
+    """this rank runs another `tp_plan`"""
+    return replace(v, facts="other plan")
+
+
 def flag_is_set(v: TPVars, _: object) -> bool:
     """this rank's flag asks for another collective"""
     return v.facts == "odd" and v.observed > 0 and not v.pending_cut
@@ -232,7 +242,7 @@ def _stale_rows(p: Protocol) -> Protocol:
 
 def state_of_facts(v: TPVars, scope: Scope) -> Iterable[int]:
     """A rank that differs in what it computes with has another output."""
-    return (int(v.facts == "odd"),)
+    return (int(v.facts == "other numbers"),)
 
 
 def _computes_by_facts(p: Protocol) -> Protocol:
@@ -242,23 +252,23 @@ def _computes_by_facts(p: Protocol) -> Protocol:
 
 def _weights(p: Protocol) -> Protocol:
     p = _computes_by_facts(p)
-    driver = Row("IDLE", "weights_change", "IDLE", By.FAULT, effect=odd_facts, fault="weights")
+    driver = Row("IDLE", "weights_change", "IDLE", By.FAULT, effect=other_numbers, fault="weights")
     worker = replace(driver, state="AWAIT_HEADER", target="AWAIT_HEADER")
     return _worker(worker)(_driver(driver)(p))
 
 
 def _backend(p: Protocol) -> Protocol:
-    odd = Row("STARTUP", "backend_differs", "STARTUP", By.FAULT, effect=odd_facts, fault="backend")
+    odd = Row("STARTUP", "backend_differs", "STARTUP", By.FAULT, effect=other_numbers, fault="backend")
     return _worker(odd)(_driver(odd)(_computes_by_facts(p)))
 
 
 def runs_other_plan(v: TPVars, _: object) -> bool:
     """this rank runs another `tp_plan`"""
-    return v.facts == "odd"
+    return v.facts == "other plan"
 
 
 def _role(p: Protocol) -> Protocol:
-    odd = Row("STARTUP", "plan_differs", "STARTUP", By.FAULT, effect=odd_facts, fault="role")
+    odd = Row("STARTUP", "plan_differs", "STARTUP", By.FAULT, effect=other_plan, fault="role")
     whole = Row("HEADER_CHECK", "accept_infer_alone", "READY", effect=tp.adopt_header, commits=True,
                 guards=(runs_other_plan, *p.worker.row("HEADER_CHECK", "accept_infer").guards))  # fmt: skip
     return _worker(odd, whole)(p)

@@ -65,6 +65,14 @@ class Step(NamedTuple):
     """The slot that a `Put` or `Take` is about, and the worker whose it is (0: its own)."""
 
 
+class Menu(NamedTuple):
+    """The steps of a local, by who causes them."""
+
+    own: tuple[Step, ...]
+    faults: tuple[Step, ...]
+    detects: tuple[Step, ...]
+
+
 class Info(NamedTuple):
     """What the network needs to know of a local."""
 
@@ -91,6 +99,7 @@ class Lts:
         self._bases: dict[int, int] = {}
         self._rebased: dict[tuple[int, int], int] = {}
         self._steps: dict[int, tuple[Step, ...]] = {}
+        self._menus: dict[int, Menu] = {}
         self._completions: dict[tuple[int, Data], Step] = {}
         self._taken: dict[tuple[int, str, Data], Step | None] = {}
 
@@ -119,6 +128,18 @@ class Lts:
                     where=f"{self.role.name}, for example {self.locals.items[-1].vars}",
                     do="bound its variables: an effect counts without end",
                 )
+        return found
+
+    def menu(self, number: int) -> Menu:
+        """The steps, sorted. A passed deadline is no step here: time is not modelled, a stall is killed instead."""
+        found = self._menus.get(number)
+        if found is None:
+            steps = self.steps(number)
+            found = self._menus[number] = Menu(
+                tuple(s for s in steps if s.row.by not in (By.FAULT, By.DETECTION)),
+                tuple(s for s in steps if s.row.by is By.FAULT),
+                tuple(s for s in steps if s.row.by is By.DETECTION and s.row.event != "deadline"),
+            )
         return found
 
     def complete(self, number: int, data: Data) -> Step:

@@ -16,8 +16,8 @@ from typing import Any
 from .protocol import Action, Call, Header, Payload, Plan, TPVars
 from .tables import Data
 
-ACCEPTED = ("accept_infer", "accept_noop", "accept_shutdown")
-"""The events by which a worker accepts a header."""
+ACCEPTED = {"accept_infer": Action.INFER, "accept_noop": Action.NOOP, "accept_shutdown": Action.SHUTDOWN}
+"""The events by which a worker accepts a header, and what it then does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,16 @@ NO_STALE_OVERRIDE = Property(
 MONOTONIC_IDS = Property(
     "monotonic_ids",
     "always",
-    "no id ever goes back, each header accepted has a newer call_id, and an epoch rises by one at a time",
+    "no id ever goes back; what a worker accepts has a newer call_id, an INFER a newer chunk; an epoch rises by one",
 )
 PARITY_BEFORE_HEADER = Property(
     "parity_before_header", "always", "a header is sent or awaited only after all ranks gave the same parity facts"
 )
 COHERENT_PLAN = Property(
     "coherent_plan", "always", "each rank enters phase B with a plan that does not contradict itself"
+)
+ACTS_AS_TOLD = Property(
+    "acts_as_told", "always", "a worker does what the header that it was sent asks for, and no other"
 )
 NO_UNSEEN_DRIFT = Property("no_unseen_drift", "always", "rank0 never accepts acks that differ")
 
@@ -80,6 +83,8 @@ HARD_CUT = Property("hard_cut", "sometimes", "a rank enters phase B in a later c
 RECOMPUTED = Property("recomputed", "sometimes", "a rank enters phase B with an override")
 HEARTBEAT_TAKEN = Property("heartbeat_taken", "sometimes", "a worker takes a heartbeat")
 PARITY_AGREED = Property("parity_agreed", "sometimes", "all ranks give the same parity facts")
+DRAINED = Property("drained", "sometimes", "rank0 drains")
+SIGNAL_HELD = Property("signal_held", "sometimes", "a worker holds a signal")
 ACKS_COLLECTED = Property("acks_collected", "sometimes", "rank0 collects every ack")
 
 PROPERTIES = {
@@ -98,6 +103,7 @@ PROPERTIES = {
         MONOTONIC_IDS,
         PARITY_BEFORE_HEADER,
         COHERENT_PLAN,
+        ACTS_AS_TOLD,
         NO_UNSEEN_DRIFT,
         ALL_STOPPED,
         ALL_ENDED,
@@ -107,6 +113,8 @@ PROPERTIES = {
         RECOMPUTED,
         HEARTBEAT_TAKEN,
         PARITY_AGREED,
+        DRAINED,
+        SIGNAL_HELD,
         ACKS_COLLECTED,
     )
 }
@@ -132,6 +140,7 @@ SOMETIMES_FOR = {
     MONOTONIC_IDS.name: HEARTBEAT_TAKEN.name,
     PARITY_BEFORE_HEADER.name: PARITY_AGREED.name,
     COHERENT_PLAN.name: RECOMPUTED.name,
+    ACTS_AS_TOLD.name: HEARTBEAT_TAKEN.name,
     NO_UNSEEN_DRIFT.name: ACKS_COLLECTED.name,
 }
 """The `sometimes` that keeps a claim from holding in an empty model."""
@@ -160,7 +169,12 @@ class Ghost:
     """Calls made, and calls that the header asked for."""
     drift: bool = False
     """The acks collected last differ."""
+    told: Action | None = None
+    """What the last header delivered asks for, until a worker has taken it."""
 
+
+WITNESSED = {"drain": DRAINED, "hold_signal": SIGNAL_HELD}
+"""Events that need no more than to be possible."""
 
 Watch = Callable[[Ghost, str, str, Data, Any, Any], tuple[Ghost, tuple[str, ...]]]
 """(ghost, event, edge, value, variables before, after) to the ghost after it and the properties seen."""
@@ -175,7 +189,7 @@ def watch(
     Returns the properties that the step violates (`always`) or witnesses (`sometimes`).
     """
     seen: list[str] = []
-    if _went_back(before, after) or (event in ACCEPTED and not after.call_id > before.call_id):
+    if _went_back(before, after) or _stood_still(event, before, after):
         seen.append(MONOTONIC_IDS.name)
     if ghost.asked and (edge == "issue" or _identity(before) != _identity(after)):
         ghost = replace(ghost, dirty=True)
@@ -207,8 +221,14 @@ def watch(
         if after.override:
             seen.append(NO_STALE_OVERRIDE.name)
         ghost = replace(ghost, calls=0, expected=0, override=False)
-    elif event == "accept_noop":
-        seen.append(HEARTBEAT_TAKEN.name)
+    elif event in ACCEPTED:
+        if ghost.told is not ACCEPTED[event]:
+            seen.append(ACTS_AS_TOLD.name)
+        elif event == "accept_noop":
+            seen.append(HEARTBEAT_TAKEN.name)
+        ghost = replace(ghost, told=None)
+    elif event in WITNESSED:
+        seen.append(WITNESSED[event].name)
     elif event == "acks_agree":
         if ghost.drift:
             seen.append(NO_UNSEEN_DRIFT.name)
@@ -235,7 +255,7 @@ def _issued(ghost: Ghost, event: str, value: Data, seen: list[str]) -> Ghost:
 
 def _completed(ghost: Ghost, event: str, value: Data, seen: list[str]) -> Ghost:
     if isinstance(value, Header) and event.startswith("receive"):
-        return _with_header(ghost, value)
+        return replace(_with_header(ghost, value), told=value.action)
     if isinstance(value, Payload) and event.startswith("receive"):
         return replace(ghost, override=value.override)
     if event == "exchange_parity":
@@ -271,6 +291,12 @@ def _went_back(before: TPVars, after: TPVars) -> bool:
     same = after.call_id == before.call_id or after.call_id > before.call_id
     forward = after.chunk_index >= before.chunk_index and after.control_epoch >= before.control_epoch
     return not (same and forward and after.cache_epoch - before.cache_epoch in (0, 1))
+
+
+def _stood_still(event: str, before: TPVars, after: TPVars) -> bool:
+    """A worker accepts what it has had."""
+    same_chunk = event == "accept_infer" and after.chunk_index <= before.chunk_index
+    return same_chunk or (event in ACCEPTED and not after.call_id > before.call_id)
 
 
 def observer(protocol_name: str) -> tuple[Any, Watch | None]:

@@ -179,7 +179,9 @@ class Row:
         names = [getattr(f, "__name__", "-") for f in (self.send, self.choices, self.effect)]
         op = self.op.name if self.op else "-"
         what = f"{self.state} {self.event} {self.target} {self.by} {op} [{guards}] {' '.join(names)}"
-        return f"{what} {self.data!r} {self.commits} {self.syncs} {self.fault or '-'} {type(self.gate).__name__}"
+        slot, worker = getattr(self.gate, "slot", "-"), getattr(getattr(self.gate, "worker", None), "__name__", "-")
+        gate = f"{type(self.gate).__name__} {slot} {worker}"
+        return f"{what} {self.data!r} {self.commits} {self.syncs} {self.fault or '-'} {gate}"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from .tables import Collective, Data, Kind
 
+
 class Contribution(NamedTuple):
     """What one member put into a collective: which one it believed it to be, and its value."""
 

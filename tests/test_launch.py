@@ -18,6 +18,8 @@ from genlock.impl.generator import Generator as Video
 from genlock.impl.generator import Solo, tiny
 from genlock.impl.pipeline import Pipeline, PipelineConfig
 from genlock.impl.scenario import FAULTS, Chunk, Heartbeat, Injection, RunConfig, Scenario
+from genlock.model.checker.report import run_check, write
+from genlock.model.tables import Scope
 from genlock.traces.format import Trace, find, read
 from simulated import Job, fields
 
@@ -89,13 +91,20 @@ def test_no_process_of_a_run_outlives_it(healthy: tuple[launch.RunResult, list[s
 
 
 def test_broken_build_strands_workers_as_the_model_predicts(tmp_path: Path) -> None:
-    """FM-04 on real processes: the deadline ends it, replay names it."""
-    steps = Scenario((Chunk(), Heartbeat(), Chunk(), Heartbeat()))
-    result, _, traces = run(tmp_path, steps, Injection("FM-04", 2))
+    """The counterexample to FM-04, as a scenario, on real processes: the deadline ends it, replay names it."""
+    report = run_check("tp_v1.1", Scope(3, 1, 2), mutant="FM-04")
+    write(report, tmp_path / "check")
+    todo = scenario.load(tmp_path / "check" / "scenario.json")
+    assert (todo.chunks, todo.inject) == (1, Injection("FM-04", 1))
+    result, _, traces = run(tmp_path / "run", todo, todo.inject)
     assert result.exit == Exit.DEADLINE
     found = diagnose(traces)
     assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-04", (0,))
-    assert {w.meeting.entered.state for w in found.waits if w.meeting.rank} == {"AWAIT_PAYLOAD"}
+    example = report.counterexample
+    assert example is not None
+    # rank0's own trace is replayed as far as its illegal move, so what is held against the model is the workers
+    predicted = {(s.rank, s.state, s.waiting_for) for s in example.stuck if s.rank}
+    assert {(w.meeting.rank, w.meeting.entered.state, w.missing) for w in found.waits} == predicted
     assert not alive(str(tmp_path))
 
 

@@ -21,6 +21,8 @@ from genlock.model.protocol import (
     Plan,
     TPVars,
     commit_chunk,
+    header_is_intact,
+    header_plan_holds,
     next_call,
     override_is_clear,
     plans,
@@ -113,6 +115,24 @@ def with_drift_unchecked(protocol: Protocol) -> Protocol:
     return in_driver("ACK_CHECK", "acks_agree", guards=())(with_faults(protocol, ["drift"]))
 
 
+def with_unchecked(guard: Callable[..., bool], event: str, kind: str) -> Callable[[Protocol], Protocol]:
+    """TP v1.1 with faults of this kind, and a worker that does not ask `guard`."""
+
+    def edit(protocol: Protocol) -> Protocol:
+        faulty = with_faults(protocol, [kind])
+        row = faulty.worker.row("HEADER_CHECK", event)
+        guards = tuple(g for g in row.guards if g is not guard)
+        return replace(faulty, worker=faulty.worker.edit(*row.key, guards=guards))
+
+    return edit
+
+
+def without_worker_row(event: str) -> Callable[[Protocol], Protocol]:
+    return lambda protocol: replace(
+        protocol, worker=replace(protocol.worker, rows=tuple(r for r in protocol.worker.rows if r.event != event))
+    )
+
+
 def with_odd_worker(protocol: Protocol) -> Protocol:
     return replace(protocol, worker=protocol.worker.edit("STARTUP", "exchange_parity", send=another_fact))
 
@@ -130,6 +150,14 @@ BREAKS: dict[str, tuple[Callable[[Protocol], Protocol], dict[str, Any]]] = {
     "no_stale_override": (worker_keeps_the_override, {}),
     "monotonic_ids": (in_driver("IDLE", "heartbeat", effect=goes_back), {}),
     "parity_before_header": (with_flag_unchecked, {"faults": 1, "kinds": {"flag": None}}),
+    "coherent_plan": (
+        with_unchecked(header_plan_holds, "accept_infer", "incoherent"),
+        {"faults": 1, "kinds": {"incoherent": None}},
+    ),
+    "acts_as_told": (
+        with_unchecked(header_is_intact, "accept_noop", "corrupt"),
+        {"faults": 1, "kinds": {"corrupt": None}},
+    ),
     "no_unseen_drift": (with_drift_unchecked, {"faults": 1, "kinds": {"drift": None}}),
     "all_stopped": (worker_hears_no_shutdown, {}),
     "all_ended": (
@@ -142,6 +170,8 @@ BREAKS: dict[str, tuple[Callable[[Protocol], Protocol], dict[str, Any]]] = {
     "recomputed": (in_driver("PREFLIGHT_1", "preflight_schema", choices=no_recompute), {}),
     "heartbeat_taken": (in_driver("IDLE", "heartbeat", by=By.FAULT), {}),
     "parity_agreed": (with_odd_worker, {}),
+    "drained": (without_rows("drain"), {}),
+    "signal_held": (without_worker_row("hold_signal"), {}),
     "acks_collected": (MUTANTS["FM-02"].edit, {}),
 }
 

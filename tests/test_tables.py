@@ -11,7 +11,7 @@ from genlock.errors import ModelError
 from genlock.model.checker.reference import explore
 from genlock.model.network import Network
 from genlock.model.protocol import ACK, HEADER, TP_V1_1, Action
-from genlock.model.tables import By, Collective, Kind, Meet, Protocol, Role, Row, Scope, State
+from genlock.model.tables import By, Collective, Gate, Kind, Meet, Protocol, Put, Role, Row, Scope, Slot, State, Take
 
 SCOPE = Scope(ranks=2, chunks=2, steps=2)
 
@@ -133,6 +133,15 @@ def test_the_digest_changes_with_every_field_of_a_row() -> None:
     plain = Row("A", "go", "B")
     digests = {digest_with(replace(plain, **{name: other})) for name, other in OTHER.items()}
     assert len(digests | {digest_with(plain)}) == len(OTHER) + 1
+
+
+def test_the_digest_tells_gates_apart() -> None:
+    def first(v: Any) -> int:
+        return 1
+
+    mail, parcel = Slot("mail"), Slot("parcel")
+    gates: list[Gate | None] = [Meet(), Put(mail), Take(mail), Put(parcel), Put(mail, first), None]
+    assert len({digest_with(Row("A", "go", "B", gate=gate)) for gate in gates}) == len(gates)
 
 
 def digest_with(row: Row) -> str:

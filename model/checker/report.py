@@ -18,6 +18,7 @@ from ..properties import PROPERTIES, Property, properties_of
 from ..tables import Protocol, Scope
 from .counterexample import Counterexample, counterexample
 from .reference import Progress, Result, check, worst_steps_to_end
+from .scenario import scenario
 
 SCHEMA = 1
 
@@ -161,10 +162,19 @@ def run_check(
 
 
 def write(report: Report, out: Path) -> None:
-    """`check.txt` and `check.json` in the folder `out`."""
+    """`check.txt` and `check.json`; of a counterexample also its chart and a scenario for `genlock run`."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "check.txt").write_text(report.as_text() + "\n")
     (out / "check.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
+    example = report.counterexample
+    if example is None:
+        return
+    from ..diagram import sequence_mermaid, sequence_svg  # graphviz is slow to import, and most checks draw nothing
+
+    schedule = report.result.network.protocol.schedule
+    (out / "counterexample.svg").write_text(sequence_svg(example, schedule))
+    (out / "counterexample.mmd").write_text(sequence_mermaid(example, schedule))
+    (out / "scenario.json").write_text(json.dumps(scenario(example, report.mutant), indent=2) + "\n")
 
 
 def named_protocol(name: str) -> Protocol:
