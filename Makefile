@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test litmus lint types layers check-all bench clean
+.PHONY: help demo test test-slow litmus lint types layers check-all bench clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -16,6 +16,9 @@ demo: $(INSTALLED) ## the whole line once, on this machine
 
 test: $(INSTALLED) ## the tests
 	$(BIN)/pytest
+
+test-slow: $(INSTALLED) ## the tests of the largest state spaces, some ten minutes
+	$(BIN)/pytest -m slow
 
 litmus: $(INSTALLED) ## each litmus program ten times on real gloo ranks
 	$(BIN)/python -m genlock.impl.litmus --repeat 10 --jobs 4

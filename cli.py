@@ -119,13 +119,19 @@ def check(
     """Search every state that a protocol can reach for a rank left waiting, and for every other violation."""
     flags.at_most_one(mutant=mutant, mutants=mutants, any_world_size=any_world_size)
     params, points = flags.settings("--param", param), flags.fault_points(fault)
-    unbuilt("--mutants", mutants)
     unbuilt("--any-world-size", any_world_size)
     unbuilt(f"--engine {engine}", engine in (flags.Engine.numpy, flags.Engine.numba))
     unbuilt("--symmetry on", symmetry is flags.Symmetry.on)
     from .model.checker.report import run_check
     from .model.tables import Scope
 
+    if mutants:
+        from .model.killing import kill_all
+
+        with progress("killing mutants") as tell:
+            killed = kill_all(Scope(ranks, chunks, steps), tell)
+        show(report, killed.as_text, killed.as_json, killed.as_junit)
+        raise typer.Exit(Exit.OK if killed.holds else Exit.VIOLATED)
     with progress("searching") as tell:
         found = run_check(
             protocol,

@@ -171,8 +171,9 @@ def falls_back(v: TPVars, scope: Scope) -> Iterable[int]:
 
 
 def bump_early(v: TPVars, plan: tp.Plan) -> TPVars:
-    """hold the plan, and start the new cache epoch at once"""
-    return replace(tp.propose(v, plan), cache_epoch=v.cache_epoch + int(v.pending_cut), pending_cut=False)
+    """hold the plan, and start the new cache epoch at once (one a chunk, to keep the search finite)"""
+    first = v.pending_cut and v.cache_epoch <= v.chunk_index
+    return replace(tp.propose(v, plan), cache_epoch=v.cache_epoch + int(first), pending_cut=False)
 
 
 def reset_where_an_override_came(v: TPVars, data: object) -> TPVars:
@@ -272,7 +273,7 @@ MUTANTS = {
             "a recompute is planned without its override; nobody refuses, workers fall back to no recompute and "
             "assert no count",
             _both(
-                dropping(tp.override_iff_recompute, tp.header_plan_holds),
+                dropping(tp.override_iff_recompute, tp.header_plan_holds, tp.payload_fits_plan),
                 _in_worker("READY", "enter_phase_b", choices=falls_back),
                 _worker_asserts_no_count,
             ),

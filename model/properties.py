@@ -13,9 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .protocol import Action, Call, Header, Payload, Plan, TPVars
+from .protocol import Ack, Action, Call, Header, Payload, Plan, TPVars
 from .tables import Data
 
+PREFLIGHT = ("preflight_schema", "preflight_split", "preflight_encode", "preflight_dtypes", "preflight_materialise")
+"""The steps of preflight, in their order."""
 ACCEPTED = {"accept_infer": Action.INFER, "accept_noop": Action.NOOP, "accept_shutdown": Action.SHUTDOWN}
 """The events by which a worker accepts a header, and what it then does."""
 
@@ -48,10 +50,14 @@ CALL_COUNT_AGREEMENT = Property(
     "call_count_agreement", "always", "at each issue k < expected, and observed == expected on leaving phase B"
 )
 NOTHING_SENT_BEFORE_PREFLIGHT = Property(
-    "nothing_sent_before_preflight", "always", "an INFER header is sent only after all five preflight steps"
+    "nothing_sent_before_preflight",
+    "always",
+    "an INFER header is sent only after a request and all preflight steps, in order",
 )
 REFUSAL_LEAVES_NO_TRACE = Property(
-    "refusal_leaves_no_trace", "always", "a refused chunk has sent nothing and changed no id, epoch or pending cut"
+    "refusal_leaves_no_trace",
+    "always",
+    "a refused chunk has sent nothing, changed no id, epoch or pending cut, and left no plan",
 )
 EPOCH_FENCE = Property(
     "epoch_fence", "always", "each rank enters phase B in the cache epoch that the hard cuts so far make"
@@ -73,7 +79,9 @@ COHERENT_PLAN = Property(
 ACTS_AS_TOLD = Property(
     "acts_as_told", "always", "a worker does what the header that it was sent asks for, and no other"
 )
-NO_UNSEEN_DRIFT = Property("no_unseen_drift", "always", "rank0 never accepts acks that differ")
+NO_UNSEEN_DRIFT = Property(
+    "no_unseen_drift", "always", "each ack tells the state of its rank, and rank0 never accepts acks that differ"
+)
 
 ALL_STOPPED = Property("all_stopped", "sometimes", "every rank is STOPPED")
 ALL_ENDED = Property("all_ended", "sometimes", "after a failure every rank has ended")
@@ -84,6 +92,7 @@ RECOMPUTED = Property("recomputed", "sometimes", "a rank enters phase B with an 
 HEARTBEAT_TAKEN = Property("heartbeat_taken", "sometimes", "a worker takes a heartbeat")
 PARITY_AGREED = Property("parity_agreed", "sometimes", "all ranks give the same parity facts")
 DRAINED = Property("drained", "sometimes", "rank0 drains")
+SHUT_DOWN = Property("shut_down", "sometimes", "rank0 shuts down")
 SIGNAL_HELD = Property("signal_held", "sometimes", "a worker holds a signal")
 ACKS_COLLECTED = Property("acks_collected", "sometimes", "rank0 collects every ack")
 
@@ -114,6 +123,7 @@ PROPERTIES = {
         HEARTBEAT_TAKEN,
         PARITY_AGREED,
         DRAINED,
+        SHUT_DOWN,
         SIGNAL_HELD,
         ACKS_COLLECTED,
     )
@@ -123,8 +133,8 @@ PROPERTIES = {
 GENERIC = (NO_STRANDING, CRASH_OVER_HANG, NO_FALSE_ABORT, NO_MISPAIRING, ALL_ENDED)
 """The properties that any protocol has; the others speak of TP's events and values."""
 
-NOT_IN_V0 = (NO_STALE_OVERRIDE, NO_UNSEEN_DRIFT, RECOMPUTED, ACKS_COLLECTED)
-"""TP v0 has no payload and no ack, so that there is nothing to say about them."""
+NOT_IN_V0 = (NO_STALE_OVERRIDE, NO_UNSEEN_DRIFT, RECOMPUTED, ACKS_COLLECTED, DRAINED, SIGNAL_HELD)
+"""TP v0 has no payload, no ack and no drain, so that there is nothing to say about them."""
 
 SOMETIMES_FOR = {
     NO_STRANDING.name: ALL_STOPPED.name,
@@ -169,11 +179,13 @@ class Ghost:
     """Calls made, and calls that the header asked for."""
     drift: bool = False
     """The acks collected last differ."""
+    state: int = 0
+    """The digest with which the rank left phase B, until an ack has told it."""
     told: Action | None = None
     """What the last header delivered asks for, until a worker has taken it."""
 
 
-WITNESSED = {"drain": DRAINED, "hold_signal": SIGNAL_HELD}
+WITNESSED = {"drain": DRAINED, "shutdown": SHUT_DOWN, "hold_signal": SIGNAL_HELD}
 """Events that need no more than to be possible."""
 
 Watch = Callable[[Ghost, str, str, Data, Any, Any], tuple[Ghost, tuple[str, ...]]]
@@ -200,9 +212,11 @@ def watch(
     elif event == "request":
         ghost = replace(ghost, preflight=0, asked=True, dirty=_identity(before) != _identity(after))
     elif event.startswith("preflight_"):
-        ghost = replace(ghost, preflight=ghost.preflight + 1)
+        in_turn = event not in PREFLIGHT or PREFLIGHT.index(event) == ghost.preflight
+        ghost = replace(ghost, preflight=ghost.preflight + in_turn)
     elif event == "refuse":
-        seen.append(REFUSAL_LEAVES_NO_TRACE.name if ghost.dirty else CHUNK_REFUSED.name)
+        trace = ghost.dirty or after.plan is not None or after.payload
+        seen.append(REFUSAL_LEAVES_NO_TRACE.name if trace else CHUNK_REFUSED.name)
         ghost = replace(ghost, preflight=0, asked=False, dirty=False)
     elif event in ("enter_phase_b", "plan_slips", "override_survives"):
         if after.cache_epoch != ghost.epoch:
@@ -220,7 +234,7 @@ def watch(
         seen.append(CALLS_MADE.name if ghost.calls == ghost.expected else CALL_COUNT_AGREEMENT.name)
         if after.override:
             seen.append(NO_STALE_OVERRIDE.name)
-        ghost = replace(ghost, calls=0, expected=0, override=False)
+        ghost = replace(ghost, calls=0, expected=0, override=False, state=value)
     elif event in ACCEPTED:
         if ghost.told is not ACCEPTED[event]:
             seen.append(ACTS_AS_TOLD.name)
@@ -241,7 +255,7 @@ def _issued(ghost: Ghost, event: str, value: Data, seen: list[str]) -> Ghost:
         seen.append(PARITY_BEFORE_HEADER.name)
     if isinstance(value, Header):
         if value.action is Action.INFER:
-            if ghost.preflight != ghost.needed:
+            if ghost.preflight != ghost.needed or not ghost.asked:
                 seen.append(NOTHING_SENT_BEFORE_PREFLIGHT.name)
             ghost = replace(_with_header(ghost, value), preflight=0)
     elif isinstance(value, Payload):
@@ -250,6 +264,10 @@ def _issued(ghost: Ghost, event: str, value: Data, seen: list[str]) -> Ghost:
         if ghost.calls >= ghost.expected:
             seen.append(CALL_COUNT_AGREEMENT.name)
         ghost = replace(ghost, calls=min(ghost.calls + 1, ghost.expected + 1))
+    elif isinstance(value, Ack):
+        if value.state != ghost.state:
+            seen.append(NO_UNSEEN_DRIFT.name)
+        ghost = replace(ghost, state=0)
     return ghost
 
 

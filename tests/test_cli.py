@@ -53,7 +53,6 @@ UNBUILT = {
     "render states tp_v1.1 --diff tp_v0 --format mermaid": "--diff",
     "render states --format html": "--format html",
     "render waits traces": "genlock render waits",
-    "check --mutants": "--mutants",
     "check --any-world-size": "--any-world-size",
     "check --engine numba": "--engine numba",
     "check --symmetry on": "--symmetry on",

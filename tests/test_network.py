@@ -184,6 +184,16 @@ def test_detection_reaches_a_rank_only_for_a_peer_that_will_not_come() -> None:
     assert outcomes(blind, graph) == after_it | {("CRASHED", "A"), ("A", "CRASHED")}
 
 
+def test_detection_reaches_a_rank_whose_peer_has_ended_in_peace() -> None:
+    waits = [
+        Row("A", "add", "END", op=REDUCE),
+        Row("A", "peer_lost", "LOST", By.DETECTION),
+        Row("LOST", "abort", "GONE"),
+    ]
+    network, graph = explored(program(waits, [Row("A", "stop", "END")], REDUCE), ranks=2, detection=True)
+    assert outcomes(network, graph) == {("GONE", "END")}
+
+
 # ── TP v1.1 ─────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -13,8 +13,10 @@ from genlock.model.faults import begin_and_keep, with_faults
 from genlock.model.mutants import MUTANTS
 from genlock.model.network import Network, Point
 from genlock.model.properties import ALL_ENDED, PROPERTIES, SOMETIMES_FOR, Ghost, observer, watch
+from genlock.model.properties import PREFLIGHT as PREFLIGHT_STEPS
 from genlock.model.protocol import (
     TP_V1_1,
+    Ack,
     Action,
     Call,
     Header,
@@ -171,6 +173,7 @@ BREAKS: dict[str, tuple[Callable[[Protocol], Protocol], dict[str, Any]]] = {
     "heartbeat_taken": (in_driver("IDLE", "heartbeat", by=By.FAULT), {}),
     "parity_agreed": (with_odd_worker, {}),
     "drained": (without_rows("drain"), {}),
+    "shut_down": (without_rows("shutdown"), {}),
     "signal_held": (without_worker_row("hold_signal"), {}),
     "acks_collected": (MUTANTS["FM-02"].edit, {}),
 }
@@ -209,7 +212,9 @@ def test_a_path_ends_with_the_step_that_breaks_the_property() -> None:
 PLAN = Plan(steps=2, recompute=False, init_cache=False, override=False, expected=2)
 INFER = Header(Action.INFER, 1, 1, 0, 0, PLAN)
 NOOP = Header(Action.NOOP, 1, 0, 0, 0)
-PREFLIGHT = [(f"preflight_{n}", "step", None) for n in range(5)]
+REQUEST = ("request", "step", None)
+STEPS = [(event, "step", None) for event in PREFLIGHT_STEPS]
+PREFLIGHT = [REQUEST, *STEPS]
 CALLS = [("generate", "issue", Call(1, n)) for n in range(2)]
 SEND, HEAR = ("send_header", "issue", INFER), ("receive_header", "complete", INFER)
 LEAVE = ("leave_phase_b", "step", 0)
@@ -219,13 +224,19 @@ LEAVE = ("leave_phase_b", "step", 0)
     ("run", "seen"),
     [
         ([*PREFLIGHT, SEND], ()),
-        ([*PREFLIGHT[:4], SEND], ("nothing_sent_before_preflight",)),
+        ([*STEPS, SEND], ("nothing_sent_before_preflight",)),
+        ([REQUEST, *STEPS[::-1], SEND], ("nothing_sent_before_preflight",)),
+        ([*PREFLIGHT[:5], SEND], ("nothing_sent_before_preflight",)),
         ([*PREFLIGHT, SEND, SEND], ("nothing_sent_before_preflight",)),
         ([*PREFLIGHT[:2], ("refuse", "step", None), *PREFLIGHT[2:], SEND],
          ("chunk_refused", "nothing_sent_before_preflight")),
         ([*PREFLIGHT[:2], ("request", "step", None), *PREFLIGHT[2:], SEND], ("nothing_sent_before_preflight",)),
         ([("send_noop", "issue", NOOP)], ()),
         ([HEAR, *CALLS, LEAVE], ("calls_made",)),
+        ([HEAR, *CALLS, LEAVE, ("send_ack", "issue", Ack(1, 1, 0, 2, 0))], ("calls_made",)),
+        ([HEAR, *CALLS, LEAVE, ("send_ack", "issue", Ack(1, 1, 0, 2, 1))], ("calls_made", "no_unseen_drift")),
+        ([("receive_header", "complete", NOOP), ("accept_shutdown", "step", None)],
+         ("monotonic_ids", "acts_as_told")),
         ([HEAR, *CALLS[:1], LEAVE], ("call_count_agreement",)),
         ([HEAR, *CALLS, CALLS[0]], ("call_count_agreement",)),
         ([HEAR, *CALLS, LEAVE, CALLS[0]], ("calls_made", "call_count_agreement")),

@@ -88,10 +88,10 @@ def test_a_row_that_is_not_there_is_named() -> None:
 
 
 def test_edit_changes_one_row_and_nothing_else() -> None:
-    edited = TP_V1_1.worker.edit("GENERATING", "miscount", target="ABORTED")
+    edited = TP_V1_1.worker.edit("GENERATING", "exception", target="ABORTED")
     changed = [(old, new) for old, new in zip(TP_V1_1.worker.rows, edited.rows, strict=True) if old != new]
     assert [(str(old), str(new)) for old, new in changed] == [
-        ("GENERATING --miscount--> POISONED", "GENERATING --miscount--> ABORTED")
+        ("GENERATING --exception--> POISONED", "GENERATING --exception--> ABORTED")
     ]
 
 

@@ -8,7 +8,15 @@ from itertools import product
 
 import pytest
 from genlock.model.tables import Collective, Kind
-from genlock.model.transport import Contribution, delivered, depends_on, may_complete, must_complete
+from genlock.model.transport import (
+    Contribution,
+    delivered,
+    depends_on,
+    in_reach,
+    may_complete,
+    must_complete,
+    run_ahead,
+)
 
 BROADCAST = Collective("b", Kind.BROADCAST, "g", 1, "int64", "8", "")
 GATHER = Collective("g", Kind.GATHER, "g", 1, "int64", "8", "")
@@ -80,6 +88,20 @@ def test_equal_signatures_pair_whatever_they_mean(op: Collective) -> None:
     members = [Contribution(other if rank == 1 else op, rank) for rank in range(RANKS)]
     assert must_complete(op, members)
     assert all(may_complete(op, rank, members) for rank in range(RANKS))
+
+
+@pytest.mark.parametrize("op", KINDS, ids=lambda op: op.kind)
+def test_a_member_that_died_inside_may_have_put_its_part_in_but_binds_nobody(op: Collective) -> None:
+    members = [Contribution(op, rank, lost=rank == 2) for rank in range(RANKS)]
+    assert [may_complete(op, rank, members) for rank in range(RANKS)] == [True] * RANKS
+    assert not must_complete(op, members)
+
+
+def test_a_root_is_ahead_by_as_many_broadcasts_as_the_tree_is_deep() -> None:
+    assert [run_ahead(ranks) for ranks in (2, 3, 4, 7, 8, 15, 16)] == [1, 1, 2, 2, 3, 3, 4]
+    assert in_reach(1, [3, 2, 1])
+    assert not in_reach(2, [3, 3, 1])
+    assert in_reach(2, [3, 3, 3, 1])
 
 
 def test_what_is_delivered() -> None:

@@ -232,15 +232,16 @@ def first_hang(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
     """The first state after a failure from which some fair run goes on for ever, or stands still.
 
     Fair means that what detection may do to a rank all the time, it does in the end. Then a run can stay for ever
-    only in a state without moves, or in a strongly connected component that has no rank to which detection is
-    open in every state.
+    only in a state that no move leaves, or in a strongly connected component that has no rank which detection
+    would take out of it from every state.
     """
     troubled = [n for n, (failed, ended) in enumerate(flags) if failed and not ended]
     inside = set(troubled)
-    traps = [n for n in troubled if not graph.edges[n]]
+    traps = [n for n in troubled if all(e.target == n for e in graph.edges[n])]
     for component in _components(graph, troubled, inside):
         loops = len(component) > 1 or any(e.target == component[0] and e.advances for e in graph.edges[component[0]])
-        detected = (frozenset(e.rank for e in graph.edges[n] if e.detects) for n in component)
+        here = frozenset(component)
+        detected = (frozenset(e.rank for e in graph.edges[n] if e.detects and e.target not in here) for n in component)
         if loops and not frozenset.intersection(*detected):
             traps += component
     if not traps:
