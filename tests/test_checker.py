@@ -87,6 +87,7 @@ def test_progress_is_told_while_it_goes_on() -> None:
     )
     assert len(told_of) == 1 + (len(graph.states) - 1) // 4096
     assert [states for states, _, _ in told_of] == sorted(states for states, _, _ in told_of)
+    assert told_of[0][1] == 0
     assert told_of[-1][0] <= len(graph.states)
 
 

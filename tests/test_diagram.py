@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import replace
 from html import unescape
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -32,7 +34,7 @@ from genlock.model.mutants import MUTANTS
 from genlock.model.network import Network, Point
 from genlock.model.properties import CRASH_OVER_HANG, Property
 from genlock.model.protocol import HEADER, RANK0, SCHEDULE, TP_V1_1, WORKER
-from genlock.model.tables import By, Meet, Put, Role, Row, Scope, Slot, Take
+from genlock.model.tables import By, Meet, Put, Role, Row, Scope, Slot, State, Take
 
 ROLES = pytest.mark.parametrize("role", [RANK0, WORKER], ids=lambda role: role.name)
 SVG = "{http://www.w3.org/2000/svg}"
@@ -64,6 +66,7 @@ def text_of(line: str) -> str:
 def test_every_state_is_drawn_once(role: Role) -> None:
     nodes, _ = drawn(role)
     assert Counter(n for n in nodes if not n.startswith(" ")) == Counter(s.name for s in role.states)
+    assert all(state_diagram(role).source.count(f"<b>{state.name}</b>") == 1 for state in role.states)
     double = {line.split()[0] for line in state_diagram(role).body if "peripheries=2" in line}
     assert double == {s.name for s in role.states if s.terminal}
 
@@ -117,6 +120,25 @@ def test_a_failure_that_not_every_live_state_has_names_those_that_have_it() -> N
     (spared,) = (n for n in outline(replace(WORKER, rows=rows))[1] if n.events == ("exception",))
     assert spared == Note(("READY", "GENERATING", "ACK"), ("exception",), "POISONED", spared.colour)
     assert spared.lines(WORKER) == ["READY, GENERATING, ACK:", "exception"]
+
+
+def test_a_note_is_for_three_states_or_more_and_for_plain_rows() -> None:
+    def shared(states: str, **row: Any) -> tuple[Row, ...]:
+        return tuple(Row(state, "leave", "END", **row) for state in states)
+
+    rest = tuple(Row(here, "on", there) for here, there in ("AB", "BC", "CD"))
+    states = tuple(State(name, "") for name in ("A", "B", "C", "D", "END"))
+    role = Role("r", "A", states, rest, lambda finite: None)
+    for rows, noted in [
+        (shared("ABC"), ["leave"]),
+        (shared("AB"), []),
+        (shared("ABC", guards=(lambda v, data: True,)), []),
+        (shared("ABC", op=HEADER), []),
+        (shared("ABC", gate=Meet()), []),
+    ]:
+        drawn_rows, notes = outline(role.adding(*rows))
+        assert [event for note in notes for event in note.events] == noted
+        assert len(drawn_rows) == len(rest) + (0 if noted else len(rows))
 
 
 EDITS: dict[str, Callable[[Role], Role]] = {
@@ -190,7 +212,7 @@ def test_pictures_are_the_same_in_every_run() -> None:
     )
     runs = {
         subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
         ).stdout
         for seed in ("1", "2")
     }
@@ -322,8 +344,21 @@ def test_every_edge_of_a_step_can_be_drawn() -> None:
         "8  killed",
     ]
     assert titles == ["rank0", "rank1", *told, "A", "B"]
-    red = [line for line in svg.splitlines() if "#fbd5d5" in line]
-    assert [line for name in ("dies", "stall", "killed") for line in red if f"  {name}<" in line] == red
+    red = re.findall(r">\d+  (\w+)<", "".join(line for line in svg.splitlines() if "#fbd5d5" in line))
+    assert red == ["dies", "stall", "killed"]
+
+
+def test_the_step_that_violates_stands_alone_and_the_end_of_a_collective_commits_to_nothing() -> None:
+    def step(number: int, rank: int, edge: str = "step", commits: bool = False) -> TraceStep:
+        return TraceStep(number, rank, "go", edge, "header", 1, commits, ("A", "B"))
+
+    steps = (step(1, 0, "issue", True), step(2, 1), step(3, 0, "complete", True), step(4, 1), step(5, 1), step(6, 1))
+    violated = beats(Counterexample("claim", "text", 2, (), steps), SCHEDULE)
+    assert [[s.number for s in beat.steps] for beat in violated] == [[1], [2], [3], [4, 5], [6]]
+    assert [beat.verdict for beat in violated] == ["", "", "", "", "claim"]
+    assert [beat.commits for beat in violated] == [True, False, False, False, False]
+    stuck = beats(replace(ODD, steps=steps), SCHEDULE)
+    assert [[s.number for s in beat.steps] for beat in stuck] == [[1], [2], [3], [4, 5, 6]]
 
 
 def test_markup_in_a_name_stays_text() -> None:
