@@ -29,7 +29,7 @@ def render(picture: str, subjects: Sequence[str], format: str, out: Path | None)
         if report.counterexample is None:
             raise UsageError(f"{subjects[0]} has no counterexample", where="render counterexample")
         path = out or Path(f"{subjects[0]}.{SUFFIX[format]}")
-        return [sequence(report.counterexample, named_protocol("tp_v1.1"), format, path)]
+        return [sequence(report.counterexample, report.result.network.protocol, format, path)]
     raise NotBuiltYet(f"`genlock render {picture}` is not built yet", do="draw states or a counterexample")
 
 
