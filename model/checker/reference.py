@@ -11,6 +11,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -36,6 +37,11 @@ class Edge(NamedTuple):
     detects: bool
 
 
+ORDINARY, ADVANCES, DETECTS = 4, 2, 1
+ANY = ORDINARY | ADVANCES | DETECTS | 8
+"""Bits of a packed edge. Bit 8 of a reversed one is always set, so that ANY counts every edge."""
+
+
 class Edges(Sequence[list[Edge]]):
     """The edges of every state, packed: millions of them fit into memory."""
 
@@ -55,6 +61,10 @@ class Edges(Sequence[list[Edge]]):
 
     def __len__(self) -> int:
         return len(self._starts) - 1
+
+    def packed(self, number: int) -> Sequence[int]:
+        """The edges of a state as they are kept: target, rank, and the bits ORDINARY, ADVANCES and DETECTS."""
+        return self._packed[self._starts[number] : self._starts[number + 1]]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Edges) and (self._starts, self._packed) == (other._starts, other._packed)
@@ -85,6 +95,15 @@ class Graph:
     edges: Edges = field(default_factory=Edges)
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Property name to the first edge (source, ordinal) on which a ghost named it."""
+
+    @cached_property
+    def reversed(self) -> list[list[int]]:
+        """Per state: (source, bits) of each edge into it, packed."""
+        back: list[list[int]] = [[] for _ in self.states]
+        for n in range(len(self.edges)):
+            for edge in self.edges.packed(n):
+                back[edge >> 12].append(n << 4 | 8 | edge & 7)
+        return back
 
     @property
     def transitions(self) -> int:
@@ -221,11 +240,13 @@ def _no_stranding(network: Network, graph: Graph, flags: list[tuple[bool, bool]]
 def _can_advance(graph: Graph, rank: int, *, detection: bool) -> list[bool]:
     """For each state, whether some path leads to a step in which `rank` advances."""
 
-    def counts(edge: Edge) -> bool:
-        return edge.ordinary or (detection and edge.detects)
-
-    goal = [n for n, edges in enumerate(graph.edges) if any(e.rank == rank and e.advances and counts(e) for e in edges)]
-    return _can_reach(graph, goal, counts)
+    bits = ORDINARY | (DETECTS if detection else 0)
+    goal = [
+        n
+        for n in range(len(graph.edges))
+        if any(e >> 3 & 511 == rank and e & ADVANCES and e & bits for e in graph.edges.packed(n))
+    ]
+    return _can_reach(graph, goal, bits)
 
 
 def first_hang(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
@@ -246,7 +267,7 @@ def first_hang(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
             traps += component
     if not traps:
         return None
-    doomed = _can_reach(graph, traps, lambda edge: True)
+    doomed = _can_reach(graph, traps, ANY)
     return next(n for n in troubled if doomed[n])
 
 
@@ -254,18 +275,15 @@ def worst_steps_to_end(graph: Graph, flags: list[tuple[bool, bool]]) -> int | No
     """Over all states in which a failure has just happened: the most steps that it takes until all have ended,
     if nobody does anything else meanwhile. None where nothing ever fails."""
     far = {n: 0 for n, (_, ended) in enumerate(flags) if ended}
-    back: dict[int, list[int]] = {}
-    for n, edges in enumerate(graph.edges):
-        for edge in edges:
-            back.setdefault(edge.target, []).append(n)
     queue = deque(far)
     while queue:
         here = queue.popleft()
-        for source in back.get(here, ()):
-            if source not in far:
-                far[source] = far[here] + 1
-                queue.append(source)
-    starts = {e.target for n, edges in enumerate(graph.edges) if not flags[n][0] for e in edges if flags[e.target][0]}
+        for edge in graph.reversed[here]:
+            if edge >> 4 not in far:
+                far[edge >> 4] = far[here] + 1
+                queue.append(edge >> 4)
+    sound = (n for n, (failed, _) in enumerate(flags) if not failed)
+    starts = {e >> 12 for n in sound for e in graph.edges.packed(n) if flags[e >> 12][0]}
     return max((far[n] for n in starts if n in far), default=None)
 
 
@@ -276,7 +294,7 @@ def _unclean(network: Network, graph: Graph, flags: list[tuple[bool, bool]]) -> 
         for n, (failed, _) in enumerate(flags)
         if not failed and not graph.states[n].faults and network.shutting_down(graph.states[n])
     }
-    stopped = _can_reach(graph, [n for n in inside if flags[n][1]], lambda edge: edge.ordinary)
+    stopped = _can_reach(graph, [n for n in inside if flags[n][1]], ORDINARY)
     for n in sorted(inside):
         if not stopped[n]:
             return n
@@ -324,13 +342,8 @@ def _components(graph: Graph, roots: Iterable[int], inside: set[int]) -> Iterato
                     yield component
 
 
-def _can_reach(graph: Graph, goal: Iterable[int], counts: Callable[[Edge], bool]) -> list[bool]:
-    """For each state, whether some path of edges that count leads from it into `goal`."""
-    back: list[list[int]] = [[] for _ in graph.states]
-    for n, edges in enumerate(graph.edges):
-        for edge in edges:
-            if counts(edge):
-                back[edge.target].append(n)
+def _can_reach(graph: Graph, goal: Iterable[int], bits: int) -> list[bool]:
+    """For each state, whether some path of edges with one of these bits leads from it into `goal`."""
     reached = [False] * len(graph.states)
     stack = []
     for n in goal:
@@ -338,10 +351,10 @@ def _can_reach(graph: Graph, goal: Iterable[int], counts: Callable[[Edge], bool]
             reached[n] = True
             stack.append(n)
     while stack:
-        for source in back[stack.pop()]:
-            if not reached[source]:
-                reached[source] = True
-                stack.append(source)
+        for edge in graph.reversed[stack.pop()]:
+            if edge & bits and not reached[edge >> 4]:
+                reached[edge >> 4] = True
+                stack.append(edge >> 4)
     return reached
 
 
