@@ -83,7 +83,8 @@ def drive(rank0: Rank0, conductor: Conductor, transport: TorchTransport, config:
         try:
             output = transport.run(conductor, code.chunk(fields))
         except Refused as refusal:
-            say(f"rank0 refused a chunk, nothing was sent: {refusal}")
+            sent = "nothing was sent" if type(code) is Rank0 else "after its header was sent"
+            say(f"rank0 refused a chunk, {sent}: {refusal}")
             continue
         pipeline.commit()
         pipeline.finish(output)
