@@ -7,7 +7,10 @@ mistyped flag loads numpy, networkx or torch. `--version` is answered in `__main
 from __future__ import annotations
 
 import json
+import resource
+import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -70,6 +73,20 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"{what}: {text}")
 
 
+def searching(tell: Callable[[str], None]) -> Callable[[int, int, int], None]:
+    """What a search reports, as a live line: states, depth, queue, and with them the rate and the memory so far."""
+    begin = time.monotonic()
+
+    def told(states: int, depth: int, queue: int) -> None:
+        rate = states / max(time.monotonic() - begin, 1e-3)
+        mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (
+            1 << 20 if sys.platform == "darwin" else 1 << 10
+        )
+        tell(f"{states:,} states, depth {depth}, {queue:,} to expand, {rate:,.0f} states/s, {mebibytes:,} MiB")
+
+    return told
+
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -96,18 +113,10 @@ def demo() -> None:
 
 
 @app.command(epilog="Example: genlock check tp_v1.1 --ranks 4 --fault crash --transport stream")
+@flags.asking
 def check(
+    asked: flags.Asked,
     *,
-    protocol: flags.ProtocolName = "tp_v1.1",
-    ranks: flags.Ranks = 3,
-    chunks: flags.Chunks = 2,
-    steps: flags.Steps = 2,
-    faults: flags.Faults = None,
-    fault: flags.FaultPoints,
-    transport: flags.TransportChoice = flags.Transport.rendezvous,
-    detection: flags.Detection = None,
-    param: flags.Params,
-    mutant: flags.Mutant = None,
     mutants: flags.Mutants = False,
     any_world_size: flags.AnyWorldSize = False,
     properties: flags.Properties,
@@ -117,40 +126,42 @@ def check(
     report: flags.ReportChoice = flags.ReportFormat.text,
 ) -> None:
     """Search every state that a protocol can reach for a rank left waiting, and for every other violation."""
-    flags.at_most_one(mutant=mutant, mutants=mutants, any_world_size=any_world_size)
-    params, points = flags.settings("--param", param), flags.fault_points(fault)
-    unbuilt("--any-world-size", any_world_size)
-    unbuilt(f"--engine {engine}", engine in (flags.Engine.numpy, flags.Engine.numba))
-    unbuilt("--symmetry on", symmetry is flags.Symmetry.on)
+    flags.at_most_one(mutant=asked.mutant, mutants=mutants, any_world_size=any_world_size)
+    question = asked.question()
     from .model.checker.report import run_check
-    from .model.tables import Scope
 
     if mutants:
         from .model.killing import kill_all
 
         with progress("killing mutants") as tell:
-            killed = kill_all(Scope(ranks, chunks, steps), tell)
+            killed = kill_all(question.scope, tell)
         show(report, killed.as_text, killed.as_json, killed.as_junit)
         raise typer.Exit(Exit.OK if killed.holds else Exit.VIOLATED)
+    if any_world_size:
+        from .model.checker import anysize_report
+        from .model.checker.anysize import prove
+
+        with progress("searching every world size") as tell:
+            proof = prove(question, properties, searching(tell))
+        if out is not None:
+            anysize_report.write(proof, out)
+        of = anysize_report
+        show(report, partial(of.as_text, proof), partial(of.as_json, proof), partial(of.as_junit, proof))
+        raise typer.Exit(proof.status)
     with progress("searching") as tell:
         found = run_check(
-            protocol,
-            Scope(ranks, chunks, steps),
-            params=params,
-            faults=faults,
-            fault_points=points,
-            stream=transport is flags.Transport.stream,
-            detection=None if detection is None else detection is flags.OnOff.on,
-            mutant=mutant,
+            question,
             properties=properties,
-            progress=lambda states, depth, queue: tell(f"{states:,} states, depth {depth}, {queue:,} to expand"),
+            engine=engine.value,
+            symmetry=symmetry.value,
+            progress=searching(tell),
         )
     if out is not None:
         from .model.checker.report import write
 
         write(found, out)
     show(report, found.as_text, found.as_json, found.as_junit)
-    raise typer.Exit(Exit.OK if found.holds else Exit.VIOLATED)
+    raise typer.Exit(found.exit)
 
 
 export = typer.Typer(no_args_is_help=True, epilog="Example: genlock export promela tp_v1.1 --ranks 3")
@@ -163,24 +174,23 @@ def exports() -> None:
 
 
 @export.command(epilog="Example: genlock export promela tp_v1.1 --ranks 3 --out spin")
-def promela(
-    *,
-    protocol: flags.ProtocolName = "tp_v1.1",
-    ranks: flags.Ranks = 3,
-    chunks: flags.Chunks = 2,
-    steps: flags.Steps = 2,
-    faults: flags.Faults = None,
-    fault: flags.FaultPoints,
-    transport: flags.TransportChoice = flags.Transport.rendezvous,
-    detection: flags.Detection = None,
-    param: flags.Params,
-    mutant: flags.Mutant = None,
-    out: flags.OutDir = None,
-) -> None:
+@flags.asking
+def promela(asked: flags.Asked, *, out: flags.OutDir = None) -> None:
     """Write the network that `check` searches, for Spin, which must find the same states and violations."""
-    flags.fault_points(fault)
-    flags.settings("--param", param)
-    unbuilt("genlock export promela")
+    question = asked.question()
+    from .model.promela import export as written
+
+    network = question.network()
+    name = "-".join(filter(None, (network.protocol.name, question.mutant)))
+    with progress("searching") as tell:
+        found = written(network, name, lambda states: tell(f"{states:,} states"))
+    if out is None:
+        print(found.model, end="")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{found.name}.pml").write_text(found.model)
+    print(f"cd {shlex.quote(str(out))} && {found.commands}")
+    print(f"must find {found.expected}")
 
 
 @app.command(epilog="Example: genlock run --ranks 3 --inject OM-01,rank=1,phase=generate --out run1")
@@ -233,7 +243,12 @@ def guard(program: flags.Program) -> None:
 @app.command(context_settings=WRAPS, epilog="Example: genlock record --out traces -- python train.py --lr 1")
 def record(program: flags.Program, out: flags.OutDir = None) -> None:
     """Record the collectives of any torch.distributed program, one trace per rank."""
-    unbuilt("genlock record")
+    from .impl.launch import new_folder, new_run
+    from .impl.record import Recording
+    from .impl.record import record as run_recorded
+
+    recording = Recording(new_run(), str((out or new_folder()).absolute()))
+    raise typer.Exit(run_recorded(program, recording))
 
 
 @app.command(epilog="Example: genlock replay traces --format json")
@@ -244,12 +259,16 @@ def replay(
 ) -> None:
     """Hold recorded ranks against the model: conforming, divergent or unknown."""
     from .conformance import report as reports
-    from .conformance.explain import diagnose
-    from .traces.format import find, read
+    from .conformance.judge import judge
+    from .traces.load import load
 
-    found = diagnose([read(path) for path in dict.fromkeys(f for given in paths for f in find(given))])
+    traces = load(paths)
+    found = judge(traces)
     if out is not None:
+        from .traces.perfetto import write
+
         out.mkdir(parents=True, exist_ok=True)
+        write(traces, out / "perfetto.json")
         (out / "replay.json").write_text(json.dumps(reports.as_json(found), indent=2) + "\n")
         (out / "replay.txt").write_text(reports.as_text(found) + "\n")
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))

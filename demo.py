@@ -25,6 +25,7 @@ from .impl.launch import RunResult, launch, new_run, require_torch
 from .impl.scenario import Injection, RunConfig, default
 from .model.checker.counterexample import Counterexample
 from .model.checker.report import Report, run_check, write
+from .model.question import Question
 from .model.tables import Scope
 from .render import draw_all
 from .traces.format import Trace, find, read
@@ -72,7 +73,7 @@ class _Demo:
         self.console.print(Text(f"  {text}", style="dim"))
 
     def check(self, mutant: str | None = None) -> Report:
-        report = run_check("tp_v1.1", Scope(RANKS, chunks=2, steps=2), mutant=mutant)
+        report = run_check(Question("tp_v1.1", Scope(RANKS, chunks=2, steps=2), mutant=mutant))
         write(report, self.folder / f"check-{mutant or 'tp_v1.1'}")
         return report
 
@@ -113,7 +114,7 @@ def run(folder: Path = FOLDER) -> int:
 def _check_holds(demo: _Demo) -> None:
     report = demo.check()
     _must(report.holds, "every property of TP v1.1 holds", report.as_text())
-    demo.outcome = f"{len(report.result.graph.states):,} states, {len(report.result.verdicts)} properties hold"
+    demo.outcome = f"{report.result.graph.counts[0]:,} states, {len(report.result.verdicts)} properties hold"
 
 
 def _check_mutant(demo: _Demo) -> Counterexample:

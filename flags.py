@@ -6,16 +6,22 @@ calls says so. What cannot be read is a `UsageError`, one line that names the fl
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
+from functools import wraps
 from math import inf, nan
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
 from .errors import NotBuiltYet, UsageError
+
+if TYPE_CHECKING:
+    from .model.question import Question
 
 # --- what can be chosen ---
 
@@ -212,3 +218,62 @@ Subjects = Annotated[
 Diff = Annotated[str | None, typer.Option(metavar="OTHER", help="Mark what differs from this one.")]
 PictureFormatChoice = Annotated[PictureFormat, typer.Option("--format", help="What to write.")]
 OutFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", dir_okay=False, help="Where to write.")]
+
+# --- the flags that several commands share ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be searched: a protocol, its scope, and what may go wrong. Each field is a flag."""
+
+    protocol: ProtocolName = "tp_v1.1"
+    ranks: Ranks = 3
+    chunks: Chunks = 2
+    steps: Steps = 2
+    faults: Faults = None
+    fault: FaultPoints
+    transport: TransportChoice = Transport.rendezvous
+    detection: Detection = None
+    param: Params
+    mutant: Mutant = None
+
+    def question(self) -> Question:
+        """The same, read."""
+        params, points = settings("--param", self.param), fault_points(self.fault)
+        from .model.question import Question
+        from .model.tables import Scope
+
+        return Question(
+            self.protocol,
+            Scope(self.ranks, self.chunks, self.steps),
+            params=params,
+            faults=self.faults,
+            fault_points=points,
+            stream=self.transport is Transport.stream,
+            detection=None if self.detection is None else self.detection is OnOff.on,
+            mutant=self.mutant,
+        )
+
+
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Declare the flags of `Asked` on a command, which is given them as one: its first parameter, `asked`."""
+    hints = get_type_hints(Asked, include_extras=True)
+    declared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(Asked)
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "asked"]
+
+    @wraps(command)
+    def with_flags(**given: Any) -> None:
+        asked = Asked(**{flag.name: given.pop(flag.name) for flag in declared})
+        command(asked, **given)
+
+    with_flags.__signature__ = signature.replace(parameters=[*declared, *own])  # type: ignore[attr-defined]
+    return with_flags

@@ -10,6 +10,7 @@ from .errors import NotBuiltYet, UsageError
 from .model.checker.counterexample import Counterexample
 from .model.checker.report import named_protocol, run_check
 from .model.diagram import save, sequence_mermaid, sequence_svg, state_diagram, state_mermaid
+from .model.question import Question
 from .model.tables import Protocol, Role, Scope
 
 SUFFIX = {"svg": "svg", "png": "png", "dot": "dot", "mermaid": "mmd"}
@@ -25,7 +26,7 @@ def render(picture: str, subjects: Sequence[str], format: str, out: Path | None)
     if picture == "counterexample":
         if len(subjects) != 1:
             raise UsageError("name one mutant", where="render counterexample", do="for example FM-04")
-        report = run_check("tp_v1.1", Scope(), mutant=subjects[0])
+        report = run_check(Question("tp_v1.1", Scope(), mutant=subjects[0]))
         if report.counterexample is None:
             raise UsageError(f"{subjects[0]} has no counterexample", where="render counterexample")
         path = out or Path(f"{subjects[0]}.{SUFFIX[format]}")

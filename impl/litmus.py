@@ -142,6 +142,9 @@ def _settle(ranks: Sequence[Rank], expected: Collection[Outcome], probe: float, 
 def _die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        parent = multiprocessing.parent_process()
+        if parent is not None and os.getppid() != parent.pid:  # it died before it could be watched
+            os._exit(1)
 
 
 # ── a rank ──────────────────────────────────────────────────────────────────────────────────────────────

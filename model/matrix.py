@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from .checker.counterexample import Counterexample, counterexample
-from .checker.reference import check
+from .checker.engine import check
 from .faults import with_faults
 from .mutants import without
 from .network import Network

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from ..errors import UsageError
 from . import protocol as tp
 from .checker.counterexample import Counterexample, counterexample
-from .checker.reference import check
+from .checker.engine import check
 from .faults import from_the_owning_thread, with_faults
 from .network import CRASH, Faults, Network
 from .properties import (

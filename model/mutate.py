@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import ModelError
-from .checker.reference import check
+from .checker.engine import check
 from .faults import FAULTS, with_faults
 from .network import Faults, Network
 from .properties import PROPERTIES

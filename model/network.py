@@ -143,7 +143,7 @@ class Network:
         self._moves: dict[tuple[int, int], Move] = {}
         self._known: dict[tuple[Any, ...], Any] = {}
         self._group = {name: n for n, name in enumerate(protocol.groups)}
-        self._streams = [self._group[g] for g in protocol.streams if g in self._group] if stream else []
+        self.stream_groups = [self._group[g] for g in protocol.streams if g in self._group] if stream else []
         self._channel = {slot: n * (self.ranks - 1) for n, slot in enumerate(protocol.slots)}
 
     def initial(self) -> NetworkState:
@@ -164,7 +164,7 @@ class Network:
         trouble = any(i.failed for i in infos)
         may_fault = state.faults < self.faults
         for rank, info in enumerate(infos):
-            for group in self._streams:
+            for group in self.stream_groups:
                 if state.queues[group]:
                     yield from self._on_device(state, rank, group, info)
             if info.terminal:
@@ -363,9 +363,10 @@ class Network:
     @_once
     def _rebased(self, queue: int, by: int) -> int:
         instances = self.queues.items[queue]
-        return self.queues(tuple(tuple(self._rebased_entry(entry, by) for entry in i) for i in instances))
+        return self.queues(tuple(tuple(self.rebased_entry(entry, by) for entry in i) for i in instances))
 
-    def _rebased_entry(self, entry: int, by: int) -> int:
+    def rebased_entry(self, entry: int, by: int) -> int:
+        """The same entry with its ids moved on by `by`."""
         contribution = self.contributions.items[abs(entry)]
         if contribution is None or self.protocol.frame is None:
             return entry
@@ -386,9 +387,10 @@ class Network:
     def _leave(self, queue: int, rank: int) -> int:
         """The rank is no longer in any collective; what it had put in stays there, and is lost."""
         instances = self.queues.items[queue]
-        return self.queues(tuple(_with(i, rank, self._lost(i[rank])) if i[rank] > 0 else i for i in instances))
+        return self.queues(tuple(_with(i, rank, self.lost(i[rank])) if i[rank] > 0 else i for i in instances))
 
-    def _lost(self, entry: int) -> int:
+    def lost(self, entry: int) -> int:
+        """What an entry becomes when its member dies inside."""
         contribution = self.contributions.items[entry]
         return -entry if contribution is None else -self.contributions(contribution._replace(lost=True))
 
@@ -408,7 +410,7 @@ class Network:
     # ── who waits for whom ──────────────────────────────────────────────────────────────────────────
 
     def _outstanding(self, state: NetworkState, rank: int) -> bool:
-        return any(i[rank] > 0 for group in self._streams for i in self.queues.items[state.queues[group]])
+        return any(i[rank] > 0 for group in self.stream_groups for i in self.queues.items[state.queues[group]])
 
     def _missing(self, state: NetworkState, rank: int, op: Collective) -> tuple[int, ...]:
         return self._missing_from(state.queues[self._group[op.group]], rank)
@@ -443,7 +445,7 @@ class Network:
         return (step.slot[1],) if step.slot and step.slot[1] else (0,)
 
     def _missing_on_stream(self, state: NetworkState, rank: int) -> tuple[int, ...]:
-        for group in self._streams:
+        for group in self.stream_groups:
             missing = self._missing_from(state.queues[group], rank)
             if missing:
                 return missing

@@ -45,17 +45,12 @@ CHOICES = {
     "render states --format": "svg png dot mermaid html",
 }
 UNBUILT = {
-    "export promela examples/protocol_m.py:M --detection off": "genlock export promela",
     "guard -- prog --flag": "genlock guard",
-    "record prog --theirs 1": "genlock record",
     "docs": "genlock docs",
     "audit": "genlock audit",
     "render states tp_v1.1 --diff tp_v0 --format mermaid": "--diff",
     "render states --format html": "--format html",
     "render waits traces": "genlock render waits",
-    "check --any-world-size": "--any-world-size",
-    "check --engine numba": "--engine numba",
-    "check --symmetry on": "--symmetry on",
     "run --observe": "--observe",
     "run --backend nccl": "--backend nccl",
     "run --inject OM-13": "--inject OM-13",

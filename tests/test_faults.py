@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import pytest
 from genlock.errors import UsageError
 from genlock.model.checker.counterexample import counterexample
-from genlock.model.checker.reference import check
+from genlock.model.checker.engine import check
 from genlock.model.checker.report import run_check
 from genlock.model.faults import FAULTS, asked, with_faults
 from genlock.model.network import Network, Point
 from genlock.model.properties import NO_STRANDING, PROPERTIES
 from genlock.model.protocol import TP_V1_1
 from genlock.model.protocol_v0 import TP_V0
+from genlock.model.question import Question
 from genlock.model.tables import Protocol, Scope
 
 Count = tuple[int, int]
@@ -71,7 +72,7 @@ def holds(protocol: Protocol, kind: str, stream: bool, scope: Scope) -> Count:
     result = check(network, list(PROPERTIES.values()))
     assert [v.property.name for v in result.verdicts if not v.holds] == []
     assert result.deadlocks == 0
-    return len(result.graph.states), result.graph.transitions
+    return result.graph.counts
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["rendezvous", "stream"])
@@ -98,13 +99,13 @@ def test_every_kind_is_pinned() -> None:
 
 @pytest.mark.parametrize("kind", ["crash", "stall", "exception"])
 def test_tp_v0_holds_too(kind: str) -> None:
-    report = run_check("tp_v0", Scope(2, 2, 2), fault_points=[(kind, None)])
+    report = run_check(Question("tp_v0", Scope(2, 2, 2), fault_points=((kind, None),)))
     assert report.holds
 
 
 def test_rank0_that_dies_before_the_payload_strands_the_workers() -> None:
     """What detection is worth: without it, every worker waits for a payload that never comes."""
-    report = run_check("tp_v1.1", Scope(3, 1, 2), fault_points=[("crash", "AWAIT_PAYLOAD")], detection=False)
+    report = run_check(Question("tp_v1.1", Scope(3, 1, 2), fault_points=(("crash", "AWAIT_PAYLOAD"),), detection=False))
     example = report.counterexample
     assert example is not None
     assert example.claim == "no_stranding"

@@ -9,6 +9,7 @@ from genlock.errors import ModelError, UsageError
 from genlock.model.checker.report import run_check
 from genlock.model.load import load
 from genlock.model.protocol import TP_V1_1
+from genlock.model.question import Question
 from genlock.model.tables import Scope
 
 EXAMPLE = str(Path(__file__).parent.parent / "examples" / "protocol_m.py")
@@ -53,7 +54,7 @@ def test_protocol_m_has_the_states_that_other_checkers_found(
     params: dict[str, str], states: int, transitions: int
 ) -> None:
     """(3, 2, 3): Spin, Rumur and two more agree on 32,826."""
-    report = run_check(EXAMPLE, Scope(), params=params)
+    report = run_check(Question(EXAMPLE, Scope(), params=params))
     assert (report.as_json()["states"], report.as_json()["transitions"]) == (states, transitions)
     assert report.holds
     assert report.result.deadlocks == 0
@@ -61,8 +62,8 @@ def test_protocol_m_has_the_states_that_other_checkers_found(
 
 def test_a_users_model_with_collectives_is_checked(tmp_path: Path) -> None:
     path = write(tmp_path, 'ok = made(Row("A", "tell", "B", op=GO))\nlate = made(Row("A", "skip", "B"))\n')
-    assert run_check(f"{path}:ok", Scope(3), faults=0).holds
-    report = run_check(f"{path}:late", Scope(3), faults=0)
+    assert run_check(Question(f"{path}:ok", Scope(3), faults=0)).holds
+    report = run_check(Question(f"{path}:late", Scope(3), faults=0))
     assert report.counterexample is not None
     assert [(s.rank, s.waiting_for) for s in report.counterexample.stuck] == [(1, (0,)), (2, (0,))]
 
@@ -96,7 +97,7 @@ def test_a_guard_that_raises_names_its_row(tmp_path: Path) -> None:
     guard = "def broken(v, data):\n    return v.missing > 1\n\n"
     path = write(tmp_path, guard + 'protocol = made(Row("A", "tell", "B", op=GO, guards=(broken,)))')
     with pytest.raises(ModelError, match=r"row A --tell--> B: guard `broken` raised AttributeError"):
-        run_check(path, Scope(2))
+        run_check(Question(path, Scope(2)))
 
 
 def test_an_unbounded_domain_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +105,7 @@ def test_an_unbounded_domain_is_found_out(tmp_path: Path, monkeypatch: pytest.Mo
     count = "def count(v, data):\n    return v + 1\n\n"
     path = write(tmp_path, count + 'protocol = made(Row("A", "more", "A", effect=count), Row("A", "tell", "B", op=GO))')
     with pytest.raises(ModelError, match=r"more than 500 different states of one rank.*bound its variables"):
-        run_check(path, Scope(2), faults=0)
+        run_check(Question(path, Scope(2), faults=0))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from enum import Enum
 from ..network import Move, Network, NetworkState
 from ..properties import CRASH_OVER_HANG, NO_STRANDING
 from ..protocol import Cyclic
-from .reference import Graph, Result, Verdict, path_to, replay
+from .reference import Result, StateGraph, Verdict, path_to, replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +89,17 @@ def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:
     network = result.network
     path = path_to(network, result.graph, verdict)
     about_waiting = verdict.property in (NO_STRANDING, CRASH_OVER_HANG)
+    final = path[-1][1] if path else network.initial()
     if about_waiting:
-        path += settle(network, result.graph, verdict.state)
+        path += settle(network, result.graph, verdict.state, final)
+        final = path[-1][1] if path else final
     steps = _number(network, path)
-    final = path[-1][1] if path else result.graph.states[verdict.state]
     stuck = _stuck(network, final, steps) if about_waiting else ()
     return Counterexample(verdict.property.name, verdict.property.text, network.ranks, stuck, steps)
 
 
-def settle(network: Network, graph: Graph, state: int) -> list[tuple[Move, NetworkState]]:
-    """The shortest ordinary way from a doomed state to one in which nobody moves any more.
+def settle(network: Network, graph: StateGraph, state: int, final: NetworkState) -> list[tuple[Move, NetworkState]]:
+    """The shortest ordinary way from a doomed state, which `final` is, to one in which nobody moves any more.
 
     A rank is doomed as soon as no continuation helps it; the reader wants to see everybody where they end
     up. Empty where others go on for ever.
@@ -112,7 +113,7 @@ def settle(network: Network, graph: Graph, state: int) -> list[tuple[Move, Netwo
             numbers = [here]
             while came[numbers[-1]] >= 0:
                 numbers.append(came[numbers[-1]])
-            return replay(network, graph, numbers[::-1])
+            return replay(network, graph, numbers[-2::-1], final)
         for target in ordinary:
             if target not in came:
                 came[target] = here

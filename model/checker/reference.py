@@ -9,11 +9,10 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..network import Move, Network, NetworkState
 from ..properties import (
@@ -84,6 +83,32 @@ Progress = Callable[[int, int, int], None]
 """Called now and then with the states found, the depth and the queue's length."""
 
 
+class StateGraph(Protocol):
+    """What every engine leaves behind: states numbered in the order of their discovery, breadth first."""
+
+    @property
+    def seen(self) -> dict[str, tuple[int, int]]:
+        """Property name to the first edge (source, ordinal) on which a ghost named it."""
+        ...
+
+    @property
+    def states(self) -> Sequence[NetworkState]: ...
+    @property
+    def edges(self) -> Sequence[list[Edge]]: ...
+    @property
+    def parent(self) -> Sequence[int]: ...
+    @property
+    def depth(self) -> Sequence[int]: ...
+    @property
+    def counts(self) -> tuple[int, int]:
+        """States and transitions, those counted too that stand for others under symmetry."""
+        ...
+
+    def stands_for(self, number: int, state: NetworkState) -> bool:
+        """Whether `state` is the one of this number, up to the order of its workers where that is free."""
+        ...
+
+
 @dataclass
 class Graph:
     """The reachable states, their edges, and how each was first reached."""
@@ -94,7 +119,7 @@ class Graph:
     depth: list[int] = field(default_factory=list)
     edges: Edges = field(default_factory=Edges)
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Property name to the first edge (source, ordinal) on which a ghost named it."""
+    stopped: str | None = None
 
     @cached_property
     def reversed(self) -> list[list[int]]:
@@ -108,6 +133,13 @@ class Graph:
     @property
     def transitions(self) -> int:
         return self.edges.total
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return len(self.states), self.transitions
+
+    def stands_for(self, number: int, state: NetworkState) -> bool:
+        return self.states[number] == state
 
 
 @dataclass(frozen=True)
@@ -127,12 +159,20 @@ class Result:
     """What a search found."""
 
     network: Network
-    graph: Graph
+    graph: StateGraph
     verdicts: tuple[Verdict, ...]
     deadlocks: int
     seconds: float
-    flags: list[tuple[bool, bool]]
-    """Per state: whether a rank has failed, whether all have ended."""
+    worst_steps: int | None = None
+    """From a failure to the last rank's end, at worst, if nobody does anything else meanwhile."""
+    engine: str = "reference"
+    symmetric: bool = False
+    stopped: str | None = None
+    """Why the search did not come to its end; then only what is violated already is among the verdicts."""
+    search_seconds: float = 0.0
+    """Of which to find the states; the rest went into judging them."""
+    flags: list[tuple[bool, bool]] = field(default_factory=list)
+    """Per state: whether a rank has failed, whether all have ended. Of the reference engine alone."""
 
     @property
     def holds(self) -> bool:
@@ -150,6 +190,14 @@ def explore(network: Network, progress: Progress | None = None) -> Graph:
     graph.states.append(initial)
     graph.parent.append(-1)
     graph.depth.append(0)
+    try:
+        _expand(network, graph, progress)
+    except KeyboardInterrupt:
+        graph.stopped = "interrupted"
+    return graph
+
+
+def _expand(network: Network, graph: Graph, progress: Progress | None) -> None:
     queue = deque([0])
     while queue:
         number = queue.popleft()
@@ -168,7 +216,6 @@ def explore(network: Network, progress: Progress | None = None) -> Graph:
         graph.edges.append(edges)
         if progress is not None and number % 4096 == 0:
             progress(len(graph.states), graph.depth[number], len(queue))
-    return graph
 
 
 def check(
@@ -185,10 +232,18 @@ def check(
     """
     begin = time.perf_counter()
     graph = explore(network, progress)
+    searched = time.perf_counter() - begin
+    if graph.stopped:
+        violated = tuple(
+            v for p in properties if not (v := seen_on_an_edge(graph.seen, p)).holds and p.kind == "always"
+        )
+        return Result(network, graph, violated, 0, searched, stopped=graph.stopped)
     flags = [network.verdict(s) for s in graph.states]
     verdicts = tuple(_judge(network, graph, flags, p, judge_all) for p in properties)
     deadlocks = sum(1 for edges, (_, ended) in zip(graph.edges, flags, strict=True) if not edges and not ended)
-    return Result(network, graph, verdicts, deadlocks, time.perf_counter() - begin, flags)
+    worst = worst_steps_to_end(graph, flags)
+    seconds = time.perf_counter() - begin
+    return Result(network, graph, verdicts, deadlocks, seconds, worst, search_seconds=searched, flags=flags)
 
 
 def _judge(network: Network, graph: Graph, flags: list[tuple[bool, bool]], prop: Property, judge_all: bool) -> Verdict:
@@ -209,7 +264,12 @@ def _judge(network: Network, graph: Graph, flags: list[tuple[bool, bool]], prop:
     if prop is ALL_ENDED:
         done = next((n for n, (failed, ended) in enumerate(flags) if ended and failed), None)
         return Verdict(prop, done is not None or not any(failed for failed, _ in flags), done)
-    found = graph.seen.get(prop.name)
+    return seen_on_an_edge(graph.seen, prop)
+
+
+def seen_on_an_edge(seen: Mapping[str, tuple[int, int]], prop: Property) -> Verdict:
+    """Whether a ghost named the property, and where first."""
+    found = seen.get(prop.name)
     violated = found is not None if prop.kind == "always" else found is None
     state, edge = found if found else (None, None)
     return Verdict(prop, not violated, state, None, edge)
@@ -259,16 +319,22 @@ def first_hang(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
     troubled = [n for n, (failed, ended) in enumerate(flags) if failed and not ended]
     inside = set(troubled)
     traps = [n for n in troubled if all(e.target == n for e in graph.edges[n])]
-    for component in _components(graph, troubled, inside):
-        loops = len(component) > 1 or any(e.target == component[0] and e.advances for e in graph.edges[component[0]])
-        here = frozenset(component)
-        detected = (frozenset(e.rank for e in graph.edges[n] if e.detects and e.target not in here) for n in component)
-        if loops and not frozenset.intersection(*detected):
+    for component in components(graph.edges, troubled, inside):
+        if is_trap(graph.edges, component):
             traps += component
     if not traps:
         return None
     doomed = _can_reach(graph, traps, ANY)
     return next(n for n in troubled if doomed[n])
+
+
+def is_trap(edges: Sequence[list[Edge]], component: Sequence[int]) -> bool:
+    """Whether a fair run can stay in a component: it goes round, and detection takes no rank out of it all the time."""
+    if len(component) == 1 and not any(e.target == component[0] and e.advances for e in edges[component[0]]):
+        return False
+    here = frozenset(component)
+    detected = (frozenset(e.rank for e in edges[n] if e.detects and e.target not in here) for n in component)
+    return not frozenset.intersection(*detected)
 
 
 def worst_steps_to_end(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
@@ -298,13 +364,11 @@ def _unclean(network: Network, graph: Graph, flags: list[tuple[bool, bool]]) -> 
     for n in sorted(inside):
         if not stopped[n]:
             return n
-    for component in _components(graph, sorted(inside), inside):
-        if len(component) > 1:
-            return min(component)
-    return None
+    round_and_round = (min(c) for c in components(graph.edges, sorted(inside), inside) if len(c) > 1)
+    return min(round_and_round, default=None)
 
 
-def _components(graph: Graph, roots: Iterable[int], inside: set[int]) -> Iterator[list[int]]:
+def components(edges: Sequence[list[Edge]], roots: Iterable[int], inside: set[int]) -> Iterator[list[int]]:
     """Strongly connected components of the states `inside` (Tarjan, without recursion)."""
     order: dict[int, int] = {}
     low: dict[int, int] = {}
@@ -313,7 +377,7 @@ def _components(graph: Graph, roots: Iterable[int], inside: set[int]) -> Iterato
     for root in roots:
         if root in order:
             continue
-        work = [(root, iter([e.target for e in graph.edges[root]]))]
+        work = [(root, iter([e.target for e in edges[root]]))]
         order[root] = low[root] = len(order)
         stack.append(root)
         on_stack.add(root)
@@ -326,7 +390,7 @@ def _components(graph: Graph, roots: Iterable[int], inside: set[int]) -> Iterato
                     order[target] = low[target] = len(order)
                     stack.append(target)
                     on_stack.add(target)
-                    work.append((target, iter([e.target for e in graph.edges[target]])))
+                    work.append((target, iter([e.target for e in edges[target]])))
                     break
                 if target in on_stack:
                     low[node] = min(low[node], order[target])
@@ -358,23 +422,26 @@ def _can_reach(graph: Graph, goal: Iterable[int], bits: int) -> list[bool]:
     return reached
 
 
-def replay(network: Network, graph: Graph, numbers: Sequence[int]) -> list[tuple[Move, NetworkState]]:
-    """The moves between consecutive states, asked of the network again."""
+def replay(
+    network: Network, graph: StateGraph, numbers: Sequence[int], here: NetworkState
+) -> list[tuple[Move, NetworkState]]:
+    """The moves from `here` through the states of these numbers, asked of the network again."""
     path = []
-    for here, there in pairwise(numbers):
-        target = graph.states[there]
-        path.append(next((m, s) for m, s in network.successors(graph.states[here]) if s == target))
+    for there in numbers:
+        move, here = next((m, s) for m, s in network.successors(here) if graph.stands_for(there, s))
+        path.append((move, here))
     return path
 
 
-def path_to(network: Network, graph: Graph, verdict: Verdict) -> list[tuple[Move, NetworkState]]:
+def path_to(network: Network, graph: StateGraph, verdict: Verdict) -> list[tuple[Move, NetworkState]]:
     """A shortest path to where `verdict` shows, replayed through the network."""
     if verdict.state is None:
         return []
     numbers = [verdict.state]
     while graph.parent[numbers[-1]] >= 0:
-        numbers.append(graph.parent[numbers[-1]])
-    path = replay(network, graph, numbers[::-1])
+        numbers.append(int(graph.parent[numbers[-1]]))
+    path = replay(network, graph, numbers[-2::-1], network.initial())
     if verdict.edge is not None:
-        path.append(list(network.successors(graph.states[verdict.state]))[verdict.edge])
+        here = path[-1][1] if path else network.initial()
+        path.append(next((m, s) for m, s in network.successors(here) if verdict.property.name in m.seen))
     return path

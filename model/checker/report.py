@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ...errors import UsageError
-from ..faults import asked, with_faults
+from ...errors import Exit, UsageError
 from ..load import load
 from ..mutants import mutant as find_mutant
-from ..network import CRASH, Faults, Network
+from ..network import Network
 from ..properties import PROPERTIES, Property, properties_of
-from ..tables import Protocol, Scope
+from ..question import Question
+from ..tables import Protocol
 from .counterexample import Counterexample, counterexample
-from .reference import Progress, Result, check, worst_steps_to_end
+from .engine import AUTO, check
+from .reference import Progress, Result
 from .scenario import scenario
 
 SCHEMA = 1
@@ -29,14 +30,12 @@ class Report:
 
     protocol: str
     mutant: str | None
-    scope: Scope
-    faults: int
-    kinds: Faults
-    stream: bool
-    worst_steps: int | None
-    """From a failure to the last rank's end, at worst, if nobody does anything else meanwhile."""
     result: Result
     counterexample: Counterexample | None
+
+    @property
+    def network(self) -> Network:
+        return self.result.network
 
     @property
     def holds(self) -> bool:
@@ -44,45 +43,61 @@ class Report:
 
     @property
     def depth(self) -> int:
-        return max(self.result.graph.depth)
+        return self.result.graph.depth[-1]
+
+    @property
+    def exit(self) -> Exit:
+        """0 where everything holds, 1 where something does not, 3 where the search did not come to its end."""
+        if self.result.stopped:
+            return Exit.UNKNOWN
+        return Exit.OK if self.holds else Exit.VIOLATED
 
     def as_json(self) -> dict[str, Any]:
         """The object that `check --format json` prints."""
-        graph, cex = self.result.graph, self.counterexample
+        result, cex = self.result, self.counterexample
+        states, transitions = result.graph.counts
         return {
             "schema": SCHEMA,
             "protocol": self.protocol,
             "mutant": self.mutant,
-            "ranks": self.scope.ranks,
-            "transport": "stream" if self.stream else "rendezvous",
-            "faults": {kind: sorted(map(str, points)) if points else None for kind, points in self.kinds.items()},
-            "states": len(graph.states),
-            "transitions": graph.transitions,
+            "ranks": self.network.ranks,
+            "transport": "stream" if self.network.stream else "rendezvous",
+            "faults": {k: sorted(map(str, points)) if points else None for k, points in self.network.kinds.items()},
+            "states": states,
+            "transitions": transitions,
             "depth": self.depth,
-            "deadlocks": self.result.deadlocks,
-            "worst_steps_to_end": self.worst_steps,
-            "engine": "reference",
-            "seconds": round(self.result.seconds, 3),
-            "states_per_second": round(len(graph.states) / self.result.seconds),
+            "deadlocks": result.deadlocks,
+            "worst_steps_to_end": result.worst_steps,
+            "engine": result.engine,
+            "symmetry": result.symmetric,
+            "searched": len(result.graph.states),
+            "seconds": round(result.seconds, 3),
+            "search_seconds": round(result.search_seconds, 3),
+            "states_per_second": round(len(result.graph.states) / max(result.search_seconds, 1e-9)),
+            "stopped": result.stopped,
             "properties": [
-                {"name": v.property.name, "kind": v.property.kind, "holds": v.holds} for v in self.result.verdicts
+                {"name": v.property.name, "kind": v.property.kind, "holds": v.holds} for v in result.verdicts
             ],
             "counterexample": None if cex is None else _counterexample_json(cex),
         }
 
     def as_text(self) -> str:
         """The verdict, a line a property, and the counterexample as numbered steps."""
-        graph, scope = self.result.graph, self.scope
-        seconds = f"{self.result.seconds:.1f} s"
+        result, scope = self.result, self.network.scope
+        states, transitions = result.graph.counts
         lines = [
             f"{self.protocol}{f' broken by {self.mutant}' if self.mutant else ''}: {scope.ranks} ranks, "
             f"{_count(scope.chunks, 'chunk')}, {_count(scope.steps, 'step')} a chunk, "
-            f"{self._faults()}, {'stream' if self.stream else 'rendezvous'} transport",
-            f"{len(graph.states):,} states, {graph.transitions:,} transitions, depth {self.depth}, "
-            f"{_count(self.result.deadlocks, 'deadlock')}, in {seconds} by the reference engine",
+            f"{self._faults()}, {'stream' if self.network.stream else 'rendezvous'} transport",
+            f"{states:,} states, {transitions:,} transitions, depth {self.depth}, "
+            f"{_count(result.deadlocks, 'deadlock')}, in {result.seconds:.1f} s by the {result.engine} engine",
         ]
-        if self.worst_steps:
-            lines.append(f"at worst {_count(self.worst_steps, 'step')} from a failure to the last rank's end")
+        if result.symmetric:
+            lines.append(f"searched as {len(result.graph.states):,}: workers are interchangeable")
+        if result.worst_steps:
+            lines.append(f"at worst {_count(result.worst_steps, 'step')} from a failure to the last rank's end")
+        if result.stopped:
+            lines.append(f"STOPPED: {result.stopped}; every run of up to {self.depth - 1} steps was covered")
         lines.append("")
         for verdict in self.result.verdicts:
             mark = "holds   " if verdict.holds else "VIOLATED"
@@ -92,10 +107,10 @@ class Report:
         return "\n".join(lines)
 
     def _faults(self) -> str:
-        if not self.faults or not self.kinds:
+        if not self.network.faults or not self.network.kinds:
             return "no fault"
-        shown = (k if p is None else f"{k}@{'|'.join(sorted(map(str, p)))}" for k, p in self.kinds.items())
-        return f"at most {_count(self.faults, 'fault')} ({', '.join(shown)})"
+        shown = (k if p is None else f"{k}@{'|'.join(sorted(map(str, p)))}" for k, p in self.network.kinds.items())
+        return f"at most {_count(self.network.faults, 'fault')} ({', '.join(shown)})"
 
     def as_junit(self) -> str:
         """One test case a property."""
@@ -120,45 +135,28 @@ class Report:
 
 
 def run_check(
-    protocol: str,
-    scope: Scope,
+    question: Question,
     *,
-    params: Mapping[str, str] | None = None,
-    faults: int | None = None,
-    fault_points: Iterable[tuple[str, str | None]] = (),
-    stream: bool = False,
-    detection: bool | None = None,
-    mutant: str | None = None,
     properties: Sequence[str] = (),
+    engine: str = AUTO,
+    symmetry: str = AUTO,
     progress: Progress | None = None,
 ) -> Report:
-    """Check a protocol (see `load`), or a mutant of TP v1.1. Raises UsageError for a name that does not exist.
+    """Search a network and judge it by the properties of these names, or by all that its protocol has.
 
-    `fault_points` are kinds of faults, each at a state or anywhere; none means a crash anywhere. `faults` None
-    allows one, or as many as the mutant needs. `detection` None judges each property in the mode that it is
-    defined for.
+    `engine` and `symmetry` as in `engine.check`. Raises UsageError for a name that does not exist.
     """
-    tables = load(protocol, params)
-    chosen = _properties(properties, tables)
-    scope = replace(scope, ranks=tables.ranks or scope.ranks)
-    broken = None if mutant is None else find_mutant(mutant)
-    kinds = {**(broken.faults if broken else {}), **asked(fault_points, tables)} or {CRASH: None}
-    tables = with_faults(tables, kinds)
-    first: Property | None = None
-    budget = 1 if faults is None else faults
-    if broken is not None:
-        tables, first = broken.edit(tables), broken.killed_by
-        budget = broken.budget if faults is None else faults
-        detection = broken.detection if detection is None else detection
-        stream = stream or broken.stream
-    network = Network(tables, scope, faults=budget, kinds=kinds, detection=detection is not False, stream=stream)
-    result = check(network, chosen, judge_all=detection is False, progress=progress)
+    network = question.network()
+    chosen = _properties(properties, network.protocol)
+    first = find_mutant(question.mutant).killed_by if question.mutant else None
+    result = check(
+        network, chosen, engine=engine, symmetry=symmetry, judge_all=not network.detection, progress=progress
+    )
     violated = [v for v in result.verdicts if not v.holds]
     violated.sort(key=lambda v: v.property is not first)
     shown = (counterexample(result, v) for v in violated)
     example = next((c for c in shown if c is not None), None)
-    worst = worst_steps_to_end(result.graph, result.flags)
-    return Report(protocol, mutant, scope, budget, kinds, stream, worst, result, example)
+    return Report(question.protocol, question.mutant, result, example)
 
 
 def write(report: Report, out: Path) -> None:

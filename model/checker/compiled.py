@@ -1,0 +1,739 @@
+"""The inner loop of the fast search, compiled by numba: states in, successors out, each new one kept once.
+
+It follows `Network.successors` option by option, so that states are met in the order in which the reference
+meets them. Parents are taken a few at a time: the hash table is touched for all their successors before any of
+them is looked up, so that the cache misses overlap.
+
+Left out: everything that grows. The loop stops where an array is full or an outcome is missing, says so, and is
+called again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic
+
+from . import space as names
+from .search import (
+    BATCH,
+    BUDGET,
+    DONE,
+    EDGES,
+    FULL_EDGES,
+    FULL_STATES,
+    FULL_TABLE,
+    MISPAIRED,
+    MISSED,
+    MISSES,
+    NEXT,
+    NOBODY,
+    NOTHING,
+    PAUSED,
+    RANKS,
+    REACH,
+    SEEN,
+    STATES,
+    SYMMETRIC,
+    TOUCHED,
+    UNTIL,
+    Arrays,
+)
+from .space import (
+    ALL,
+    BASE,
+    BIAS,
+    BITS,
+    COSTS,
+    COUNTER,
+    EARLIEST,
+    END,
+    ENTRIES,
+    FAILED,
+    FAULTS,
+    FIRST,
+    FLAGS,
+    KIND,
+    LANE_FACTS,
+    LENGTH,
+    LOST,
+    NAME,
+    NORMALISES,
+    ORDINARY,
+    OWN,
+    POINTS,
+    REDUCES,
+    ROOT,
+    ROOT_RANK,
+    SEES,
+    STRIKES,
+    STRIKING,
+    TARGET,
+    TERMINAL,
+    TIDIES,
+    TO_OTHERS,
+    TO_ROOT,
+    VALUE,
+    WAITS_IN,
+    WATCHES,
+    WIRE,
+    Array,
+    Layout,
+    Memo,
+    Option,
+    Tables,
+)
+
+A, B, C = names.A, names.B, names.C
+DEVICE, COMPLETE, PUT, TAKE = int(Option.DEVICE), int(Option.COMPLETE), int(Option.PUT), int(Option.TAKE)
+MEET, FAULT, DETECT, CRASH = int(Option.MEET), int(Option.FAULT), int(Option.DETECT), int(Option.CRASH)
+STALL = int(Option.STALL)
+COMPLETED, TAKEN, SHIFTED, REBASED, JOINED, EXPANDED = (int(m) for m in Memo)
+LOOK_AHEAD = 2048
+"""Parents that are looked at for more misses once one is found."""
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_MIX = np.uint64(0xD6E8FEB86659FD93)
+
+
+@intrinsic
+def _pointer(typing, array):
+    def first(context, builder, signature, arguments):
+        return context.make_array(signature.args[0])(context, builder, arguments[0]).data
+
+    return types.CPointer(array.dtype)(array), first
+
+
+@njit(cache=True)
+def _borrowed(array):
+    """The same memory, one index, not counted: counting references would take most of the time of a search."""
+    return carray(_pointer(array), (array.size,))
+
+
+@njit(cache=True)
+def _hash(words, row, count):
+    h = np.uint64(0)
+    for k in range(count):
+        h = (h ^ words[row + k]) * _ODD
+        h ^= h >> np.uint64(29)
+    h *= _MIX
+    return h ^ (h >> np.uint64(32))
+
+
+@njit(cache=True)
+def _find(keys, outcomes, key):
+    """The outcome under this key; -2 where it is not known."""
+    last = keys.size - 1
+    at = np.int64((np.uint64(key) * _ODD) >> np.uint64(32)) & last
+    while True:
+        if keys[at] == key:
+            return np.int64(outcomes[at])
+        if keys[at] < 0:
+            return np.int64(-2)
+        at = (at + 1) & last
+
+
+@njit(cache=True)
+def _outcome(keys, outcomes, control, misses, memo, one, other):
+    """The outcome; -2 where it has to be worked out first, which is then asked for."""
+    found = _find(keys, outcomes, (memo << 60) | (one << 28) | other)
+    if found == -2:
+        _miss(control, misses, memo, one, other)
+    return found
+
+
+@njit(cache=True)
+def _miss(control, misses, memo, one, other):
+    n = control[MISSES]
+    if n * 3 < misses.size:
+        misses[n * 3], misses[n * 3 + 1], misses[n * 3 + 2] = memo, one, other
+        control[MISSES] = n + 1
+
+
+@njit(cache=True)
+def _column(shape, lanes, rank, group):
+    """Where the column of a rank begins."""
+    lane = lanes[rank] + (shape[0] if rank else 0)
+    return (lane * shape[1] + group) * shape[2]
+
+
+@njit(cache=True)
+def _needs_all(contributions, mine, rank):
+    """Whether all members must have issued this rank's contribution; else its root must."""
+    at = mine * 8
+    return contributions[at + (TO_ROOT if rank == contributions[at + ROOT_RANK] else TO_OTHERS)] == ALL
+
+
+@njit(cache=True)
+def _meet(columns, contributions, shape, lanes, rank, group, place, mine, reach):
+    """(may complete, must complete, mispaired) for a collective that `rank` is in: as in `transport`."""
+    own = mine * 8
+    root, everyone = contributions[own + ROOT_RANK], _needs_all(contributions, mine, rank)
+    may, must, mispaired, slowest = True, True, False, 1 << 30
+    for member in range(lanes.size):
+        column = _column(shape, lanes, member, group)
+        slowest = min(slowest, columns[column + LENGTH])
+        entry = columns[column + ENTRIES + place]
+        needed = everyone or member == root
+        if entry == 0:
+            must = False
+            may &= not needed
+            continue
+        other = abs(entry) * 8
+        must &= not contributions[other + LOST]
+        if contributions[other + WIRE] != contributions[own + WIRE]:
+            must = False
+            may &= not needed
+        elif contributions[other + NAME] != contributions[own + NAME] or (
+            contributions[own + REDUCES] and contributions[other + VALUE] != contributions[own + VALUE]
+        ):
+            mispaired = True
+    return may and place + 1 - slowest <= reach, must, mispaired
+
+
+@njit(cache=True)
+def _delivered(columns, contributions, keys, outcomes, shape, lanes, rank, group, place, mine, control, misses):
+    """The number of what a member is given; -2 where it has to be worked out first."""
+    own = mine * 8
+    root = np.int64(contributions[own + ROOT_RANK])
+    gives = contributions[own + (TO_ROOT if rank == root else TO_OTHERS)]
+    if gives == OWN:
+        return control[NOTHING]
+    if gives == ROOT:
+        entry = columns[_column(shape, lanes, root, group) + ENTRIES + place]
+        return np.int64(contributions[abs(entry) * 8 + VALUE])
+    found = control[NOBODY]
+    for member in range(lanes.size):
+        entry = np.int64(abs(columns[_column(shape, lanes, member, group) + ENTRIES + place]))
+        if entry:
+            found = _outcome(keys, outcomes, control, misses, JOINED, found, entry)
+            if found < 0:
+                break
+    return found
+
+
+@njit(cache=True)
+def _terminal(facts, shape, lanes, rank):
+    return (facts[(lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS + FLAGS] & TERMINAL) != 0
+
+
+@njit(cache=True)
+def _gone_in(facts, columns, contributions, shape, lanes, rank, group, place):
+    """(it waits for somebody, one of those is gone), for a collective that `rank` has issued."""
+    mine = columns[_column(shape, lanes, rank, group) + ENTRIES + place]
+    root, everyone = contributions[mine * 8 + ROOT_RANK], _needs_all(contributions, mine, rank)
+    for needed_only in (True, False):
+        waits, gone = False, False
+        for member in range(lanes.size):
+            asked = member != rank and (everyone or member == root or not needed_only)
+            if asked and columns[_column(shape, lanes, member, group) + ENTRIES + place] == 0:
+                waits = True
+                gone |= _terminal(facts, shape, lanes, member)
+        if waits:
+            return True, gone
+    waits, gone = False, False
+    for member in range(lanes.size):
+        other = abs(columns[_column(shape, lanes, member, group) + ENTRIES + place]) * 8
+        if contributions[other + LOST] or contributions[other + WIRE] != contributions[mine * 8 + WIRE]:
+            waits = True
+            gone |= _terminal(facts, shape, lanes, member)
+    return waits, gone
+
+
+@njit(cache=True)
+def _gone_for(facts, columns, contributions, streams, shape, lanes, rank):
+    """Whether a member that `rank` waits for is no longer there to come: as `Network._gone_for`."""
+    group = facts[(lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS + WAITS_IN]
+    if group >= 0:
+        place = columns[_column(shape, lanes, rank, group) + EARLIEST]
+        return place >= 0 and _gone_in(facts, columns, contributions, shape, lanes, rank, group, place)[1]
+    for group in streams:
+        place = columns[_column(shape, lanes, rank, group) + EARLIEST]
+        if place >= 0:
+            waits, gone = _gone_in(facts, columns, contributions, shape, lanes, rank, group, place)
+            if waits:
+                return gone
+    return False
+
+
+@njit(cache=True)
+def _over(facts, columns, shape, lanes, group, place):
+    """Whether a collective has been issued, and every member has left it or will never issue it."""
+    some = False
+    for member in range(lanes.size):
+        column = _column(shape, lanes, member, group)
+        if columns[column + LENGTH] > place:
+            some = True
+            if columns[column + ENTRIES + place] > 0:
+                return False
+        elif not _terminal(facts, shape, lanes, member):
+            return False
+    return some
+
+
+@njit(cache=True)
+def _tidy(facts, columns, keys, outcomes, shape, lanes, control, misses):
+    """Drop what every member has left or will never issue. False where a lane has to be worked out first."""
+    for group in range(shape[1]):
+        by = 0
+        while _over(facts, columns, shape, lanes, group, by):
+            by += 1
+        if by:
+            for member in range(lanes.size):
+                if columns[_column(shape, lanes, member, group) + LENGTH]:
+                    lane = (lanes[member] << 1) | (1 if member else 0)
+                    moved = _outcome(keys, outcomes, control, misses, SHIFTED, lane, (group << 16) | by)
+                    if moved < 0:
+                        return False
+                    lanes[member] = moved
+    return True
+
+
+@njit(cache=True)
+def _rebase(facts, keys, outcomes, shape, lanes, control, misses):
+    """Count ids from rank0's. False where a lane has to be worked out first."""
+    by = BIAS - facts[lanes[0] * LANE_FACTS + BASE]
+    if by != BIAS:
+        for member in range(lanes.size):
+            moved = _outcome(keys, outcomes, control, misses, REBASED, (lanes[member] << 1) | (1 if member else 0), by)
+            if moved < 0:
+                return False
+            lanes[member] = moved
+    return True
+
+
+@njit(cache=True)
+def _sort(lanes, order):
+    """Sort the workers' lanes; returns where each went, four bits a worker."""
+    for n in range(1, lanes.size):
+        lane, at = lanes[n], n
+        while at > 1 and lanes[at - 1] > lane:
+            lanes[at], order[at] = lanes[at - 1], order[at - 1]
+            at -= 1
+        lanes[at], order[at] = lane, n
+    went = np.uint64(0)
+    for n in range(1, lanes.size):
+        went |= np.uint64(n - 1) << np.uint64(4 * (order[n] - 1))
+    return went
+
+
+@njit(cache=True)
+def _successors(
+    facts,
+    columns,
+    options,
+    contributions,
+    keys,
+    outcomes,
+    strikes,
+    streams,
+    shape,
+    control,
+    states,
+    parent,
+    end,
+    words,
+    word,
+    shift,
+    mask,
+    misses,
+    out,
+    begins,
+    label,
+    seen,
+    went,
+    lanes,
+    after,
+    order,
+):
+    """Write the successors of some states, up to the first that misses something; returns how many are done.
+
+    Those of the n-th stand from `begins[n]` on.
+    """
+    ranks, last, at, begin = control[RANKS], word.size - 1, 0, parent
+    symmetric = control[SYMMETRIC] != 0
+    while parent < end:
+        begins[parent - begin], row = at, parent * words
+        faults = np.int64((states[row + word[last]] >> shift[last]) & mask[last])
+        flags, points, missed = 0, 0, False
+        for rank in range(ranks):
+            lanes[rank] = np.int64((states[row + word[rank]] >> shift[rank]) & mask[rank])
+            here = (lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS
+            flags |= facts[here + FLAGS]
+            points |= facts[here + POINTS]
+            if facts[here + FIRST] < 0:
+                _miss(control, misses, EXPANDED, lanes[rank], 1 if rank else 0)
+                missed = True
+        if missed:
+            break
+        may_fault, trouble = faults < control[BUDGET], (flags & FAILED) != 0
+        for rank in range(ranks):
+            here = (lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS
+            option, over = facts[here + FIRST], facts[here + END]
+            may_watch = trouble or (
+                facts[here + WATCHES] < facts[here + STRIKES]
+                and _gone_for(facts, columns, contributions, streams, shape, lanes, rank)
+            )
+            while option < over:
+                if not may_fault and option == facts[here + FAULTS]:
+                    option = facts[here + WATCHES]
+                if not may_watch and option == facts[here + WATCHES]:
+                    option = facts[here + STRIKES]
+                if option >= over or (not may_fault and option >= facts[here + STRIKES]):
+                    break
+                own = option * 8
+                chosen, must, mispaired, slot, held, put = own, True, False, -1, 0, 0
+                kind = options[own + KIND]
+                option += 1
+                if kind == DEVICE or kind == COMPLETE:  # noqa: SIM109  numba compiles this to less
+                    group, place, mine = options[own + A], options[own + B], options[own + C]
+                    may, must, mispaired = _meet(
+                        columns, contributions, shape, lanes, rank, group, place, mine, control[REACH]
+                    )
+                    if not may:
+                        continue
+                    if kind == COMPLETE:
+                        chosen = _delivered(
+                            columns,
+                            contributions,
+                            keys,
+                            outcomes,
+                            shape,
+                            lanes,
+                            rank,
+                            group,
+                            place,
+                            mine,
+                            control,
+                            misses,
+                        )
+                        if chosen >= 0:
+                            chosen = _outcome(keys, outcomes, control, misses, COMPLETED, own >> 3, chosen) * 8
+                        if chosen < 0:
+                            missed = True
+                            continue
+                elif kind == PUT or kind == TAKE:  # noqa: SIM109
+                    whose = options[own + B]
+                    slot = ranks + options[own + A] + (whose if whose else rank) - 1
+                    held = np.int64((states[row + word[slot]] >> shift[slot]) & mask[slot])
+                    if (held != 0) == (kind == PUT):
+                        continue
+                    if kind == PUT:
+                        put = options[own + C]
+                    else:
+                        chosen = _outcome(keys, outcomes, control, misses, TAKEN, own >> 3, held)
+                        missed |= chosen == -2
+                        if chosen < 0:
+                            continue
+                        chosen *= 8
+                elif kind == MEET:
+                    behind = False
+                    for member in range(ranks):
+                        theirs = (lanes[member] + (shape[0] if member else 0)) * LANE_FACTS
+                        behind |= facts[theirs + COUNTER] < facts[here + COUNTER]
+                    if behind:
+                        continue
+                elif kind == FAULT:
+                    if not (options[own + STRIKING] >> rank) & 1:
+                        continue
+                elif kind == CRASH or kind == STALL:  # noqa: SIM109
+                    where = strikes[(ranks if kind == STALL else 0) + rank]
+                    if where != -1 and not where & points:
+                        continue
+                bits, target = options[chosen + BITS], options[chosen + TARGET]
+                tidies = (bits & TIDIES) != 0
+                rebases = rank == 0 and (bits & NORMALISES) != 0 and facts[target * LANE_FACTS + BASE] != 0
+                for k in range(words):
+                    out[at * words + k] = states[row + k]
+                if tidies or rebases or symmetric:
+                    for member in range(ranks):
+                        after[member] = lanes[member]
+                    after[rank] = target
+                    if (tidies and not _tidy(facts, columns, keys, outcomes, shape, after, control, misses)) or (
+                        (bits & NORMALISES) != 0 and not _rebase(facts, keys, outcomes, shape, after, control, misses)
+                    ):
+                        missed = True
+                        continue
+                    if symmetric:
+                        went[at] = _sort(after, order)
+                    for member in range(ranks):
+                        if after[member] != lanes[member]:
+                            out[at * words + word[member]] ^= np.uint64(lanes[member] ^ after[member]) << shift[member]
+                else:
+                    out[at * words + word[rank]] ^= np.uint64(lanes[rank] ^ target) << shift[rank]
+                if slot >= 0:
+                    out[at * words + word[slot]] ^= np.uint64(held ^ put) << shift[slot]
+                if bits & COSTS:
+                    out[at * words + word[last]] ^= np.uint64(faults ^ (faults + 1)) << shift[last]
+                if kind == DEVICE or kind == COMPLETE:  # noqa: SIM109
+                    bits = bits | ORDINARY if must else bits & ~ORDINARY
+                label[at] = (rank << 3) | (bits & 7)
+                seen[at] = options[chosen + SEES] | (control[MISPAIRED] if mispaired else 0)
+                at += 1
+        if missed:
+            break
+        parent += 1
+    if parent == end:
+        begins[parent - begin] = at
+    return parent - begin
+
+
+@njit(cache=True)
+def _search(
+    facts,
+    columns,
+    options,
+    contributions,
+    keys,
+    outcomes,
+    strikes,
+    streams,
+    shape,
+    control,
+    states,
+    parents,
+    starts,
+    targets,
+    labels,
+    wents,
+    table,
+    words,
+    word,
+    shift,
+    mask,
+    first_seen,
+    misses,
+    out,
+    label,
+    seen,
+    went,
+    begins,
+    places,
+    lanes,
+    after,
+    order,
+):
+    """Expand states from `control[NEXT]` on, until something is full, missing or `control[UNTIL]` is reached."""
+    facts, columns, options, contributions = (
+        _borrowed(facts),
+        _borrowed(columns),
+        _borrowed(options),
+        _borrowed(contributions),
+    )
+    keys, outcomes, strikes, streams = _borrowed(keys), _borrowed(outcomes), _borrowed(strikes), _borrowed(streams)
+    control, states, parents, starts = _borrowed(control), _borrowed(states), _borrowed(parents), _borrowed(starts)
+    targets, labels, wents, table = _borrowed(targets), _borrowed(labels), _borrowed(wents), _borrowed(table)
+    word, shift, mask, misses, out = (
+        _borrowed(word),
+        _borrowed(shift),
+        _borrowed(mask),
+        _borrowed(misses),
+        _borrowed(out),
+    )
+    label, seen, went, begins, places = (
+        _borrowed(label),
+        _borrowed(seen),
+        _borrowed(went),
+        _borrowed(begins),
+        _borrowed(places),
+    )
+    lanes, after, order, first_seen = (
+        _borrowed(lanes),
+        _borrowed(after),
+        _borrowed(order),
+        _borrowed(first_seen),
+    )
+    wide, room = words + 1, label.size
+    size = np.uint64(table.size // wide - 1)
+    control[MISSES] = 0
+    while control[NEXT] < control[STATES]:
+        parent = control[NEXT]
+        if parent >= control[UNTIL]:
+            return PAUSED
+        if control[STATES] + room > parents.size:
+            return FULL_STATES
+        if control[EDGES] + room > targets.size:
+            return FULL_EDGES
+        if (control[STATES] + room) * 2 > table.size // wide:
+            return FULL_TABLE
+        # the successors of a batch
+        end = min(parent + BATCH, control[STATES], control[UNTIL])
+        done = parent + _successors(
+            facts,
+            columns,
+            options,
+            contributions,
+            keys,
+            outcomes,
+            strikes,
+            streams,
+            shape,
+            control,
+            states,
+            parent,
+            end,
+            words,
+            word,
+            shift,
+            mask,
+            misses,
+            out,
+            begins,
+            label,
+            seen,
+            went,
+            lanes,
+            after,
+            order,
+        )
+        n = begins[done - parent]
+        touched = np.uint64(0)
+        for m in range(n):
+            place = _hash(out, m * words, words) & size
+            places[m] = place
+            touched ^= table[np.int64(place) * wide + words]
+        control[TOUCHED] = np.int64(touched >> np.uint64(1))  # so that the touching is not optimised away
+        # which of them are new
+        edge, count, owner = control[EDGES], control[STATES], parent - 1
+        for m in range(n):
+            while owner < done - 1 and begins[owner + 1 - parent] <= m:
+                owner += 1
+                starts[owner] = edge + m
+            place = places[m]
+            while True:
+                cell = np.int64(place) * wide
+                known = np.int64(table[cell + words])
+                if known == 0:
+                    known = count + 1
+                    for k in range(words):
+                        table[cell + k] = out[m * words + k]
+                        states[count * words + k] = out[m * words + k]
+                    table[cell + words] = np.uint64(known)
+                    parents[count] = owner
+                    count += 1
+                    break
+                same = True
+                for k in range(words):
+                    same &= table[cell + k] == out[m * words + k]
+                if same:
+                    break
+                place = (place + np.uint64(1)) & size
+            targets[edge + m] = known - 1
+            labels[edge + m] = label[m]
+            if wents.size > 1:
+                wents[edge + m] = went[m]
+            fresh = seen[m] & ~control[SEEN]
+            if fresh:
+                for bit in range(62):
+                    if (fresh >> bit) & 1:
+                        first_seen[2 * bit], first_seen[2 * bit + 1] = owner, m - begins[owner - parent]
+                control[SEEN] |= fresh
+        while owner < done:
+            owner += 1
+            starts[owner] = edge + n
+        control[EDGES], control[STATES], control[NEXT] = edge + n, count, done
+        if done < end:
+            # a look ahead, so that what is missing is worked out many at a time
+            ahead = done + 1
+            while ahead < min(count, done + LOOK_AHEAD) and control[MISSES] * 3 < misses.size:
+                _successors(
+                    facts,
+                    columns,
+                    options,
+                    contributions,
+                    keys,
+                    outcomes,
+                    strikes,
+                    streams,
+                    shape,
+                    control,
+                    states,
+                    ahead,
+                    ahead + 1,
+                    words,
+                    word,
+                    shift,
+                    mask,
+                    misses,
+                    out,
+                    begins,
+                    label,
+                    seen,
+                    went,
+                    lanes,
+                    after,
+                    order,
+                )
+                ahead += 1
+            return MISSED
+    return DONE
+
+
+@njit(cache=True)
+def _rehash(states, words, count, table):
+    wide = words + 1
+    size = np.uint64(table.size // wide - 1)
+    for n in range(count):
+        place = _hash(states, n * words, words) & size
+        while table[np.int64(place) * wide + words]:
+            place = (place + np.uint64(1)) & size
+        cell = np.int64(place) * wide
+        for k in range(words):
+            table[cell + k] = states[n * words + k]
+        table[cell + words] = np.uint64(n + 1)
+
+
+@njit(cache=True)
+def _repack(states, count, words, word, shift, mask, to, new_words, new_word, new_shift):
+    for n in range(count):
+        for f in range(word.size):
+            value = (states[n * words + word[f]] >> shift[f]) & mask[f]
+            to[n * new_words + new_word[f]] |= value << new_shift[f]
+
+
+def rehash(states: Array, count: int, table: Array) -> None:
+    """Fill an empty hash table with the first `count` states."""
+    _rehash(states.reshape(-1), states.shape[1], count, table.reshape(-1))
+
+
+def repack(states: Array, count: int, old: Layout, to: Array, new: Layout) -> None:
+    """Write the first `count` states with other fields."""
+    _repack(states.reshape(-1), count, *_fields(old), to.reshape(-1), new.words, new.word, new.shift)
+
+
+def _fields(layout: Layout) -> tuple[int, Array, Array, Array]:
+    return layout.words, layout.word, layout.shift, layout.mask
+
+
+def search(arrays: Arrays, tables: Tables) -> int:
+    """Run the loop on these arrays; returns why it stopped."""
+    status: int = _search(
+        tables.lanes.reshape(-1),
+        tables.columns.reshape(-1),
+        tables.options.reshape(-1),
+        tables.contributions.reshape(-1),
+        tables.keys,
+        tables.outcomes,
+        tables.strikes.reshape(-1),
+        tables.streams,
+        (tables.lanes.shape[1], *tables.columns.shape[2:]),
+        arrays.control,
+        arrays.states.reshape(-1),
+        arrays.parents,
+        arrays.starts,
+        arrays.targets,
+        arrays.labels,
+        arrays.went,
+        arrays.table.reshape(-1),
+        *_fields(arrays.layout),
+        arrays.first_seen.reshape(-1),
+        arrays.misses.reshape(-1),
+        arrays.out.reshape(-1),
+        arrays.label,
+        arrays.seen,
+        arrays.moved,
+        arrays.begins,
+        arrays.places,
+        *arrays.scratch,
+    )
+    return status

@@ -1,0 +1,101 @@
+"""Which search answers a check: the reference, or the fast one, by numba or on NumPy alone. All answer the same.
+
+Left out: the searches themselves, and how their answer is shown (`report.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from ...errors import UsageError
+from ..network import Network
+from ..properties import Property
+from . import reference
+from .reference import Progress, Result
+
+AUTO, REFERENCE, NUMPY, NUMBA = "auto", "reference", "numpy", "numba"
+ENGINES = (AUTO, REFERENCE, NUMPY, NUMBA)
+SYMMETRIES = (AUTO, "on", "off")
+
+
+def check(
+    network: Network,
+    properties: Sequence[Property],
+    *,
+    engine: str = AUTO,
+    symmetry: str = AUTO,
+    judge_all: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Search the whole state space and judge each property, as `reference.check` does.
+
+    `symmetry`: states that differ only in which worker is where are searched once. `auto` does so where it is sound
+    and the engine can, `on` insists. A search that Ctrl-C or a lack of memory ends early leaves a result that says
+    so (`Result.stopped`), in which only what was seen violated is judged. Raises UsageError for what cannot be had.
+    """
+    chosen = _engine(engine)
+    symmetric = _symmetric(network, chosen, symmetry)
+    if chosen == REFERENCE:
+        return reference.check(network, properties, judge_all=judge_all, progress=progress)
+    from . import judge, search
+
+    loops, sweeps = _loops(chosen)
+    begin = time.perf_counter()
+    graph = search.explore(network, loops, symmetric=symmetric, progress=progress)
+    searched = time.perf_counter() - begin
+    if graph.stopped:
+        verdicts = tuple(reference.seen_on_an_edge(graph.seen, p) for p in properties)
+        verdicts = tuple(v for v in verdicts if v.property.kind == "always" and not v.holds)
+        return Result(network, graph, verdicts, 0, searched, engine=chosen, symmetric=symmetric, stopped=graph.stopped)
+    judged = judge.Judge(graph, sweeps, judge_all=judge_all)
+    verdicts = tuple(judged.verdict(p) for p in properties)
+    return Result(
+        network,
+        graph,
+        verdicts,
+        judged.deadlocks,
+        time.perf_counter() - begin,
+        worst_steps=judged.worst_steps_to_end(),
+        engine=chosen,
+        symmetric=symmetric,
+        search_seconds=searched,
+    )
+
+
+def _engine(asked: str) -> str:
+    if asked == NUMBA and find_spec("numba") is None:
+        raise UsageError("the numba engine needs numba", where="--engine numba", do="install `genlock[fast]`")
+    if asked == AUTO:
+        return NUMPY if find_spec("numba") is None else NUMBA
+    return asked
+
+
+def _loops(engine: str) -> tuple[Any, Any]:
+    """The modules that search, and that sweep over what was found."""
+    if engine == NUMPY:
+        from . import vector_sweeps, vectors
+
+        return vectors, vector_sweeps
+    from . import compiled, sweeps
+
+    return compiled, sweeps
+
+
+def _symmetric(network: Network, engine: str, asked: str) -> bool:
+    from .space import MAX_SORTED, indexes_a_worker
+
+    if asked == "off":
+        return False
+    why = (
+        "the reference engine sorts nothing"
+        if engine == REFERENCE
+        else f"{network.ranks} ranks are too many to sort"
+        if network.ranks > MAX_SORTED + 1
+        else indexes_a_worker(network)
+    )
+    if asked == "on" and why:
+        raise UsageError(f"workers are not interchangeable: {why}", where="--symmetry on", do="leave it at auto")
+    return why is None and network.ranks > 2
