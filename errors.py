@@ -57,6 +57,12 @@ class ModelError(GenlockError):
     """A protocol's tables do not make sense (unknown target, unreachable state, guard that raises)."""
 
 
+class Unfinished(GenlockError):
+    """What was asked has no answer yet: the work was interrupted, or there was no room for it."""
+
+    exit = Exit.UNKNOWN
+
+
 class ContractViolation(GenlockError):
     """A rank did, or was about to do, what the contract forbids: the run is poisoned."""
 

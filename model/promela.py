@@ -14,7 +14,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from ..errors import Unfinished
 from . import promela_text as text
+from .checker.engine import check, fast
+from .checker.search import PackedGraph
 from .network import CRASH, STALL, Network
 from .promela_tables import GATES, At, Met, Tables
 from .properties import NO_FALSE_ABORT, NO_MISPAIRING, NO_STRANDING, properties_of
@@ -69,32 +74,29 @@ def export(network: Network, name: str | None = None, tell: Tell | None = None) 
 
 
 def _search(network: Network, tell: Tell | None) -> Met:
-    """Every state, and what the tables must have: locals, deliveries, what is in the slots."""
-    met = Met()
-    seen = {network.initial()}
-    stack = list(seen)
-    while stack:
-        state = stack.pop()
-        for rank, local in enumerate(state.locals):
-            met.locals[rank > 0].add(local)
-        met.items.update((at, item) for at, item in enumerate(state.slots) if item)
-        met.depth = max(met.depth, *(len(network.queues.items[queue]) for queue in state.queues), 1)
-        moves = 0
-        for move, after in network.successors(state):
-            moves += 1
-            met.violated.update(move.seen)
-            if move.edge == "complete":
-                met.ends[move.rank > 0].setdefault(state.locals[move.rank], set()).add(move.data)
-            if not after.faults and network.info(after, move.rank).failed:
-                met.violated.add(NO_FALSE_ABORT.name)
-            if after not in seen:
-                seen.add(after)
-                stack.append(after)
-                if tell is not None and len(seen) % 4096 == 0:
-                    tell(len(seen))
-        met.transitions += moves
-        met.deadlocks += not moves and not network.verdict(state)[1]
-    met.states = len(seen)
+    """Search every state; returns what the tables must have: locals, deliveries, what is in the slots."""
+    progress = None if tell is None else (lambda states, depth, queue: tell(states))
+    result = check(network, [NO_FALSE_ABORT], engine=fast(), progress=progress)
+    graph = result.graph
+    assert isinstance(graph, PackedGraph)
+    if graph.stopped:
+        raise Unfinished(f"the search that the export needs was {graph.stopped}", do="take a smaller scope")
+    met, space = Met(), graph.space
+    met.states, met.transitions = graph.counts
+    met.deadlocks = result.deadlocks
+    met.violated = {*graph.seen, *(v.property.name for v in result.verdicts if not v.holds)}
+    for rank in range(network.ranks):
+        role = min(rank, 1)
+        for lane in np.unique(graph.field(rank)).tolist():
+            local, columns = space.lanes[role].items[lane]
+            met.locals[role].add(local)
+            met.depth = max(met.depth, *map(len, columns), 1)
+    for at in range(len(network.protocol.slots) * (network.ranks - 1)):
+        for value in np.unique(graph.field(network.ranks + at)).tolist():
+            if value:
+                met.items.add((at, space.slot_item(at, value)))
+    for role, local, data in space.completed():
+        met.ends[role].setdefault(local, set()).add(data)
     return met
 
 

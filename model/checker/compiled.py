@@ -110,7 +110,7 @@ def _borrowed(array):
     return carray(_pointer(array), (array.size,))
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _hash(words, row, count):
     h = np.uint64(0)
     for k in range(count):
@@ -120,7 +120,7 @@ def _hash(words, row, count):
     return h ^ (h >> np.uint64(32))
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _find(keys, outcomes, key):
     """The outcome under this key; -2 where it is not known."""
     last = keys.size - 1
@@ -133,7 +133,7 @@ def _find(keys, outcomes, key):
         at = (at + 1) & last
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _outcome(keys, outcomes, control, misses, memo, one, other):
     """The outcome; -2 where it has to be worked out first, which is then asked for."""
     found = _find(keys, outcomes, (memo << 60) | (one << 28) | other)
@@ -150,14 +150,14 @@ def _miss(control, misses, memo, one, other):
         control[MISSES] = n + 1
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _column(shape, lanes, rank, group):
     """Where the column of a rank begins."""
     lane = lanes[rank] + (shape[0] if rank else 0)
     return (lane * shape[1] + group) * shape[2]
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _needs_all(contributions, mine, rank):
     """Whether all members must have issued this rank's contribution; else its root must."""
     at = mine * 8
@@ -212,7 +212,7 @@ def _delivered(columns, contributions, keys, outcomes, shape, lanes, rank, group
     return found
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _terminal(facts, shape, lanes, rank):
     return (facts[(lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS + FLAGS] & TERMINAL) != 0
 

@@ -68,9 +68,12 @@ def check(
 def _engine(asked: str) -> str:
     if asked == NUMBA and find_spec("numba") is None:
         raise UsageError("the numba engine needs numba", where="--engine numba", do="install `genlock[fast]`")
-    if asked == AUTO:
-        return NUMPY if find_spec("numba") is None else NUMBA
-    return asked
+    return fast() if asked == AUTO else asked
+
+
+def fast() -> str:
+    """The fastest engine that can be had."""
+    return NUMPY if find_spec("numba") is None else NUMBA
 
 
 def _loops(engine: str) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ Left out: the search itself (`compiled.py`, `vectors.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -504,11 +504,20 @@ class Space:
             columns = [columns[group] for _, columns in lanes]
             deep = max(map(len, columns))
             queues.append(network.queues(tuple(tuple(c[n] if n < len(c) else 0 for c in columns) for n in range(deep))))
-        slots, workers = [], network.ranks - 1
-        for n in range(len(self.channels) * workers):
-            value = fields[network.ranks + n]
-            slots.append(network.values(self.channels[n // workers].items[value]) + 1 if value else 0)
+        slots = [self.slot_item(n, value) if value else 0 for n, value in enumerate(fields[network.ranks : -1])]
         return NetworkState(tuple(local for local, _ in lanes), tuple(queues), tuple(slots), fields[-1])
+
+    def slot_item(self, slot: int, value: int) -> int:
+        """What a slot's field stands for, as `NetworkState.slots` numbers it."""
+        channel = self.channels[slot // (self.network.ranks - 1)]
+        return self.network.values(channel.items[value]) + 1
+
+    def completed(self) -> Iterator[tuple[int, int, Data]]:
+        """(role, local, what was delivered) of every end of a collective that was met."""
+        for key in self._memo[0][self._memo[0] >= 0].tolist():
+            if key >> 60 == Memo.COMPLETED:
+                role, lane = self._sources[key >> 28 & 0xFFFFFFFF]
+                yield role, self.lanes[role].items[lane][0], self.data.items[key & 0xFFFFFFF]
 
     def encode(self, state: NetworkState) -> list[int]:
         """The fields of a state; with symmetry, of the one that stands for it."""
