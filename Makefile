@@ -5,11 +5,11 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow litmus lint types layers check-all bench clean
+.PHONY: help demo test test-slow soak-sim smoke-torch litmus lint types layers check-all bench clean
 .NOTPARALLEL:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED) ## the whole line once, on this machine
 	$(BIN)/genlock demo
@@ -19,6 +19,12 @@ test: $(INSTALLED) ## the tests
 
 test-slow: $(INSTALLED) ## the tests of the largest state spaces, some ten minutes
 	$(BIN)/pytest -m slow
+
+soak-sim: $(INSTALLED) ## a million simulated schedules; goes on from FIRST=seed, SCHEDULES=n of them
+	PYTHONPATH=tests $(BIN)/python tests/soak_sim.py --schedules $(or $(SCHEDULES),1000000) --first $(or $(FIRST),0)
+
+smoke-torch: ## the control plane's tests with another torch: make smoke-torch VERSION=2.12.0
+	@scripts/smoke_torch $(VERSION)
 
 litmus: $(INSTALLED) ## each litmus program ten times on real gloo ranks
 	$(BIN)/python -m genlock.impl.litmus --repeat 10 --jobs 4

@@ -193,7 +193,7 @@ def promela(asked: flags.Asked, *, out: flags.OutDir = None) -> None:
     print(f"must find {found.expected}")
 
 
-@app.command(epilog="Example: genlock run --ranks 3 --inject OM-01,rank=1,phase=generate --out run1")
+@app.command(epilog="Example: genlock run --ranks 3 --inject OM-15,rank=1,phase=generate --out run1")
 def run(
     *,
     scenario: flags.Scenario = None,

@@ -7,37 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from ..errors import UnreadableInput
 from ..model.load import PROTOCOLS
 from ..model.tables import By, Protocol
 from ..traces.format import Trace
+from . import verdict
 from .match import Matched, Wait, blamed, clock_of, match
-from .replay import Divergence, RankReplay, replay_rank
-
-Verdict = Literal["conforming", "divergent", "unknown"]
+from .replay import RankReplay, replay_rank
+from .verdict import Divergence, Verdict
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """The verdict on a run, the same for any order of its files."""
+class Diagnosis(verdict.Diagnosis):
+    """The verdict on a run that followed a protocol."""
 
-    verdict: Verdict
-    ranks: int
-    """Ranks whose traces were given."""
-    events: int
-    matched_collectives: int
-    divergence: Divergence | None
-    failure_mode: str | None
-    culprits: tuple[int, ...]
-    reasons: tuple[str, ...]
-    """Why the verdict is `unknown`, or what limits it."""
     waits: tuple[Wait, ...]
-    stall: Literal["host", "device"] | None
-    """Where a rank that others wait for is stuck: `host` when it never issued the collective."""
-    witnessed: Mapping[str, frozenset[tuple[str, str]]]
-    """Role name to the (state, event) pairs that the traces have shown."""
 
 
 @dataclass(frozen=True, slots=True)

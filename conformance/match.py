@@ -12,7 +12,8 @@ import networkx as nx
 
 from ..model.tables import Kind
 from ..model.transport import depends_on
-from .replay import Divergence, Meeting, RankReplay
+from .replay import Meeting, RankReplay
+from .verdict import Divergence
 
 Key = tuple[str, int]
 """Group name and sequence number: what identifies a collective across ranks."""
@@ -24,6 +25,14 @@ class Wait:
 
     meeting: Meeting
     missing: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        return self.meeting.rank
+
+    @property
+    def operation(self) -> str:
+        return self.meeting.entered.transition
 
 
 @dataclass(frozen=True)

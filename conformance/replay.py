@@ -14,26 +14,7 @@ from ..errors import ModelError, UnreadableInput
 from ..model.protocol import TPVars
 from ..model.tables import By, Data, Protocol, Role, Row
 from ..traces.format import Dropped, End, Event, Trace
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """Where a rank left the model: the state before, what was seen, what would have been allowed."""
-
-    rank: int
-    line: int
-    """Line of the rank's file, from 1."""
-    event: int
-    chunk: int
-    phase: str
-    call: int | None
-    call_id: int
-    state: str
-    observed: str
-    expected: tuple[str, ...]
-    why: str
-    clock: int = 0
-    """Lamport time, by which the first of several divergences is found."""
+from .verdict import Divergence
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +70,8 @@ class _Rank:
         if event.index != self.next:
             return f"event {self.next} is missing" if event.index > self.next else "an event out of order"
         self.next += 1
+        if not event.transition:  # no move: an operation that the protocol did not announce
+            return None
         if event.edge == "exit":
             return self._exit(at, event)
         if self.pending is not None and not self._breaks_off(event):

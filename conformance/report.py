@@ -6,12 +6,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ..errors import Exit
-from .explain import Diagnosis
-from .replay import Divergence
+from .verdict import Diagnosis, Divergence
 
 SCHEMA = 1
 STATUS = {"conforming": Exit.OK, "divergent": Exit.VIOLATED, "unknown": Exit.UNKNOWN}
 """Exit status of a replay, by verdict."""
+SHOWN = 8
+"""Of many waiting ranks, the text names so many."""
 
 
 def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "matched_collectives": diagnosis.matched_collectives,
         "divergence": None if found is None else _divergence_json(found, diagnosis),
         "reasons": list(diagnosis.reasons),
+        "suspects": list(diagnosis.suspects),
     }
 
 
@@ -45,13 +47,16 @@ def as_text(diagnosis: Diagnosis) -> str:
             f"  observed  {found.observed}",
             f"  expected  {' or '.join(found.expected) or 'nothing'}",
             f"  why       {found.why}",
+            *([f"  stall     {diagnosis.stall}"] if found.place and diagnosis.stall else []),
             f"  culprits  {', '.join(f'rank{r}' for r in diagnosis.culprits) or 'unknown'}",
         ]
-        for wait in diagnosis.waits:
-            if wait.missing:
-                peers = " and ".join(f"rank{m}" for m in wait.missing)
-                entered = wait.meeting.entered
-                lines.append(f"  left waiting: rank{wait.meeting.rank} in {entered.transition} for {peers}")
+        left = [w for w in diagnosis.waits if w.missing]
+        for wait in left[:SHOWN]:
+            peers = " and ".join(f"rank{m}" for m in wait.missing[:SHOWN])
+            more = f" and {len(wait.missing) - SHOWN} more" if len(wait.missing) > SHOWN else ""
+            lines.append(f"  left waiting: rank{wait.rank} in {wait.operation} for {peers}{more}")
+        if len(left) > SHOWN:
+            lines.append(f"  left waiting: {len(left) - SHOWN} more ranks")
     lines += [f"  {reason}" for reason in diagnosis.reasons]
     return "\n".join(lines)
 
@@ -74,6 +79,8 @@ def as_junit(diagnosis: Diagnosis) -> str:
 
 
 def _place(found: Divergence) -> str:
+    if found.place:
+        return f"{found.place}, at {found.phase}" if found.phase else found.place
     call = f", call {found.call}" if found.call else ""
     return f"chunk {found.chunk}, phase {found.phase}{call}"
 
@@ -94,4 +101,8 @@ def _divergence_json(found: Divergence, diagnosis: Diagnosis) -> dict[str, Any]:
         "failure_mode": diagnosis.failure_mode,
         "culprits": list(diagnosis.culprits),
         "stall": diagnosis.stall,
+        "place": found.place or _place(found),
+        "waiting": [
+            {"rank": w.rank, "operation": w.operation, "waiting_for": list(w.missing)} for w in diagnosis.waits
+        ],
     }

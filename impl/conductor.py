@@ -6,21 +6,31 @@ makes the same conductor serve a blocking transport and a simulator that schedul
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from ..errors import ContractViolation, GenlockError
 from ..model.tables import By, Collective, Data
-from ..traces.recorder import Recorder
+from ..traces.format import Cause, Edge
 from .monitor import Monitor
 from .operations import Call, Decide, Exchange, Moves, Operation, Step
+
+
+class Recording(Protocol):
+    """What keeps a rank's trace: `traces.recorder.Recorder`, or the simulator's memory."""
+
+    def event(self, transition: str = "", edge: Edge = "step", state: str = "", phase: str = "", **facts: Any) -> int:
+        """Keep one event."""
+
+    def end(self, cause: Cause, exit: int, message: str = "", culprit: int | None = None) -> None:
+        """Keep why the rank ends."""
 
 
 class Conductor:
     """One rank: its coroutine, its monitor, its recorder (None: unrecorded)."""
 
-    def __init__(self, monitor: Monitor, recorder: Recorder | None = None) -> None:
+    def __init__(self, monitor: Monitor, recorder: Recording | None = None) -> None:
         self.monitor, self.recorder = monitor, recorder
         self.result: Any = None
         """What the last coroutine returned."""

@@ -14,15 +14,19 @@ from collections.abc import Mapping
 
 from ..errors import Exit
 from ..traces.recorder import Recorder
+from .drain import Drain
 from .monitor import Monitor
 from .scenario import DEADLINES
 
 
 class Deadline:
-    """Watches one monitor; `stop` it before the rank leaves in order."""
+    """Watches one monitor, and how long a signal is held where there is a drain; `stop` it before leaving in order."""
 
-    def __init__(self, monitor: Monitor, recorder: Recorder | None, seconds: Mapping[str, float]) -> None:
+    def __init__(
+        self, monitor: Monitor, recorder: Recorder | None, seconds: Mapping[str, float], drain: Drain | None = None
+    ) -> None:
         self._monitor, self._recorder, self._seconds = monitor, recorder, {**DEADLINES, **seconds}
+        self._drain = drain
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="genlock-deadline", daemon=True)
         self._thread.start()
@@ -35,19 +39,29 @@ class Deadline:
         monitor = self._monitor
         seen, since = monitor.moves, time.monotonic()
         while not self._stopped.wait(0.05):
+            self._hold()
             if monitor.moves != seen:
                 seen, since = monitor.moves, time.monotonic()
                 continue
             limit = self._seconds.get(monitor.phase)
             waited = time.monotonic() - since
             if limit is not None and waited > limit:
-                self._expire(waited)
+                self._expire(f"made no progress for {waited:.1f} s")
 
-    def _expire(self, waited: float) -> None:
+    def _hold(self) -> None:
+        """A signal is held for a grace period: if the drain takes longer, somebody else has failed to see to it."""
+        drain = self._drain
+        if drain is not None and drain.since is not None:
+            held = time.monotonic() - drain.since
+            if held > self._seconds["drain"]:
+                self._expire(f"held {drain.signal} for {held:.1f} s, and the drain has not ended")
+
+    def _expire(self, what: str) -> None:
         monitor = self._monitor
         where = f"in {monitor.pending}" if monitor.pending else f"in state {monitor.state}"
-        message = f"rank{monitor.rank} made no progress for {waited:.1f} s {where}"
+        message = f"rank{monitor.rank} {what} {where}"
         if self._recorder is not None:
             self._recorder.end("deadline", Exit.DEADLINE, message)
-        print(f"genlock: {message}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"genlock: {message}\n")
+        sys.stderr.flush()
         os._exit(Exit.DEADLINE)

@@ -336,6 +336,12 @@ def envelope_problems(envelope: Envelope, since: Committed, mode: Mode) -> Itera
     if envelope.action is not Action.INFER:
         yield Problem("action", envelope.action.name, "an envelope belongs to INFER alone")
     yield from problems(envelope.ids, meta, since, mode)
+    yield from tensor_problems(envelope)
+
+
+def tensor_problems(envelope: Envelope) -> Iterator[Problem]:
+    """The tensors that are not what meta says; of meta itself, which cannot change, nothing is asked again."""
+    meta = envelope.meta
     if sorted(envelope.tensors) != list(TENSOR_KEYS):
         yield Problem("tensors", sorted(envelope.tensors), f"must be {', '.join(TENSOR_KEYS)}")
     for key, tensor in envelope.tensors.items():

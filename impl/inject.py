@@ -1,39 +1,50 @@
 """How faults are made in a real run, by the ids of the break-it matrix.
 
-Left out for now: the rows that need a fault on a worker, in a process or in the launcher.
+A fault changes what the application hands to rank0, rank0's own code, what a rank says of itself, the bytes that
+it receives, or its generator; everything else of the run is the real thing. Left out: the rows that kill or stop
+a process from outside, and when a fault strikes (`rank`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from ..errors import Refused
+from ..errors import Refused, UsageError
 from ..model.protocol import Action
 from . import preflight, wire
 from .envelope import Ids, encode, plan_in
+from .generator import ALL_REDUCES_PER_BLOCK, GeneratorConfig, TensorParallel
+from .generator import Generator as Video
+from .inbox import header_of
 from .operations import Exchange, Moves, Step
-from .roles import Rank0, header_of
+from .roles import Generator, Rank0, Run
+from .scenario import Injection
 
 Fields = dict[str, Any]
+Facts = dict[str, str]
 
 
-@dataclass(frozen=True)
-class Fault:
-    """How a fault is made. `spoil` changes what the application hands to rank0; `build` replaces rank0's code."""
+class Faulty(Rank0):
+    """rank0 in a build that is broken in the chunks for which it is `armed`."""
 
-    spoil: Callable[[Fields], Fields]
-    build: type[Rank0] = Rank0
+    armed = True
+    kind = ""
 
 
-class HeaderFirst(Rank0):
+class HeaderFirst(Faulty):
     """A broken build (FM-04): the header leaves after preflight step 3, and no monitor stops it."""
 
     def chunk(self, fields: Mapping[str, object]) -> Moves[torch.Tensor]:
         """One chunk. A refusal in steps 4 and 5 comes when the workers already wait for the payload."""
+        if not self.armed:
+            return (yield from super().chunk(fields))
         asked = yield from self.request(fields)
         try:
             prepared = yield from self.out_of_order(asked)
@@ -70,6 +81,119 @@ class HeaderFirst(Rank0):
         return preflight.materialise(typed, self.settings.device)
 
 
+class ForgedHeader(Faulty):
+    """A broken build (OM-16): another header packet leaves than the one that preflight made."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.sent: list[torch.Tensor] = []
+
+    def commit(self, prepared: preflight.Prepared) -> Moves[None]:
+        """The commitment point, with the wrong packet in the armed chunk. rank0 believes it sent the right one."""
+        self.sent.append(prepared.packet.clone())
+        forged = FORGE[self.kind or "stale"](self.sent) if self.armed else prepared.packet
+        yield from super().commit(replace(prepared, packet=forged))
+
+
+def _earlier(back: int) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+    def of(sent: Sequence[torch.Tensor]) -> torch.Tensor:
+        if len(sent) <= back:
+            raise UsageError("no earlier header was sent", where="--inject OM-16", do=f"use chunk={back + 1} or more")
+        return sent[-1 - back]
+
+    return of
+
+
+def _truncated(sent: Sequence[torch.Tensor]) -> torch.Tensor:
+    packet = sent[-1].clone()
+    packet[len(wire.HEADER_FIELDS) + 1 :] = 0
+    return packet
+
+
+FORGE: Mapping[str, Callable[[Sequence[torch.Tensor]], torch.Tensor]] = {
+    "stale": _earlier(2),
+    "duplicate": _earlier(1),
+    "truncated": _truncated,
+}
+"""From the header packets of all chunks so far, the last of which is due, the one that leaves instead."""
+
+
+class Wrapped:
+    """A generator that is someone else's but for what a subclass changes."""
+
+    def __init__(self, inner: Video, injection: Injection) -> None:
+        self.inner, self.injection = inner, injection
+
+    def counted(self) -> tuple[int, int]:
+        return self.inner.counted()
+
+    def scalars(self) -> Any:
+        return self.inner.scalars()
+
+    def chunk(self, fields: Mapping[str, Any]) -> Run:
+        return self.inner.chunk(fields)
+
+
+class Miscounting(Wrapped):
+    """OM-03 on a rank: its own code makes one generator call more than the plan has, or one fewer."""
+
+    def chunk(self, fields: Mapping[str, Any]) -> Run:
+        run = self.inner.chunk(fields)
+        if fields["chunk_index"] == self.injection.chunk:
+            run.calls = run.calls[:-1] if self.injection.kind == "fewer" else (*run.calls, run.calls[-1])
+        return run
+
+
+class Rotting(Wrapped):
+    """OM-12: one weight of this rank's own slices changes. All ranks' outputs go wrong alike, so they still agree."""
+
+    def chunk(self, fields: Mapping[str, Any]) -> Run:
+        if fields["chunk_index"] == self.injection.chunk:
+            self.inner.weights["blocks.0.ffn.up"].view(-1)[0] += 1
+        return self.inner.chunk(fields)
+
+
+class Broadcasting(Wrapped):
+    """OM-06: each block of this rank's generator begins with a broadcast of its own."""
+
+    def chunk(self, fields: Mapping[str, Any]) -> Run:
+        if fields["chunk_index"] == self.injection.chunk:
+            self.inner.comm = _BroadcastFirst(self.inner.comm)
+        return self.inner.chunk(fields)
+
+
+class _BroadcastFirst:
+    def __init__(self, comm: TensorParallel) -> None:
+        self._comm = comm
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._comm, name)
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._comm.observed % ALL_REDUCES_PER_BLOCK == 0:
+            dist.broadcast(tensor.new_zeros(1), 0)
+        return self._comm.all_reduce(tensor)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How a fault is made. `spoil` changes what the application hands to rank0, after it asked for a hard cut if
+    `cuts`; `build` replaces rank0's code.
+
+    The others strike on the rank of the injection: `facts` and `config` change what it says of itself and what it
+    is, `received` the bytes of a collective after they arrived, `generator` what it runs.
+    """
+
+    spoil: Callable[[Fields], Fields] | None = None
+    cuts: bool = False
+    build: type[Rank0] = Rank0
+    enforce: bool = True
+    facts: Callable[[Facts], Facts] | None = None
+    config: Callable[[GeneratorConfig], GeneratorConfig] | None = None
+    received: Callable[[str, torch.Tensor], None] | None = None
+    generator: Callable[[Video, Injection], Generator] | None = None
+
+
 def _with(**changes: Any) -> Callable[[Fields], Fields]:
     return lambda fields: {**fields, **changes}
 
@@ -92,16 +216,79 @@ def _no_override(fields: Fields) -> Fields:
     return {**fields, **recompute, "context_frames_override": None}
 
 
-def _cut_and_spoil(fields: Fields) -> Fields:
-    return {**fields, "init_cache": True, "height": -1}
+def _flip(collective: str, tensor: torch.Tensor) -> None:
+    if collective == "payload":
+        tensor[0] ^= 1
 
 
 FAULTS: Mapping[str, Fault] = {
     "OM-01": Fault(_with(base_seed=lambda: 0)),
     "OM-02": Fault(_raw_bits),
-    "OM-03": Fault(_wrong_count),
+    "OM-03": Fault(_wrong_count, generator=Miscounting),
+    "OM-04": Fault(facts=_with(tp_plan="v0_full_pipeline")),
+    "OM-05": Fault(facts=_with(**{"flag.test_hook": "on"})),
+    "OM-06": Fault(generator=Broadcasting),
     "OM-10": Fault(_no_override),
-    "OM-14": Fault(_cut_and_spoil),
-    "FM-04": Fault(_never_materialised, HeaderFirst),
+    "OM-11": Fault(received=_flip),
+    "OM-12": Fault(generator=Rotting),
+    "OM-14": Fault(_with(height=-1), cuts=True),
+    "OM-15": Fault(),
+    "OM-16": Fault(build=ForgedHeader),
+    "C-01": Fault(facts=_with(compile="inductor, max-autotune")),
+    "C-04": Fault(config=lambda config: replace(config, attention="flash")),
+    "FM-04": Fault(_never_materialised, build=HeaderFirst, enforce=False),
 }
 """How each fault of `scenario.FAULTS` is made."""
+
+
+class Here:
+    """The fault of a run, as far as it concerns one rank; without one, nothing happens."""
+
+    def __init__(self, injection: Injection | None, rank: int) -> None:
+        self.injection, self.rank = injection, rank
+        self.fault = FAULTS[injection.id] if injection else Fault()
+        chosen = injection.rank if injection and injection.rank is not None else None
+        default = 0 if injection and injection.id == "OM-15" else 1
+        self.mine = injection is not None and rank == (default if chosen is None else chosen)
+        self._on_rank0 = chosen is None
+
+    def facts(self, facts: Facts) -> Facts:
+        change = self.fault.facts if self.mine else None
+        return change(facts) if change else facts
+
+    def config(self, config: GeneratorConfig) -> GeneratorConfig:
+        change = self.fault.config if self.mine else None
+        return change(config) if change else config
+
+    def generator(self, generator: Video) -> Generator:
+        wraps = self.fault.generator is not None and self.mine and self.injection is not None
+        if wraps and not (self.fault.spoil and self._on_rank0):
+            return self.fault.generator(generator, self.injection)  # type: ignore[misc, arg-type]
+        return generator
+
+    def spoils(self, number: int, id: str) -> Fault:
+        """What rank0's application does wrong in chunk `number` of the run, for which the scenario asks for `id`."""
+        if id:
+            return FAULTS[id]
+        strikes = self.injection is not None and number == self.injection.chunk and self._on_rank0
+        return self.fault if strikes else Fault()
+
+    def received(self, collective: str, tensor: torch.Tensor, chunk_index: int) -> None:
+        """A collective has delivered `tensor` to this rank."""
+        if self.mine and self.fault.received and self.injection and chunk_index == self.injection.chunk:
+            self.fault.received(collective, tensor)
+
+    def reached(self, phase: str, chunk_index: int, launcher: int) -> bool:
+        """OM-15: this rank has come to the phase in which the launcher is to be told to end. Whether it was told."""
+        asked = self.injection if self.mine and self.injection and self.injection.id == "OM-15" else None
+        if asked is None or phase != (asked.phase or "generate"):
+            return False
+        if phase != "startup" and chunk_index < asked.chunk - (phase in BEFORE):
+            return False
+        self.mine = False
+        os.kill(launcher, signal.SIGTERM)
+        return True
+
+
+BEFORE = ("idle", "preflight")
+"""The phases in which the chunk index is still that of the chunk before."""

@@ -1,23 +1,28 @@
 """Starts the ranks of `genlock run` under torchrun, waits for them, and sums up what their traces say.
 
+SIGTERM or Ctrl-C drains the run: every rank is signalled at once, rank0 finishes its chunk and sends SHUTDOWN.
 This module needs no torch itself. Left out: guarding the ranks (each watches its own deadline).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 
 from ..errors import Exit, UsageError
-from ..traces.format import End, Trace, find, read
+from ..traces.format import End, Trace, find, name_of, read
 from .scenario import DEADLINES, RunConfig
 
 CONFIG = "run.json"
@@ -73,14 +78,15 @@ def require_torch() -> None:
 def launch(config: RunConfig, ranks: int, *, echo: Callable[[str], None], limit: float = 600.0) -> RunResult:
     """Run `ranks` ranks, and wait until all of them are gone.
 
-    `echo` is given each line that a rank has for the user. After `limit` seconds everything is killed.
+    `echo` is given each line that a rank has for the user. After `limit` seconds everything is killed. Called in
+    the main thread, it drains the run on the first SIGTERM or Ctrl-C, and ends it on the second.
     """
     require_torch()
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     if list(out.glob("*.trace.jsonl")):
         raise UsageError("there are traces in this folder already", where=str(out), do="choose another --out")
-    (out / CONFIG).write_bytes(msgspec.json.encode(config))
+    (out / CONFIG).write_bytes(msgspec.json.encode(msgspec.structs.replace(config, launcher=os.getpid())))
     command = [
         sys.executable,
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)),
@@ -88,7 +94,7 @@ def launch(config: RunConfig, ranks: int, *, echo: Callable[[str], None], limit:
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     begin = time.monotonic()
-    with (out / LOG).open("w") as log:
+    with (out / LOG).open("w") as log, _signals(echo) as asked:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -100,10 +106,56 @@ def launch(config: RunConfig, ranks: int, *, echo: Callable[[str], None], limit:
             start_new_session=True,
         )
         try:
+            threading.Thread(target=_drain, args=(asked, process, out, ranks), daemon=True).start()
             _follow(process, log.write, echo, begin + limit)
         finally:
             _end(process)
     return summarise(out, process.returncode, time.monotonic() - begin)
+
+
+@contextlib.contextmanager
+def _signals(echo: Callable[[str], None]) -> Iterator[threading.Event]:
+    """Set once SIGTERM or Ctrl-C has come; a second one is a KeyboardInterrupt."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        echo(f"{signal.Signals(number).name}: draining; once more to end at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _drain(asked: threading.Event, process: subprocess.Popen[str], out: Path, ranks: int) -> None:
+    """When asked to, signal every rank, as soon as all of them hold signals: they do once they have a trace."""
+    asked.wait()
+    while process.poll() is None:
+        if all((out / name_of(rank)).exists() for rank in range(ranks)):
+            for child in _children(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGTERM)
+            return
+        time.sleep(0.02)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that `pid` has started and that still are."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            # the name, in parentheses, may hold anything; the state and the parent's number follow it
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry.name))
+    return found
 
 
 def _follow(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from . import digest
-from .envelope import TP_ENVELOPE_VERSION, TP_PLAN
+from .envelope import TP_ENVELOPE_VERSION, TP_PLAN, Mode
 from .generator import TIMESTEPS, GeneratorConfig
 
 Frames = npt.NDArray[np.uint8]
@@ -37,6 +37,8 @@ class PipelineConfig:
     prompt_tokens: int = 16
     base_seed: int = 0
     manage_cache: bool = True
+    mode: Mode = Mode.BRING_UP
+    """In optimize mode the conditioning goes with a chunk when the prompt is new, or after a hard cut."""
 
 
 class TextEncoder(nn.Module):
@@ -100,13 +102,14 @@ class _Wishes:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What chunks leave behind for the next one; a hard cut keeps the count of chunks alone.
+    """What chunks leave behind for the next one; a hard cut keeps the count of chunks and the conditioning epoch.
 
     `latents` (bf16) and `pixels` (float32, as decoded) are the newest frames, as many as a recompute rebuilds.
     `anchor` is the first of `pixels`, encoded anew (bf16): it heads the context of a recompute.
     """
 
     chunks: int = 0
+    conditioning_epoch: int = 0
     start_frame: int = 0
     prompt: str | None = None
     latents: Tensor | None = None
@@ -171,10 +174,11 @@ class Pipeline:
             self._wishes.recompute or recompute,
         )
         cut = wishes.hard_cut
-        state = _State(self._state.chunks) if cut else self._state
+        state = _State(self._state.chunks, self._state.conditioning_epoch) if cut else self._state
         updated = prompt != state.prompt
         context = state.context() if wishes.recompute or self._recompute_due(state) else None
-        self._proposed = replace(state, prompt=prompt, chunks=state.chunks + 1)
+        epoch = state.conditioning_epoch + updated
+        self._proposed = replace(state, prompt=prompt, chunks=state.chunks + 1, conditioning_epoch=epoch)
         return {
             "tp_plan": TP_PLAN,
             "tp_envelope_version": TP_ENVELOPE_VERSION,
@@ -193,7 +197,7 @@ class Pipeline:
             "base_seed": config.base_seed,
             "denoising_step_list": steps,
             "latents": self._noise(state.chunks),
-            "conditioning_embeds": self._text(prompt).to(torch.bfloat16),
+            **self._conditioning(prompt, epoch, updated),
             "context_frames_override": context,
         }
 
@@ -223,6 +227,11 @@ class Pipeline:
         )
         self._unfinished = False
         return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _conditioning(self, prompt: str, epoch: int, updated: bool) -> dict[str, Any]:
+        optimize = self.config.mode is Mode.OPTIMIZE
+        embeds = None if optimize and not updated else self._text(prompt).to(torch.bfloat16)
+        return {"conditioning_embeds": embeds, **({"conditioning_epoch": epoch} if optimize else {})}
 
     @property
     def _shape(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ raise themselves, becomes one `Refused`. Left out: committing, and sending.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -44,9 +44,19 @@ from .envelope import (
     plan_problems,
     shown,
 )
-from .wire import Header, pack_header, payload_digest, slots, unpack_header, view_payload, wire_problems
+from .wire import (
+    BRING_UP,
+    Header,
+    packed_header,
+    payload_digest,
+    slots,
+    view_payload,
+    wire_problems,
+)
 
 _PLAIN = {"str": str, "int": int, "int64": int, "bool": bool, "float": float}
+_EXACT = {key: _PLAIN[FIELD[key].type] for key in META_KEYS}
+"""The type of each plain field; a value of just that type has nothing nested in it."""
 _DENSE = (torch.Tensor, torch.nn.Parameter)
 _CASTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NESTED_LIMIT = 1_000
@@ -106,6 +116,8 @@ def check_schema(fields: Mapping[str, object], ids: Ids, since: Committed, mode:
         snapshot = dict(fields)
         _refuse_first(_key_problems(snapshot, mode), 1, ids)
         for key, value in snapshot.items():
+            if type(value) is _EXACT.get(key):
+                continue
             with _refusing(1, ids, path(key), value):
                 _refuse_first(_nested_tensors(key, value), 1, ids)
                 _refuse_first(_type_problems(key, value), 1, ids)
@@ -144,8 +156,14 @@ def check_dtypes(encoded: Encoded) -> Typed:
     return Typed(encoded.ids, encoded.meta, encoded.tensors, encoded.meta_nbytes)
 
 
-def materialise(typed: Typed, device: torch.device | str = "cpu") -> Prepared:
-    """Step 5: all tensors as one run of bytes on `device`, their digests, and the header packet."""
+def check_held(typed: Typed, damage: str | None) -> None:
+    """Step 5: the conditioning that the chunk relies on is still what it was; `damage` says what is wrong with it."""
+    if damage:
+        _refuse(Problem("conditioning_embeds", None, damage, "send it anew, with the next epoch"), 5, typed.ids)
+
+
+def materialise(typed: Typed, device: torch.device | str = "cpu", policy: digest.Policy = BRING_UP) -> Prepared:
+    """Step 5: all tensors as one run of bytes on `device`, their digests as far as due, and the header packet."""
     ids, specs = typed.ids, typed.meta.tensor_specs
     for spec, tensor in zip(specs, typed.tensors, strict=True):
         with _refusing(5, ids, spec.key, tensor):
@@ -154,38 +172,32 @@ def materialise(typed: Typed, device: torch.device | str = "cpu") -> Prepared:
         layout = slots(specs)
         payload = torch.empty(layout[-1].end, dtype=torch.uint8, device=device)
         views = view_payload(specs, payload)
+    digests = []
     for slot, tensor in zip(layout, typed.tensors, strict=True):
         with _refusing(5, ids, slot.spec.key, tensor):
-            _refuse_first(_copy(tensor, views[slot.spec.key], slot.spec), 5, ids)
-            payload[slot.stop : slot.end].zero_()
+            view = views[slot.spec.key]
+            digests.append(policy.copy(tensor, view, payload[slot.start : slot.stop], ids.chunk_index))
+            _refuse_first(_overflow(tensor, view, slot.spec), 5, ids)
+            if slot.stop < slot.end:
+                payload[slot.stop : slot.end].zero_()
     with _refusing(5, ids, "payload", payload):
-        return _seal(typed, payload, views)
+        return _seal(typed, payload, views, digests)
 
 
-def _seal(typed: Typed, payload: torch.Tensor, views: Mapping[str, torch.Tensor]) -> Prepared:
+def _seal(typed: Typed, payload: torch.Tensor, views: Mapping[str, torch.Tensor], digests: Sequence[int]) -> Prepared:
     """The final meta, with the digests of what is in the payload now, and the header packet."""
-    host = digest.host_bytes(payload)
-    found = [
-        digest.to_hex(digest.of_content(spec.dtype, spec.shape, host[start:stop]))
-        for spec, start, stop, _ in slots(typed.meta.tensor_specs)
-    ]
     specs = tuple(
-        msgspec.structs.replace(spec, digest=text) for spec, text in zip(typed.meta.tensor_specs, found, strict=True)
+        msgspec.structs.replace(spec, digest=digest.to_hex(found))
+        for spec, found in zip(typed.meta.tensor_specs, digests, strict=True)
     )
     meta = msgspec.structs.replace(typed.meta, tensor_specs=specs)
     data = encode(meta)
     if len(data) != typed.meta_nbytes:
         raise AssertionError(f"meta went from {typed.meta_nbytes} to {len(data)} bytes after step 3")
-    packet = pack_header(
-        Action.INFER,
-        typed.ids,
-        meta=data,
-        tensor_count=len(specs),
-        payload_nbytes=payload.numel(),
-        payload_digest=payload_digest(specs),
-    )
+    sizes = {"tensor_count": len(specs), "payload_nbytes": payload.numel()}
+    packet, header = packed_header(Action.INFER, typed.ids, meta=data, **sizes, payload_digest=payload_digest(specs))
     tensors = {**views, **dict.fromkeys(meta.none_tensors)}
-    return Prepared(packet, unpack_header(packet), payload, Envelope(Action.INFER, typed.ids, meta, tensors))
+    return Prepared(packet, header, payload, Envelope(Action.INFER, typed.ids, meta, tensors))
 
 
 def _tensors(fields: Mapping[str, object]) -> dict[str, torch.Tensor]:
@@ -274,10 +286,8 @@ def _value_problems(key: str, tensor: torch.Tensor) -> Iterator[Problem]:
             yield Problem(key, tensor, "its storage was freed or is too small", "materialise it first")
 
 
-def _copy(source: torch.Tensor, view: torch.Tensor, spec: TensorSpec) -> Iterator[Problem]:
-    """One copy does it all: device, cast, contiguity, conjugation, negation."""
-    source = source.detach()
-    view.copy_(source)
+def _overflow(source: torch.Tensor, view: torch.Tensor, spec: TensorSpec) -> Iterator[Problem]:
+    """A cast that made infinities out of numbers."""
     if view.dtype != source.dtype and bool((view.isinf() & ~source.to(view.device).isinf()).any()):
         yield Problem(spec.key, source, f"has finite values that overflow {spec.dtype}", "scale it first")
 

@@ -7,8 +7,8 @@ holds it to that. Left out: who runs the operations (`conductor`), and phases A 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -17,20 +17,18 @@ from ..errors import ContractViolation, Refused
 from ..model import protocol as table
 from ..model.protocol import Action
 from . import digest, parity, preflight, wire
+from .acks import AckBook
 from .envelope import (
     Committed,
     Envelope,
     Ids,
     Meta,
     Mode,
-    Problem,
-    envelope_problems,
-    id_problems,
     plan_in,
     plan_of,
-    problems,
-    violation,
 )
+from .held import Conditioning, Override
+from .inbox import Inbox, header_of
 from .monitor import Monitor
 from .operations import Call, Decide, Exchange, Moves, Step
 
@@ -71,29 +69,30 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What both roles are started with; the same on every rank (parity sees to it)."""
+    """What both roles are started with; the same on every rank (parity sees to it), but for the device.
+
+    `fingerprint` hashes this rank's weights: at start-up, and again in every chunk with `init_cache`. None, on
+    all ranks or on none: weights are not looked at.
+    """
 
     facts: parity.Facts
     mode: Mode = Mode.BRING_UP
     device: torch.device | str = "cpu"
+    digests: digest.Policy = wire.BRING_UP
+    fingerprint: Callable[[], parity.Fingerprint] | None = None
+
+    def record(self) -> torch.Tensor:
+        """What this rank says of itself at start-up: its facts, and every flag of its own that gates a check."""
+        own = {"conditioning": self.mode.value, **self.digests.facts, **self.facts}
+        if self.fingerprint is None:
+            return parity.pack({**own, SHARD: "off"})
+        weights = self.fingerprint()
+        own |= {SHARD: "on", "weights_replica": digest.to_hex(weights.replica)}
+        return parity.pack(own, {SHARD: digest.to_hex(weights.shard)})
 
 
-def header_of(header: wire.Header, meta: Meta | None) -> table.Header:
-    """A header packet in the table's terms."""
-    ids = header.ids
-    return table.Header(
-        header.action,
-        ids.call_id,
-        ids.chunk_index,
-        ids.cache_epoch,
-        ids.control_epoch,
-        None if meta is None else plan_of(meta),
-        header.payload_digest,
-    )
-
-
-NO_HEADER = table.Header(table.Action.NOOP, 0, 0, 0, 0, intact=False)
-NO_PAYLOAD = table.Payload(0, override=False, intact=False)
+SHARD = "weights_shard"
+"""The mark with which a rank's own slices of the weights go by."""
 
 
 class Role:
@@ -101,31 +100,58 @@ class Role:
 
     def __init__(self, monitor: Monitor, settings: Settings, generator: Generator) -> None:
         self.monitor, self.settings, self.generator = monitor, settings, generator
-        self.conditioning_epoch = 0
+        self.override, self.conditioning = Override(), Conditioning()
+        self.signalled: Callable[[], bool] = lambda: False
+        """Whether a signal asks this rank to drain."""
+        self.acks = AckBook()
 
     def startup(self) -> Moves[None]:
         """Exchange parity facts; every rank sees every difference, and no header is sent where there is one."""
-        records = yield Exchange("exchange_parity", parity.pack(self.settings.facts), parity.project)
+        records = yield Exchange("exchange_parity", self.settings.record(), parity.project)
         yield Decide(lambda: parity.diff(records))
+        marks = [parity.unpack(record).marks.get(SHARD) for record in records]
+        self.acks = AckBook([digest.to_int64(int(mark, 16)) for mark in marks if mark is not None])
 
     def phase_b(self, envelope: Envelope) -> Moves[tuple[torch.Tensor, wire.Ack]]:
         """All generator calls in lockstep, and what this rank has to say about them."""
-        run = self.generator.chunk(envelope.fields())
+        run = self.generator.chunk(self.inputs(envelope))
         yield Step("enter_phase_b", len(run.calls))
         for work in run.calls:
             yield Call("generate", work, self.generator.counted)
         output = run.result()
-        ack = self._ack(output)
-        yield Step("leave_phase_b", ack_state(ack))
+        if self.override.full:
+            raise ContractViolation("the override was read and not cleared", where=f"rank{self.monitor.rank}, phase B")
+        cut = envelope.meta.init_cache
+        ack = self._ack(output, cut)
+        yield Step("leave_phase_b", self.acks.state(ack, cut, self.monitor.rank))
         return output, ack
+
+    def inputs(self, envelope: Envelope) -> dict[str, object]:
+        """The fields that the generator runs on: the envelope's, the override taken, the conditioning by its epoch."""
+        meta, fields = envelope.meta, envelope.fields()
+        fields["context_frames_override"] = self.override.take(meta.tp_do_kv_recompute)
+        if meta.conditioning_epoch is not None:
+            fields["conditioning_embeds"] = self.conditioning.of(meta.conditioning_epoch)
+        return fields
+
+    def hold(self, envelope: Envelope) -> None:
+        """Keep what outlives the moment, once the chunk is committed to: nothing before that may change anything."""
+        self.override.put(envelope.tensors["context_frames_override"])
+        self.conditioning.adopt(envelope.meta.conditioning_epoch, envelope.tensors["conditioning_embeds"])
+
+    def damage(self, meta: Meta, chunk_index: int) -> str | None:
+        """What is wrong with the held conditioning, where the chunk relies on it and its digest is due."""
+        relies = meta.conditioning_epoch is not None and meta.spec("conditioning_embeds") is None
+        return self.conditioning.damage(chunk_index) if relies and self.settings.digests.due(chunk_index) else None
 
     def committed(self) -> Committed:
         """What this rank has committed to, in the terms of the envelope's rules."""
         v = self.monitor.vars
-        return Committed(v.call_id, v.chunk_index, v.cache_epoch, v.control_epoch, self.conditioning_epoch)
+        return Committed(v.call_id, v.chunk_index, v.cache_epoch, v.control_epoch, self.conditioning.epoch)
 
-    def _ack(self, output: torch.Tensor) -> wire.Ack:
-        v, scalars = self.monitor.vars, self.generator.scalars()
+    def _ack(self, output: torch.Tensor, cut: bool) -> wire.Ack:
+        v, scalars, settings = self.monitor.vars, self.generator.scalars(), self.settings
+        digested = settings.digests.output and settings.digests.due(v.chunk_index)
         return wire.Ack(
             call_id=v.call_id,
             chunk_index=v.chunk_index,
@@ -135,25 +161,9 @@ class Role:
             local_end_index=scalars.local_end_index,
             cache_epoch=v.cache_epoch,
             current_start_frame=scalars.start_frame,
-            output_digest=digest.of_tensor(output),
+            output_digest=settings.digests.of(output, v.chunk_index) if digested else 0,
+            weights_fingerprint=settings.fingerprint().shard if cut and settings.fingerprint else 0,
         )
-
-
-def ack_state(ack: wire.Ack) -> int:
-    """One digest of all that an ack says beyond ids and counts, signed 64 bit."""
-    return digest.chain(
-        0,
-        ack.sequence_hash,
-        ack.global_end_index,
-        ack.local_end_index,
-        ack.current_start_frame,
-        ack.output_digest,
-    )
-
-
-def ack_of(ack: wire.Ack) -> table.Ack:
-    """An ack in the table's terms."""
-    return table.Ack(ack.call_id, ack.chunk_index, ack.cache_epoch, ack.observed_generator_calls, ack_state(ack))
 
 
 class Rank0(Role):
@@ -169,17 +179,19 @@ class Rank0(Role):
         yield from self.commit(prepared)
         yield Exchange("send_payload", prepared.payload, lambda _: self._payload(prepared))
         output, mine = yield from self.phase_b(prepared.envelope)
-        self.conditioning_epoch = prepared.envelope.meta.conditioning_epoch or self.conditioning_epoch
-        records = yield Exchange("collect_acks", wire.pack_ack(mine), _acks)
-        yield Decide(lambda: _ack_diff(mine, records))
+        cut = prepared.envelope.meta.init_cache
+        records = yield Exchange("collect_acks", wire.pack_ack(mine), lambda found: self.acks.project(found, cut))
+        yield Decide(lambda: self.acks.diff(mine, records, cut))
         return output
 
-    def request(self, fields: Mapping[str, object]) -> Moves[dict[str, object]]:
+    def request(self, fields: Mapping[str, object]) -> Moves[Mapping[str, object]]:
         """Take a chunk up: its fields, with the hard cut that an earlier, refused chunk may have left pending."""
-        if fields.get("init_cache") is True and not self.monitor.vars.pending_cut:
+        asked = isinstance(fields, Mapping) and fields.get("init_cache") is True
+        if asked and not self.monitor.vars.pending_cut:
             yield from self.hard_cut()
         yield Step("request")
-        return {**fields, "init_cache": True} if self.monitor.vars.pending_cut else dict(fields)
+        pending = self.monitor.vars.pending_cut and isinstance(fields, Mapping)
+        return {**fields, "init_cache": True} if pending else fields
 
     def prepare(self, fields: Mapping[str, object]) -> Moves[preflight.Prepared]:
         """The five steps. Nothing is sent here, and nothing of this rank changes but where it stands."""
@@ -194,7 +206,8 @@ class Rank0(Role):
             yield Step("preflight_encode")
             typed = preflight.check_dtypes(encoded)
             yield Step("preflight_dtypes")
-            prepared = preflight.materialise(typed, self.settings.device)
+            preflight.check_held(typed, self.damage(typed.meta, ids.chunk_index))
+            prepared = preflight.materialise(typed, self.settings.device, self.settings.digests)
             yield Step("preflight_materialise", prepared.header.payload_digest)
         except Refused as refusal:
             yield Step("refuse", note=str(refusal))
@@ -204,6 +217,7 @@ class Rank0(Role):
     def commit(self, prepared: preflight.Prepared) -> Moves[None]:
         """The commitment point: from here on, workers block for more from this rank."""
         yield Step("commit")
+        self.hold(prepared.envelope)
         header = header_of(prepared.header, prepared.envelope.meta)
         yield Exchange("send_header", prepared.packet, lambda _: header)
 
@@ -236,10 +250,17 @@ class Worker(Role):
     """The worker's life: one coroutine from start-up to SHUTDOWN."""
 
     def serve(self) -> Moves[None]:
-        """Take headers until SHUTDOWN. Whatever a check finds wrong poisons the run."""
+        """Take headers until SHUTDOWN. Whatever a check finds wrong poisons the run.
+
+        A signal is held: it is rank0 that drains, and its SHUTDOWN that ends this rank.
+        """
         yield from self.startup()
+        held = False
         while True:
-            inbox = Inbox(self)
+            if not held and self.signalled():
+                held = True
+                yield Step("hold_signal")
+            inbox = Inbox(self.committed(), self.settings.mode, self.settings.digests, self.damage)
             yield Exchange("receive_header", torch.zeros(wire.HEADER_NUMEL, dtype=torch.int64), inbox.take_header)
             action = yield Decide(lambda inbox=inbox: inbox.error)  # type: ignore[misc]
             if action == "accept_shutdown":
@@ -252,86 +273,6 @@ class Worker(Role):
         payload = wire.allocate_payload(inbox.meta, self.settings.device)
         yield Exchange("receive_payload", payload, inbox.take_payload)
         yield Decide(lambda: inbox.error)
+        self.hold(inbox.envelope)
         _, mine = yield from self.phase_b(inbox.envelope)
-        self.conditioning_epoch = inbox.meta.conditioning_epoch or self.conditioning_epoch
         yield Exchange("send_ack", wire.pack_ack(mine), lambda _: None)
-
-
-class Inbox:
-    """What a worker has received of one call, and what is wrong with it."""
-
-    def __init__(self, worker: Role) -> None:
-        self._since, self._mode = worker.committed(), worker.settings.mode
-        self._header: wire.Header | None = None
-        self._meta: Meta | None = None
-        self._envelope: Envelope | None = None
-        self.error: str | None = None
-
-    @property
-    def meta(self) -> Meta:
-        if self._meta is None:
-            raise ContractViolation("no meta was received")
-        return self._meta
-
-    @property
-    def envelope(self) -> Envelope:
-        if self._envelope is None:
-            raise ContractViolation("no envelope was received")
-        return self._envelope
-
-    def take_header(self, packet: torch.Tensor) -> table.Header:
-        """Validate the packet and the meta in it, before anything is allocated."""
-        try:
-            header = self._header = wire.unpack_header(packet)
-            if header.action is not Action.INFER:
-                self._note(id_problems(header.action, header.ids, self._since))
-                return header_of(header, None)
-            meta = self._meta = wire.unpack_meta(header)
-            sound = self._note(problems(header.ids, meta, self._since, self._mode))
-            return replace(header_of(header, meta), intact=sound)
-        except ContractViolation as error:
-            self.error = str(error)
-            return NO_HEADER
-
-    def _note(self, broken: Iterator[Problem]) -> bool:
-        """Keep the first problem for the message; whether there was none."""
-        problem = next(broken, None)
-        if problem is not None:
-            self.error = str(violation(problem, "header"))
-        return problem is None
-
-    def take_payload(self, payload: torch.Tensor) -> table.Payload:
-        """Check every tensor's digest, then validate the envelope as a whole."""
-        header, meta = self._header, self.meta
-        if header is None:
-            raise ContractViolation("no header was received")
-        try:
-            tensors = wire.unpack_payload(meta, payload)
-            envelope = self._envelope = Envelope(Action.INFER, header.ids, meta, tensors)
-            sound = self._note(envelope_problems(envelope, self._since, self._mode))
-            return table.Payload(header.payload_digest, plan_of(meta).override, intact=sound)
-        except ContractViolation as error:
-            self.error = str(error)
-            return NO_PAYLOAD
-
-
-def _acks(records: Sequence[torch.Tensor]) -> frozenset[table.Ack]:
-    acks = []
-    for record in records:
-        try:
-            acks.append(ack_of(wire.unpack_ack(record)))
-        except ContractViolation:
-            acks.append(table.Ack(-1, -1, -1, -1))
-    return frozenset(acks)
-
-
-def _ack_diff(mine: wire.Ack, records: Sequence[torch.Tensor]) -> str:
-    clauses = []
-    for rank, record in enumerate(records):
-        try:
-            theirs = wire.unpack_ack(record)
-        except ContractViolation as error:
-            clauses.append(f"rank{rank}: {error}")
-            continue
-        clauses += [f"rank{rank} {p.field} = {p.value}, {p.text}" for p in wire.ack_problems(mine, theirs)]
-    return "; ".join(clauses)

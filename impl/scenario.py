@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -26,20 +27,39 @@ class Chunk(msgspec.Struct, frozen=True, tag="chunk", tag_field="do", forbid_unk
     prompt: str = PROMPTS[0]
     hard_cut: bool = False
     recompute: bool = False
+    spoil: str = ""
+    """A fault that preflight refuses, by id: what the application hands to rank0 is spoilt in that way."""
 
 
-class Injection(msgspec.Struct, frozen=True):
-    """Which fault, and at which chunk of the run (from 1; refused chunks count)."""
+class Wait(msgspec.Struct, frozen=True, tag="wait", tag_field="do", forbid_unknown_fields=True):
+    """Rank0 has nothing to do for a while; a drain cuts it short."""
+
+    seconds: float
+
+
+Step = Heartbeat | Chunk | Wait
+
+
+class Injection(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which fault, and where: at which chunk of the run (from 1; refused chunks count), rank, phase, of which kind."""
 
     id: str
     chunk: int = 3
+    rank: int | None = None
+    phase: str = ""
+    kind: str = ""
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The steps of a run; SHUTDOWN follows the last one. `inject` is the fault, if any."""
+    """The steps of a run; SHUTDOWN follows the last one. `inject` is the fault, if any.
 
-    steps: tuple[Heartbeat | Chunk, ...]
+    `conditioning` is the mode in which conditioning travels, and `digest_every` the cadence of digests.
+    """
+
+    steps: tuple[Step, ...]
     inject: Injection | None = None
+    conditioning: Literal["bring-up", "optimize"] = "bring-up"
+    digest_every: int = 1
 
     @property
     def chunks(self) -> int:
@@ -49,7 +69,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 def default(chunks: int) -> Scenario:
     """`chunks` chunks: a heartbeat before every third, a hard cut with a new prompt half-way, then a recompute."""
     cut = chunks // 2 + 1
-    steps: list[Heartbeat | Chunk] = []
+    steps: list[Step] = []
     for n in range(1, chunks + 1):
         if n % 3 == 1:
             steps.append(Heartbeat())
@@ -62,7 +82,11 @@ def load(path: Path) -> Scenario:
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Scenario)
         if found.inject is not None:
-            injection(found.inject.id, {"chunk": str(found.inject.chunk)})
+            given = msgspec.to_builtins(found.inject)
+            injection(found.inject.id, {name: str(given[name]) for name in given if name != "id"})
+        for step in found.steps:
+            if isinstance(step, Chunk) and step.spoil:
+                _spoils(step.spoil)
         return found
     except OSError as error:
         raise UnreadableInput(str(error.strerror), where=str(path), do="check the path") from None
@@ -72,40 +96,75 @@ def load(path: Path) -> Scenario:
 
 
 class FaultTitle(msgspec.Struct, frozen=True):
-    """What a fault is, and the failure mode that it belongs to."""
+    """What a fault is, the failure mode that it belongs to, and which settings it takes."""
 
     text: str
     failure_mode: str
+    settings: tuple[str, ...] = ("chunk",)
+    refused: bool = False
+    """Preflight refuses it, and the run goes on."""
+    kinds: tuple[str, ...] = ()
 
 
 FAULTS: Mapping[str, FaultTitle] = {
-    "OM-01": FaultTitle("meta that cannot be encoded (a lambda)", "FM-04"),
-    "OM-02": FaultTitle("a tensor of a dtype off the wire map", "FM-07"),
-    "OM-03": FaultTitle("plan identities broken on rank0", "FM-02"),
-    "OM-10": FaultTitle("recompute planned, no override", "FM-06"),
-    "OM-14": FaultTitle("a chunk with init_cache is refused, then a good one is sent", "FM-10"),
+    "OM-01": FaultTitle("meta that cannot be encoded (a lambda)", "FM-04", refused=True),
+    "OM-02": FaultTitle("a tensor of a dtype off the wire map", "FM-07", refused=True),
+    "OM-03": FaultTitle(
+        "plan identities broken on rank0; with a rank: its code makes one call more, or fewer",
+        "FM-02", ("chunk", "rank", "kind"), refused=True, kinds=("more", "fewer"),
+    ),
+    "OM-04": FaultTitle("tp_plan differs on one rank", "FM-01", ("rank",)),
+    "OM-05": FaultTitle("a flag that gates a collective is set on one rank", "FM-03", ("rank",)),
+    "OM-06": FaultTitle("a broadcast inside a generator block on one rank", "FM-08", ("chunk", "rank")),
+    "OM-10": FaultTitle("recompute planned, no override", "FM-06", refused=True),
+    "OM-11": FaultTitle("one payload byte flipped on one worker after receipt", "FM-05", ("chunk", "rank")),
+    "OM-12": FaultTitle("a weight changed on one rank, before a hard cut", "FM-11", ("chunk", "rank")),
+    "OM-14": FaultTitle("a chunk with init_cache is refused, then a good one is sent", "FM-10", refused=True),
+    "OM-15": FaultTitle("SIGTERM to the launcher while a rank is in a phase", "FM-18", ("chunk", "rank", "phase")),
+    "OM-16": FaultTitle(
+        "a stale, duplicate or truncated header packet", "FM-10", ("chunk", "kind"),
+        kinds=("stale", "duplicate", "truncated"),
+    ),
+    "C-01": FaultTitle("compile differs on one rank", "FM-14", ("rank",)),
+    "C-04": FaultTitle("the resolved attention backend differs on one rank", "FM-14", ("rank",)),
     "FM-04": FaultTitle("a broken build: header before preflight", "FM-04"),
-}
+}  # fmt: skip
 """Every fault that can be injected, by id."""
 
-NOT_YET = ("OM-04", "OM-05", "OM-06", "OM-11", "OM-12", "OM-13", "OM-15", "OM-16", "C-01", "C-04")
+NOT_YET = ("OM-13",)
 """Rows of the break-it matrix whose injection is not built yet."""
 
 
 def injection(id: str, settings: Mapping[str, str]) -> Injection:
-    """The fault `id`, at `chunk=N` where that is set. Raises UsageError and NotBuiltYet."""
+    """The fault `id` with its settings as text. Raises UsageError and NotBuiltYet."""
     known = f"choose one of {', '.join(FAULTS)}"
     if id in NOT_YET:
         raise NotBuiltYet(f"`--inject {id}` is not built yet", do=known)
     if id not in FAULTS:
         raise UsageError(f"no fault `{id}`", where="--inject", do=known)
+    fault = FAULTS[id]
     for name in settings:
-        if name != "chunk":
-            raise NotBuiltYet(f"`{name}` is not built yet for {id}", where="--inject", do="use chunk=N")
-    chunk = settings.get("chunk", str(Injection(id).chunk))
-    if not chunk.isdigit() or int(chunk) < 1:
-        raise UsageError(f"`{chunk}` is not the number of a chunk", where="--inject", do="count from 1")
-    return Injection(id, int(chunk))
+        if name not in fault.settings:
+            raise UsageError(f"{id} has no `{name}`", where="--inject", do=f"it takes {', '.join(fault.settings)}")
+    chunk = _number(settings.get("chunk", str(Injection(id).chunk)), 1, "the number of a chunk")
+    rank = _number(settings["rank"], 0, "a rank") if "rank" in settings else None
+    phase, kind = settings.get("phase", ""), settings.get("kind", "")
+    for name, value, choices in (("kind", kind, fault.kinds), ("phase", phase, tuple(DEADLINES))):
+        if value and value not in choices:
+            raise UsageError(f"no {name} `{value}`", where="--inject", do=f"choose from {', '.join(choices)}")
+    return Injection(id, chunk, rank, phase, kind)
+
+
+def _number(text: str, least: int, what: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise UsageError(f"`{text}` is not {what}", where="--inject", do=f"count from {least}")
+    return int(text)
+
+
+def _spoils(id: str) -> None:
+    spoils = [name for name, fault in FAULTS.items() if fault.refused]
+    if id not in spoils:
+        raise UsageError(f"`{id}` is not refused by preflight", where="spoil", do=f"choose from {', '.join(spoils)}")
 
 
 DEADLINES: Mapping[str, float] = {
@@ -117,8 +176,12 @@ DEADLINES: Mapping[str, float] = {
     "generate": 120.0,
     "ack": 120.0,
     "shutdown": 30.0,
+    "drain": 60.0,
 }
-"""Seconds without progress after which a rank ends itself, by the phase that it is in."""
+"""Seconds without progress after which a rank ends itself, by the phase that it is in.
+
+`drain` is no phase: the seconds that a drain may take in all, from the signal on.
+"""
 
 
 class RunConfig(msgspec.Struct, frozen=True):
@@ -130,3 +193,5 @@ class RunConfig(msgspec.Struct, frozen=True):
     scenario: Scenario
     deadlines: dict[str, float] = {}
     injection: Injection | None = None
+    launcher: int = 0
+    """Process id of the launcher; 0 where nobody tells."""

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from ..errors import Exit, GenlockError
 from ..model.tables import Collective, Kind
 from .conductor import Conductor
+from .intercept import group_of
 from .operations import Call, Exchange, Moves, T
 
 
@@ -33,6 +34,8 @@ class TorchTransport:
         device: Any = dist.group.WORLD
         control: Any = dist.new_group(backend="gloo", timeout=timeout)
         self.groups: dict[str, dist.ProcessGroup] = {"control": control, "device": device}
+        self.names = {group_of(group).name: name for name, group in self.groups.items()}
+        """What the interceptor calls the groups, to what the table calls them."""
 
     def run(self, conductor: Conductor, moves: Moves[T]) -> T:
         """Run a coroutine to its end and return what it returns. Raises what it raises, and PeerLost."""
@@ -61,15 +64,22 @@ class TorchTransport:
         dist.destroy_process_group()
 
     def _exchange(self, op: Collective, tensor: torch.Tensor) -> Any:
+        # what comes with each chunk goes to the group itself: torch.distributed's checks and logging around it
+        # take as long as all of ours
         group, root = self.groups[op.group], op.root or 0
         if op.kind is Kind.BROADCAST:
-            dist.broadcast(tensor, root, group=group)
+            broadcast = dist.BroadcastOptions()
+            broadcast.rootRank, broadcast.rootTensor, broadcast.asyncOp = root, 0, False
+            group.broadcast([tensor], broadcast).wait()
             return tensor
-        everyone = [torch.empty_like(tensor) for _ in range(self.world)]
+        if op.kind is Kind.GATHER:
+            gather = dist.GatherOptions()
+            gather.rootRank = root
+            everyone = [torch.empty_like(tensor) for _ in range(self.world)] if self.rank == root else []
+            group.gather([everyone] if everyone else [], [tensor], gather).wait()
+            return everyone or None
         if op.kind is Kind.ALL_GATHER:
+            everyone = [torch.empty_like(tensor) for _ in range(self.world)]
             dist.all_gather(everyone, tensor, group=group)
             return everyone
-        if op.kind is Kind.GATHER:
-            dist.gather(tensor, everyone if self.rank == root else None, root, group=group)
-            return everyone if self.rank == root else None
         raise ValueError(f"{op.name} is no collective of the control plane")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -16,11 +17,12 @@ import torch
 
 from ..errors import ContractViolation
 from ..model.protocol import Action
-from . import digest
+from . import digest, versions
 from .envelope import (
     MAX_PAYLOAD_BYTES,
     MAX_TENSORS,
     META_MAX_BYTES,
+    NO_DIGEST,
     TP_ENVELOPE_VERSION,
     Ids,
     Meta,
@@ -34,33 +36,19 @@ from .envelope import (
 WIRE_VERSION = 1
 ACK_VERSION = 1
 
+BRING_UP = digest.Policy()
+"""Everything is digested, in every chunk."""
+
 ALIGNMENT = 16
 """Bytes. The largest element (complex128) then lies aligned, so that each tensor is a view of the payload."""
 
-WIRE_DTYPES: dict[str, torch.dtype] = {
-    "bool": torch.bool,
-    "uint8": torch.uint8,
-    "uint16": torch.uint16,
-    "uint32": torch.uint32,
-    "uint64": torch.uint64,
-    "int8": torch.int8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    "float8_e4m3fnuz": torch.float8_e4m3fnuz,
-    "float8_e5m2": torch.float8_e5m2,
-    "float8_e5m2fnuz": torch.float8_e5m2fnuz,
-    "float8_e8m0fnu": torch.float8_e8m0fnu,
-    "float4_e2m1fn_x2": torch.float4_e2m1fn_x2,
-    "complex32": torch.complex32,
-    "complex64": torch.complex64,
-    "complex128": torch.complex128,
-}
+# fmt: off
+WIRE_DTYPES: dict[str, torch.dtype] = versions.named((
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16",
+    "float32", "float64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
+    "float8_e8m0fnu", "float4_e2m1fn_x2", "complex32", "complex64", "complex128",
+))
+# fmt: on
 """Name → dtype of what can travel: elements of whole bytes (float4 in pairs) that need nothing beside them."""
 
 _QUANTISED = "its bytes mean nothing without scale and zero point"
@@ -122,13 +110,21 @@ def pack_header(
 
     Raises ContractViolation, naming the field, on what `unpack_header` would reject.
     """
+    sizes = {"tensor_count": tensor_count, "payload_nbytes": payload_nbytes}
+    return packed_header(action, ids, meta=meta, **sizes, payload_digest=payload_digest)[0]
+
+
+def packed_header(
+    action: Action, ids: Ids, *, meta: bytes, tensor_count: int, payload_nbytes: int, payload_digest: int
+) -> tuple[torch.Tensor, Header]:
+    """`pack_header`, and what the packet says, as `unpack_header` would have it."""
     meta_digest = digest.of_bytes(meta) if meta else 0
     order = (ids.call_id, ids.chunk_index, ids.cache_epoch, ids.control_epoch)
     sizes = (len(meta), tensor_count, payload_nbytes)
     fields = (*_HEADER_START, int(action), *order, *sizes, meta_digest, payload_digest)
     start = _signed(HEADER_FIELDS, fields, "header packet")
-    _header(fields, meta)
-    return torch.frombuffer(bytearray((start + meta).ljust(8 * HEADER_NUMEL, b"\0")), dtype=torch.int64)
+    header = _header(fields, meta)
+    return torch.frombuffer(bytearray((start + meta).ljust(8 * HEADER_NUMEL, b"\0")), dtype=torch.int64), header
 
 
 def unpack_header(packet: torch.Tensor) -> Header:
@@ -176,8 +172,13 @@ def wire_problems(specs: Sequence[TensorSpec]) -> Iterator[Problem]:
             yield Problem(spec.key, spec, f"dtype {spec.dtype} is off the wire map: {why}", "convert it first")
 
 
-def slots(specs: Sequence[TensorSpec]) -> list[Slot]:
+def slots(specs: Sequence[TensorSpec]) -> tuple[Slot, ...]:
     """The layout of a payload. Raises ContractViolation on a dtype off the wire map, or a size out of bounds."""
+    return _slots(tuple(specs))
+
+
+@lru_cache(maxsize=4)  # each step of a chunk asks for the same
+def _slots(specs: tuple[TensorSpec, ...]) -> tuple[Slot, ...]:
     for problem in wire_problems(specs):
         raise violation(problem, "payload")
     layout: list[Slot] = []
@@ -189,7 +190,7 @@ def slots(specs: Sequence[TensorSpec]) -> list[Slot]:
             text = f"the payload passes {MAX_PAYLOAD_BYTES} bytes"
             raise violation(Problem(spec.key, spec, text, "send smaller tensors"), "payload")
         layout.append(Slot(spec, start, stop, end))
-    return layout
+    return tuple(layout)
 
 
 def payload_nbytes(specs: Sequence[TensorSpec]) -> int:
@@ -224,20 +225,32 @@ def view_payload(specs: Sequence[TensorSpec], payload: torch.Tensor) -> dict[str
     return views
 
 
-def unpack_payload(meta: Meta, payload: torch.Tensor) -> dict[str, torch.Tensor | None]:
+def spec_digest(spec: TensorSpec, plain: torch.Tensor, policy: digest.Policy, chunk_index: int) -> str:
+    """What a spec says of a tensor's bytes, uint8[n]: their digest where one is due, else `NO_DIGEST`."""
+    if not policy.due(chunk_index):
+        return NO_DIGEST
+    return digest.to_hex(policy.of_plain(spec.dtype, spec.shape, plain, chunk_index))
+
+
+def unpack_payload(
+    meta: Meta, payload: torch.Tensor, policy: digest.Policy = BRING_UP, chunk_index: int = 1
+) -> dict[str, torch.Tensor | None]:
     """Every tensor field of the envelope, by key, None where meta says so: views of `payload`, any device.
 
-    Raises ContractViolation naming the field whose digest differs from the one in its spec.
+    Raises ContractViolation naming the field whose digest differs from the one in its spec. `policy` is that of
+    rank0, by start-up parity.
     """
     specs = meta.tensor_specs
-    host = _received(payload, torch.uint8, payload_nbytes(specs), "payload")
+    _sized(payload, torch.uint8, payload_nbytes(specs), "payload")
+    views = view_payload(specs, payload)
+    plain = payload.contiguous()
     for spec, start, stop, end in slots(specs):
-        found = digest.to_hex(digest.of_content(spec.dtype, spec.shape, host[start:stop]))
+        found = spec_digest(spec, plain[start:stop], policy, chunk_index)
         if found != spec.digest:
             raise _bad(spec.key, spec, f"has digest {found}, but rank0 sent {spec.digest}", "payload")
-        if bytes(host[stop:end]).strip(b"\0"):
+        if stop < end and policy.due(chunk_index) and bool(payload[stop:end].any()):
             raise _bad(spec.key, spec, "the padding after it is not zero", "payload")
-    return {**view_payload(specs, payload), **dict.fromkeys(meta.none_tensors)}
+    return {**views, **dict.fromkeys(meta.none_tensors)}
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -252,6 +265,9 @@ class Ack(msgspec.Struct, frozen=True):
     cache_epoch: int
     current_start_frame: int
     output_digest: int
+    """0 where the digest policy has none."""
+    weights_fingerprint: int
+    """Of this rank's shard, in a chunk with `init_cache`; 0 in any other. It differs from rank to rank."""
 
 
 ACK_FIELDS = ("magic", "ack_version", *Ack.__struct_fields__, "ack_digest")
@@ -273,8 +289,11 @@ def unpack_ack(record: torch.Tensor) -> Ack:
 
 
 def ack_problems(mine: Ack, theirs: Ack) -> Iterator[Problem]:
-    """The fields in which a worker's ack differs from rank0's own, in the order of the record."""
-    for name in Ack.__struct_fields__:
+    """The fields in which a worker's ack differs from rank0's own, in the order of the record.
+
+    Fingerprints of weights are not compared with each other, but with those of start-up (`roles`).
+    """
+    for name in Ack.__struct_fields__[:-1]:
         ours, other = getattr(mine, name), getattr(theirs, name)
         if ours != other:
             yield Problem(f"ack.{name}", other, f"rank0 has {ours}")
@@ -332,10 +351,14 @@ def _checked(names: Sequence[str], data: bytes, start: tuple[int, ...], where: s
 
 def _received(tensor: torch.Tensor, dtype: torch.dtype, numel: int, where: str) -> memoryview:
     """The host bytes of a message, once it is known to have the size that it must have."""
+    _sized(tensor, dtype, numel, where)
+    return digest.host_bytes(tensor)
+
+
+def _sized(tensor: torch.Tensor, dtype: torch.dtype, numel: int, where: str) -> None:
     if tensor.dtype != dtype or tuple(tensor.shape) != (numel,):
         found = f"{digest.dtype_name(tensor.dtype)}{list(tensor.shape)}"
         raise ContractViolation(f"{found} instead of {digest.dtype_name(dtype)}[{numel}]", where=where)
-    return digest.host_bytes(tensor)
 
 
 def _bad(field: str, value: object, text: str, where: str = "header packet") -> ContractViolation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ import torch
 from genlock.errors import Refused
 from genlock.impl import parity
 from genlock.impl.conductor import Conductor
+from genlock.impl.held import Override
 from genlock.impl.monitor import Monitor
 from genlock.impl.roles import Rank0, Settings, Worker
 from genlock.impl.simulator import Simulation
-from genlock.model.protocol import TP_V1_1
+from genlock.impl.strikes import StruckMonitor
+from genlock.model.properties import Ghost, watch
+from genlock.model.protocol import TP_V1_1, TPVars
+from genlock.model.tables import Row
 from genlock.traces.format import FORMAT_VERSION, Clock, Trace, TraceHeader, read
 from genlock.traces.recorder import Recorder
 
@@ -60,24 +64,31 @@ class Calls:
 
     def __init__(self, owner: FakeGenerator, plan: Mapping[str, Any]) -> None:
         self.owner, self.plan = owner, plan
-        self.calls = [self.call] * (plan["tp_do_kv_recompute"] + plan["tp_num_denoise_steps"] + owner.off_by)
+        off_by = owner.off_by if owner.spoilt(plan) else 0
+        self.calls = [self.call] * (plan["tp_do_kv_recompute"] + plan["tp_num_denoise_steps"] + off_by)
 
     def call(self) -> None:
         self.owner.made += 1
 
     def result(self) -> torch.Tensor:
         latents: torch.Tensor = self.plan["latents"]
-        return latents + self.owner.drift
+        return latents + (self.owner.drift if self.owner.spoilt(self.plan) else 0.0)
 
 
 class FakeGenerator:
-    """A generator that only counts. `off_by` and `drift` make it a broken one."""
+    """A generator that only counts. `off_by` and `drift` make it a broken one, in chunk `at` or in every one."""
 
-    def __init__(self, off_by: int = 0, drift: float = 0.0) -> None:
-        self.off_by, self.drift, self.made = off_by, drift, 0
+    def __init__(self, off_by: int = 0, drift: float = 0.0, at: int = 0) -> None:
+        self.off_by, self.drift, self.at, self.made = off_by, drift, at, 0
+        self.plans: list[Mapping[str, Any]] = []
+        """The fields of each chunk that it was given."""
+
+    def spoilt(self, plan: Mapping[str, Any]) -> bool:
+        return self.at in (0, plan["chunk_index"])
 
     def chunk(self, plan: Mapping[str, Any]) -> Calls:
         self.made = 0
+        self.plans.append(plan)
         return Calls(self, plan)
 
     def counted(self) -> tuple[int, int]:
@@ -85,6 +96,30 @@ class FakeGenerator:
 
     def scalars(self) -> Scalars:
         return Scalars(0, 0, 0)
+
+
+class Watched(StruckMonitor):
+    """A monitor beside which the model's ghosts watch the same moves."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.ghost, self.seen, self.rows = Ghost(), list[str](), set[tuple[str, str]]()
+
+    def _arrive(self, row: Row, data: Any) -> None:
+        before = self.vars
+        super()._arrive(row, data)
+        self._watch(row, "complete" if row.op else "step", data, before)
+        self.rows.add(row.key)
+
+    def enter(self, event: str) -> Any:
+        op = super().enter(event)
+        row = self.role.row(self.state, event)
+        self._watch(row, "issue", row.send(self.vars) if row.send else None, self.vars)
+        return op
+
+    def _watch(self, row: Row, edge: str, value: Any, before: TPVars) -> None:
+        self.ghost, seen = watch(self.ghost, row.event, edge, value, before, self.vars)
+        self.seen += seen
 
 
 class Job:
@@ -98,16 +133,21 @@ class Job:
         folder: Path | None = None,
         seed: int = 0,
         monitor: type[Monitor] = Monitor,
+        settings_of: Callable[[int, Mapping[str, str]], Settings] = lambda rank, own: Settings(own),
+        slots: type[Override] = Override,
     ) -> None:
         generators = generators or [FakeGenerator() for _ in range(RANKS)]
         self.monitors = [monitor(TP_V1_1.role(r), r) for r in range(RANKS)]
         conductors = [Conductor(m, Recorder(folder, header(m.rank)) if folder else None) for m in self.monitors]
         self.simulation = Simulation(conductors, seed)
         own = [parity.own_facts(TP_V1_1, RANKS, facts[r] if facts else {}) for r in range(RANKS)]
-        roles = [Settings(f) for f in own]
+        roles = [settings_of(r, f) for r, f in enumerate(own)]
         self.rank0 = Rank0(self.monitors[0], roles[0], generators[0])
-        for r in range(1, RANKS):
-            self.simulation.start(r, Worker(self.monitors[r], roles[r], generators[r]).serve())
+        self.workers = [Worker(self.monitors[r], roles[r], generators[r]) for r in range(1, RANKS)]
+        for role in (self.rank0, *self.workers):
+            role.override = slots()
+        for worker in self.workers:
+            self.simulation.start(worker.monitor.rank, worker.serve())
         self.run(self.rank0.startup())
 
     def run(self, moves: Any) -> Any:
@@ -130,6 +170,13 @@ class Job:
 
     def states(self) -> list[str]:
         return [m.state for m in self.monitors]
+
+
+def watched(job: Job, rank: int) -> Watched:
+    """The monitor of a rank, which has ghosts beside it."""
+    monitor = job.monitors[rank]
+    assert isinstance(monitor, Watched)
+    return monitor
 
 
 def header(rank: int) -> TraceHeader:

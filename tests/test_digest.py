@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import xxhash
+from genlock.errors import UsageError
 from genlock.impl import digest
+from genlock.impl.digest import Policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -134,3 +136,51 @@ def test_items_of_a_sequence_do_not_run_together() -> None:
     assert digest.chain(0, "ab", "c") != digest.chain(0, "a", "bc")
     assert digest.chain(0, "ab") != digest.chain(digest.chain(0, "a"), "b")
     assert digest.chain(0, "a", None) != digest.chain(0, "a")
+
+
+# ── policy ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_cadence_goes_by_the_chunk_index_and_begins_with_the_first() -> None:
+    assert [n for n in range(1, 12) if Policy(every=5).due(n)] == [1, 6, 11]
+    assert all(Policy().due(n) for n in range(1, 100))
+
+
+@STEADY
+@given(st.integers(1, 20_000), st.integers(1, 30_000), st.integers(1, 4))
+def test_a_sample_has_its_size_and_covers_every_byte_in_turn(size: int, budget: int, every: int) -> None:
+    policy = Policy(every=every, sample=budget)
+    turns = 1 + size // min(budget, size) + size // digest.BLOCK
+    covered: set[int] = set()
+    for turn in range(turns):
+        found = digest._sampled(torch.arange(size), policy.sample, turn)
+        assert found.numel() <= max(budget, digest.BLOCK) or found.numel() == size
+        covered.update(found.tolist())
+    assert covered == set(range(size))
+
+
+def test_a_whole_digest_is_that_of_the_tensor_and_a_sample_is_not() -> None:
+    tensor = torch.arange(5000, dtype=torch.int64)
+    assert Policy().of(tensor, 3) == digest.of_tensor(tensor)
+    assert Policy(sample=10**6).of(tensor, 3) == digest.of_tensor(tensor)
+    sampled = Policy(sample=2048)
+    assert sampled.of(tensor, 3) == sampled.of(tensor.clone(), 3) != digest.of_tensor(tensor)
+    assert sampled.of(tensor, 3) != sampled.of(tensor, 4), "another part in each chunk"
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(sample=512), Policy(every=2)], ids=str)
+def test_a_copy_has_the_digest_of_what_was_copied(policy: Policy) -> None:
+    for source in (BASE, BASE.t().contiguous().t(), BASE.double(), torch.view_as_complex(BASE.reshape(-1, 2)).conj()):
+        into = torch.empty(source.shape, dtype=torch.float32 if not source.is_complex() else source.dtype)
+        plain = into.view(-1).view(torch.uint8)
+        for chunk in (1, 2):
+            found = policy.copy(source, into, plain, chunk)
+            assert torch.equal(into, source.to(into.dtype))
+            assert found == (policy.of(into, chunk) if policy.due(chunk) else 0)
+
+
+def test_a_policy_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(UsageError, match="`every` = 0; use 1 or more"):
+        Policy(every=0)
+    with pytest.raises(UsageError, match="`sample` = -1; use 0 or more"):
+        Policy(sample=-1)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from genlock.errors import UnreadableInput
-from genlock.traces.format import MAX_LINE, Dropped, End, Event, TraceHeader, encode, find, name_of, read
+from genlock.traces.format import MAX_LINE, Dropped, End, Event, Group, TraceHeader, encode, find, name_of, read
 from genlock.traces.recorder import Recorder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,6 +116,40 @@ def test_full_disk_is_told_and_blocks_nobody(tmp_path: Path, monkeypatch: pytest
     trace = read(writer.path)
     assert [getattr(line, "transition", line) for line in trace.lines] == ["kept", Dropped(1, 2), "after"]
     assert not trace.cut
+
+
+def test_forked_child_writes_nothing_with_its_parents_recorder(tmp_path: Path) -> None:
+    writer = Recorder(tmp_path, header(0))
+    child = os.fork()
+    if child == 0:
+        writer.event("child", "step", "S", "s")
+        writer.end("exception", 1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    writer.event("parent", "step", "S", "s")
+    assert [(e.index, e.transition) for e in read(writer.path).events] == [(0, "parent")]
+
+
+def test_full_disk_at_the_start_is_told_with_the_header_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:9]))
+    writer = Recorder(tmp_path, header(0))
+    writer.group(Group("g", (0, 1)))
+    writer.event("lost", "step", "S", "s")
+    monkeypatch.setattr(os, "write", real)
+    writer.event("kept", "step", "S", "s")
+    trace = read(writer.path)
+    assert trace.groups["g"] == (0, 1)
+    assert [getattr(line, "transition", line) for line in trace.lines] == [Dropped(0, 1), "kept"]
+
+
+def test_group_with_other_members_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / name_of(1)
+    path.write_bytes(encode(header(1)) + encode(Group("g", (0, 1))) + encode(Group("g", (0, 2))))
+    with pytest.raises(UnreadableInput, match="line 3: group g had other members before"):
+        read(path)
 
 
 def test_sigkill_loses_nothing_that_happened(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_header_before_preflight_is_fm_04_and_the_workers_are_left_waiting(tmp_p
     assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-04", (0,))
     assert found.divergence is not None
     assert found.divergence.state == "PREFLIGHT_4"
-    assert {(w.meeting.rank, w.missing) for w in found.waits} == {(1, (0,)), (2, (0,))}
+    assert {(w.rank, w.missing) for w in found.waits} == {(1, (0,)), (2, (0,))}
 
 
 def test_flipped_payload_byte_names_rank_and_field(tmp_path: Path) -> None:

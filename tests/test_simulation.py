@@ -1,193 +1,26 @@
-"""rank0 and workers in memory: the real coroutines, driven by rules that come from the tables."""
+"""rank0 and workers in memory: the real coroutines, one scene at a time (`test_statemachine` has the rest)."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from genlock.conformance.explain import diagnose
 from genlock.errors import ContractViolation, ParityMismatch, Refused
-from genlock.impl import preflight
+from genlock.impl import parity, preflight, wire
+from genlock.impl.conductor import Conductor
+from genlock.impl.envelope import MAX_PAYLOAD_BYTES, Committed, Ids, Meta, Mode, encode
 from genlock.impl.monitor import Monitor
-from genlock.impl.roles import Rank0
-from genlock.model.properties import PROPERTIES, Ghost, watch
-from genlock.model.protocol import RANK0, WORKER, Action, Call, Header, TPVars, this_call
-from genlock.model.tables import By, Row
+from genlock.impl.roles import Settings, Worker
+from genlock.model.properties import Ghost, watch
+from genlock.model.protocol import TP_V1_1, Action, Call, Header, TPVars, this_call
 from genlock.traces.format import read
-from hypothesis import HealthCheck, note, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from simulated import RANKS, FakeGenerator, Job, fields
-
-
-def watched(job: Job, rank: int) -> Watched:
-    monitor = job.monitors[rank]
-    assert isinstance(monitor, Watched)
-    return monitor
-
-
-class Watched(Monitor):
-    """A monitor beside which the model's ghosts watch the same moves."""
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.ghost, self.seen, self.rows = Ghost(), list[str](), set[tuple[str, str]]()
-
-    def _arrive(self, row: Row, data: Any) -> None:
-        before = self.vars
-        super()._arrive(row, data)
-        self._watch(row, "complete" if row.op else "step", data, before)
-        self.rows.add(row.key)
-
-    def enter(self, event: str) -> Any:
-        op = super().enter(event)
-        row = self.role.row(self.state, event)
-        self._watch(row, "issue", row.send(self.vars) if row.send else None, self.vars)
-        return op
-
-    def _watch(self, row: Row, edge: str, value: Any, before: TPVars) -> None:
-        self.ghost, seen = watch(self.ghost, row.event, edge, value, before, self.vars)
-        self.seen += seen
-
-
-# ── rules from the tables ───────────────────────────────────────────────────────────────────────────
-
-SPOIL: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "PREFLIGHT_1": lambda: fields(base_seed=lambda: 0),
-    "PREFLIGHT_2": lambda: fields(),
-    "PREFLIGHT_3": lambda: fields(latents=torch.ones([1] * 4000, dtype=torch.bfloat16)),
-    "PREFLIGHT_4": lambda: fields(latents=torch.ones(1, 2, dtype=torch.float32)),
-    "PREFLIGHT_5": lambda: fields(latents=torch.ones(1, 2, dtype=torch.bfloat16, device="meta")),
-}
-"""For each preflight state, a chunk that is refused there (step 2 has nothing that can fail: it is made to)."""
-
-
-def _refusal(rank0: Rank0, row: Row) -> Any:
-    spoiled = SPOIL.get(row.state, lambda: fields(torch.tensor([1]) is None))()
-    return rank0.chunk(spoiled)
-
-
-BY_HAND: Mapping[str, Callable[[Rank0, Row, bool], Any]] = {
-    "request": lambda rank0, row, recompute: rank0.chunk(fields(recompute)),
-    "refuse": lambda rank0, row, recompute: _refusal(rank0, row),
-    "hard_cut": lambda rank0, row, recompute: rank0.hard_cut(),
-    "heartbeat": lambda rank0, row, recompute: rank0.heartbeat(),
-    "shutdown": lambda rank0, row, recompute: rank0.shutdown(),
-    "drain": lambda rank0, row, recompute: rank0.shutdown("drain"),
-}
-"""How the application brings about each event that the tables leave to the environment."""
-
-ASKED = [r for r in RANK0.rows if r.by is By.ENVIRONMENT]
-
-
-def test_every_environment_row_of_rank0_has_a_rule() -> None:
-    assert {r.event for r in ASKED} == set(BY_HAND)
-    assert {r.state for r in ASKED if r.event == "refuse"} == set(SPOIL)
-    assert {r.event for r in WORKER.rows if r.by is By.ENVIRONMENT} == {"hold_signal"}
-
-
-class Lockstep(RuleBasedStateMachine):
-    """Work, refusals, hard cuts, heartbeats and shutdown, with collectives completing in any order."""
-
-    @initialize(seed=st.integers(0, 2**16))
-    def begin(self, seed: int) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.job = Job(folder=Path(self.folder.name), seed=seed, monitor=Watched)
-
-    def idle(self) -> bool:
-        return self.job.monitors[0].state == "IDLE"
-
-    @precondition(idle)
-    @rule(row=st.sampled_from(ASKED), recompute=st.booleans())
-    def environment(self, row: Row, recompute: bool) -> None:
-        monitor = watched(self.job, 0)
-        if row.state == monitor.state and not row.allows(monitor.vars, None):
-            return
-        before = monitor.vars
-        split = preflight.split
-        if row.key == ("PREFLIGHT_2", "refuse"):
-            preflight.split = _raise_in_split  # type: ignore[assignment]
-        try:
-            self.job.simulation.start(0, BY_HAND[row.event](self.job.rank0, row, recompute))
-        finally:
-            preflight.split = split
-        error = self.job.simulation.errors.pop(0, None)
-        assert (error is not None) == (row.event == "refuse"), error
-        if isinstance(error, Refused):
-            note(str(error))
-            assert f"PREFLIGHT_{error.step}" == row.state
-            assert monitor.vars == before
-            assert row.key in monitor.rows
-
-    @precondition(lambda self: bool(self.job.simulation.ready()))
-    @rule(choice=st.integers(0, RANKS - 1))
-    def complete(self, choice: int) -> None:
-        ready = self.job.simulation.ready()
-        self.job.simulation.complete(ready[choice % len(ready)])
-
-    @invariant()
-    def nobody_failed(self) -> None:
-        assert not self.job.simulation.errors
-        assert not any(m.failed for m in self.job.monitors)
-
-    @invariant()
-    def ghosts_saw_nothing_wrong(self) -> None:
-        wrong = {name for name, p in PROPERTIES.items() if p.kind == "always"}
-        assert not wrong & {name for r in range(RANKS) for name in watched(self.job, r).seen}
-
-    @invariant()
-    def workers_are_never_ahead(self) -> None:
-        driver, *workers = [m.vars for m in self.job.monitors]
-        for v in workers:
-            assert v.call_id <= driver.call_id
-            assert v.chunk_index <= driver.chunk_index
-            assert v.cache_epoch <= driver.cache_epoch
-
-    @precondition(lambda self: self.job.states() == ["STOPPED"] * RANKS)
-    @rule(seed=st.integers(0, 2**16))
-    def again(self, seed: int) -> None:
-        self.finish()
-        self.begin(seed)
-
-    def teardown(self) -> None:
-        if hasattr(self, "job"):
-            self.finish()
-
-    def finish(self) -> None:
-        """However far the run has come, it can be shut down, and its traces conform."""
-        job = self.job
-        job.simulation.run()
-        job.stop()
-        assert job.states() == ["STOPPED"] * RANKS
-        traces = [read(path) for path in sorted(Path(self.folder.name).iterdir())]
-        found = diagnose(traces)
-        assert found.verdict == "conforming", found
-        assert found.witnessed["rank0"] == watched(job, 0).rows
-        self.folder.cleanup()
-
-
-def _raise_in_split(*args: Any) -> Any:
-    checked = args[0]
-    ids = checked.ids
-    raise Refused("made to fail", field="x", value=0, step=2, call_id=ids.call_id, chunk_index=ids.chunk_index)
-
-
-TestLockstep = Lockstep.TestCase
-TestLockstep.settings = settings(
-    max_examples=40,
-    stateful_step_count=50,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-
-
-# ── single scenes ───────────────────────────────────────────────────────────────────────────────────
+from simulated import FakeGenerator, Job, Watched, fields, watched
 
 
 def test_chunk_runs_in_lockstep_and_ends_in_equal_states() -> None:
@@ -274,3 +107,112 @@ def test_ghosts_are_told_calls_and_headers() -> None:
 
 def _infer() -> Header:
     return Header(Action.INFER, 1, 1, 0, 0)
+
+
+def test_tensors_that_are_not_as_meta_says_are_rejected_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last look at the envelope, after the digests: whatever happened to the tensors since they were unpacked."""
+    unpack = wire.unpack_payload
+
+    def turned(*given: Any) -> dict[str, torch.Tensor | None]:
+        tensors = unpack(*given)
+        assert tensors["latents"] is not None
+        return {**tensors, "latents": tensors["latents"].mT}
+
+    job = Job()
+    monkeypatch.setattr(wire, "unpack_payload", turned)
+    job.simulation.start(0, job.rank0.chunk(fields()))
+    job.simulation.run()
+    for rank in (1, 2):
+        assert "reject_envelope" in str(job.simulation.errors[rank])
+        assert "`latents`" in str(job.simulation.errors[rank])
+
+
+# ── a worker that is sent anything ──────────────────────────────────────────────────────────────────
+
+
+def awaiting_header() -> tuple[Conductor, Any]:
+    """A worker alone, past parity, and the operation by which it waits for a header."""
+    monitor = Monitor(TP_V1_1.role(1), 1)
+    own = Settings(parity.own_facts(TP_V1_1, 2, {}))
+    conductor = Conductor(monitor)
+    pending = conductor.start(Worker(monitor, own, FakeGenerator()).serve())
+    assert pending is not None
+    return conductor, conductor.advance([own.record()] * 2)
+
+
+def good_packet() -> torch.Tensor:
+    checked = preflight.check_schema(fields(), Ids(1, 1, 0, 0), Committed(), Mode.BRING_UP)
+    typed = preflight.check_dtypes(preflight.encode_meta(preflight.split(checked)))
+    return preflight.materialise(typed).packet
+
+
+def repacked(meta: Meta, nbytes: int) -> torch.Tensor:
+    """A header whose own digests are right, whatever its meta says."""
+    sizes = {"tensor_count": len(meta.tensor_specs), "payload_nbytes": nbytes}
+    return wire.pack_header(Action.INFER, Ids(1, 1, 0, 0), meta=encode(meta), **sizes)
+
+
+CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "tp_num_denoise_steps": st.integers(-1, 2**40),
+        "tp_expected_generator_calls": st.integers(-1, 2**40),
+        "tp_do_kv_recompute": st.booleans(),
+        "tp_envelope_version": st.integers(0, 3),
+        "height": st.integers(-(2**63), 2**63 - 1),
+        "shape": st.lists(st.integers(0, 2**62), max_size=5),
+        "dtype": st.sampled_from(["bfloat16", "float64", "bits16", "complex128", "nonsense"]),
+    },
+)
+
+
+EDITS = st.lists(st.tuples(st.integers(0, 8 * wire.HEADER_NUMEL - 1), st.integers(0, 255)), max_size=4)
+
+
+def packet_of(sent: Any, data: st.DataObject) -> torch.Tensor | None:
+    """A header packet with bytes changed, or with meta changed and digests that fit; None: it cannot be packed."""
+    if isinstance(sent, list):
+        raw = bytearray(good_packet().numpy().tobytes())
+        for at, byte in sent:
+            raw[at] = byte
+        return torch.frombuffer(raw, dtype=torch.int64)
+    good = wire.unpack_meta(wire.unpack_header(good_packet()))
+    first, *others = good.tensor_specs
+    odd = {name: sent.pop(name) for name in ("shape", "dtype") if name in sent}
+    specs = (msgspec.structs.replace(first, **{k: tuple(v) if k == "shape" else v for k, v in odd.items()}), *others)
+    try:
+        meta = msgspec.structs.replace(good, tensor_specs=specs, **sent)
+        return repacked(meta, data.draw(st.integers(1, 2**28)) if odd else wire.payload_nbytes(specs))
+    except ContractViolation:
+        return None
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=300)
+@given(st.one_of(EDITS, CHANGES), st.data())
+def test_whatever_a_header_says_nothing_is_allocated_that_was_not_validated(sent: Any, data: st.DataObject) -> None:
+    packet = packet_of(sent, data)
+    if packet is None:
+        return
+    conductor, pending = awaiting_header()
+    asked: list[int] = []
+    allocate = wire.allocate_payload
+
+    def watched_allocation(meta: Meta, device: Any = "cpu") -> torch.Tensor:
+        asked.append(wire.payload_nbytes(meta.tensor_specs))
+        return allocate(meta, device)
+
+    error = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "allocate_payload", watched_allocation)
+        try:
+            conductor.advance(pending[1].tensor.copy_(packet))
+        except ContractViolation as violation:
+            error = violation
+    if error is not None:
+        assert "reject_header" in str(error)
+        assert (asked, conductor.monitor.state) == ([], "POISONED")
+        return
+    header = wire.unpack_header(packet)
+    if header.action is Action.INFER:
+        assert asked == [header.payload_nbytes]
+        assert asked[0] <= MAX_PAYLOAD_BYTES

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import torch
-from genlock.errors import ContractViolation
-from genlock.impl import digest, envelope, wire
+from genlock.errors import ContractViolation, UsageError
+from genlock.impl import digest, envelope, parity, versions, wire
 from genlock.impl.envelope import Ids, Meta, TensorSpec
+from genlock.impl.scenario import DEADLINES
 from genlock.impl.wire import Ack
 from genlock.model.protocol import Action
 from hypothesis import given, settings
@@ -107,6 +110,11 @@ def test_each_dtype_of_torch_is_on_the_map_or_off_it_with_a_reason() -> None:
     assert wire.WIRE_DTYPES.keys() | wire.OFF_MAP.keys() == ALL_DTYPES
     assert not wire.WIRE_DTYPES.keys() & wire.OFF_MAP.keys()
     assert all(wire.OFF_MAP.values())
+
+
+def test_a_torch_that_lacks_a_dtype_is_told_apart_at_import() -> None:
+    with pytest.raises(UsageError, match=rf"torch {re.escape(torch.__version__)} has no torch\.float1; use torch"):
+        versions.named(("float32", "float1"))
 
 
 def test_the_names_are_those_of_the_dtypes() -> None:
@@ -453,7 +461,7 @@ def test_a_shape_that_cannot_exist_is_named() -> None:
 # ── ack ─────────────────────────────────────────────────────────────────────────────────────────────
 
 ACKS = st.builds(Ack, *(INT64 for _ in Ack.__struct_fields__))
-ACK = Ack(*range(1, 10))
+ACK = Ack(*range(1, 11))
 
 
 @STEADY
@@ -491,10 +499,27 @@ def test_an_ack_of_another_kind_is_refused() -> None:
 @given(ACKS, ACKS)
 def test_the_fields_in_which_acks_differ_are_named(mine: Ack, theirs: Ack) -> None:
     found = [problem.field for problem in wire.ack_problems(mine, theirs)]
-    assert found == [f"ack.{n}" for n in Ack.__struct_fields__ if getattr(mine, n) != getattr(theirs, n)]
+    compared = [n for n in Ack.__struct_fields__ if n != "weights_fingerprint"]
+    assert found == [f"ack.{n}" for n in compared if getattr(mine, n) != getattr(theirs, n)]
     assert not list(wire.ack_problems(mine, mine))
 
 
 def test_an_ack_mismatch_says_both_values() -> None:
     [problem] = wire.ack_problems(ACK, msgspec.structs.replace(ACK, observed_generator_calls=4))
     assert (problem.field, problem.value, problem.text) == ("ack.observed_generator_calls", 4, "rank0 has 3")
+
+
+# ── the page ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_has_the_sizes_of_the_code() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "control-plane.md").read_text()
+    sizes = {
+        f"int64[{wire.HEADER_NUMEL}]": f"{len(wire.HEADER_FIELDS)} fields",
+        f"at most {envelope.META_MAX_BYTES} bytes": f"at most {envelope.MAX_TENSORS} tensors",
+        f"int64[{wire.ACK_NUMEL}]": f"At most {envelope.MAX_PAYLOAD_BYTES // 2**20} MiB",
+        f"a multiple of {wire.ALIGNMENT}": f"a record of {parity.PARITY_BYTES} bytes",
+        f"drain=SECONDS` ({DEADLINES['drain']:.0f})": "",
+    }
+    for text in (*sizes, *sizes.values()):
+        assert text in page

@@ -2,12 +2,15 @@
 
 A line is written before the next thing happens, so that a killed rank loses nothing that it did. Events
 are numbered without gaps: a hole that no `dropped` line accounts for means that somebody removed a line.
+A trace holds moves of a protocol (events with a transition), operations of torch.distributed that no
+protocol announced (events with an empty one), or both. docs/recording.md has an example of each.
 
 Left out: other people's formats (importers), and what a trace means (`conformance`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +23,9 @@ FORMAT_VERSION = 1
 SUFFIX = ".trace.jsonl"
 MAX_LINE = 1 << 20
 """No line that the recorder writes comes near this many bytes; a longer one is not a trace."""
+
+P2P = ("send", "recv", "recv_any_source")
+"""Every `Event.op` that involves two ranks instead of a whole group."""
 
 Edge = Literal["step", "enter", "exit"]
 Cause = Literal["stopped", "violation", "parity", "exception", "peer_lost", "deadline"]
@@ -42,18 +48,34 @@ class TraceHeader(msgspec.Struct, frozen=True, tag="header", tag_field="kind", o
     role: str
     backend: str
     protocol: str
+    """Name of the protocol; empty where a program was recorded that has none."""
     tables: str
-    """Digest of the protocol's tables."""
+    """Digest of the protocol's tables; empty without a protocol."""
     groups: dict[str, tuple[int, ...]]
-    """Group name to its members, by global rank."""
+    """Group name to its members, by global rank. Later ones come as `Group` lines."""
     clock: Clock
     versions: dict[str, str] = {}
     blind_spots: tuple[str, ...] = ()
     """What the recorder could not have seen."""
 
 
+class Group(msgspec.Struct, frozen=True, tag="group", tag_field="kind", omit_defaults=True):
+    """A process group, before the rank's first operation on it. It has no number among the events."""
+
+    name: str
+    """The same on every member. A name that was used before, for other members, ends in `#2`, `#3` and so on."""
+    members: tuple[int, ...]
+    """Global ranks, in the order of their ranks in the group."""
+    backend: str = ""
+    description: str = ""
+
+
 class Event(msgspec.Struct, frozen=True, tag="event", tag_field="kind", omit_defaults=True):
-    """One move of the rank, or one end of a collective (`enter`: issued, `exit`: completed)."""
+    """One move of the rank, or one end of an operation (`enter`: issued, `exit`: completed for this rank).
+
+    With an empty `transition`: an operation of torch.distributed that no protocol announced. Its `exit` comes when
+    the host is done waiting, or for an asynchronous one when it has completed; a refused one has no exit.
+    """
 
     index: int
     time_ns: int
@@ -69,12 +91,28 @@ class Event(msgspec.Struct, frozen=True, tag="event", tag_field="kind", omit_def
     """Number of the generator call, from 1."""
     group: str | None = None
     sequence: int | None = None
-    """Which collective of its group, from 1."""
+    """Which collective of its group, from 1. For p2p: which of those with the same op, peer and tag in the group."""
     op: str | None = None
     root: int | None = None
+    """Global rank."""
+    peer: int | None = None
+    """Of p2p: global rank of the other end; None where any may be."""
+    tag: int | None = None
+    """Of p2p."""
     dtype: str | None = None
+    """Several, in order and separated by commas, where tensors of several dtypes are coalesced."""
     numel: int | None = None
+    """Elements that the rank puts in, over all tensors; of a scatter and a recv, those that it is to be given."""
+    entered: int | None = None
+    """Of an exit without transition: index of the event that issued it."""
+    asynchronous: bool = False
+    """The host need not wait at once, so that a missing exit need not be a wait. Always so for p2p."""
+    thread: str | None = None
+    """Name of the thread that issued it; None for the main thread."""
+    site: str | None = None
+    """`file:line` of the program that issued it."""
     outcome: str | None = None
+    """None: as it should be. Otherwise what went wrong, or the note of a move; `refused: ...` was never issued."""
     data: Any = None
     """The decision as this rank understood it: what the table's row was given."""
     inside: dict[str, int] | None = None
@@ -95,11 +133,12 @@ class End(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_default
     time_ns: int
     cause: Cause
     exit: int
+    """-1 where it is not known."""
     message: str = ""
     culprit: int | None = None
 
 
-Line = TraceHeader | Event | Dropped | End
+Line = TraceHeader | Group | Event | Dropped | End
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
@@ -110,14 +149,23 @@ def encode(line: Line) -> bytes:
     return _encoder.encode(line) + b"\n"
 
 
+def schema() -> dict[str, Any]:
+    """The JSON Schema of one line. `python -m genlock.traces.format` prints it, for docs/trace.schema.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Line)}
+
+
 class Trace(msgspec.Struct, frozen=True):
-    """One rank's file, read. `lines[i]` came from line `numbers[i]` of the file; `cut` if its last line is half."""
+    """One rank's file, read. `lines[i]` came from line `numbers[i]` of the file; `cut` if its last line is half.
+
+    `groups` are those of the header and of the `Group` lines, which are not among `lines`.
+    """
 
     path: Path
     header: TraceHeader
     lines: tuple[Event | Dropped | End, ...]
     numbers: tuple[int, ...]
     cut: bool
+    groups: dict[str, tuple[int, ...]] = {}
 
     @property
     def rank(self) -> int:
@@ -156,6 +204,7 @@ def read(path: Path) -> Trace:
     A last line without its newline is a cut file, not a malformed one: the rank was killed while it wrote.
     """
     header: TraceHeader | None = None
+    groups: dict[str, tuple[int, ...]] = {}
     lines: list[Event | Dropped | End] = []
     numbers: list[int] = []
     cut = False
@@ -172,8 +221,12 @@ def read(path: Path) -> Trace:
                 line = _line(path, number, raw)
                 if header is None:
                     header = _header(path, line)
+                    groups |= header.groups
                 elif isinstance(line, TraceHeader):
                     raise _bad(path, number, "a second header line")
+                elif isinstance(line, Group):
+                    if groups.setdefault(line.name, line.members) != line.members:
+                        raise _bad(path, number, f"group {line.name} had other members before")
                 else:
                     lines.append(line)
                     numbers.append(number)
@@ -181,7 +234,7 @@ def read(path: Path) -> Trace:
         raise UnreadableInput(str(error.strerror or error), where=str(path)) from None
     if header is None:
         raise _bad(path, 1, "there is no complete header line")
-    return Trace(path, header, tuple(lines), tuple(numbers), cut)
+    return Trace(path, header, tuple(lines), tuple(numbers), cut, groups)
 
 
 def _line(path: Path, number: int, raw: bytes) -> Line:
@@ -208,3 +261,7 @@ def _header(path: Path, line: Line) -> TraceHeader:
 
 def _bad(path: Path, number: int, what: str) -> UnreadableInput:
     return UnreadableInput(what, where=f"{path}, line {number}", do="is it a trace that genlock recorded?")
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=2))

@@ -1,17 +1,19 @@
-"""Writes one rank's trace, one line and one write an event.
+"""Writes one rank's trace, one line and one write an event, from any thread.
 
-A write that fails (a full disk) is counted and told later in a `dropped` line: the rank goes on.
-Left out: seeing collectives that the rank did not announce.
+A write that fails (a full disk) is counted and told later in a `dropped` line: the rank goes on. A forked
+child has its parent's recorder, and writes nothing with it.
+Left out: seeing the operations that are recorded (`impl`).
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from .format import Cause, Dropped, Edge, End, Event, TraceHeader, encode, name_of
+from .format import Cause, Dropped, Edge, End, Event, Group, TraceHeader, encode, name_of
 
 
 class Recorder:
@@ -21,34 +23,54 @@ class Recorder:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / name_of(header.rank)
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._pid = os.getpid()
+        # a signal handler may record while its thread does
+        self._lock = threading.RLock()
+        self._due = encode(header)
+        """What has to stand before the next line."""
         self._next = 0
         self._lost = 0
+        self._size = 0
         self._ended = False
-        self._size = os.write(self._file, encode(header))
+        self._append(b"")
 
-    def event(self, transition: str, edge: Edge, state: str, phase: str, **facts: Any) -> None:
-        """Record one event; `facts` are further fields of `format.Event`."""
-        self._write(Event(self._next, time.monotonic_ns(), transition, edge, state, phase, **facts))
+    def group(self, group: Group) -> None:
+        """A group that the header does not have; it is written with the next event."""
+        with self._lock:
+            self._due += encode(group)
+
+    def event(self, transition: str = "", edge: Edge = "step", state: str = "", phase: str = "", **facts: Any) -> int:
+        """Record one event, and return its index; `facts` are further fields of `format.Event`."""
+        if os.getpid() != self._pid:
+            return -1
+        with self._lock:
+            line = Event(self._next, time.monotonic_ns(), transition, edge, state, phase, **facts)
+            self._write(line)
+            return line.index
 
     def end(self, cause: Cause, exit: int, message: str = "", culprit: int | None = None) -> None:
         """Record why the rank ends. Only the first call counts: what came later did not cause the end."""
-        if not self._ended:
-            self._ended = True
-            self._write(End(self._next, time.monotonic_ns(), cause, exit, message, culprit))
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if not self._ended:
+                self._ended = True
+                self._write(End(self._next, time.monotonic_ns(), cause, exit, message, culprit))
 
     def _write(self, line: Event | End) -> None:
         self._next += 1
-        raw = encode(line)
-        if self._lost:
-            raw = encode(Dropped(line.index - self._lost, self._lost)) + raw
+        dropped = encode(Dropped(line.index - self._lost, self._lost)) if self._lost else b""
+        self._lost = 0 if self._append(dropped + encode(line)) else self._lost + 1
+
+    def _append(self, lines: bytes) -> bool:
+        """One write, so that a killed rank leaves whole lines. Whether all of it was written; else none was."""
+        raw = self._due + lines
         try:
-            # one write, so that no other thread's line and no signal can come between
-            written = os.write(self._file, raw)
-        except OSError:
-            written = 0
-        if written == len(raw):
-            self._size += written
-            self._lost = 0
-        else:
-            self._lost += 1
+            if os.write(self._file, raw) == len(raw):
+                self._size += len(raw)
+                self._due = b""
+                return True
             os.ftruncate(self._file, self._size)  # half a line would make the next one unreadable
+        except OSError:
+            pass
+        return False

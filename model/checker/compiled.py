@@ -20,6 +20,7 @@ from .search import (
     BUDGET,
     DONE,
     EDGES,
+    FULL,
     FULL_EDGES,
     FULL_STATES,
     FULL_TABLE,
@@ -554,7 +555,7 @@ def _search(
             return FULL_STATES
         if control[EDGES] + room > targets.size:
             return FULL_EDGES
-        if (control[STATES] + room) * 2 > table.size // wide:
+        if (control[STATES] + room) * 8 > table.size // wide * FULL:
             return FULL_TABLE
         # the successors of a batch
         end = min(parent + BATCH, control[STATES], control[UNTIL])

@@ -34,6 +34,8 @@ BATCH = 16
 PAUSE = 1 << 17
 """Parents between two looks at the keyboard and the clock."""
 MIN_STATES = 1 << 16
+FULL = 5
+"""Eighths of a hash table that may be taken."""
 EDGES_EACH = 8
 """Edges a state that there is room for at first."""
 SPARE = 1 << 28
@@ -216,7 +218,7 @@ class Arrays:
         """A hash table with room, filled again."""
         count = int(self.control[STATES])
         size = len(self.table)
-        while size < 2 * (count + self.room):
+        while size * FULL < (count + self.room) * 8:
             size *= 2
         words = self.layout.words
         _afford((size * (words + 1) - self.table.size) * 8)

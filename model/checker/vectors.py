@@ -16,6 +16,7 @@ from .search import (
     BUDGET,
     DONE,
     EDGES,
+    FULL,
     FULL_EDGES,
     FULL_STATES,
     FULL_TABLE,
@@ -106,7 +107,7 @@ def search(arrays: Arrays, tables: Tables) -> int:
             return FULL_STATES
         if control[EDGES] + len(found.out) > len(arrays.targets):
             return FULL_EDGES
-        if (control[STATES] + len(found.out)) * 2 > len(arrays.table):
+        if (control[STATES] + len(found.out)) * 8 > len(arrays.table) * FULL:
             return FULL_TABLE
         _keep(arrays, parents, found)
     return DONE

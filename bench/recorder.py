@@ -1,0 +1,118 @@
+"""What the recorder costs: gloo all-reduces of about 1 ms between two ranks, with and without it, in turn.
+
+    python bench/recorder.py [--milliseconds 1] [--rounds 60] [--format json]
+
+Prints rank0's median of either kind and their ratio: each round times a block of both kinds, in changing order,
+and the ratio is the median of the rounds' ratios. The size is calibrated first. Exit status 1 above 5 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+LIMIT = 1.05
+BLOCK = 40
+"""Operations that are timed in a row."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--milliseconds", type=float, default=1.0, help="how long an all-reduce should take")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = json.dumps({"folder": folder, "ms": given.milliseconds, "rounds": given.rounds})
+        command = [sys.executable, __file__, "rank", config]
+        ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE) for rank in range(2)]
+        try:
+            result = json.loads(ranks[0].communicate(timeout=300)[0])
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+    if given.format == "json":
+        print(json.dumps(result))
+    else:
+        print(
+            f"all-reduce of {result['numel']} float32 on 2 gloo ranks: {result['plain_us']:.0f} us, recorded "
+            f"{result['recorded_us']:.0f} us, ratio {result['ratio']:.3f} (limit {LIMIT}), "
+            f"{result['events']} events recorded"
+        )
+    return int(result["ratio"] > LIMIT)
+
+
+def rank(config: dict[str, Any], number: int) -> None:
+    """One rank; rank0 prints what it measured."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    import torch
+    import torch.distributed as dist
+    from genlock.impl.intercept import watching
+    from genlock.impl.record import Recording
+    from genlock.impl.session import Session
+    from genlock.traces.format import read
+
+    torch.set_num_threads(1)
+    c10d: Any = dist
+    store = c10d.FileStore(f"{config['folder']}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=number, world_size=2)
+    session = Session(Recording("bench", config["folder"]))
+
+    def block(tensor: torch.Tensor, context: Callable[[], Any]) -> list[float]:
+        times = []
+        with context():
+            for _ in range(BLOCK):
+                begin = time.perf_counter()
+                dist.all_reduce(tensor)
+                times.append(time.perf_counter() - begin)
+        return times
+
+    def of(numel: int) -> float:
+        return median(median(block(torch.zeros(numel), nullcontext)) for _ in range(4))
+
+    numel = torch.tensor([calibrated(of, config["ms"] / 1000)])
+    dist.broadcast(numel, 0)
+    tensor = torch.zeros(int(numel))
+    kinds: tuple[Callable[[], Any], ...] = (nullcontext, lambda: watching(session))
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(config["rounds"]):
+        for kind in (0, 1) if turn % 2 else (1, 0):
+            times[kind].append(median(block(tensor, kinds[kind])))
+    session.end()
+    if number == 0:
+        ratio = median(recorded / plain for plain, recorded in zip(*times, strict=True))
+        events = sum(1 for _ in read(Path(config["folder"]) / "rank0.trace.jsonl").events)
+        plain, recorded = (median(t) * 1e6 for t in times)
+        print(
+            json.dumps(
+                {"numel": int(numel), "plain_us": plain, "recorded_us": recorded, "ratio": ratio, "events": events}
+            )
+        )
+    dist.barrier()
+
+
+def calibrated(of: Callable[[int], float], seconds: float) -> int:
+    """Elements of an all-reduce that takes about so long. Both ranks try the same sizes."""
+    numel = 1 << 10
+    for _ in range(11):  # up to 2**21: a fixed number, whatever each rank sees
+        of(numel)
+        numel *= 2
+    return min((abs(of(n) - seconds), n) for n in (1 << k for k in range(12, 21)))[1]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["rank"]:
+        rank(json.loads(sys.argv[2]), int(sys.argv[3]))
+    else:
+        sys.exit(main())

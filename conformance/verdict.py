@@ -1,0 +1,67 @@
+"""The verdict on a run, whatever it was recorded with. Left out: how it is reached, and printing it (`report`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+from typing import Protocol as Interface
+
+Verdict = Literal["conforming", "divergent", "unknown"]
+
+
+class Waiting(Interface):
+    """A rank that is left waiting in an operation, and the ranks that it waits for."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def operation(self) -> str: ...
+    @property
+    def missing(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Where a rank left the model: the state before, what was seen, what would have been allowed."""
+
+    rank: int
+    line: int
+    """Line of the rank's file, or entry of its recording, from 1."""
+    event: int
+    chunk: int | None
+    phase: str
+    """Phase of the protocol; of a recording that knows none, where in the source the operation was issued."""
+    call: int | None
+    call_id: int | None
+    state: str
+    observed: str
+    expected: tuple[str, ...]
+    why: str
+    clock: int = 0
+    """Lamport time, by which the first of several divergences is found."""
+    place: str = ""
+    """The collective, where no chunk and phase are known."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The verdict on a run, the same for any order of its files."""
+
+    verdict: Verdict
+    ranks: int
+    """Ranks whose traces were given."""
+    events: int
+    matched_collectives: int
+    divergence: Divergence | None
+    failure_mode: str | None
+    culprits: tuple[int, ...]
+    reasons: tuple[str, ...]
+    """Why the verdict is `unknown`, or what limits it."""
+    waits: Sequence[Waiting]
+    stall: Literal["host", "device"] | None
+    """Where a rank that others wait for is stuck: `host` when it never issued the collective."""
+    witnessed: Mapping[str, frozenset[tuple[str, str]]]
+    """Role name to the (state, event) pairs that the traces have shown."""
+    suspects: tuple[int, ...] = ()
+    """Of an `unknown` that may be a stall: the ranks among which the recording cannot tell."""

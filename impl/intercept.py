@@ -1,0 +1,364 @@
+"""Every c10d operation of the process passes here before it reaches a backend: to be seen, and to be refused.
+
+For each `c10d::` operator a kernel stands at the dispatch key BackendSelect, where every way into c10d meets,
+from any thread: torch.distributed, methods of a ProcessGroup, functional collectives, compiled code, the C++ of
+DDP. It tells the watchers, and goes on to the backend unless one of them raises. When an operation has completed
+is told by `Work.wait` where the host waits at once, else by the work's future.
+
+Left out: what to do with what was seen (`fence` refuses, `record` writes), and `BLIND_SPOTS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary, ref
+
+import torch
+import torch.distributed as dist
+import typing_extensions  # which torch brings along
+
+from ..errors import UsageError
+from ..traces.format import Group
+
+TRIED = "2.13.0"
+"""The version of torch that all of this was tried with."""
+
+PRIVATE = (
+    "_C.DispatchKey.BackendSelect",
+    "_C._dispatch_get_all_op_names",
+    "_C._distributed_c10d.ProcessGroup.unbox",
+    "_C._distributed_c10d.Work.unbox",
+    "_C._distributed_c10d.Work.wait",
+    "_C._distributed_c10d.Work.get_future",
+    "library.Library",
+)
+"""What is leant on here and is no public interface of torch, below `torch`."""
+
+BLIND_SPOTS = (
+    "collectives inside a replayed CUDA graph, after the capture",
+    "kernels that talk to other GPUs by themselves: custom all-reduce, symmetric memory, NVSHMEM",
+    "calls of a backend object, past its ProcessGroup",
+    "stores, RPC, and what a backend does inside an operation",
+    "the reduction (sum, max) of a reducing operation",
+    "how far a GPU is: for NCCL an exit says that the operation was enqueued",
+    "the end of an operation whose work has no future (gloo's send, recv, reduce_scatter), unless Python waits for it",
+)
+"""What passes unseen here."""
+
+
+def private(name: str) -> Any:
+    """A private object of torch, by its name below `torch`. Raises UsageError where this torch has it no more."""
+    try:
+        return reduce(getattr, name.split("."), torch)
+    except AttributeError:
+        raise UsageError(
+            f"torch {torch.__version__} has no torch.{name}", do=f"use torch {TRIED}, with which this was tried"
+        ) from None
+
+
+KEY, _op_names, _unbox_group, _unbox_work, _wait, _, _Library = map(private, PRIVATE)
+_Work: Any = dist.Work
+
+
+class Operation(NamedTuple):
+    """An operation that is about to be issued. Fields as in `traces.format.Event`."""
+
+    op: str
+    group: Group
+    root: int | None
+    peer: int | None
+    tag: int | None
+    dtype: str | None
+    numel: int | None
+    asynchronous: bool
+    thread: str | None
+
+
+Leave = Callable[[str | None], None]
+"""Told once, when the operation has completed (None) or failed (what went wrong), perhaps from another thread."""
+
+
+class Watcher(Protocol):
+    """Whoever wants to know."""
+
+    def issue(self, operation: Operation) -> Leave | None:
+        """An operation is about to be issued; an exception refuses it, and goes to whoever issued it."""
+
+
+class _Operator(NamedTuple):
+    """How the arguments of a `c10d::` operator are read. `tensors` names those that say dtype and size."""
+
+    op: str
+    tensors: str | None
+    root: str | None = None
+    peer: str | None = None
+
+
+OPERATORS = {
+    "allreduce_": _Operator("all_reduce", "tensors"),
+    "allreduce_coalesced_": _Operator("all_reduce_coalesced", "tensors"),
+    "broadcast_": _Operator("broadcast", "tensors", root="root_rank"),
+    "reduce_": _Operator("reduce", "tensors", root="root_rank"),
+    "allgather_": _Operator("all_gather", "input_tensors"),
+    "allgather_coalesced_": _Operator("all_gather_coalesced", "input_list"),
+    "_allgather_base_": _Operator("all_gather_into_tensor", "input_tensor"),
+    "allgather_into_tensor_coalesced_": _Operator("all_gather_into_tensor_coalesced", "inputs"),
+    "reduce_scatter_": _Operator("reduce_scatter", "input_tensors"),
+    "_reduce_scatter_base_": _Operator("reduce_scatter_tensor", "input_tensor"),
+    "reduce_scatter_tensor_coalesced_": _Operator("reduce_scatter_tensor_coalesced", "inputs"),
+    "gather_": _Operator("gather", "input_tensors", root="root_rank"),
+    "scatter_": _Operator("scatter", "output_tensors", root="root_rank"),
+    "alltoall_": _Operator("all_to_all", "input_tensors"),
+    "alltoall_base_": _Operator("all_to_all_single", "input"),
+    "barrier": _Operator("barrier", None),
+    "monitored_barrier_": _Operator("monitored_barrier", None),
+    "send": _Operator("send", "tensors", peer="dst"),
+    "recv_": _Operator("recv", "tensors", peer="src"),
+    "recv_any_source_": _Operator("recv_any_source", "tensors"),
+}
+"""Every operator of torch's namespace `c10d` that involves another rank."""
+NO_PEERS = frozenset({"check_for_nan"})
+"""The others."""
+
+
+def unknown_operators() -> list[str]:
+    """Operators of the namespace `c10d` that this torch has and the table above does not: further blind spots."""
+    here = {name.removeprefix("c10d::") for name in _op_names() if name.startswith("c10d::")}
+    return sorted(here - OPERATORS.keys() - NO_PEERS)
+
+
+@contextlib.contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Let `watcher` know of every operation meanwhile."""
+    watch(watcher)
+    try:
+        yield
+    finally:
+        unwatch(watcher)
+
+
+def watch(watcher: Watcher) -> None:
+    """Let `watcher` know of every operation from now on."""
+    _interception.watchers += (watcher,)
+    if len(_interception.watchers) == 1:
+        _interception.install()
+
+
+def unwatch(watcher: Watcher) -> None:
+    """Leave `watcher` alone again. Without watchers torch is as it was."""
+    _interception.watchers = tuple(w for w in _interception.watchers if w is not watcher)
+    if not _interception.watchers:
+        _interception.remove()
+
+
+def group_of(group: dist.ProcessGroup) -> Group:
+    """What an operation on this group says of it."""
+    return _interception.group(group)
+
+
+def caller() -> str | None:
+    """To a watcher: `file:line` of the program that issues the operation; None where only torch is on the stack."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != __file__:
+        frame = frame.f_back
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_NOT_THE_PROGRAM):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return None
+
+
+_NOT_THE_PROGRAM = (
+    os.path.dirname(torch.__file__) + os.sep,
+    os.path.dirname(__file__) + os.sep,
+    contextlib.__file__,
+    threading.__file__,
+    typing_extensions.__file__,
+    "<frozen",
+    "<eval_with_key>",
+)
+"""How the names of files begin that may stand between a program and its operation."""
+
+
+MAX_UNWAITED = 4096
+"""Works without a future beyond which those are forgotten that the program has dropped without waiting."""
+NOBODY: tuple[Callable[[], Any], Leave] = (lambda: None, lambda outcome: None)
+
+
+class _Interception:
+    """The kernels, and the works that someone will wait for."""
+
+    def __init__(self) -> None:
+        self.watchers: tuple[Watcher, ...] = ()
+        self._library: Any = None
+        self._groups: WeakKeyDictionary[Any, Group] = WeakKeyDictionary()
+        self._names: dict[str, int] = {}
+        self._leaves: dict[int, tuple[ref[Any], Leave]] = {}
+        """By the `id` of a work that someone may wait for: a dictionary with weak keys would take ten times as long."""
+        self._newest = threading.local()
+
+    def install(self) -> None:
+        self._library = _Library("c10d", "IMPL")
+        present = {name.removeprefix("c10d::") for name in _op_names() if name.startswith("c10d::")}
+        for name in OPERATORS.keys() & present:
+            self._library.impl(name, self._kernel(name), KEY.name, with_keyset=True)
+        _Work.wait = self._waiter()
+
+    def remove(self) -> None:
+        if self._library is not None:
+            self._library._destroy()
+            self._library = None
+            _Work.wait = _wait
+
+    def _kernel(self, name: str) -> Callable[..., Any]:
+        operator = getattr(torch.ops.c10d, name).default
+        names = [argument.name for argument in operator._schema.arguments]
+        read = self._reader(OPERATORS[name], names)
+        redispatch = operator.redispatch
+
+        def kernel(keys: Any, *arguments: Any) -> Any:
+            below = keys.remove(KEY)
+            operation = read(arguments)
+            if operation is None:
+                return redispatch(below, *arguments)
+            leaves: list[Leave] = []
+            try:
+                for watcher in self.watchers:
+                    if (leave := watcher.issue(operation)) is not None:
+                        leaves.append(leave)
+                result = redispatch(below, *arguments)
+            except BaseException as error:
+                _all(leaves)(_first_line(error))
+                raise
+            if leaves:
+                self._follow(result, operation.asynchronous, _all(leaves))
+            return result
+
+        return kernel
+
+    def _reader(self, row: _Operator, names: Sequence[str]) -> Callable[[Sequence[Any]], Operation | None]:
+        """Reads an operator's arguments, whose names are `names`; None for tensors without data, as a tracer has.
+
+        The dispatcher leaves out trailing arguments that have their default, `async_op=True` among them.
+        """
+        at = {name: place for place, name in enumerate(names)}
+        group_at, tensors_at = at["process_group"], at.get(row.tensors or "")
+        root_at, peer_at = at.get(row.root or ""), at.get(row.peer or "")
+        tag_at, async_at = at.get("tag"), at.get("async_op")
+
+        def read(given: Sequence[Any]) -> Operation | None:
+            dtype, numel = (None, None) if tensors_at is None else _described(given[tensors_at])
+            if dtype == "":
+                return None
+            group = self.group(_unbox_group(given[group_at]))
+            main = threading.get_ident() == threading.main_thread().ident
+            return Operation(
+                row.op,
+                group,
+                None if root_at is None else _global(group, given[root_at]),
+                None if peer_at is None else _global(group, given[peer_at]),
+                None if tag_at is None else given[tag_at],
+                dtype,
+                numel,
+                tag_at is not None if async_at is None else given[async_at] if async_at < len(given) else True,
+                None if main else threading.current_thread().name,
+            )
+
+        return read
+
+    def group(self, group: dist.ProcessGroup) -> Group:
+        """Its name, unique in this process, and its members."""
+        known = self._groups.get(group)
+        if known is None:
+            name = str(group.group_name)
+            used = self._names[name] = self._names.get(name, 0) + 1
+            try:
+                members, backend = tuple(dist.get_process_group_ranks(group)), str(dist.get_backend(group))
+            except (KeyError, ValueError, AssertionError):  # torch.distributed does not know it
+                members, backend = tuple(range(group.size())), ""
+            known = Group(name if used == 1 else f"{name}#{used}", members, backend, group.group_desc)
+            self._groups[group] = known
+        return known
+
+    def _follow(self, result: Any, asynchronous: bool, leave: Leave) -> None:
+        """Tell `leave` when the work in an operator's result has completed."""
+        boxed = result[-1] if isinstance(result, tuple) and result else result
+        if not isinstance(boxed, torch.ScriptObject):
+            leave(None)
+            return
+        work = _unbox_work(boxed)
+        if asynchronous:
+            try:
+                work.get_future().add_done_callback(lambda future: leave(_failure(future)))
+                return
+            except RuntimeError:  # it has no future
+                pass
+        # Python sees the same object again while it lives: until the caller has taken it, it lives here
+        self._newest.work = work
+        if len(self._leaves) >= MAX_UNWAITED:
+            self._leaves = {key: entry for key, entry in [*self._leaves.items()] if entry[0]() is not None}
+        self._leaves[id(work)] = (ref(work), leave)
+
+    def _waiter(self) -> Callable[..., Any]:
+        def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
+            alive, leave = self._leaves.pop(id(work), NOBODY)
+            if alive() is not work:
+                return _wait(work, *args, **kwargs)
+            try:
+                result = _wait(work, *args, **kwargs)
+            except BaseException as error:
+                leave(_first_line(error))
+                raise
+            leave(None)
+            return result
+
+        return wait
+
+
+def _global(group: Group, rank: int) -> int:
+    """The global rank of a rank of the group; a rank that it does not have is left to the backend to refuse."""
+    return group.members[rank] if 0 <= rank < len(group.members) else rank
+
+
+def _described(tensors: Any) -> tuple[str, int]:
+    """dtypes and elements of a tensor, or of lists of them; no dtype at all where they have no data."""
+    if isinstance(tensors, list):
+        if len(tensors) == 1:
+            return _described(tensors[0])
+        parts = [_described(tensor) for tensor in tensors]
+        return ",".join(dict.fromkeys(dtype for dtype, _ in parts)), sum(numel for _, numel in parts)
+    if tensors.device.type == "meta":
+        return "", 0
+    return str(tensors.dtype)[6:], tensors.numel()
+
+
+def _all(leaves: Sequence[Leave]) -> Leave:
+    def tell(outcome: str | None) -> None:
+        for leave in leaves:
+            leave(outcome)
+
+    return leaves[0] if len(leaves) == 1 else tell
+
+
+def _failure(future: Any) -> str | None:
+    try:
+        future.value()
+    except Exception as error:
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+_interception = _Interception()

@@ -1,0 +1,206 @@
+"""The one form that every recording of collectives is read into: who issued what, in which group, in which order.
+
+A recording is numbers in arrays (a job of 512 ranks is a million operations); the few distinct groups,
+signatures and places in the source are interned once for all ranks in `Interned`.
+
+Left out: other people's formats (their importers) and what a recording means (`conformance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+T = TypeVar("T")
+
+
+class Status(IntEnum):
+    """How far the recorder saw an operation come."""
+
+    UNSAID = 0
+    """The recorder does not say, or cannot be trusted to (gloo)."""
+    ISSUED = 1
+    STARTED = 2
+    COMPLETED = 3
+
+
+class Group(NamedTuple):
+    """A process group; two of one name with other members are two groups."""
+
+    name: str
+    description: str
+    members: tuple[int, ...]
+    """Global ranks in the group's own order."""
+    stated: bool = True
+    """Whether the recorder names the members; else they are those that were seen in the group."""
+
+
+class Signature(NamedTuple):
+    """What an operation puts in and takes out, in elements; -1 where the recording does not say."""
+
+    kind: str
+    dtype: str
+    sent: int
+    received: int
+
+    @property
+    def wire(self) -> tuple[str, str, int]:
+        """What all members must agree on: uneven splits are legal, so each kind has a size of its own that binds."""
+        size = {
+            "all_gather": self.sent if self.received < 0 else self.received,
+            "scatter": self.received,
+            "recv": self.received,
+            "all_to_all": 0,
+            "barrier": 0,
+        }.get(self.kind, self.sent)
+        return ("p2p" if self.kind in P2P else self.kind, "" if self.kind == "barrier" else self.dtype, size)
+
+    def __str__(self) -> str:
+        sizes = {s for s in (self.sent, self.received) if s >= 0}
+        size = f"{max(sizes, default=0):,}" if len(sizes) < 2 else f"{self.sent:,} in, {self.received:,} out"
+        return self.kind if self.kind == "barrier" else f"{self.kind} of {size} {self.dtype}"
+
+
+P2P = ("send", "recv")
+
+OPS = np.dtype(
+    [
+        ("entry", "<i8"),  # the recorder's own number
+        ("time", "<i8"),  # when it was issued, in ns of the rank's wall clock; 0 where unknown
+        ("sequence", "<i8"),  # of its kind (collective, p2p) in its group, from 1
+        ("group", "<i4"),
+        ("signature", "<i4"),
+        ("site", "<i4"),  # where in the source; 0 where unknown
+        ("peer", "<i4"),  # the other end of a send or recv, as a global rank; -1 for a collective
+        ("status", "i1"),
+    ]
+)
+"""One operation of one rank. `group`, `signature` and `site` index what is interned."""
+
+Ops = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True, slots=True)
+class RankRecord:
+    """One rank's operations, in the order in which it issued them."""
+
+    rank: int
+    path: Path
+    ops: Ops
+    lost: bool
+    """Whether older operations are gone from the recording (a ring that overflowed, a window of time)."""
+    pending_only: bool
+    """Whether completed operations were left out of it."""
+    issued: Mapping[int, int] = field(default_factory=dict)
+    """Group to the sequence number of the last collective that was issued in it, where the recorder says so."""
+    gap: int | None = None
+    """The first entry that is missing between others, where the recorder numbers them without gaps."""
+    span: tuple[int, int] | None = None
+    """From when to when this rank was recorded, in ns, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What was recorded of one job."""
+
+    source: str
+    world: int
+    groups: Sequence[Group]
+    signatures: Sequence[Signature]
+    sites: Sequence[str]
+    ranks: Mapping[int, RankRecord]
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    """Rank to why its file could not be used."""
+    window: bool = False
+    """Whether the recording is a stretch of time: what came before and after it is unknown."""
+    numbered: bool = True
+    """Whether sequence numbers are the recorder's own; else they count from the beginning of each rank's recording."""
+
+    @property
+    def entries(self) -> int:
+        return sum(len(r.ops) for r in self.ranks.values())
+
+
+class Interner(Generic[T]):
+    """Gives each distinct value a small number, in order of first sight."""
+
+    def __init__(self, *values: T) -> None:
+        self.values: list[T] = list(values)
+        self._numbers = {value: at for at, value in enumerate(values)}
+
+    def __call__(self, value: T) -> int:
+        number = self._numbers.setdefault(value, len(self.values))
+        if number == len(self.values):
+            self.values.append(value)
+        return number
+
+
+class Interned:
+    """What the ranks of a recording share."""
+
+    def __init__(self) -> None:
+        self.groups: Interner[Group] = Interner()
+        self.signatures: Interner[Signature] = Interner()
+        self.sites: Interner[str] = Interner("")
+
+
+def renumbered(records: Sequence[RankRecord], old: Interned, new: Interned) -> list[RankRecord]:
+    """The same records by the numbers of another interning, which takes up what it does not have."""
+    groups = np.array([new.groups(group) for group in old.groups.values], dtype=np.int32)
+    signatures = np.array([new.signatures(signature) for signature in old.signatures.values], dtype=np.int32)
+    sites = np.array([new.sites(site) for site in old.sites.values], dtype=np.int32)
+    for record in records:
+        for name, numbers in (("group", groups), ("signature", signatures), ("site", sites)):
+            if len(record.ops):
+                record.ops[name] = numbers[record.ops[name]]
+    return [replace(r, issued={int(groups[g]): last for g, last in r.issued.items()}) for r in records]
+
+
+def recording(
+    source: str,
+    interned: Interned,
+    records: Sequence[RankRecord],
+    unreadable: Mapping[int, str],
+    *,
+    world: int = 0,
+    window: bool = False,
+    numbered: bool = True,
+) -> Recording:
+    """Put the ranks together. Groups that no recorder names the members of are made of those seen in them."""
+    ranks = {r.rank: r for r in sorted(records, key=lambda r: r.rank)}
+    told = {rank for group in interned.groups.values for rank in group.members}
+    world = max(world, 1 + max({*ranks, *unreadable, *told}, default=-1))
+    seen: dict[int, list[int]] = {}
+    for rank, record in ranks.items():
+        for group in {*np.unique(record.ops["group"]).tolist(), *record.issued}:
+            seen.setdefault(group, []).append(rank)
+    groups = [
+        group if group.stated else _guessed(group, seen.get(at, []), world)
+        for at, group in enumerate(interned.groups.values)
+    ]
+    return Recording(
+        source,
+        world,
+        groups,
+        interned.signatures.values,
+        interned.sites.values,
+        ranks,
+        dict(unreadable),
+        window,
+        numbered,
+    )
+
+
+DEFAULT_GROUP = "default_pg"
+
+
+def _guessed(group: Group, seen: Sequence[int], world: int) -> Group:
+    if group.description == DEFAULT_GROUP:
+        return group._replace(members=tuple(range(world)), stated=True)
+    return group._replace(members=tuple(seen))

@@ -1,0 +1,105 @@
+"""Writes traces as Chrome JSON, which ui.perfetto.dev and chrome://tracing open: one track a rank, arrows between.
+
+A slice is one operation. In Genlock's own traces it lasts from issue to completion; a recording of somebody else
+holds the issue alone, and there a slice lasts until the rank issues its next. What overlaps goes into a second lane of
+the rank's track. An arrow leads from the member that issued a collective first to each of the others. Times are
+wall-clock µs, from the first event of all.
+
+Left out: counters, and everything of a profile but its collectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from .collectives import Recording, Status
+from .format import Event, Trace
+
+
+class Slice(NamedTuple):
+    """One operation of one rank. Times in ns."""
+
+    rank: int
+    name: str
+    start: int
+    end: int
+    key: tuple[object, ...] | None
+    """What the members of one collective share."""
+    about: Mapping[str, Any]
+
+
+def write(found: Recording | Sequence[Trace], path: Path) -> None:
+    """Write all ranks into one file."""
+    slices = list(_recorded(found) if isinstance(found, Recording) else _own(found))
+    path.write_bytes(msgspec.json.encode({"traceEvents": list(_events(slices)), "displayTimeUnit": "ns"}))
+
+
+def _events(slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
+    origin = min((s.start for s in slices), default=0)
+    for rank in sorted({s.rank for s in slices}):
+        yield {"ph": "M", "pid": rank, "tid": 0, "name": "process_name", "args": {"name": f"rank{rank}"}}
+        yield {"ph": "M", "pid": rank, "tid": 0, "name": "process_sort_index", "args": {"sort_index": rank}}
+    first: dict[tuple[object, ...], tuple[Slice, int]] = {}
+    lanes: dict[int, list[int]] = {}
+    for s in sorted(slices, key=lambda s: (s.start, s.rank)):
+        lane = _lane(lanes.setdefault(s.rank, []), s)
+        at = {"pid": s.rank, "tid": lane, "ts": (s.start - origin) / 1000}
+        yield {**at, "ph": "X", "name": s.name, "cat": "collective", "dur": (s.end - s.start) / 1000, "args": s.about}
+        if s.key is None:
+            continue
+        source, from_lane = first.setdefault(s.key, (s, lane))
+        if source is not s:
+            # viewers bind an arrow's ends to the slices that enclose them
+            flow = {"cat": "collective", "name": "members", "id": "/".join(map(str, (*s.key, s.rank)))}
+            yield {**flow, "ph": "s", "pid": source.rank, "tid": from_lane, "ts": (source.start - origin) / 1000}
+            yield {**flow, "ph": "f", "bp": "e", **at}
+
+
+def _lane(lanes: list[int], s: Slice) -> int:
+    """The first lane that is free again; `lanes` holds when each is."""
+    lane = next((at for at, free in enumerate(lanes) if free <= s.start), len(lanes))
+    lanes[lane:] = [s.end, *lanes[lane + 1 :]]
+    return lane
+
+
+def _recorded(recording: Recording) -> Iterator[Slice]:
+    for rank, record in recording.ranks.items():
+        ops = sorted(record.ops.tolist(), key=lambda op: op[1])
+        for op, following in zip(ops, [*ops[1:], None], strict=True):
+            entry, time, sequence, group, signature, site, peer, status = op
+            about = {"entry": entry, "group": recording.groups[group].name, "sequence": sequence}
+            about |= {"signature": str(recording.signatures[signature]), "at": recording.sites[site]}
+            about |= {"status": Status(status).name.lower()} | ({"peer": peer} if peer >= 0 else {})
+            end = following[1] if following else time + 1000
+            key = (group, sequence) if peer < 0 else None
+            yield Slice(rank, recording.signatures[signature].kind, time, end, key, about)
+
+
+def _own(traces: Sequence[Trace]) -> Iterator[Slice]:
+    for trace in traces:
+        clock = trace.header.clock
+        shift = clock.wall_ns - clock.monotonic_ns
+        open_ends: dict[tuple[object, ...], Event] = {}
+        last = 0
+        for event in trace.events:
+            last = event.time_ns
+            key = (event.group, event.sequence, event.op)
+            if event.edge == "enter":
+                open_ends[key] = event
+            elif event.edge == "exit" and key in open_ends:
+                yield _slice(trace, open_ends.pop(key), event.time_ns, shift)
+            elif event.edge == "step":
+                yield Slice(trace.rank, event.transition, last + shift, last + shift, None, {"state": event.state})
+        for event in open_ends.values():
+            yield _slice(trace, event, last, shift)
+
+
+def _slice(trace: Trace, event: Event, end: int, shift: int) -> Slice:
+    about = {"group": event.group, "sequence": event.sequence, "op": event.op, "phase": event.phase}
+    about |= {"chunk": event.chunk, "call": event.call}
+    name = event.transition or str(event.op)
+    return Slice(trace.rank, name, event.time_ns + shift, end + shift, (event.group, event.sequence), about)
