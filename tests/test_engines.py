@@ -285,7 +285,7 @@ def test_a_state_is_its_fields() -> None:
 
 def test_states_that_do_not_fit_one_word_are_searched_in_more(monkeypatch: pytest.MonkeyPatch) -> None:
     tight = Space._widths
-    monkeypatch.setattr(Space, "_widths", lambda space, spare: [width + 20 for width in tight(space, spare)])
+    monkeypatch.setattr(Space, "_widths", lambda space, *spare: [width + 20 for width in tight(space, *spare)])
     network = Question("tp_v1.1", Scope(3, 1, 1), faults=0).network()
     for name in FAST:
         graph = check(network, GENERIC, engine=name, symmetry="off").graph

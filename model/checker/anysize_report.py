@@ -1,4 +1,4 @@
-"""What a search over any number of workers found, as text, JSON and JUnit XML. Left out: pictures (`..diagram`)."""
+"""What a search over any number of workers found, as text, JSON and JUnit XML. Left out: pictures (`..chart`)."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def write(proof: Proof, out: Path) -> None:
     example = proof.counterexample
     if example is None:
         return
-    from ..diagram import sequence_mermaid, sequence_svg  # graphviz is slow to import, and most checks draw nothing
+    from ..chart import sequence_mermaid, sequence_svg  # graphviz is slow to import, and most checks draw nothing
 
     schedule = proof.network.protocol.schedule
     (out / "counterexample.svg").write_text(sequence_svg(example, schedule))

@@ -1,8 +1,8 @@
 """The inner loop of the fast search, compiled by numba: states in, successors out, each new one kept once.
 
 It follows `Network.successors` option by option, so that states are met in the order in which the reference
-meets them. Parents are taken a few at a time: the hash table is touched for all their successors before any of
-them is looked up, so that the cache misses overlap.
+meets them. Parents are taken a few at a time: the places of all their successors in the hash table are fetched before
+any of them is looked up, so that the cache misses overlap.
 
 Left out: everything that grows. The loop stops where an array is full or an outcome is missing, says so, and is
 called again.
@@ -11,6 +11,7 @@ called again.
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
@@ -36,7 +37,6 @@ from .search import (
     SEEN,
     STATES,
     SYMMETRIC,
-    TOUCHED,
     UNTIL,
     Arrays,
 )
@@ -90,6 +90,8 @@ DEVICE, COMPLETE, PUT, TAKE = int(Option.DEVICE), int(Option.COMPLETE), int(Opti
 MEET, FAULT, DETECT, CRASH = int(Option.MEET), int(Option.FAULT), int(Option.DETECT), int(Option.CRASH)
 STALL = int(Option.STALL)
 COMPLETED, TAKEN, SHIFTED, REBASED, JOINED, EXPANDED = (int(m) for m in Memo)
+REHASHED = 16
+"""States whose places in a new table are fetched ahead."""
 LOOK_AHEAD = 2048
 """Parents that are looked at for more misses once one is found."""
 
@@ -103,6 +105,20 @@ def _pointer(typing, array):
         return context.make_array(signature.args[0])(context, builder, arguments[0]).data
 
     return types.CPointer(array.dtype)(array), first
+
+
+@intrinsic
+def _prefetch(typing, array, index):
+    def ask(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        takes = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [place.type], takes)
+        builder.call(prefetch, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), ask
 
 
 @njit(cache=True)
@@ -119,6 +135,20 @@ def _hash(words, row, count):
         h ^= h >> np.uint64(29)
     h *= _MIX
     return h ^ (h >> np.uint64(32))
+
+
+@njit(cache=True, inline="always")
+def _beside(place, begun, size):
+    """Where to look next: through the four cells that share a cache line with the first, then in the next four."""
+    low = np.uint64(3)
+    beside = (place & ~low) | ((place + np.uint64(1)) & low)
+    return (beside + np.uint64(4)) & size if (beside & low) == (begun & low) else beside
+
+
+@njit(cache=True, inline="always")
+def _at(width, word, field):
+    """In which word of a state a field lies. `width` has one item a word: its length is known when this is compiled."""
+    return 0 if len(width) == 1 else word[field]
 
 
 @njit(cache=True, inline="always")
@@ -333,7 +363,7 @@ def _successors(
     states,
     parent,
     end,
-    words,
+    width,
     word,
     shift,
     mask,
@@ -343,6 +373,8 @@ def _successors(
     label,
     seen,
     went,
+    places,
+    table,
     lanes,
     after,
     order,
@@ -351,14 +383,15 @@ def _successors(
 
     Those of the n-th stand from `begins[n]` on.
     """
-    ranks, last, at, begin = control[RANKS], word.size - 1, 0, parent
+    ranks, last, at, begin, words = control[RANKS], word.size - 1, 0, parent, len(width)
+    size = np.uint64(table.size // (words + 1) - 1)
     symmetric = control[SYMMETRIC] != 0
     while parent < end:
         begins[parent - begin], row = at, parent * words
-        faults = np.int64((states[row + word[last]] >> shift[last]) & mask[last])
+        faults = np.int64((states[row + _at(width, word, last)] >> shift[last]) & mask[last])
         flags, points, missed = 0, 0, False
         for rank in range(ranks):
-            lanes[rank] = np.int64((states[row + word[rank]] >> shift[rank]) & mask[rank])
+            lanes[rank] = np.int64((states[row + _at(width, word, rank)] >> shift[rank]) & mask[rank])
             here = (lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS
             flags |= facts[here + FLAGS]
             points |= facts[here + POINTS]
@@ -416,7 +449,7 @@ def _successors(
                 elif kind == PUT or kind == TAKE:  # noqa: SIM109
                     whose = options[own + B]
                     slot = ranks + options[own + A] + (whose if whose else rank) - 1
-                    held = np.int64((states[row + word[slot]] >> shift[slot]) & mask[slot])
+                    held = np.int64((states[row + _at(width, word, slot)] >> shift[slot]) & mask[slot])
                     if (held != 0) == (kind == PUT):
                         continue
                     if kind == PUT:
@@ -459,17 +492,21 @@ def _successors(
                         went[at] = _sort(after, order)
                     for member in range(ranks):
                         if after[member] != lanes[member]:
-                            out[at * words + word[member]] ^= np.uint64(lanes[member] ^ after[member]) << shift[member]
+                            out[at * words + _at(width, word, member)] ^= (
+                                np.uint64(lanes[member] ^ after[member]) << shift[member]
+                            )
                 else:
-                    out[at * words + word[rank]] ^= np.uint64(lanes[rank] ^ target) << shift[rank]
+                    out[at * words + _at(width, word, rank)] ^= np.uint64(lanes[rank] ^ target) << shift[rank]
                 if slot >= 0:
-                    out[at * words + word[slot]] ^= np.uint64(held ^ put) << shift[slot]
+                    out[at * words + _at(width, word, slot)] ^= np.uint64(held ^ put) << shift[slot]
                 if bits & COSTS:
-                    out[at * words + word[last]] ^= np.uint64(faults ^ (faults + 1)) << shift[last]
+                    out[at * words + _at(width, word, last)] ^= np.uint64(faults ^ (faults + 1)) << shift[last]
                 if kind == DEVICE or kind == COMPLETE:  # noqa: SIM109
                     bits = bits | ORDINARY if must else bits & ~ORDINARY
                 label[at] = (rank << 3) | (bits & 7)
                 seen[at] = options[chosen + SEES] | (control[MISPAIRED] if mispaired else 0)
+                places[at] = _hash(out, at * words, words) & size
+                _prefetch(table, np.int64(places[at]) * (words + 1))
                 at += 1
         if missed:
             break
@@ -493,12 +530,12 @@ def _search(
     control,
     states,
     parents,
-    starts,
+    degrees,
     targets,
     labels,
     wents,
     table,
-    words,
+    width,
     word,
     shift,
     mask,
@@ -522,7 +559,7 @@ def _search(
         _borrowed(contributions),
     )
     keys, outcomes, strikes, streams = _borrowed(keys), _borrowed(outcomes), _borrowed(strikes), _borrowed(streams)
-    control, states, parents, starts = _borrowed(control), _borrowed(states), _borrowed(parents), _borrowed(starts)
+    control, states, parents, degrees = _borrowed(control), _borrowed(states), _borrowed(parents), _borrowed(degrees)
     targets, labels, wents, table = _borrowed(targets), _borrowed(labels), _borrowed(wents), _borrowed(table)
     word, shift, mask, misses, out = (
         _borrowed(word),
@@ -544,8 +581,9 @@ def _search(
         _borrowed(order),
         _borrowed(first_seen),
     )
-    wide, room = words + 1, label.size
-    size = np.uint64(table.size // wide - 1)
+    words, room, one = len(width), label.size, np.uint64(1)
+    wide = np.uint64(words + 1)
+    size = np.uint64(table.size // (words + 1) - 1)
     control[MISSES] = 0
     while control[NEXT] < control[STATES]:
         parent = control[NEXT]
@@ -555,7 +593,7 @@ def _search(
             return FULL_STATES
         if control[EDGES] + room > targets.size:
             return FULL_EDGES
-        if (control[STATES] + room) * 8 > table.size // wide * FULL:
+        if (control[STATES] + room) * 8 > table.size // (words + 1) * FULL:
             return FULL_TABLE
         # the successors of a batch
         end = min(parent + BATCH, control[STATES], control[UNTIL])
@@ -573,7 +611,7 @@ def _search(
             states,
             parent,
             end,
-            words,
+            width,
             word,
             shift,
             mask,
@@ -583,55 +621,48 @@ def _search(
             label,
             seen,
             went,
+            places,
+            table,
             lanes,
             after,
             order,
         )
         n = begins[done - parent]
-        touched = np.uint64(0)
-        for m in range(n):
-            place = _hash(out, m * words, words) & size
-            places[m] = place
-            touched ^= table[np.int64(place) * wide + words]
-        control[TOUCHED] = np.int64(touched >> np.uint64(1))  # so that the touching is not optimised away
         # which of them are new
-        edge, count, owner = control[EDGES], control[STATES], parent - 1
-        for m in range(n):
-            while owner < done - 1 and begins[owner + 1 - parent] <= m:
-                owner += 1
-                starts[owner] = edge + m
-            place = places[m]
-            while True:
-                cell = np.int64(place) * wide
-                known = np.int64(table[cell + words])
-                if known == 0:
-                    known = count + 1
+        edge, count = control[EDGES], control[STATES]
+        for owner in range(parent, done):
+            first, after_last = begins[owner - parent], begins[owner - parent + 1]
+            degrees[owner] = after_last - first
+            for m in range(first, after_last):
+                place = places[m]
+                while True:
+                    cell = place * wide
+                    known = table[cell + wide - one]
+                    if known == 0:
+                        known = np.uint64(count) + one
+                        for k in range(words):
+                            table[cell + np.uint64(k)] = out[m * words + k]
+                            states[count * words + k] = out[m * words + k]
+                        table[cell + wide - one] = known
+                        parents[count] = owner
+                        count += 1
+                        break
+                    same = True
                     for k in range(words):
-                        table[cell + k] = out[m * words + k]
-                        states[count * words + k] = out[m * words + k]
-                    table[cell + words] = np.uint64(known)
-                    parents[count] = owner
-                    count += 1
-                    break
-                same = True
-                for k in range(words):
-                    same &= table[cell + k] == out[m * words + k]
-                if same:
-                    break
-                place = (place + np.uint64(1)) & size
-            targets[edge + m] = known - 1
-            labels[edge + m] = label[m]
-            if wents.size > 1:
-                wents[edge + m] = went[m]
-            fresh = seen[m] & ~control[SEEN]
-            if fresh:
-                for bit in range(62):
-                    if (fresh >> bit) & 1:
-                        first_seen[2 * bit], first_seen[2 * bit + 1] = owner, m - begins[owner - parent]
-                control[SEEN] |= fresh
-        while owner < done:
-            owner += 1
-            starts[owner] = edge + n
+                        same &= table[cell + np.uint64(k)] == out[m * words + k]
+                    if same:
+                        break
+                    place = _beside(place, places[m], size)
+                targets[edge + m] = known - one
+                labels[edge + m] = label[m]
+                if wents.size > 1:
+                    wents[edge + m] = went[m]
+                fresh = seen[m] & ~control[SEEN]
+                if fresh:
+                    for bit in range(62):
+                        if (fresh >> bit) & 1:
+                            first_seen[2 * bit], first_seen[2 * bit + 1] = owner, m - first
+                    control[SEEN] |= fresh
         control[EDGES], control[STATES], control[NEXT] = edge + n, count, done
         if done < end:
             # a look ahead, so that what is missing is worked out many at a time
@@ -651,7 +682,7 @@ def _search(
                     states,
                     ahead,
                     ahead + 1,
-                    words,
+                    width,
                     word,
                     shift,
                     mask,
@@ -661,6 +692,8 @@ def _search(
                     label,
                     seen,
                     went,
+                    places,
+                    table,
                     lanes,
                     after,
                     order,
@@ -671,17 +704,23 @@ def _search(
 
 
 @njit(cache=True)
-def _rehash(states, words, count, table):
-    wide = words + 1
-    size = np.uint64(table.size // wide - 1)
-    for n in range(count):
-        place = _hash(states, n * words, words) & size
-        while table[np.int64(place) * wide + words]:
-            place = (place + np.uint64(1)) & size
-        cell = np.int64(place) * wide
+def _rehash(states, width, count, table):
+    words, one = len(width), np.uint64(1)
+    wide = np.uint64(words + 1)
+    size = np.uint64(table.size // (words + 1) - 1)
+    for n in range(-REHASHED, count):
+        ahead = n + REHASHED
+        if ahead < count:
+            _prefetch(table, np.int64((_hash(states, ahead * words, words) & size) * wide))
+        if n < 0:
+            continue
+        begun = place = _hash(states, n * words, words) & size
+        while table[place * wide + wide - one]:
+            place = _beside(place, begun, size)
+        cell = place * wide
         for k in range(words):
-            table[cell + k] = states[n * words + k]
-        table[cell + words] = np.uint64(n + 1)
+            table[cell + np.uint64(k)] = states[n * words + k]
+        table[cell + wide - one] = np.uint64(n) + one
 
 
 @njit(cache=True)
@@ -694,16 +733,20 @@ def _repack(states, count, words, word, shift, mask, to, new_words, new_word, ne
 
 def rehash(states: Array, count: int, table: Array) -> None:
     """Fill an empty hash table with the first `count` states."""
-    _rehash(states.reshape(-1), states.shape[1], count, table.reshape(-1))
+    _rehash(states.reshape(-1), _width(states.shape[1]), count, table.reshape(-1))
 
 
 def repack(states: Array, count: int, old: Layout, to: Array, new: Layout) -> None:
     """Write the first `count` states with other fields."""
-    _repack(states.reshape(-1), count, *_fields(old), to.reshape(-1), new.words, new.word, new.shift)
+    _repack(
+        *(states.reshape(-1), count, old.words, old.word, old.shift, old.mask),
+        *(to.reshape(-1), new.words, new.word, new.shift),
+    )
 
 
-def _fields(layout: Layout) -> tuple[int, Array, Array, Array]:
-    return layout.words, layout.word, layout.shift, layout.mask
+def _width(words: int) -> tuple[int, ...]:
+    """One item a word: what is compiled differs by the length of a tuple."""
+    return (0,) * words
 
 
 def search(arrays: Arrays, tables: Tables) -> int:
@@ -721,12 +764,15 @@ def search(arrays: Arrays, tables: Tables) -> int:
         arrays.control,
         arrays.states.reshape(-1),
         arrays.parents,
-        arrays.starts,
+        arrays.degrees,
         arrays.targets,
         arrays.labels,
         arrays.went,
         arrays.table.reshape(-1),
-        *_fields(arrays.layout),
+        _width(arrays.layout.words),
+        arrays.layout.word,
+        arrays.layout.shift,
+        arrays.layout.mask,
         arrays.first_seen.reshape(-1),
         arrays.misses.reshape(-1),
         arrays.out.reshape(-1),

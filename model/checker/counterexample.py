@@ -1,6 +1,6 @@
 """From a violated property to numbered steps: who is stuck, in what, waiting for whom, and since when.
 
-Left out: drawing (`..diagram`).
+Left out: drawing (`..chart`).
 """
 
 from __future__ import annotations

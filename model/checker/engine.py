@@ -45,11 +45,11 @@ def check(
     loops, sweeps = _loops(chosen)
     begin = time.perf_counter()
     graph = search.explore(network, loops, symmetric=symmetric, progress=progress)
-    searched = time.perf_counter() - begin
     if graph.stopped:
         verdicts = tuple(reference.seen_on_an_edge(graph.seen, p) for p in properties)
         verdicts = tuple(v for v in verdicts if v.property.kind == "always" and not v.holds)
-        return Result(network, graph, verdicts, 0, searched, engine=chosen, symmetric=symmetric, stopped=graph.stopped)
+        seconds = time.perf_counter() - begin
+        return Result(network, graph, verdicts, 0, seconds, engine=chosen, symmetric=symmetric, stopped=graph.stopped)
     judged = judge.Judge(graph, sweeps, judge_all=judge_all)
     verdicts = tuple(judged.verdict(p) for p in properties)
     return Result(
@@ -61,7 +61,7 @@ def check(
         worst_steps=judged.worst_steps_to_end(),
         engine=chosen,
         symmetric=symmetric,
-        search_seconds=searched,
+        search_seconds=graph.seconds,
     )
 
 

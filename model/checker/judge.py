@@ -67,7 +67,7 @@ class Judge:
     @property
     def deadlocks(self) -> int:
         """States without a move in which some rank has not ended."""
-        stuck = (np.diff(self.graph.starts) == 0) & ~self.ended
+        stuck = (self.graph.degrees == 0) & ~self.ended
         return int(self.graph.orbits[stuck].sum())
 
     def worst_steps_to_end(self) -> int | None:

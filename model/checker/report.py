@@ -1,4 +1,4 @@
-"""What a check found, as text, JSON and JUnit XML. Left out: pictures (`..diagram`)."""
+"""What a check found, as text, JSON and JUnit XML. Left out: pictures (`..chart`)."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def write(report: Report, out: Path) -> None:
     example = report.counterexample
     if example is None:
         return
-    from ..diagram import sequence_mermaid, sequence_svg  # graphviz is slow to import, and most checks draw nothing
+    from ..chart import sequence_mermaid, sequence_svg  # graphviz is slow to import, and most checks draw nothing
 
     schedule = report.result.network.protocol.schedule
     (out / "counterexample.svg").write_text(sequence_svg(example, schedule))

@@ -8,6 +8,7 @@ Left out: the inner loop (`compiled.py`, `vectors.py`), and what is judged on th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,9 +26,7 @@ T = TypeVar("T")
 
 DONE, PAUSED, MISSED, FULL_STATES, FULL_EDGES, FULL_TABLE = range(6)
 """Why an inner loop stopped."""
-NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH, BUDGET, SYMMETRIC, NOBODY, NOTHING, TOUCHED, RANKS = range(
-    14
-)
+NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH, BUDGET, SYMMETRIC, NOBODY, NOTHING, RANKS = range(13)
 """What stands where in its control block."""
 BATCH = 16
 """Parents whose successors are looked up together."""
@@ -36,6 +35,8 @@ PAUSE = 1 << 17
 MIN_STATES = 1 << 16
 FULL = 5
 """Eighths of a hash table that may be taken."""
+LARGE = 1 << 21
+"""Cells up to which a hash table grows fourfold."""
 EDGES_EACH = 8
 """Edges a state that there is room for at first."""
 SPARE = 1 << 28
@@ -74,7 +75,8 @@ class PackedGraph:
     packed: Array
     """The states, [number, word] of uint64; what lies where says `space.layout`."""
     parents: Array
-    starts: Array
+    degrees: Array
+    """How many edges leave each state that was expanded."""
     targets: Array
     labels: Array
     """Per edge: rank << 3 | ORDINARY | ADVANCES | DETECTS."""
@@ -85,10 +87,19 @@ class PackedGraph:
     seen: dict[str, tuple[int, int]]
     stopped: str | None
     """Why the search did not come to its end."""
+    seconds: float
+    """How long it took, without the loading of the inner loop."""
 
     @property
     def transitions(self) -> int:
         return len(self.targets)
+
+    @cached_property
+    def starts(self) -> Array:
+        """Where the edges of each state begin, and where those of the last one end."""
+        starts = np.zeros(len(self.degrees) + 1, np.int64)
+        np.cumsum(self.degrees, out=starts[1:])
+        return starts
 
     def field(self, number: int) -> Array:
         """One field of every state: the lane of a rank, a slot, the faults (-1)."""
@@ -105,7 +116,7 @@ class PackedGraph:
 
     @property
     def edges(self) -> Sequence[list[Edge]]:
-        return Lazy(len(self.starts) - 1, self._edges)
+        return Lazy(len(self.degrees), self._edges)
 
     @property
     def depth(self) -> Sequence[int]:
@@ -130,8 +141,7 @@ class PackedGraph:
 
     @property
     def counts(self) -> tuple[int, int]:
-        edges = np.diff(self.starts)
-        return int(self.orbits.sum()), int((self.orbits[: len(edges)] * edges).sum())
+        return int(self.orbits.sum()), int((self.orbits[: len(self.degrees)] * self.degrees).sum())
 
     def stands_for(self, number: int, state: NetworkState) -> bool:
         """Whether `state` is the one of this number, up to the order of its workers where that is free."""
@@ -163,11 +173,11 @@ class Arrays:
         size, per_edge = _reserve(words, symmetric=space.symmetric), EDGES_EACH
         self.states = np.empty((size, words), np.uint64)
         self.parents = np.empty(size, np.int32)
-        self.starts = np.empty(size + 1, np.int64)
+        self.degrees = np.empty(size, np.uint16)
         self.targets = np.empty(per_edge * size, np.int32)
-        self.labels = np.empty(per_edge * size, np.uint16)
+        self.labels = np.empty(per_edge * size, np.uint8)
         self.went = np.empty(per_edge * size if space.symmetric else 1, np.uint64)
-        self.cells = np.empty(4 * size * (words + 1), np.uint64)
+        self.cells = _aligned(4 * size * (words + 1))
         self.table = self._cleared(1 << 16)
         self.first_seen = np.zeros((64, 2), np.int64)
         self.misses = np.zeros((512, 3), np.int64)
@@ -184,7 +194,7 @@ class Arrays:
             (STATES, 1),
         ):
             self.control[at] = value
-        self.states[0], self.starts[0] = 0, 0
+        self.states[0] = 0
         for field, value in enumerate(space.start()):
             self.states[0, self.layout.word[field]] |= np.uint64(value) << self.layout.shift[field]
         self.parents[0] = -1
@@ -197,7 +207,7 @@ class Arrays:
         most = BATCH * max(16, self.space.most_options * self.space.network.ranks)
         ranks = self.space.network.ranks
         self.out = np.zeros((most, self.layout.words), np.uint64)
-        self.label, self.seen = np.zeros(most, np.uint16), np.zeros(most, np.int64)
+        self.label, self.seen = np.zeros(most, np.uint8), np.zeros(most, np.int64)
         self.moved, self.places = np.zeros(most, np.uint64), np.zeros(most, np.uint64)
         self.begins = np.zeros(BATCH + 2, np.int64)
         self.scratch = [np.zeros(ranks, np.int64) for _ in range(3)]
@@ -219,7 +229,7 @@ class Arrays:
         count = int(self.control[STATES])
         size = len(self.table)
         while size * FULL < (count + self.room) * 8:
-            size *= 2
+            size *= 4 if size < LARGE else 2
         words = self.layout.words
         _afford((size * (words + 1) - self.table.size) * 8)
         if size * (words + 1) > len(self.cells):
@@ -244,7 +254,7 @@ class Arrays:
             repack(self.states, count, old, states, self.layout)
             if self.layout.words > old.words:
                 self.states = np.empty((len(self.states), self.layout.words), np.uint64)
-                self.cells = np.empty(4 * len(self.states) * (self.layout.words + 1), np.uint64)
+                self.cells = _aligned(4 * len(self.states) * (self.layout.words + 1))
             self.states[:count] = states
             self.candidates()
             self.new_table(rehash)
@@ -258,8 +268,14 @@ def _reserve(words: int, *, symmetric: bool) -> int:
     The arrays are made as long as that at once: only what is written to is ever taken from the machine, and nothing
     has to be copied, or given back and faulted in again, as they fill.
     """
-    each = 8 * words + 4 + 8 + EDGES_EACH * (14 if symmetric else 6) + 4 * 8 * (words + 1)
+    each = 8 * words + 4 + 2 + EDGES_EACH * (13 if symmetric else 5) + 4 * 8 * (words + 1)
     return max(MIN_STATES, min(2**31 - 1, (available() or 1 << 32) // each))
+
+
+def _aligned(size: int) -> Array:
+    """Room for so many words from the beginning of a cache line on."""
+    room = np.empty(size + 7, np.uint64)
+    return room[-room.ctypes.data % 64 // 8 :][:size]
 
 
 def _afford(size: int) -> None:
@@ -284,9 +300,11 @@ def explore(network: Network, loops: Any, *, symmetric: bool = False, progress: 
     arrays = Arrays(space)
     arrays.new_table(loops.rehash)
     control, stopped, levels = arrays.control, None, [0]
+    loops.search(arrays, space.tables())  # loads or compiles it: there is nothing to do until UNTIL is set
+    begin = time.perf_counter()
+    control[UNTIL] = PAUSE
     try:
         while True:
-            control[UNTIL] = control[NEXT] + PAUSE
             status = loops.search(arrays, space.tables())
             if status == MISSED:
                 arrays.resolve(loops.rehash, loops.repack)
@@ -298,8 +316,9 @@ def explore(network: Network, loops: Any, *, symmetric: bool = False, progress: 
                 arrays.new_table(loops.rehash)
             elif status == DONE:
                 break
-            if status == PAUSED:
+            else:
                 _afford(0)
+                control[UNTIL] = control[NEXT] + PAUSE
             if progress is not None:
                 states, done = int(control[STATES]), int(control[NEXT])
                 levels = _levels(arrays.parents[:states], levels)
@@ -308,12 +327,11 @@ def explore(network: Network, loops: Any, *, symmetric: bool = False, progress: 
         stopped = "interrupted"
     except MemoryError as error:
         stopped = f"out of memory ({error})"
-    return _graph(space, arrays, stopped)
+    return _graph(space, arrays, stopped, time.perf_counter() - begin)
 
 
-def _graph(space: Space, arrays: Arrays, stopped: str | None) -> PackedGraph:
+def _graph(space: Space, arrays: Arrays, stopped: str | None, seconds: float) -> PackedGraph:
     states, expanded, edges = (int(arrays.control[at]) for at in (STATES, NEXT, EDGES))
-    starts = arrays.starts[: expanded + 1]
     parent = arrays.parents[:states]
     names, mask = space.seen_names.items, int(arrays.control[SEEN])
     seen = {name: (int(a), int(b)) for n, name in enumerate(names) if mask >> n & 1 for a, b in [arrays.first_seen[n]]}
@@ -321,13 +339,14 @@ def _graph(space: Space, arrays: Arrays, stopped: str | None) -> PackedGraph:
         space,
         arrays.states[:states],
         parent,
-        starts,
+        arrays.degrees[:expanded],
         arrays.targets[:edges],
         arrays.labels[:edges],
         arrays.went[:edges] if space.symmetric else None,
         _levels(parent),
         seen,
         stopped,
+        seconds,
     )
 
 

@@ -32,6 +32,8 @@ MAX_RANKS = 32
 """A rank is two bits of a mask."""
 MAX_SORTED = 16
 """Workers that can be sorted: a place is four bits."""
+SPARE_BITS = 8
+"""So many bits a lane may have to spare."""
 
 
 class Option(IntEnum):
@@ -477,19 +479,24 @@ class Space:
 
     def widths(self) -> list[int]:
         """How many bits each field takes: lanes, slots, faults. There is room to grow where that costs no word."""
-        tight = self._widths(spare=0)
-        return next(wide for spare in (2, 1, 0) if _words(wide := self._widths(spare)) == _words(tight))
+        words = layout(self._widths(0, 0)).words
+        for spare in range(SPARE_BITS, -1, -1):
+            for more in range(SPARE_BITS - spare, -1, -1):
+                if layout(wide := self._widths(spare, more)).words == words:
+                    return wide
+        raise AssertionError("no spare bits are always in reach")
 
-    def _widths(self, spare: int) -> list[int]:
+    def _widths(self, spare: int, more: int) -> list[int]:
+        """Bits of each field, with so many to spare for each lane, and `more` for rank0's, which become the most."""
         driver, worker = (len(lanes.items).bit_length() + spare for lanes in self.lanes)
         slots = [max(1, (len(channel.items) - 1).bit_length()) for channel in self.channels]
         workers = self.network.ranks - 1
         faults = max(1, self.network.faults.bit_length())
-        return [driver, *[worker] * workers, *[width for width in slots for _ in range(workers)], faults]
+        return [driver + more, *[worker] * workers, *[width for width in slots for _ in range(workers)], faults]
 
     def fits(self, into: Layout) -> bool:
         """Whether every lane and value has room in its field."""
-        return all(width <= int(mask).bit_length() for width, mask in zip(self._widths(0), into.mask, strict=True))
+        return all(width <= int(mask).bit_length() for width, mask in zip(self._widths(0, 0), into.mask, strict=True))
 
     def start(self) -> list[int]:
         """The fields of the initial state."""
@@ -556,10 +563,6 @@ def memo_key(memo: int, one: int, other: int) -> int:
 def memo_place(key: int, size: int) -> int:
     """Where a key is looked for first."""
     return (key * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) >> 32 & (size - 1)
-
-
-def _words(widths: Sequence[int]) -> int:
-    return layout(widths).words
 
 
 def layout(widths: Sequence[int]) -> Layout:

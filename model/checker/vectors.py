@@ -125,7 +125,7 @@ def _keep(arrays: Arrays, parents: Array, found: _Successors) -> None:
     if arrays.space.symmetric:
         arrays.went[edges : edges + count] = found.went
     begins = np.searchsorted(found.parent, np.arange(len(parents) + 1))
-    arrays.starts[parents[0] : parents[-1] + 2] = edges + begins
+    arrays.degrees[parents] = np.diff(begins)
     fresh = int(np.bitwise_or.reduce(found.seen, initial=0)) & ~int(control[SEEN])
     for bit in range(fresh.bit_length()):
         if fresh >> bit & 1:
