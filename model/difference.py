@@ -1,6 +1,7 @@
 """What differs between two versions of a table, row by row, in words.
 
-A row is the same row where its state and event are; the rest of it may have changed. Left out: drawing (`diagram`).
+A row is the same row where its state and event are; the rest of it may have changed. The order of guards means
+nothing. Left out: drawing (`diagram_diff`).
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def changes(old: Role, new: Role) -> dict[tuple[str, str], Change]:
         before = old.rows_by_key.get(key)
         if before is None:
             found[key] = Change(None, row, ("added",))
-        elif before.canonical() != row.canonical():
-            found[key] = Change(before, row, _words(before, row))
+        elif words := _words(before, row):
+            found[key] = Change(before, row, words)
     gone = {key: Change(row, None, ("removed",)) for key, row in old.rows_by_key.items() if key not in new.rows_by_key}
     return {**found, **gone}
 

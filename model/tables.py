@@ -294,11 +294,11 @@ class Protocol:
     def validate(self) -> Protocol:
         """Return self if the tables make sense; else raise ModelError naming the row or state."""
         for role in self.roles:
-            _validate(role, self.schedule)
+            _validate(role, self)
         return self
 
 
-def _validate(role: Role, schedule: tuple[Collective, ...]) -> None:
+def _validate(role: Role, protocol: Protocol) -> None:
     seen: set[tuple[str, str]] = set()
     for row in role.rows:
         where = f"{role.name}, row {row}"
@@ -312,7 +312,10 @@ def _validate(role: Role, schedule: tuple[Collective, ...]) -> None:
             raise ModelError(f"state `{row.state}` is terminal", where=where, do="no row may leave it")
         if isinstance(row.gate, Put | Take) and row.op is not None:
             raise ModelError("a row has either a collective or a gate", where=where, do="split it in two")
-        if row.op is not None and row.op not in schedule:
+        if isinstance(row.gate, Put | Take) and row.gate.worker is None and role is protocol.driver:
+            do = "name a function of the variables as the gate's `worker`"
+            raise ModelError("a slot belongs to a worker, and this row does not say to which", where=where, do=do)
+        if row.op is not None and row.op not in protocol.schedule:
             raise ModelError(f"collective `{row.op.name}` is not in the schedule", where=where)
     graph = nx.MultiDiGraph((r.state, r.target) for r in role.rows)
     reached = {role.initial} | (nx.descendants(graph, role.initial) if role.initial in graph else set())

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 from ...errors import Exit
 from ..properties import Property
 from .anysize import Proof
-from .report import SCHEMA, _count, _counterexample_json, _counterexample_text
-from .scenario import scenario
+from .report import SCHEMA
+from .shown import counted, counterexample_json, counterexample_text, faults_text, write_counterexample
 
 VERDICTS = {Exit.OK: "holds", Exit.VIOLATED: "violated", Exit.UNKNOWN: "unknown"}
 MARKS = {True: "holds   ", False: "VIOLATED", None: "UNKNOWN "}
@@ -39,7 +39,7 @@ def as_json(proof: Proof) -> dict[str, Any]:
         "not_covered": [p.name for p in proof.not_covered],
         "counterexample": None
         if example is None
-        else {"confirmed_at_ranks": example.ranks, **_counterexample_json(example)},
+        else {"confirmed_at_ranks": example.ranks, **counterexample_json(example)},
         "possibly_spurious": [
             {"property": p.name, "tried_ranks": proof.tried, "steps": _moves(proof, p)} for p in proof.spurious
         ],
@@ -51,8 +51,8 @@ def as_text(proof: Proof) -> str:
     question, search, network = proof.question, proof.search, proof.network
     scope, mutant = network.scope, f" broken by {question.mutant}" if question.mutant else ""
     lines = [
-        f"{question.protocol}{mutant}: any number of workers, {_count(scope.chunks, 'chunk')}, "
-        f"{_count(scope.steps, 'step')} a chunk, {_faults(proof)}, "
+        f"{question.protocol}{mutant}: any number of workers, {counted(scope.chunks, 'chunk')}, "
+        f"{counted(scope.steps, 'step')} a chunk, {faults_text(network)}, "
         f"{'stream' if network.stream else 'rendezvous'} transport",
         f"{len(search.states):,} sets of situations, {search.hops:,} transitions, depth {max(search.depth)}, "
         f"in {proof.seconds:.1f} s by the any-world-size engine",
@@ -64,7 +64,7 @@ def as_text(proof: Proof) -> str:
     ]
     if proof.counterexample is not None:
         example = proof.counterexample
-        lines += ["", f"Confirmed on a network of {example.ranks} ranks.", *_counterexample_text(example)]
+        lines += ["", f"Confirmed on a network of {example.ranks} ranks.", *counterexample_text(example)]
     for prop in proof.spurious:
         lines += ["", *_spurious(proof, prop)]
     return "\n".join(lines)
@@ -86,7 +86,7 @@ def as_junit(proof: Proof) -> str:
         case = ElementTree.SubElement(suite, "testcase", classname=classname, name=prop.name)
         if prop.name in proof.confirmed:
             failure = ElementTree.SubElement(case, "failure", message=prop.text)
-            failure.text = "\n".join(_counterexample_text(proof.confirmed[prop.name]))
+            failure.text = "\n".join(counterexample_text(proof.confirmed[prop.name]))
         elif proof.holds(prop) is None:
             error = ElementTree.SubElement(case, "error", message=_doubt(proof))
             error.text = "\n".join(_spurious(proof, prop))
@@ -98,23 +98,9 @@ def write(proof: Proof, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "check.txt").write_text(as_text(proof) + "\n")
     (out / "check.json").write_text(json.dumps(as_json(proof), indent=2) + "\n")
-    example = proof.counterexample
-    if example is None:
-        return
-    from ..chart import sequence_mermaid, sequence_svg  # graphviz is slow to import, and most checks draw nothing
-
-    schedule = proof.network.protocol.schedule
-    (out / "counterexample.svg").write_text(sequence_svg(example, schedule))
-    (out / "counterexample.mmd").write_text(sequence_mermaid(example, schedule))
-    (out / "scenario.json").write_text(json.dumps(scenario(example, proof.question.mutant), indent=2) + "\n")
-
-
-def _faults(proof: Proof) -> str:
-    network = proof.network
-    if not network.faults or not network.kinds:
-        return "no fault"
-    shown = (k if p is None else f"{k}@{'|'.join(sorted(map(str, p)))}" for k, p in network.kinds.items())
-    return f"at most {_count(network.faults, 'fault')} ({', '.join(shown)})"
+    if proof.counterexample is not None:
+        schedule = proof.network.protocol.schedule
+        write_counterexample(proof.counterexample, schedule, proof.question.mutant, out)
 
 
 def _doubt(proof: Proof) -> str:

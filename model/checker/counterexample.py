@@ -93,7 +93,7 @@ def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:
     if about_waiting:
         path += settle(network, result.graph, verdict.state, final)
         final = path[-1][1] if path else final
-    steps = _number(network, path)
+    steps = numbered(network, path)
     stuck = _stuck(network, final, steps) if about_waiting else ()
     return Counterexample(verdict.property.name, verdict.property.text, network.ranks, stuck, steps)
 
@@ -121,7 +121,8 @@ def settle(network: Network, graph: StateGraph, state: int, final: NetworkState)
     return []
 
 
-def _number(network: Network, path: list[tuple[Move, NetworkState]]) -> tuple[TraceStep, ...]:
+def numbered(network: Network, path: list[tuple[Move, NetworkState]]) -> tuple[TraceStep, ...]:
+    """The moves of a path as steps, from 1."""
     counts: dict[tuple[int, str, bool], int] = {}
     steps = []
     for number, (move, state) in enumerate(path, 1):

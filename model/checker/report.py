@@ -19,7 +19,7 @@ from ..tables import Protocol
 from .counterexample import Counterexample, counterexample
 from .engine import AUTO, check
 from .reference import Progress, Result
-from .scenario import scenario
+from .shown import counted, counterexample_json, counterexample_text, faults_text, write_counterexample
 
 SCHEMA = 1
 
@@ -78,7 +78,7 @@ class Report:
             "properties": [
                 {"name": v.property.name, "kind": v.property.kind, "holds": v.holds} for v in result.verdicts
             ],
-            "counterexample": None if cex is None else _counterexample_json(cex),
+            "counterexample": None if cex is None else counterexample_json(cex),
         }
 
     def as_text(self) -> str:
@@ -87,15 +87,15 @@ class Report:
         states, transitions = result.graph.counts
         lines = [
             f"{self.protocol}{f' broken by {self.mutant}' if self.mutant else ''}: {scope.ranks} ranks, "
-            f"{_count(scope.chunks, 'chunk')}, {_count(scope.steps, 'step')} a chunk, "
-            f"{self._faults()}, {'stream' if self.network.stream else 'rendezvous'} transport",
+            f"{counted(scope.chunks, 'chunk')}, {counted(scope.steps, 'step')} a chunk, "
+            f"{faults_text(self.network)}, {'stream' if self.network.stream else 'rendezvous'} transport",
             f"{states:,} states, {transitions:,} transitions, depth {self.depth}, "
-            f"{_count(result.deadlocks, 'deadlock')}, in {result.seconds:.1f} s by the {result.engine} engine",
+            f"{counted(result.deadlocks, 'deadlock')}, in {result.seconds:.1f} s by the {result.engine} engine",
         ]
         if result.symmetric:
             lines.append(f"searched as {len(result.graph.states):,}: workers are interchangeable")
         if result.worst_steps:
-            lines.append(f"at worst {_count(result.worst_steps, 'step')} from a failure to the last rank's end")
+            lines.append(f"at worst {counted(result.worst_steps, 'step')} from a failure to the last rank's end")
         if result.stopped:
             lines.append(f"STOPPED: {result.stopped}; every run of up to {self.depth - 1} steps was covered")
         lines.append("")
@@ -103,14 +103,8 @@ class Report:
             mark = "holds   " if verdict.holds else "VIOLATED"
             lines.append(f"  {mark}  {verdict.property.name:30} {verdict.property.text}")
         if self.counterexample is not None:
-            lines += ["", *_counterexample_text(self.counterexample)]
+            lines += ["", *counterexample_text(self.counterexample)]
         return "\n".join(lines)
-
-    def _faults(self) -> str:
-        if not self.network.faults or not self.network.kinds:
-            return "no fault"
-        shown = (k if p is None else f"{k}@{'|'.join(sorted(map(str, p)))}" for k, p in self.network.kinds.items())
-        return f"at most {_count(self.network.faults, 'fault')} ({', '.join(shown)})"
 
     def as_junit(self) -> str:
         """One test case a property."""
@@ -130,7 +124,7 @@ class Report:
                 cex = self.counterexample
                 shown = cex is not None and cex.claim == verdict.property.name
                 failure = ElementTree.SubElement(case, "failure", message=verdict.property.text)
-                failure.text = "\n".join(_counterexample_text(cex)) if cex and shown else None
+                failure.text = "\n".join(counterexample_text(cex)) if cex and shown else None
         return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
 
 
@@ -164,15 +158,8 @@ def write(report: Report, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "check.txt").write_text(report.as_text() + "\n")
     (out / "check.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
-    example = report.counterexample
-    if example is None:
-        return
-    from ..chart import sequence_mermaid, sequence_svg  # graphviz is slow to import, and most checks draw nothing
-
-    schedule = report.result.network.protocol.schedule
-    (out / "counterexample.svg").write_text(sequence_svg(example, schedule))
-    (out / "counterexample.mmd").write_text(sequence_mermaid(example, schedule))
-    (out / "scenario.json").write_text(json.dumps(scenario(example, report.mutant), indent=2) + "\n")
+    if report.counterexample is not None:
+        write_counterexample(report.counterexample, report.result.network.protocol.schedule, report.mutant, out)
 
 
 def named_protocol(name: str) -> Protocol:
@@ -180,58 +167,8 @@ def named_protocol(name: str) -> Protocol:
     return load(name)
 
 
-def _count(number: int, what: str) -> str:
-    plural = "es" if what.endswith("sh") else "s"
-    return f"{number} {what}{plural if number != 1 else ''}"
-
-
 def _properties(names: Sequence[str], tables: Protocol) -> Sequence[Property]:
     for name in names:
         if name not in PROPERTIES:
             raise UsageError(f"no property `{name}`", do=f"choose from {', '.join(PROPERTIES)}")
     return [PROPERTIES[name] for name in names] or properties_of(tables.name)
-
-
-def _counterexample_json(cex: Counterexample) -> dict[str, Any]:
-    return {
-        "property": cex.claim,
-        "summary": cex.summary,
-        "stuck": [
-            {
-                "rank": s.rank,
-                "state": s.state,
-                "operation": s.operation,
-                "waiting_for": list(s.waiting_for),
-                "since": s.since,
-            }
-            for s in cex.stuck
-        ],
-        "steps": [
-            {
-                "number": s.number,
-                "rank": s.rank,
-                "event": s.event,
-                "edge": s.edge,
-                "operation": s.operation or None,
-                "sequence": s.sequence,
-                "commits": s.commits,
-                "states": list(s.states),
-                "text": s.text,
-            }
-            for s in cex.steps
-        ],
-    }
-
-
-def _counterexample_text(cex: Counterexample) -> list[str]:
-    lines = [f"Shortest counterexample to {cex.claim}, {len(cex.steps)} steps:"]
-    for step in cex.steps:
-        lines.append(
-            f"  {step.number:3}. {step.text}{'   ← commitment point' if _commits(step.edge, step.commits) else ''}"
-        )
-    lines += ["", *(f"  {part}." for part in cex.summary.split("; "))]
-    return lines
-
-
-def _commits(edge: str, commits: bool) -> bool:
-    return commits and edge != "complete"
