@@ -74,9 +74,7 @@ def _commits(edge: str, commits: bool) -> bool:
     return commits and edge != "complete"
 
 
-def write_counterexample(
-    example: Counterexample, schedule: Sequence[Collective], mutant: str | None, out: Path
-) -> None:
+def write_counterexample(cex: Counterexample, schedule: Sequence[Collective], mutant: str | None, out: Path) -> None:
     """Its chart as SVG and Mermaid, and a scenario for `genlock run`."""
     from ..chart import sequence_mermaid, sequence_svg  # graphviz is slow to import, and most checks draw nothing
 
