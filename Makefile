@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow soak-sim smoke-torch litmus lint types layers check-all bench clean
+.PHONY: help demo test test-slow soak-sim smoke-torch litmus lint types layers check-all bench pictures clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -45,6 +45,9 @@ check-all: ## what CI does: lint, types, layers, test, demo
 bench: $(INSTALLED) ## every program in bench/
 	@set -e; for program in bench/*.py; do \
 	  [ -e "$$program" ] || continue; echo "--- $$program"; $(BIN)/python "$$program"; done
+
+pictures: $(INSTALLED) ## every picture of the documents, into docs/pictures
+	$(BIN)/python scripts/pictures.py
 
 clean: ## remove all that these targets made, .venv too
 	rm -rf .venv build dist *.egg-info out genlock-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -7,6 +7,7 @@ mistyped flag loads numpy, networkx or torch. `--version` is answered in `__main
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shlex
 import sys
@@ -160,6 +161,10 @@ def check(
         from .model.checker.report import write
 
         write(found, out)
+        from .page.checks import story_of
+        from .page.html import write as write_page
+
+        write_page(out / "page.html", story_of(found))
     show(report, found.as_text, found.as_json, found.as_junit)
     raise typer.Exit(found.exit)
 
@@ -206,7 +211,6 @@ def run(
     out: flags.OutDir = None,
 ) -> None:
     """Run rank0 and its workers on torch.distributed, guarded and recorded."""
-    unbuilt("--backend nccl", backend is flags.Backend.nccl)
     unbuilt("--observe", observe)
     seconds, broken = flags.seconds("--deadline", deadline), flags.injection(inject)
     from .impl import launch
@@ -235,9 +239,22 @@ WRAPS = {"allow_interspersed_args": False}
     context_settings=WRAPS,
     epilog="Example: torchrun --no-python --nproc-per-node 4 genlock guard -- python serve.py",
 )
-def guard(program: flags.Program) -> None:
+def guard(
+    program: flags.Program,
+    deadline: flags.Deadlines,
+    observe: flags.Observe = False,
+    meet: flags.Meet = None,
+    interface: flags.Interface = None,
+    out: flags.OutDir = None,
+) -> None:
     """Put a guardian around one rank: when the run is lost, the rank ends at once and says why."""
-    unbuilt("genlock guard")
+    given = [f"--deadline={name}={value}" for name, value in flags.seconds("--deadline", deadline).items()]
+    given += ["--observe"] * observe
+    given += [f"--{name}={value}" for name, value in (("meet", meet), ("interface", interface), ("out", out)) if value]
+    from .guardian import command
+
+    # in place of this process, which has all of the command line in memory
+    os.execv(sys.executable, [*command(), *given, "--", *program])
 
 
 @app.command(context_settings=WRAPS, epilog="Example: genlock record --out traces -- python train.py --lr 1")
@@ -265,12 +282,12 @@ def replay(
     traces = load(paths)
     found = judge(traces)
     if out is not None:
-        from .traces.perfetto import write
+        from .conformance.output import write
+        from .page.html import write as write_page
+        from .page.recorded import story_of
 
-        out.mkdir(parents=True, exist_ok=True)
-        write(traces, out / "perfetto.json")
-        (out / "replay.json").write_text(json.dumps(reports.as_json(found), indent=2) + "\n")
-        (out / "replay.txt").write_text(reports.as_text(found) + "\n")
+        write(traces, found, out)
+        write_page(out / "page.html", story_of(traces, found))
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))
     raise typer.Exit(reports.STATUS[found.verdict])
 
@@ -285,20 +302,38 @@ def render(
     out: flags.OutFile = None,
 ) -> None:
     """Draw a protocol, a counterexample or a trace."""
-    unbuilt("--diff", diff is not None)
     from .render import render as draw
 
-    for path in draw(picture.value, subjects, picture_format.value, out):
+    for path in draw(picture.value, subjects, picture_format.value, out, diff):
         print(path)
 
 
-@app.command(epilog="Example: genlock docs")
-def docs() -> None:
-    """Write docs/contract from the tables that the code runs on."""
-    unbuilt("genlock docs")
+@app.command(epilog="Example: genlock docs --evidence audit/evidence.json")
+def docs(evidence: flags.Evidence = None, out: flags.OutDir = None) -> None:
+    """Write docs/contract from the tables that the code runs on, and from what an audit found."""
+    from .contract.audit import EVIDENCE, write_docs
+
+    folder = out or Path("docs/contract")
+    for path in write_docs(folder, evidence or folder / EVIDENCE):
+        print(path)
 
 
 @app.command(epilog="Example: genlock audit --out audit")
-def audit(out: flags.OutDir = None) -> None:
-    """Go through the ship checklist and show the evidence for each line."""
-    unbuilt("genlock audit")
+def audit(
+    protocol: flags.ProtocolName = "tp_v1.1",
+    *,
+    mutant: flags.Mutant = None,
+    runs: flags.RunFolders,
+    out: flags.OutDir = None,
+    report: flags.AuditChoice = flags.TextOrJson.text,
+) -> None:
+    """Ship or do not ship: go through the checklist of TP v1.1, or judge a protocol or runs of your own."""
+    from .contract.audit import audit as audited
+    from .contract.audit import write
+
+    with progress("auditing") as tell:
+        found = audited(tell, protocol, mutant, runs)
+    if out is not None:
+        write(found, out)
+    print(json.dumps(found.as_json()) if report is flags.TextOrJson.json else found.as_text())
+    raise typer.Exit(found.exit)

@@ -60,6 +60,11 @@ class ReportFormat(StrEnum):
     junit = "junit"
 
 
+class TextOrJson(StrEnum):
+    text = "text"
+    json = "json"
+
+
 class Picture(StrEnum):
     states = "states"
     sequence = "sequence"
@@ -199,11 +204,28 @@ Inject = Annotated[
 ]
 Deadlines = Annotated[list[str], _repeated("--deadline", "PHASE=SECONDS", "How long a phase may take.")]
 Observe = Annotated[bool, typer.Option("--observe", help="Report a passed deadline, and end nothing.")]
+Meet = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where rank0's guardian is met.")]
+Interface = Annotated[str | None, typer.Option(metavar="NAME", help="Network interface that it listens on.")]
 Program = Annotated[list[str], typer.Argument(metavar="CMD", help="A program and its arguments.")]
 
 TracePaths = Annotated[list[Path], typer.Argument(metavar="PATH", help="Traces, or folders of traces.")]
 ReportChoice = Annotated[ReportFormat, typer.Option("--format", help="How to print the verdict.")]
 OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", file_okay=False, help="Where to write.")]
+
+AuditChoice = Annotated[TextOrJson, typer.Option("--format", help="How to print the verdict.")]
+RunFolders = Annotated[
+    list[Path],
+    typer.Option(
+        "--run",
+        metavar="DIR",
+        help="Judge this run's traces. May be repeated.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Evidence = Annotated[
+    Path | None, typer.Option(metavar="FILE", dir_okay=False, help="What an audit found; as checked in, if not given.")
+]
 
 PictureChoice = Annotated[Picture, typer.Argument(help="What to draw.")]
 Subjects = Annotated[

@@ -5,9 +5,9 @@
 5.39 MB a chunk (latents 1x3x16x60x104 and context like them, conditioning 1x512x4096, all bf16, and 4 steps), gloo
 on loopback. The designs take turns in every round, so that all of them see the same machine; what is printed is
 rank0's median time and the median of the rounds' ratios to the common pattern: pickled metadata, then one broadcast
-per tensor, all under way at once as in the big serving engines (a simpler form waits for each). Genlock's lines are
-its real coroutines, tables, preflight and all digests included; only the generator does nothing. Exit status 1 where
-a ratio is above its bar at 4 ranks.
+per tensor, each waited for. The big serving engines have them all under way at once, a line of its own: that saves
+waiting, where cores are idle. Genlock's lines are its real coroutines, tables, preflight and all digests included, of
+which the others have none; only the generator does nothing. Exit status 1 where a ratio is above its bar at 4 ranks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMMON = "pickled metadata, a broadcast per tensor"
 DESIGNS = (
     "broadcast_object_list of everything",
     COMMON,
-    "the same, waiting for each broadcast",
+    "the same, all broadcasts at once",
     "genlock, all inputs every chunk",
     "genlock, conditioning by epoch",
     "header, payload in shared memory",
@@ -172,7 +172,7 @@ def make(ends: Ends) -> dict[str, Callable[[], object]]:
     made = (
         objects(ends),
         common(ends),
-        common(ends, each=True),
+        common(ends, at_once=True),
         genlock(ends, epochs=False),
         genlock(ends, epochs=True),
         shared(ends),
@@ -203,8 +203,8 @@ def objects(ends: Ends) -> Callable[[], object]:
     return run
 
 
-def common(ends: Ends, *, each: bool = False) -> Callable[[], object]:
-    """Metadata pickled, with dtype and shape for each tensor; then the tensors, under way at once unless `each`."""
+def common(ends: Ends, *, at_once: bool = False) -> Callable[[], object]:
+    """Metadata pickled, with dtype and shape for each tensor; then the tensors, one after the other or `at_once`."""
     import torch
     import torch.distributed as dist
 
@@ -223,10 +223,8 @@ def common(ends: Ends, *, each: bool = False) -> Callable[[], object]:
             if isinstance(value, tuple) and isinstance(value[0], torch.dtype):
                 if ends.rank:
                     found[key] = torch.empty(value[1], dtype=value[0])
-                works.append(dist.broadcast(found[key], 0, async_op=not each))
-        if each:
-            works.clear()
-        for work in works:
+                works.append(dist.broadcast(found[key], 0, async_op=at_once))
+        for work in filter(None, works):
             work.wait()
         acked(ends)
 
@@ -273,17 +271,20 @@ def shared(ends: Ends) -> Callable[[], object]:
 
 def genlock(ends: Ends, *, epochs: bool) -> Callable[[], object]:
     """Genlock's own rank0 and worker. With `epochs` the conditioning goes with the first chunk alone."""
+    import torch.distributed as dist
     from genlock.impl import parity
     from genlock.impl.conductor import Conductor
     from genlock.impl.envelope import Mode
     from genlock.impl.monitor import Monitor
     from genlock.impl.roles import Rank0, Settings, Worker
+    from genlock.impl.transport import TorchTransport
     from genlock.model.protocol import TP_V1_1
 
     monitor = Monitor(TP_V1_1.role(ends.rank), ends.rank)
     mode = Mode.OPTIMIZE if epochs else Mode.BRING_UP
     settings = Settings(parity.own_facts(TP_V1_1, ends.world, {}), mode)
-    conductor, transport = Conductor(monitor), transport_of(ends)
+    world: Any = dist.group.WORLD
+    conductor, transport = Conductor(monitor), TorchTransport.over({"control": ends.control, "device": world})
     if ends.rank:
         pending = conductor.start(Worker(monitor, settings, Nothing()).serve())
         assert pending is not None
@@ -302,17 +303,6 @@ def genlock(ends: Ends, *, epochs: bool) -> Callable[[], object]:
     first, later = (chunk_fields(1 if epochs else None, send) for send in (True, not epochs))
     chunks = count()
     return lambda: transport.run(conductor, rank0.chunk(later if next(chunks) else first))
-
-
-def transport_of(ends: Ends) -> Any:
-    """Genlock's transport over the groups that are there already."""
-    import torch.distributed as dist
-    from genlock.impl.transport import TorchTransport
-
-    transport = TorchTransport.__new__(TorchTransport)
-    transport.rank, transport.world = ends.rank, ends.world
-    transport.groups = {"control": ends.control, "device": dist.group.WORLD}  # type: ignore[dict-item]
-    return transport
 
 
 class Nothing:

@@ -1,6 +1,6 @@
-"""What the recorder costs: gloo all-reduces of about 1 ms between two ranks, with and without it, in turn.
+"""What the recorder costs: all-reduces of about 1 ms between two ranks, with and without it, in turn.
 
-    python bench/recorder.py [--milliseconds 1] [--rounds 60] [--format json]
+    python bench/recorder.py [--milliseconds 1] [--rounds 60] [--backend nccl] [--format json]
 
 Prints rank0's median of either kind and their ratio: each round times a block of both kinds, in changing order,
 and the ratio is the median of the rounds' ratios. The size is calibrated first. Exit status 1 above 5 %.
@@ -30,10 +30,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--milliseconds", type=float, default=1.0, help="how long an all-reduce should take")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help="nccl: both ranks on one GPU")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        config = json.dumps({"folder": folder, "ms": given.milliseconds, "rounds": given.rounds})
+        settings = {"folder": folder, "ms": given.milliseconds, "rounds": given.rounds, "backend": given.backend}
+        config = json.dumps(settings)
         command = [sys.executable, __file__, "rank", config]
         ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE) for rank in range(2)]
         try:
@@ -46,8 +48,8 @@ def main() -> int:
         print(json.dumps(result))
     else:
         print(
-            f"all-reduce of {result['numel']} float32 on 2 gloo ranks: {result['plain_us']:.0f} us, recorded "
-            f"{result['recorded_us']:.0f} us, ratio {result['ratio']:.3f} (limit {LIMIT}), "
+            f"all-reduce of {result['numel']} float32 on 2 {given.backend} ranks: {result['plain_us']:.0f} us, "
+            f"recorded {result['recorded_us']:.0f} us, ratio {result['ratio']:.3f} (limit {LIMIT}), "
             f"{result['events']} events recorded"
         )
     return int(result["ratio"] > LIMIT)
@@ -58,6 +60,7 @@ def rank(config: dict[str, Any], number: int) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
     import torch.distributed as dist
+    from genlock.impl.devices import sharing
     from genlock.impl.intercept import watching
     from genlock.impl.record import Recording
     from genlock.impl.session import Session
@@ -66,7 +69,11 @@ def rank(config: dict[str, Any], number: int) -> None:
     torch.set_num_threads(1)
     c10d: Any = dist
     store = c10d.FileStore(f"{config['folder']}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=number, world_size=2)
+    nccl = config["backend"] == "nccl"
+    if nccl:
+        os.environ.update(sharing(number, 2, 1))
+        torch.set_default_device("cuda:0")
+    dist.init_process_group(config["backend"], store=store, rank=number, world_size=2)
     session = Session(Recording("bench", config["folder"]))
 
     def block(tensor: torch.Tensor, context: Callable[[], Any]) -> list[float]:
@@ -75,6 +82,8 @@ def rank(config: dict[str, Any], number: int) -> None:
             for _ in range(BLOCK):
                 begin = time.perf_counter()
                 dist.all_reduce(tensor)
+                if nccl:
+                    torch.cuda.synchronize()
                 times.append(time.perf_counter() - begin)
         return times
 

@@ -36,6 +36,7 @@ class Op(NamedTuple):
     signature: int
     site: int
     peer: int
+    tag: int
     status: int
 
 
@@ -99,14 +100,14 @@ class Aligned:
     @cached_property
     def unequal(self) -> Flags:
         """Collectives whose members disagree about kind, dtype or the size that all must agree on."""
-        wires: dict[tuple[str, str, int], int] = {}
+        wires: dict[tuple[object, ...], int] = {}
         wire = self._by_signature(lambda s: wires.setdefault(s.wire, len(wires)))
         found: Flags = self._fold(np.minimum, wire) != self._fold(np.maximum, wire)
         return found
 
     @cached_property
     def unbalanced(self) -> Flags:
-        """Collectives of which every member was seen, and what went in is not what came out."""
+        """Collectives of which every member was seen, and what went in, not alike, is not what came out."""
         summed = self._by_signature(
             lambda s: int(s.kind in BALANCED and 0 <= s.sent < LARGE and 0 <= s.received < LARGE)
         )
@@ -114,6 +115,9 @@ class Aligned:
         sent = self._fold(np.add, self._by_signature(lambda s: s.sent if s.sent < LARGE else 0))
         received = self._fold(np.add, self._by_signature(lambda s: s.received if s.received < LARGE else 0))
         kind = self._fold(np.maximum, self._by_signature(lambda s: BALANCED.index(s.kind) if s.kind in BALANCED else 0))
+        # where all say the same, nobody is odd: it is how the recorder counts
+        sizes = self._by_signature(lambda s: hash((s.sent, s.received)))
+        judged &= self._fold(np.minimum, sizes) != self._fold(np.maximum, sizes)
         sent *= np.where(kind == BALANCED.index("all_gather"), self.sizes, 1)
         received *= np.where(kind == BALANCED.index("reduce_scatter"), self.sizes, 1)
         found: Flags = judged & ~self.unequal & (sent != received)
@@ -150,8 +154,3 @@ class Aligned:
 
 BALANCED = ("all_to_all", "all_gather", "reduce_scatter")
 """Kinds in which all that members put in comes out again: once, at every member, or after a reduction of all."""
-
-
-def _is_summed(signature: Signature) -> bool:
-    sizes = (signature.sent, signature.received)
-    return signature.kind in BALANCED and min(sizes) >= 0 and max(sizes) < LARGE

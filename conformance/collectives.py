@@ -9,15 +9,18 @@ Left out: how each is found (`findings`, `stall`, `windows`), and a protocol's t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ..traces.collectives import Recording
+from ..traces.collectives import Ended, Recording
 from .aligned import Aligned, Op, ops_of
+from .endings import limits, settled, word
 from .findings import Finding, Words, blamed, contradictions, mismatches, unpaired
+from .habits import PAST, expected
 from .order import Likeness, Order
+from .pairs import Pairs
 from .queues import Progress, Queues
 from .stall import Head, Stall, analyse, parties
 from .verdict import Diagnosis, Divergence
@@ -34,13 +37,13 @@ class Stuck(NamedTuple):
 
 def judge(recording: Recording) -> Diagnosis:
     """The verdict on a recording; the same for any order of its files."""
-    aligned = Aligned(recording)
-    words = Words(recording)
     if not recording.numbered:
-        return _judge_windows(recording, words)
-    order = Order(Queues(recording, Progress(recording)), Likeness(recording))
+        return _judge_windows(recording, Words(recording))
+    recording = settled(recording)
+    aligned, pairs, words = Aligned(recording), Pairs(recording), Words(recording)
+    order = Order(Queues(recording, Progress(recording), pairs), Likeness(recording))
     findings = list(contradictions(aligned, words))
-    findings = findings or [*mismatches(aligned, order, words), *unpaired(recording, words)]
+    findings = findings or [*mismatches(aligned, order, words), *unpaired(pairs, words)]
     stall = Stall({}) if recording.window else analyse(recording, order)
     found: Divergence | None = None
     culprits: tuple[int, ...] = ()
@@ -50,7 +53,9 @@ def judge(recording: Recording) -> Diagnosis:
         found, culprits = _divergence(first, words), blamed(findings)
     elif stall.culprits:
         found, culprits, kind = _stalled(stall, words), stall.culprits, stall.kind
-    reasons = _unseen(recording) + _lost(recording)
+    elif failed := _failed(order.queues):
+        found, culprits = _crashed(failed[0], words), failed
+    reasons = _unseen(recording) + _lost(recording) + limits(recording)
     if not found:
         reasons += _open(recording, stall, words)
         if not reasons and not bool(aligned.complete.all()):
@@ -61,7 +66,7 @@ def judge(recording: Recording) -> Diagnosis:
         "divergent" if found else ("unknown" if reasons else "conforming"),
         len(recording.ranks),
         recording.entries,
-        int(aligned.complete.sum()),
+        int(aligned.complete.sum()) + pairs.matched(),
         found,
         "FM-18" if kind else None,
         culprits,
@@ -121,6 +126,10 @@ def _stalled(stall: Stall, words: Words) -> Divergence:
     """Where the first culprit stands, and what is due from it."""
     culprit = (stall.astray or stall.device or stall.host or stall.gone or stall.circle)[0]
     own = stall.heads.get(culprit, ())
+    if culprit in stall.broke:
+        op, before = ops_of(culprit, words.recording.ranks[culprit].ops, stall.broke[culprit])
+        why = f"{CIRCLE.format(culprit)}, and here it did not go on as it always did"
+        return _at(op, words, f"{words.short(op)} issued", words.call(op), (words.call(before),), why)
     if culprit in stall.device:
         head = next((h for h in own if h.finished), own[0])
         what = f"{_ranks(head.finished)} did" if head.finished else "others are in it"
@@ -132,19 +141,58 @@ def _stalled(stall: Stall, words: Words) -> Divergence:
         head = own[0]
         why = f"{ASTRAY.format(culprit)}: {_ranks(head.waits_for)} did not take part in it"
         return _at(head.op, words, f"in {words.short(head.op)}", words.short(head.op), (), why)
-    head = min(owed, key=lambda h: (h.op.peer >= 0, h.op.time, h.op.rank))
+    head = _next_due(culprit, owed, words.recording)
     due = words.due(head.op)
+    ended = "" if culprit in stall.heads else word(words.recording, culprit)
     how = {
-        culprit in stall.circle: f"rank{culprit} is in a circle of ranks that wait for each other",
-        culprit in stall.gone: f"rank{culprit} left no recording, and nothing else explains the wait for it",
+        culprit in stall.circle: CIRCLE.format(culprit),
+        culprit in stall.gone: f"nothing shows rank{culprit} there, and nothing else explains the wait for it",
         culprit in stall.host: f"rank{culprit} never issued it, and nothing that is recorded holds it up",
         culprit in stall.astray: ASTRAY.format(culprit),
     }[True]
     waiting = sorted({h.op.rank for h in owed})
-    why = f"{how}; {_ranks(waiting)} {'wait' if len(waiting) > 1 else 'waits'} for it"
-    return _at(head.op._replace(rank=culprit), words, f"before {due}", "nothing", (due,), why, due)
+    why = f"{how}{ended and f' ({ended})'}; {_ranks(waiting)} {'wait' if len(waiting) > 1 else 'waits'} for it"
+    record = words.recording.ranks.get(culprit)
+    last = ops_of(culprit, record.ops, [len(record.ops) - 1])[0] if record and len(record.ops) else None
+    at = head.op._replace(rank=culprit, at=last.at if last else 0, entry=last.entry if last else 0)
+    return _at(at, words, f"before {due}", "nothing", (due,), why, due)
 
 
+def _next_due(culprit: int, owed: Sequence[Head], recording: Recording) -> Head:
+    """Of the operations that others wait in, the one that the culprit's own past leads to expect next."""
+    kinds = [signature.kind for signature in recording.signatures]
+    mirrored = {"send": "recv", "recv": "send"}
+    first = sorted(owed, key=lambda h: (h.op.peer >= 0, h.op.time, h.op.rank))
+    due = [(h.op.group, mirrored.get(kind := kinds[h.op.signature], kind), _end(h.op)) for h in first]
+    record = recording.ranks.get(culprit)
+    done = [] if record is None else record.ops[["group", "signature", "peer"]][-PAST:].tolist()
+    usual = expected([(group, kinds[signature], peer) for group, signature, peer in done], due)
+    return first[due.index(usual)] if usual else first[0]
+
+
+def _end(op: Op) -> int:
+    """Whom the other end of a send or receive names as its peer."""
+    return op.rank if op.peer >= 0 else -1
+
+
+def _failed(queues: Queues) -> tuple[int, ...]:
+    """Ranks that ended by an exception of their own, though nobody waits for them."""
+    ranks = queues.recording.ranks
+    return tuple(r for r, record in ranks.items() if record.ended is Ended.FAILED and r not in queues.first)
+
+
+def _crashed(rank: int, words: Words) -> Divergence:
+    """A rank that raised when nobody waited for it any more."""
+    record = words.recording.ranks[rank]
+    ops = ops_of(rank, record.ops, [len(record.ops) - 1] if len(record.ops) else [])
+    after = f"after {words.short(ops[0])}" if ops else "before any operation"
+    line, event = (words.line(ops[0]), ops[0].entry) if ops else (1, 0)
+    why = f"rank{rank} ended by an exception, with nobody waiting for it"
+    where = words.site(ops[0]) if ops else ""
+    return Divergence(rank, line, event, None, where, None, None, after, record.message, (), why, place=after)
+
+
+CIRCLE = "rank{} is in a circle of ranks that wait for each other"
 ASTRAY = "rank{} did more or fewer operations than the ranks that run the same program"
 
 
@@ -152,7 +200,7 @@ def _waiting(stall: Stall) -> Iterator[tuple[int, Head]]:
     """Each waiting rank with the first of its operations that somebody keeps from completing."""
     for rank, found in sorted(stall.heads.items()):
         head = next((h for h in found if h.waits_for), None)
-        if head is not None:
+        if head is not None and rank not in stall.device:
             yield rank, head
 
 
@@ -160,9 +208,8 @@ def _at(
     op: Op, words: Words, state: str, observed: str, expected: tuple[str, ...], why: str, place: str = ""
 ) -> Divergence:
     place = place or words.short(op)
-    return Divergence(
-        op.rank, op.at + 1, op.entry, None, words.site(op), None, None, state, observed, expected, why, place=place
-    )
+    line, phase = words.line(op), words.site(op)
+    return Divergence(op.rank, line, op.entry, None, phase, None, None, state, observed, expected, why, place=place)
 
 
 def _ranks(ranks: Iterable[int]) -> str:

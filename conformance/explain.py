@@ -1,11 +1,11 @@
 """From what was found to a verdict: which divergence came first, which failure mode it is, and whose fault.
 
-Left out: printing (`report`).
+Left out: printing (`report`), and the names of failure modes (`signs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import UnreadableInput
@@ -13,9 +13,11 @@ from ..model.load import PROTOCOLS
 from ..model.tables import By, Protocol
 from ..traces.format import Trace
 from . import verdict
-from .match import Matched, Wait, blamed, clock_of, match
-from .replay import RankReplay, replay_rank
-from .verdict import Divergence, Verdict
+from .crew import Crew
+from .match import Matched, Odd, Wait, blamed, clock_of, match
+from .replay import NOTHING, RankReplay, replay_rank
+from .signs import accused_by_word, failure_mode
+from .verdict import Divergence, Standing, Verdict
 
 
 @dataclass(frozen=True)
@@ -25,57 +27,46 @@ class Diagnosis(verdict.Diagnosis):
     waits: tuple[Wait, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sign:
-    """A failure mode, and how a divergence of it looks."""
+@dataclass(frozen=True)
+class _Found:
+    """What came first, and who is to blame for it."""
 
-    mode: str
-    fits: Callable[[Divergence], bool]
-
-
-SENT_EARLY = ("commit", "send_header")
-COUNTING = ("generate", "leave_phase_b", "miscount", "enter_phase_b")
-
-STALLED = ("deadline", "nothing")
-WAITING = (*STALLED, "peer_lost")
-
-SIGNS = (
-    _Sign("FM-04", lambda d: d.phase == "preflight" and d.observed.startswith(SENT_EARLY)),
-    _Sign("FM-01", lambda d: d.phase == "startup" and d.observed.startswith("parity")),
-    _Sign("FM-02", lambda d: d.phase == "generate" and d.observed.startswith(COUNTING)),
-    _Sign("FM-10", lambda d: d.observed.startswith(("reject_header", "receive_header"))),
-    _Sign("FM-05", lambda d: d.observed.startswith(("reject_envelope", "receive_payload"))),
-    _Sign("FM-04", lambda d: d.observed.startswith("exception") and d.phase in ("header", "payload")),
-    _Sign("FM-18", lambda d: d.observed.startswith(WAITING)),
-)
-"""Read from the top; the first that fits names the failure mode. A missing line has none."""
+    divergence: Divergence
+    culprits: tuple[int, ...]
+    stalls: bool = False
+    """Its host did not come to what others waited for; it was not seen to die."""
 
 
 def diagnose(traces: Sequence[Trace]) -> Diagnosis:
     """Replay every rank, match them, and say what came first. Raises UnreadableInput for files that do not mix."""
-    protocol = _one_run(traces)
-    ranks = {t.rank: replay_rank(t, protocol) for t in sorted(traces, key=lambda t: t.rank)}
+    protocol = protocol_of(traces)
+    crew = Crew(traces)
+    ranks = {t.rank: replay_rank(t, protocol) for t in sorted(crew.few, key=lambda t: t.rank)}
     matched = match(ranks)
     found = _first(ranks, matched)
-    reasons = _reasons(ranks, traces[0].header.world, protocol, matched)
+    reasons = _reasons(ranks, crew, traces[0].header.world, protocol, matched)
     verdict: Verdict = "divergent" if found else ("unknown" if reasons else "conforming")
-    culprits = _culprits(found, ranks, matched) if found else ()
+    divergence, told = found.divergence if found else None, _told(ranks)
+    if divergence is not None and told and divergence.observed.startswith("send_ack"):
+        divergence = replace(divergence, why=f"{divergence.why}; rank0 found: {told}")
     return Diagnosis(
         verdict,
-        len(ranks),
-        sum(r.events for r in ranks.values()),
+        len(traces),
+        sum(r.events * crew.weight(rank) for rank, r in ranks.items()),
         matched.collectives,
-        found,
-        _mode(found) if found else None,
-        culprits,
+        divergence,
+        failure_mode(divergence, told) if divergence else None,
+        crew.ranks(found.culprits) if found else (),
         tuple(reasons),
-        matched.waits,
-        "host" if found and found.observed.startswith(STALLED) and any(w.missing for w in matched.waits) else None,
+        crew.waits(matched.waits),
+        "host" if found and found.stalls else None,
         _witnessed(ranks),
+        standing=crew.standings(_standing(r) for r in ranks.values()) if found else (),
     )
 
 
-def _one_run(traces: Sequence[Trace]) -> Protocol:
+def protocol_of(traces: Sequence[Trace]) -> Protocol:
+    """The protocol of a run. Raises UnreadableInput where the traces are of several runs, or it is unknown."""
     first = traces[0]
     seen: dict[int, Trace] = {}
     for trace in traces:
@@ -95,68 +86,134 @@ def _one_run(traces: Sequence[Trace]) -> Protocol:
     return PROTOCOLS[first.header.protocol]
 
 
-def _first(ranks: Mapping[int, RankReplay], matched: Matched) -> Divergence | None:
-    """The first divergence in logical time; a rank's own failure counts where nobody left the model."""
-    broken = [*matched.divergences, *(_stamp(r.divergence, r, matched) for r in ranks.values() if r.divergence)]
-    own: list[Divergence] = []
-    detected: list[Divergence] = []
+# ── what came first, and whose fault it is ──────────────────────────────────────────────────────────────
+
+
+def _first(ranks: Mapping[int, RankReplay], matched: Matched) -> _Found | None:
+    """The first divergence in logical time; a rank's own failure counts as one, and what others noticed comes last."""
+    broken: list[Divergence] = [*matched.odd]
+    noticed: list[Divergence] = []
     for r in ranks.values():
+        if r.divergence is not None:
+            broken.append(_stamp(r.divergence, r, matched))
         if r.failure is not None:
-            row = r.role.rows_by_key.get((r.failure.state, r.failure.observed.split(" ")[0]))
-            by_detection = row is not None and row.by is By.DETECTION
-            (detected if by_detection else own).append(_stamp(r.failure, r, matched))
-    for candidates in (broken + own, detected, _stranded(ranks, matched)):
-        if candidates:
-            return min(candidates, key=lambda d: (d.clock, d.rank))
-    return None
+            (noticed if _is_detection(r) else broken).append(_stamp(r.failure, r, matched))
+    if broken:
+        accused = {id(d): _accused(d, ranks) for d in broken}
+        first = min(broken, key=lambda d: (d.clock, d.rank not in accused[id(d)], d.rank))
+        return _Found(first, accused[id(first)])
+    noticed = noticed or list(_stranded(ranks, matched))
+    if not noticed:
+        return None
+    first = min(noticed, key=lambda d: (d.clock, d.rank))
+    silent = {r for r in ranks if ranks[r].trace.end is None}
+    roots = set(blamed(matched.waits))
+    if not roots <= ranks.keys():  # of whom there is no trace may have waited, too: for one that fell silent
+        roots |= silent
+    culprits = tuple(sorted(roots or silent or {first.rank}))
+    own = next((ranks[r] for r in culprits if r in ranks), None)
+    if own is not None and first.rank != own.trace.rank:
+        first = _stamp(_stood(own, culprits, matched), own, matched)
+    died = any(d.observed.startswith("peer_lost") for d in noticed) and first.observed != "deadline"
+    return _Found(first, culprits, not died and any(w.missing for w in matched.waits))
 
 
 def _stamp(divergence: Divergence, replayed: RankReplay, matched: Matched) -> Divergence:
     return replace(divergence, clock=clock_of(matched.clocks, replayed, divergence))
 
 
-def _stranded(ranks: Mapping[int, RankReplay], matched: Matched) -> list[Divergence]:
-    """Ranks that say that they were left waiting, or that wait for a rank whose trace is complete without it."""
-    found = []
+def _is_detection(replayed: RankReplay) -> bool:
+    """Whether the rank failed because it noticed a peer's end, or that time had passed."""
+    failure = replayed.failure
+    row = replayed.role.rows_by_key.get((failure.state, failure.observed.split(" ")[0])) if failure else None
+    return row is not None and row.by is By.DETECTION
+
+
+def _accused(found: Divergence, ranks: Mapping[int, RankReplay]) -> tuple[int, ...]:
+    """The rank that left the model, unless the others show, or it says itself, that it is another's fault."""
+    if isinstance(found, Odd):
+        return found.accused
+    replayed = ranks[found.rank]
+    world, named = replayed.trace.header.world, accused_by_word(found)
+    if found.observed.startswith("parity_differs") and 2 * len(named) >= world:
+        return tuple(range(world))  # as many say the one as the other
+    if found.observed.startswith("acks_differ") and 1 < len(named) == world - 1:
+        return (found.rank,)  # it is the one that differs
+    if named:
+        return named
+    return _sender(replayed, ranks) if found.observed.startswith("reject") else (found.rank,)
+
+
+def _sender(replayed: RankReplay, ranks: Mapping[int, RankReplay]) -> tuple[int, ...]:
+    """Who sent what this rank rejects; where it is not recorded what was sent, it may also have got lost here."""
+    taken, rank = replayed.meetings[-1], replayed.trace.rank
+    root = rank if taken.entered.root is None else taken.entered.root
+    known = root in ranks and any(
+        m.exited and (m.group, m.sequence) == (taken.group, taken.sequence) for m in ranks[root].meetings
+    )
+    return (root,) if known else tuple(sorted({root, rank}))
+
+
+def _stood(culprit: RankReplay, culprits: Sequence[int], matched: Matched) -> Divergence:
+    """Where a rank stands that others waited for, or missed."""
+    found = culprit.stop
+    waiting = [w for w in matched.waits if set(w.missing) & set(culprits)]
+    who = " and ".join(f"rank{w.rank} in {w.operation}" for w in waiting[:4])
+    more = f" and {len(waiting) - 4} more ranks" if len(waiting) > 4 else ""
+    last = "its trace ends here" if found.observed == NOTHING else f"it says `{found.observed}`: {found.why}"
+    return replace(found, why=f"{last}; left waiting: {who}{more}" if waiting else f"{last}; its peers missed it")
+
+
+def _stranded(ranks: Mapping[int, RankReplay], matched: Matched) -> Iterator[Divergence]:
+    """Ranks that wait for a rank whose trace is whole without it."""
     for wait in matched.waits:
-        rank = wait.meeting.rank
-        end = ranks[rank].trace.end
-        gone = [m for m in wait.missing if m in ranks and ranks[m].unknown is None]
-        if end is None and not gone:
+        replayed = ranks[wait.rank]
+        end = replayed.trace.end
+        if end is None and not any(m in ranks and ranks[m].unknown is None for m in wait.missing):
             continue
-        event, replayed = wait.meeting.entered, ranks[rank]
-        line = replayed.trace.numbers[wait.meeting.entered_at]
+        event = wait.meeting.entered
         peers = " and ".join(f"rank{m}" for m in wait.missing) or "nobody who is missing"
-        why = f"it waits in {event.transition} for {peers}"
-        seen = f"{end.cause if end else 'nothing'} in {event.transition}"
-        at = (event.index, event.chunk, event.phase, event.call, event.call_id, event.state)
-        divergence = Divergence(rank, line, *at, seen, (f"{event.transition} (exit)",), why)
-        found.append(_stamp(divergence, replayed, matched))
-    return found
+        divergence = Divergence(
+            wait.rank,
+            replayed.trace.numbers[wait.meeting.entered_at],
+            event.index,
+            event.chunk,
+            event.phase,
+            event.call,
+            event.call_id,
+            event.state,
+            f"{end.cause if end else NOTHING} in {event.transition}",
+            (f"{event.transition} (exit)",),
+            f"it waits in {event.transition} for {peers}",
+        )
+        yield _stamp(divergence, replayed, matched)
 
 
-def _culprits(found: Divergence, ranks: Mapping[int, RankReplay], matched: Matched) -> tuple[int, ...]:
-    """Whose fault: the rank that left the model; for a rank left waiting, the root of the wait-for graph."""
-    if not found.observed.startswith(WAITING):
-        return (found.rank,)
-    return blamed(matched.waits) or tuple(r for r in ranks if ranks[r].trace.end is None) or (found.rank,)
+# ── what else there is to say ───────────────────────────────────────────────────────────────────────────
 
 
-def _mode(found: Divergence) -> str | None:
-    if found.why.startswith("event ") and found.why.endswith("is missing"):
-        return None
-    return next((sign.mode for sign in SIGNS if sign.fits(found)), None)
+def _told(ranks: Mapping[int, RankReplay]) -> str:
+    """What rank0 found wrong with the acks."""
+    failures = (r.failure for r in ranks.values() if r.failure is not None)
+    return "; ".join(f.why for f in failures if f.observed.startswith("acks_differ"))
 
 
-def _reasons(ranks: Mapping[int, RankReplay], world: int, protocol: Protocol, matched: Matched) -> list[str]:
-    reasons = [f"rank{r}: there is no trace" for r in range(world) if r not in ranks]
-    for rank, replayed in ranks.items():
+def _standing(replayed: RankReplay) -> Standing:
+    d = replayed.stop
+    return Standing(d.rank, d.line, d.event, d.chunk, d.phase, d.state, d.observed, d.expected, d.why)
+
+
+def _reasons(
+    ranks: Mapping[int, RankReplay], crew: Crew, world: int, protocol: Protocol, matched: Matched
+) -> list[str]:
+    given = crew.given()
+    reasons = [f"rank{r}: there is no trace" for r in range(world) if r not in given]
+    for rank, replayed in crew.each(ranks):
         if replayed.trace.header.tables != protocol.digest:
             reasons.append(f"rank{rank}: recorded under other tables ({replayed.trace.header.tables})")
-        if replayed.trace.cut:
-            reasons.append(f"rank{rank}: the last line is half a line")
-        elif replayed.unknown:
-            reasons.append(f"rank{rank}: {replayed.unknown}")
+        if replayed.unknown:
+            half = ", in half a line" if replayed.trace.cut else ""
+            reasons.append(f"rank{rank}: {replayed.unknown}{half}")
     if matched.cyclic:
         reasons.append("happens-before has a cycle: are these files of one run?")
     return reasons

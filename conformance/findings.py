@@ -11,9 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..traces.collectives import RankRecord, Recording, Signature
+from ..traces.collectives import Ended, RankRecord, Recording, Signature
+from ..traces.programs import line_of
 from .aligned import Aligned, Key, Op, ops_of
+from .habits import PAST, expected
 from .order import Order
+from .pairs import Pairs
 
 Shape = Callable[[Signature], tuple[object, ...]]
 
@@ -46,9 +49,17 @@ class Words:
         return f"{signature} #{op.sequence} of {self.group(op.group)}"
 
     def short(self, op: Op) -> str:
-        kind = self.recording.signatures[op.signature].kind
-        towards = f" {'to' if kind == 'send' else 'from'} rank{op.peer}" if op.peer >= 0 else ""
+        kind, towards = self._towards(op)
         return f"{kind} #{op.sequence}{towards} of {self.group(op.group)}"
+
+    def call(self, op: Op) -> str:
+        """Likewise without its number."""
+        signature, (_, towards) = self.recording.signatures[op.signature], self._towards(op)
+        return f"{signature}{towards} of {self.group(op.group)}"
+
+    def _towards(self, op: Op) -> tuple[str, str]:
+        kind = self.recording.signatures[op.signature].kind
+        return kind, f" {'to' if kind == 'send' else 'from'} rank{op.peer}" if op.peer >= 0 else ""
 
     def due(self, op: Op) -> str:
         """What the other ranks owe to `op`: itself or, to one end of a send, the other end."""
@@ -60,6 +71,13 @@ class Words:
     def site(self, op: Op) -> str:
         return self.recording.sites[op.site]
 
+    def line(self, op: Op) -> int:
+        """Line of the rank's file in which it was issued; entry of the recording where it is no file of lines."""
+        record = self.recording.ranks.get(op.rank)
+        if record is None or record.ended is Ended.UNSAID:
+            return op.at + 1
+        return line_of(record.path, op.entry)
+
 
 # ── recordings that contradict themselves ───────────────────────────────────────────────────────────────
 
@@ -68,10 +86,12 @@ def contradictions(aligned: Aligned, words: Words) -> Iterator[Finding]:
     recording = aligned.recording
     capacity = 0 if recording.window else max((_held(r) for r in recording.ranks.values()), default=0)
     for rank, record in recording.ranks.items():
-        if record.gap is not None:
+        if record.gap is not None and len(record.ops):
             at = int(np.searchsorted(record.ops["entry"], record.gap))
             op = ops_of(rank, record.ops, [min(at, len(record.ops) - 1)])[0]
-            why = f"entry {record.gap} is missing: a ring drops its oldest entries, none between others"
+            dropped = "a ring drops its oldest entries, none between others"
+            written = "a recorder numbers what it writes, and says what it drops"
+            why = f"entry {record.gap} is missing: {dropped if record.ended is Ended.UNSAID else written}"
             yield Finding(op, (rank,), words.short(op), (f"entry {record.gap}",), why)
         elif record.lost and not record.pending_only and _held(record) < capacity:
             op = ops_of(rank, record.ops, [0])[0]
@@ -111,7 +131,7 @@ def _holes(aligned: Aligned, words: Words) -> Iterator[Finding]:
     spans = {
         (rank, group): (int(own.min()), int(own.max()))
         for rank, record in recording.ranks.items()
-        if not record.pending_only
+        if not (record.pending_only or record.dropped)
         for group in np.unique(record.ops["group"]).tolist()
         if len(own := record.ops["sequence"][(record.ops["group"] == group) & (record.ops["peer"] < 0)])
     }
@@ -155,7 +175,9 @@ def _mismatch(aligned: Aligned, number: int, order: Order, words: Words) -> Find
     signatures, key, rows = aligned.recording.signatures, aligned.key(number), aligned.rows(number)
     shape = _wire if aligned.unequal[number] else _sizes
     given = {op.rank: shape(signatures[op.signature]) for op in rows}
-    usual = _usual(list(given.values())) or _siblings(aligned, key, shape, set(given.values()), order)
+    values = set(given.values())
+    usual = _usual(list(given.values())) or _siblings(aligned, key, shape, values, order)
+    usual = usual or expected(_before(aligned, number, shape), values)
     suspects = tuple(rank for rank, value in given.items() if value != usual)
     astray = () if usual else order.astray(suspects)
     suspects = astray or suspects
@@ -170,6 +192,14 @@ def _mismatch(aligned: Aligned, number: int, order: Order, words: Words) -> Find
         f"{what} {' and '.join(sorted(others))}",
         sure=bool(usual or astray),
     )
+
+
+def _before(aligned: Aligned, number: int, shape: Shape) -> list[tuple[object, ...]]:
+    """What the group did before, oldest first."""
+    signatures, group = aligned.recording.signatures, aligned.key(number).group
+    first = int(np.searchsorted(aligned.group[aligned.starts], group))
+    starts = aligned.starts[max(first, number - PAST) : number]
+    return [shape(signatures[s]) for s in aligned.signature[starts].tolist()]
 
 
 def _wire(signature: Signature) -> tuple[object, ...]:
@@ -200,23 +230,23 @@ def _siblings(
     return values.pop() if len(values) == 1 and values <= given else None
 
 
-def unpaired(recording: Recording, words: Words) -> Iterator[Finding]:
-    """Sends and receives of whole recordings that pair, but not in what they carry."""
-    whole = {rank: record for rank, record in recording.ranks.items() if not (record.lost or record.pending_only)}
-    ends: dict[tuple[int, int, int], dict[str, list[Op]]] = {}
-    for rank, record in whole.items():
-        for op in ops_of(rank, record.ops, np.flatnonzero(record.ops["peer"] >= 0).tolist()):
-            if op.peer in whole:
-                kind = recording.signatures[op.signature].kind
-                way = (rank, op.peer) if kind == "send" else (op.peer, rank)
-                ends.setdefault((op.group, *way), {"send": [], "recv": []})[kind].append(op)
-    for both in ends.values():
-        for one, other in zip(both["send"], both["recv"], strict=False):
-            a, b = recording.signatures[one.signature], recording.signatures[other.signature]
-            if a.wire != b.wire:
-                why = f"rank{one.rank} sent {a.sent:,} {a.dtype}, rank{other.rank} takes {b.received:,} {b.dtype}"
-                yield Finding(one, (one.rank, other.rank), words.op(one), (words.op(other),), why, sure=False)
-                break
+def unpaired(pairs: Pairs, words: Words) -> Iterator[Finding]:
+    """Sends and receives that meet, but not in what they carry; and those that meet nobody, all having ended well."""
+    recording = pairs.recording
+    for send, receive, carried in pairs.unequal():
+        a, b = recording.signatures[send.signature], recording.signatures[receive.signature]
+        usual = expected(carried, {a.wire, b.wire})
+        odd, other = (receive, send) if usual == a.wire else (send, receive)
+        suspects = (odd.rank,) if usual else (send.rank, receive.rank)
+        why = f"rank{send.rank} sent {a.sent:,} {a.dtype}, rank{receive.rank} takes {b.received:,} {b.dtype}"
+        why += f"; before, it was always {usual[2]:,} {usual[1]}" if usual else ""
+        yield Finding(odd, suspects, words.op(odd), (words.op(other),), why, sure=usual is not None)
+    stopped = {rank for rank, record in recording.ranks.items() if record.ended is Ended.STOPPED}
+    for rank, found in pairs.alone.items():
+        op = ops_of(rank, recording.ranks[rank].ops, found[:1])[0]
+        if {rank, op.peer} <= stopped:
+            why = f"rank{op.peer} came to its end, as rank{rank} did, without a {words.due(op)}"
+            yield Finding(op, (rank, op.peer), words.op(op), (words.due(op),), why, sure=False)
 
 
 def blamed(findings: Sequence[Finding]) -> tuple[int, ...]:

@@ -5,18 +5,27 @@ Left out: whether a rank kept to its own table (`replay`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import networkx as nx
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 from ..model.tables import Kind
 from ..model.transport import depends_on
+from ..traces.format import Event
 from .replay import Meeting, RankReplay
 from .verdict import Divergence
 
 Key = tuple[str, int]
 """Group name and sequence number: what identifies a collective across ranks."""
+Facts = tuple[tuple[str, object], ...]
+"""What must be equal on all members, as (name, value)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Odd(Divergence):
+    """A part in a collective that does not fit the others."""
+
+    accused: tuple[int, ...] = ()
+    """Whose fault it is: several ranks where nothing tells which of them is right."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Matched:
 
     collectives: int
     """Collectives that every member issued alike and left."""
-    divergences: tuple[Divergence, ...]
+    odd: tuple[Odd, ...]
     waits: tuple[Wait, ...]
     clocks: Mapping[int, Sequence[int]]
     """Rank to the Lamport time of each of its lines."""
@@ -56,17 +65,17 @@ def match(ranks: Mapping[int, RankReplay]) -> Matched:
         for meeting in replayed.meetings:
             meetings.setdefault((meeting.group, meeting.sequence), {})[rank] = meeting
     clocks, cyclic = _clocks(ranks, meetings)
-    found: list[Divergence] = []
+    found: list[Odd] = []
     complete = 0
     waits = []
     for key, parts in meetings.items():
         members = _members(ranks, key[0])
         odd = list(_odd(ranks, parts))
-        found += odd
         absent = tuple(m for m in members if m not in parts)
+        found += odd or _stayed_away(ranks, key, parts, absent)
         complete += not odd and not absent and all(p.exited for p in parts.values())
         for rank, meeting in parts.items():
-            if meeting.exited is None:
+            if meeting.exited is None and not ranks[rank].gap:
                 needed = depends_on_members(meeting, rank, members)
                 missing = tuple(m for m in needed if m in absent) or absent
                 waits.append(Wait(meeting, missing))
@@ -76,21 +85,25 @@ def match(ranks: Mapping[int, RankReplay]) -> Matched:
 
 def depends_on_members(meeting: Meeting, rank: int, members: Sequence[int]) -> Sequence[int]:
     """The members of its group that `rank` waits for in this collective."""
-    op = meeting.row.op
-    return [m for m in depends_on(op, rank, max(members) + 1) if m in members] if op else ()
+    op, among = meeting.row.op, frozenset(members)
+    return [m for m in depends_on(op, rank, max(members) + 1) if m in among] if op else ()
 
 
 def clock_of(clocks: Mapping[int, Sequence[int]], replayed: RankReplay, divergence: Divergence) -> int:
-    """Lamport time of the line at which a rank diverged."""
-    at = replayed.trace.numbers.index(divergence.line)
-    return clocks[divergence.rank][at]
+    """Lamport time of the line at which a rank diverged; 0 where the rank has no lines."""
+    if divergence.line not in replayed.trace.numbers:
+        return 0
+    return clocks[divergence.rank][replayed.trace.numbers.index(divergence.line)]
 
 
 def blamed(waits: Iterable[Wait]) -> tuple[int, ...]:
     """The ranks at the root of the wait-for graph: waited for, and not waiting themselves; or a cycle of them."""
-    graph: nx.DiGraph[int] = nx.DiGraph()
-    for wait in waits:
-        graph.add_edges_from((wait.meeting.rank, peer) for peer in wait.missing)
+    edges = [(wait.rank, peer) for wait in waits for peer in wait.missing]
+    if not edges:
+        return ()
+    import networkx as nx  # not needed by most, and slow to load
+
+    graph: nx.DiGraph[int] = nx.DiGraph(edges)
     roots = sorted(n for n in graph if graph.out_degree(n) == 0)
     if roots:
         return tuple(roots)
@@ -105,63 +118,115 @@ def _members(ranks: Mapping[int, RankReplay], group: str) -> Sequence[int]:
     return sorted(ranks)
 
 
-def _odd(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Iterable[Divergence]:
+# ── parts that do not fit ───────────────────────────────────────────────────────────────────────────────
+
+
+def _odd(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Iterator[Odd]:
     """The members that took part in another collective than the others, or were given something else."""
-    for facts, name in ((_shape, "collective"), (_meaning, "meaning"), (_inside, "inside of the call")):
+    for facts, name in ((_shape, "collective"), (_meaning, "part"), (_inside, "inside of the call")):
         values = {rank: facts(part) for rank, part in parts.items()}
         known = {rank: value for rank, value in values.items() if value is not None}
         if len(set(known.values())) > 1:
-            usual = _usual(known)
-            for rank, value in known.items():
-                if value != usual:
-                    why = f"the {name} is {_differs(value, usual)} on the other ranks"
-                    yield _at(ranks[rank], parts[rank], why)
+            yield from _minority(ranks, parts, known, name)
             return
     yield from _delivered(ranks, parts)
 
 
-def _shape(part: Meeting) -> tuple[object, ...]:
+def _minority(
+    ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting], known: Mapping[int, Facts], name: str
+) -> Iterator[Odd]:
+    """The members that differ from more than half; without such a majority, nothing tells who is right."""
+    values = list(known.values())
+    usual = max(values, key=lambda v: (values.count(v), -values.index(v)))
+    tied = tuple(known) if 2 * values.count(usual) <= len(values) else ()
+    for rank, value in known.items():
+        if value != usual:
+            where = _at_exit if name.startswith("inside") else _at_entry
+            yield where(ranks[rank], parts[rank], f"of the {name}, {_differs(value, usual)} elsewhere", tied or (rank,))
+
+
+def _shape(part: Meeting) -> Facts:
     e = part.entered
     return (("op", e.op), ("root", e.root), ("dtype", e.dtype), ("numel", e.numel))
 
 
-def _meaning(part: Meeting) -> tuple[object, ...] | None:
+def _meaning(part: Meeting) -> Facts | None:
     op = part.row.op
     if op is None or op.kind is Kind.BROADCAST:
         return None
     return (("event", op.name), ("sent", part.sent))
 
 
-def _inside(part: Meeting) -> tuple[object, ...] | None:
+def _inside(part: Meeting) -> Facts | None:
     inside = part.exited.inside if part.exited else None
     return tuple(sorted(inside.items())) if inside else None
 
 
-def _usual(known: Mapping[int, tuple[object, ...]]) -> tuple[object, ...]:
-    """What most ranks have; where they are split evenly, what the lowest of them has."""
-    values = list(known.values())
-    return max(values, key=lambda v: (values.count(v), -values.index(v)))
+def _differs(value: Facts, usual: Facts) -> str:
+    """`numel is 7 here and 6`: what is not alike, down to the fields of what was sent."""
+    pairs = [(name, mine, its) for (name, mine), (_, its) in zip(value, usual, strict=True) if mine != its]
+    told = []
+    for name, mine, its in pairs:
+        if is_dataclass(mine) and type(mine) is type(its):
+            odd = [f.name for f in fields(mine) if getattr(mine, f.name) != getattr(its, f.name)]
+            told += [f"{name} {field} is {getattr(mine, field)} here and {getattr(its, field)}" for field in odd]
+        else:
+            told.append(f"{name} is {mine} here and {its}")
+    return "; ".join(told)
 
 
-def _differs(value: tuple[object, ...], usual: tuple[object, ...]) -> str:
-    pairs = [(a, b) for a, b in zip(value, usual, strict=True) if a != b]
-    return "; ".join(f"{a} here and {b}" for a, b in pairs)
+def _delivered(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Iterator[Odd]:
+    """Where members of a broadcast were given something else than its root says that it sent.
+
+    Members that were given something else are odd one by one, unless all of them were given the same: then, if
+    they are several, it is the root that sent it; if there is one, nothing tells which end is wrong.
+    """
+    root = next((p for rank, p in parts.items() if p.entered.op == Kind.BROADCAST and p.entered.root == rank), None)
+    if root is None or root.exited is None:
+        return
+    given = {r: p for r, p in parts.items() if r != root.rank and p.exited is not None}
+    other = {r: p for r, p in given.items() if p.exited and p.exited.data != root.exited.data}
+    values = {repr(p.exited.data) for p in other.values() if p.exited}
+    if len(other) > 1 and len(other) == len(given) and len(values) == 1:
+        why = f"what arrived on {_ranks(other)} is not what it says that it sent"
+        yield _at_entry(ranks[root.rank], root, why, (root.rank,))
+        return
+    for rank, part in other.items():
+        accused = (rank,) if len(given) > 1 else tuple(sorted((rank, root.rank)))
+        yield _at_exit(ranks[rank], part, f"what arrived is not what rank{root.rank} sent", accused)
 
 
-def _delivered(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Iterable[Divergence]:
-    """Members of a broadcast that were given something else than its root sent."""
-    for rank, part in parts.items():
-        root = parts.get(part.entered.root) if part.entered.root is not None else None
-        if part.entered.op != Kind.BROADCAST or root is None or root.exited is None or part.exited is None:
+def _stayed_away(
+    ranks: Mapping[int, RankReplay], key: Key, parts: Mapping[int, Meeting], absent: Sequence[int]
+) -> Iterator[Odd]:
+    """Members whose trace is whole and ends well, and that never took part in what others did."""
+    for rank in absent:
+        replayed = ranks.get(rank)
+        if replayed is None or replayed.unknown or replayed.divergence or replayed.failure:
             continue
-        if part.exited.data != root.exited.data:
-            yield _at(ranks[rank], part, f"what arrived is not what rank{root.rank} sent")
+        part = next(iter(parts.values()))
+        what = f"number {key[1]} of group {key[0]} ({part.entered.op}), which {_ranks(parts)} issued"
+        where = replace(replayed.stop, why=f"the rank ends without its part in {what}")
+        values = {name: getattr(where, name) for name in Divergence.__dataclass_fields__}
+        yield Odd(**values, accused=(rank,))
 
 
-def _at(replayed: RankReplay, part: Meeting, why: str) -> Divergence:
-    event = part.exited or part.entered
-    at = part.exited_at if part.exited_at is not None else part.entered_at
-    return Divergence(
+def _ranks(ranks: Iterable[int]) -> str:
+    return " and ".join(f"rank{r}" for r in ranks)
+
+
+def _at_entry(replayed: RankReplay, part: Meeting, why: str, accused: tuple[int, ...]) -> Odd:
+    return _at(replayed, part, part.entered, part.entered_at, why, accused)
+
+
+def _at_exit(replayed: RankReplay, part: Meeting, why: str, accused: tuple[int, ...]) -> Odd:
+    if part.exited is None or part.exited_at is None:
+        return _at_entry(replayed, part, why, accused)
+    return _at(replayed, part, part.exited, part.exited_at, why, accused)
+
+
+def _at(replayed: RankReplay, part: Meeting, event: Event, at: int, why: str, accused: tuple[int, ...]) -> Odd:
+    return Odd(
         part.rank,
         replayed.trace.numbers[at],
         event.index,
@@ -171,9 +236,13 @@ def _at(replayed: RankReplay, part: Meeting, why: str) -> Divergence:
         event.call_id,
         event.state,
         f"{event.transition} ({event.edge})",
-        (f"{part.row.event} as on the other ranks",),
+        (f"{part.row.event} as elsewhere",),
         why,
+        accused=accused,
     )
+
+
+# ── logical time ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _clocks(

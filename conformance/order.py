@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..traces.collectives import Recording
+from ..traces.collectives import Ended, Recording
 from .aligned import Key, Op, ops_of
 from .queues import Queues
 
@@ -68,7 +68,8 @@ class Likeness:
     @cache  # noqa: B019
     def witnesses(self, rank: int) -> tuple[int, ...]:
         """Ranks, recorded, that run what this one runs: the next ones up, and round to the lowest."""
-        ranks = sorted(self.recording.ranks, key=lambda other: (other < rank, other))
+        told = (r for r, record in self.recording.ranks.items() if record.ended is not Ended.TORN)
+        ranks = sorted(told, key=lambda other: (other < rank, other))
         return tuple(islice((r for r in ranks if r != rank and self.alike(rank, r)), WITNESSES))
 
 

@@ -10,8 +10,9 @@ from functools import cache
 
 import numpy as np
 
-from ..traces.collectives import RankRecord, Recording, Status
+from ..traces.collectives import Ended, RankRecord, Recording, Status
 from .aligned import Key, Op, ops_of
+from .pairs import Pairs
 
 
 class Progress:
@@ -44,15 +45,21 @@ class Progress:
 
     def issued_by_all(self, group: int) -> int | None:
         """The last collective that every member is known to have issued; None if no member's progress is known."""
-        known = [last for m in self.recording.groups[group].members if (last := self.last_issued(m, group)) is not None]
+        members = [m for m in self.recording.groups[group].members if not self.torn(m)]
+        known = [last for m in members if (last := self.last_issued(m, group)) is not None]
         return min(known, default=None)
+
+    def torn(self, rank: int) -> bool:
+        """Whether the rank may have issued more than its recording shows."""
+        record = self.recording.ranks.get(rank)
+        return record is not None and record.ended is Ended.TORN
 
 
 class Queues:
     """What each rank has not completed."""
 
-    def __init__(self, recording: Recording, progress: Progress) -> None:
-        self.recording, self.progress = recording, progress
+    def __init__(self, recording: Recording, progress: Progress, pairs: Pairs) -> None:
+        self.recording, self.progress, self.pairs = recording, progress, pairs
         reached = {g: progress.issued_by_all(g) for g in range(len(recording.groups))}
         self.pending = {rank: self._pending(record, reached) for rank, record in recording.ranks.items()}
         self.first = {rank: int(found[0]) for rank, found in self.pending.items() if len(found)}
@@ -68,11 +75,15 @@ class Queues:
     def _pending(self, record: RankRecord, reached: Mapping[int, int | None]) -> Sequence[int]:
         """Positions of what has not completed; where the recorder does not say, of what not all have issued."""
         ops = record.ops
+        if record.ended is Ended.TORN:
+            return []
         said = (ops["status"] == Status.ISSUED) | (ops["status"] == Status.STARTED)
         limits = np.array([np.iinfo(np.int64).max if n is None else n for n in reached.values()], dtype=np.int64)
         left = (ops["status"] == Status.UNSAID) & (ops["peer"] < 0)
         beyond = left & (ops["sequence"] > limits[ops["group"]]) if len(limits) else left
-        return np.flatnonzero(said | beyond).tolist()
+        alone = np.zeros(len(ops), bool)
+        alone[self.pairs.alone.get(record.rank, [])] = True
+        return np.flatnonzero(said | beyond | (alone & (ops["status"] == Status.UNSAID))).tolist()
 
     def heads(self, rank: int) -> list[Op]:
         """The rank's first pending operation in each group, and towards each peer."""
@@ -88,10 +99,10 @@ class Queues:
     def _way(self, signature: int) -> int:
         return -1 if signature < 0 else int(self.recording.signatures[signature].kind == "send")
 
-    def channel(self, rank: int, group: int, peer: int, kind: str) -> list[int]:
+    def channel(self, rank: int, group: int, peer: int, kind: str, tag: int) -> list[int]:
         """Positions of the rank's sends to, or receives from, a peer in a group."""
         ops = self.recording.ranks[rank].ops
-        found = np.flatnonzero((ops["group"] == group) & (ops["peer"] == peer))
+        found = np.flatnonzero((ops["group"] == group) & (ops["peer"] == peer) & (ops["tag"] == tag))
         return [at for at in found.tolist() if self.recording.signatures[int(ops["signature"][at])].kind == kind]
 
     def finished(self, rank: int, key: Key) -> bool:

@@ -5,14 +5,14 @@ Left out: what ranks owe each other (`match`), and the words for it (`explain`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from ..errors import ModelError, UnreadableInput
 from ..model.protocol import TPVars
-from ..model.tables import By, Data, Protocol, Role, Row
+from ..model.tables import By, Data, Kind, Protocol, Role, Row
 from ..traces.format import Dropped, End, Event, Trace
 from .verdict import Divergence
 
@@ -47,8 +47,12 @@ class RankReplay:
     """The step by which the rank says itself that the run is poisoned."""
     state: str
     pending: Row | None
+    stop: Divergence
+    """Where the replay of this rank ended, in whatever way."""
     unknown: str | None
     """Why the trace cannot be replayed to its end."""
+    gap: bool
+    """Whether it goes on after what is missing, so that nothing follows from where the replay stopped."""
     witnessed: frozenset[tuple[str, str]]
     """(state, event) of each row that was seen."""
 
@@ -64,6 +68,8 @@ class _Rank:
         self.witnessed: set[tuple[str, str]] = set()
         self.failure: Divergence | None = None
         self.next = 0
+        self.issued: dict[str, int] = {}
+        """Group to the sequence number of its last collective."""
 
     def take(self, at: int, event: Event) -> str | None:
         """Make the event's move; a text says why the table does not allow it."""
@@ -71,7 +77,7 @@ class _Rank:
             return f"event {self.next} is missing" if event.index > self.next else "an event out of order"
         self.next += 1
         if not event.transition:  # no move: an operation that the protocol did not announce
-            return None
+            return event.outcome if (event.outcome or "").startswith(REFUSED) else None
         if event.edge == "exit":
             return self._exit(at, event)
         if self.pending is not None and not self._breaks_off(event):
@@ -86,19 +92,19 @@ class _Rank:
             return self._refused(row, data)
         if row.op is None:
             return self._arrive(at, row, event, data)
-        if wrong := _other_collective(row, event):
+        if wrong := self._other_collective(row, event):
             return wrong
         sent = row.send(self.vars) if row.send else None
         self.pending, self.entered = row, (event, at, row, sent)
         return self._view(event)
 
-    def divergence(self, at: int, event: Event | End, why: str) -> Divergence:
-        seen = event.cause if isinstance(event, End) else f"{event.transition} ({event.edge})"
+    def divergence(self, at: int, event: Event | End | None, why: str) -> Divergence:
+        seen = event.cause if isinstance(event, End) else _seen(event) if event else NOTHING
         v = self.vars
         return Divergence(
             self.trace.rank,
-            self.trace.numbers[at],
-            event.index,
+            self.trace.numbers[at] if self.trace.lines else 1,
+            event.index if event else self.next,
             v.chunk_index,
             self.role.by_name[self.state].phase,
             v.observed or None,
@@ -109,28 +115,48 @@ class _Rank:
             why,
         )
 
+    def stop(self, at: int) -> Divergence:
+        """Where the rank is after the line at `at`, the last that was looked at."""
+        line = self.trace.lines[at] if self.trace.lines else None
+        if isinstance(line, End):
+            return self.divergence(at, line, line.message)
+        found = self.divergence(at, line if isinstance(line, Event) else None, "nothing more is recorded")
+        return replace(found, observed=NOTHING)
+
     def expected(self) -> tuple[str, ...]:
-        """What the table would have allowed here; rows that need data are listed whether or not it would fit."""
+        """What the table would have allowed here, failing aside; where its checks failed, what they would have led to.
+
+        Rows that need data are listed whether or not it would fit.
+        """
         if self.pending is not None:
             return (f"{self.pending.event} (exit)",)
-        names = []
-        for row in self.role.leaving[self.state]:
-            if row.by in (By.FAULT, By.DETECTION):
-                continue
-            open_ended = row.data is not None and row.op is None
-            if open_ended or self.role.enabled(self.state, row.event, self.vars, None) is row:
-                names.append(f"{row.event} ({'enter' if row.op else 'step'})")
-        return tuple(names)
+        ordinary = [r for r in self.role.leaving[self.state] if r.by in (By.PROTOCOL, By.ENVIRONMENT)]
+        open_ended = [r for r in ordinary if r.data is not None and r.op is None]
+        enabled = [r for r in ordinary if r in open_ended or r.allows(self.vars, None)]
+        return tuple(f"{row.event} ({'enter' if row.op else 'step'})" for row in enabled or ordinary)
+
+    @property
+    def where(self) -> str:
+        """State, chunk, and the collective that is not completed."""
+        inside = f", inside {self.pending.event}" if self.pending else ""
+        return f"{self.state} of chunk {self.vars.chunk_index}{inside}"
 
     def _exit(self, at: int, event: Event) -> str | None:
         row, entered = self.pending, self.entered
         if row is None or entered is None:
             return f"{event.transition} completes, but was not issued"
-        if row.event != event.transition or (entered[0].group, entered[0].sequence) != (event.group, event.sequence):
+        if row.event != event.transition:
             return f"{event.transition} completes, but {row.event} was issued"
+        for name in WIRE:
+            issued, completed = getattr(entered[0], name), getattr(event, name)
+            if issued != completed:
+                return f"{row.event} was issued with {name} {issued}, and completes with {completed}"
         self.pending = self.entered = None
         self._meet(entered, (event, at))
-        return self._arrive(at, row, event, self._data(at, row, event))
+        data = self._data(at, row, event)
+        if row.op and row.op.kind is Kind.BROADCAST and row.op.root == self.trace.rank and data != entered[3]:
+            return f"it says that it sent {data}, and {entered[3]} is due"
+        return self._arrive(at, row, event, data)
 
     def leave_open(self, entered: tuple[Event, int, Row, Data]) -> None:
         """The trace ends inside a collective."""
@@ -155,11 +181,49 @@ class _Rank:
 
     def _view(self, event: Event, state: str | None = None) -> str | None:
         """Whether the rank saw itself where the table says it was."""
-        ours = (state or self.state, self.vars.call_id, self.vars.chunk_index, self.vars.cache_epoch)
-        theirs = (event.state, event.call_id, event.chunk, event.epoch)
-        for name, mine, its in zip(("state", "call_id", "chunk", "epoch"), ours, theirs, strict=True):
+        v, state = self.vars, state or self.state
+        call = None if event.call is None else v.observed + (event.edge == "enter")
+        ours = (state, self.role.by_name[state].phase, v.call_id, v.chunk_index, v.cache_epoch, call)
+        theirs = (event.state, event.phase, event.call_id, event.chunk, event.epoch, event.call)
+        for name, mine, its in zip(("state", "phase", "call_id", "chunk", "epoch", "call"), ours, theirs, strict=True):
             if mine != its:
                 return f"the rank saw itself at {name} {its}, its events lead to {mine}"
+        return None
+
+    def _other_collective(self, row: Row, event: Event) -> str | None:
+        """What of the issued collective is not as the schedule has it."""
+        op, dtype = row.op, event.dtype
+        if op is None:
+            return None
+        if (op.group, op.kind.value, op.root, op.dtype) != (event.group, event.op, event.root, dtype or op.dtype):
+            root = "" if op.root is None else f" from rank{op.root}"
+            return f"the schedule has {op.kind} of {op.dtype} on group {op.group}{root}"
+        due = self.issued.get(op.group, 0) + 1
+        if event.sequence != due:
+            return f"it is number {event.sequence} of group {op.group}, and number {due} is due"
+        self.issued[op.group] = due
+        return None
+
+    def ends(self, at: int, end: End) -> str | None:
+        """Why the table does not allow that the rank ends here, and in this way."""
+        state = self.role.by_name[self.state]
+        if end.index != self.next:
+            return f"event {self.next} is missing"
+        if end.cause == "deadline" and not state.failed:
+            return self._expire(at, end)
+        if not state.terminal:
+            return f"the rank ends in {self.state}"
+        if (end.cause == "stopped") is state.failed:
+            return f"the rank says `{end.cause}`, and ends in {self.state}"
+        return None
+
+    def _expire(self, at: int, end: End) -> str | None:
+        """A deadline ends a rank at once: the end marker is all that is written of the move."""
+        row = self.role.rows_by_key.get((self.state, end.cause))
+        if row is None or row.by is not By.DETECTION:
+            return f"no row leads from {self.state} by {end.cause}"
+        self.failure = self.divergence(at, end, end.message)
+        self.witnessed.add(row.key)
         return None
 
     def _breaks_off(self, event: Event) -> bool:
@@ -186,14 +250,18 @@ class _Rank:
         return found
 
 
-def _other_collective(row: Row, event: Event) -> str | None:
-    op = row.op
-    if op is None:
-        return None
-    planned, seen = (op.group, op.kind.value, op.root), (event.group, event.op, event.root)
-    if planned != seen or event.sequence is None:
-        return f"the schedule has {op.kind} on group {op.group} with root {op.root}"
-    return None
+NOTHING = "nothing"
+REFUSED = "refused"
+"""How the outcome begins of an operation that was kept from the backend."""
+WIRE = ("group", "sequence", "op", "root", "dtype", "numel")
+"""What the two ends of a collective say alike."""
+
+
+def _seen(event: Event) -> str:
+    if event.transition:
+        return f"{event.transition} ({event.edge})"
+    by = f" by thread {event.thread}" if event.thread else ""
+    return f"{event.op} on group {event.group}{by}, which no row announces"
 
 
 def replay_rank(trace: Trace, protocol: Protocol) -> RankReplay:
@@ -201,17 +269,15 @@ def replay_rank(trace: Trace, protocol: Protocol) -> RankReplay:
     role = protocol.role(trace.rank)
     rank = _Rank(trace, role)
     divergence: Divergence | None = None
-    unknown: str | None = "the file ends without an end marker" if trace.end is None else None
-    count = 0
+    unknown: str | None = None
+    count, at = 0, 0
     for at, line in enumerate(trace.lines):
         if isinstance(line, Dropped):
             unknown = f"{line.count} events from {line.index} on were dropped"
             break
         if isinstance(line, End):
-            if line.index != rank.next:
-                divergence = rank.divergence(at, line, f"event {rank.next} is missing")
-            elif line.cause == "stopped" and not role.by_name[rank.state].terminal:
-                divergence = rank.divergence(at, line, f"the rank ends in {rank.state}")
+            if why := rank.ends(at, line):
+                divergence = rank.divergence(at, line, why)
             elif at + 1 < len(trace.lines):
                 unknown = "lines follow the end marker"
             break
@@ -225,6 +291,8 @@ def replay_rank(trace: Trace, protocol: Protocol) -> RankReplay:
             rank.state, rank.vars, rank.pending, rank.entered = state
             divergence = rank.divergence(at, line, why)
             break
+    else:
+        unknown = f"the file ends without an end marker, after event {rank.next - 1} in {rank.where}"
     if rank.entered is not None:
         rank.leave_open(rank.entered)
     return RankReplay(
@@ -236,6 +304,8 @@ def replay_rank(trace: Trace, protocol: Protocol) -> RankReplay:
         rank.failure,
         rank.state,
         rank.pending,
+        divergence or rank.failure or rank.stop(at),
         unknown,
+        bool(trace.lines) and isinstance(trace.lines[at], Dropped),
         frozenset(rank.witnessed),
     )

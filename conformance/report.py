@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
 from ..errors import Exit
 from .verdict import Diagnosis, Divergence
+from .waits import WaitGraph
 
 SCHEMA = 1
 STATUS = {"conforming": Exit.OK, "divergent": Exit.VIOLATED, "unknown": Exit.UNKNOWN}
@@ -27,6 +30,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "divergence": None if found is None else _divergence_json(found, diagnosis),
         "reasons": list(diagnosis.reasons),
         "suspects": list(diagnosis.suspects),
+        "wait_for_graph": WaitGraph(diagnosis).as_json(),
     }
 
 
@@ -45,7 +49,7 @@ def as_text(diagnosis: Diagnosis) -> str:
             f"First divergence{mode}: rank{found.rank}, {_place(found)}, line {found.line}, event {found.event}",
             f"  state     {found.state}",
             f"  observed  {found.observed}",
-            f"  expected  {' or '.join(found.expected) or 'nothing'}",
+            f"  expected  {_or(found.expected)}",
             f"  why       {found.why}",
             *([f"  stall     {diagnosis.stall}"] if found.place and diagnosis.stall else []),
             f"  culprits  {', '.join(f'rank{r}' for r in diagnosis.culprits) or 'unknown'}",
@@ -57,6 +61,7 @@ def as_text(diagnosis: Diagnosis) -> str:
             lines.append(f"  left waiting: rank{wait.rank} in {wait.operation} for {peers}{more}")
         if len(left) > SHOWN:
             lines.append(f"  left waiting: {len(left) - SHOWN} more ranks")
+        lines += _standing_text(diagnosis)
     lines += [f"  {reason}" for reason in diagnosis.reasons]
     return "\n".join(lines)
 
@@ -85,6 +90,21 @@ def _place(found: Divergence) -> str:
     return f"chunk {found.chunk}, phase {found.phase}{call}"
 
 
+def _standing_text(diagnosis: Diagnosis) -> list[str]:
+    """Per rank, what came where it ended, and what the model expected; those to blame first."""
+    why = diagnosis.divergence.why if diagnosis.divergence else ""
+    told = sorted(diagnosis.standing, key=lambda s: (s.rank not in diagnosis.culprits, s.rank))
+    lines = ["", "Where each rank ended: what came, and what the model expected"] if told else []
+    for s in told[:SHOWN]:
+        lines.append(f"  rank{s.rank}  chunk {s.chunk}, {s.state}: {s.observed}; expected {_or(s.expected)}")
+        lines += [f"         {s.why}"] if s.why and s.why != why else []
+    return lines + ([f"  {len(told) - SHOWN} more ranks"] if len(told) > SHOWN else [])
+
+
+def _or(expected: Sequence[str]) -> str:
+    return " or ".join(expected) or "nothing"
+
+
 def _divergence_json(found: Divergence, diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "rank": found.rank,
@@ -105,4 +125,5 @@ def _divergence_json(found: Divergence, diagnosis: Diagnosis) -> dict[str, Any]:
         "waiting": [
             {"rank": w.rank, "operation": w.operation, "waiting_for": list(w.missing)} for w in diagnosis.waits
         ],
+        "standing": [asdict(s) for s in diagnosis.standing],
     }

@@ -16,16 +16,15 @@ A root is a rank that others wait for and that waits for nobody. Left out: signa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from ..traces.collectives import Recording, Status
 from .aligned import Key, Op
+from .endings import SYNCHRONISING
+from .habits import Break, first_break
 from .order import Due, Order
 from .queues import Queues
-
-SYNCHRONISING = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier")
-"""Kinds that nobody can finish before every member has taken part."""
 
 
 class Head(NamedTuple):
@@ -65,6 +64,8 @@ class Stall:
     """Ranks that wait for each other, and for nobody else."""
     astray: tuple[int, ...] = ()
     """Ranks that skipped something or did something extra, so that they wait, or are waited for, out of step."""
+    broke: Mapping[int, Break] = field(default_factory=dict)
+    """Where those of a circle left their own order, if it tells them apart."""
     joint: tuple[Head, ...] = ()
     """Operations that all members issued and none finished, with nothing before them."""
     lagging: tuple[Head, ...] = ()
@@ -98,15 +99,18 @@ def analyse(recording: Recording, order: Order) -> Stall:
     awaited = {peer for peers in waits.values() for peer in peers}
     leaves = [r for r in sorted(awaited) if not waits.get(r) and r not in stuck]
     device = tuple(sorted(stuck)) if stuck.keys() & awaited else ()
-    host = tuple(r for r in leaves if r in recording.ranks and (r not in queues.first or r in free))
-    absent = [r for r in leaves if r not in recording.ranks]
+    silent = {r for r in leaves if r not in recording.ranks or queues.progress.torn(r)}
+    host = tuple(r for r in leaves if r not in silent and (r not in queues.first or r in free))
+    absent = sorted(silent)
     gone = tuple(r for r in absent if not ((host or device) and _explained(r, heads, queues)))
     circle = () if host or device or gone or not awaited else _circle(waits)
     astray = () if device or gone else order.astray({*host, *circle, *_few(heads, recording)})
+    broke = _broke(circle, recording)
+    circle = tuple(broke) or circle
     lagging = () if device else tuple(h for found in stuck.values() for h in found[:1])
     if astray:
         return Stall(heads, astray=astray, joint=joint, lagging=lagging)
-    return Stall(heads, host, device, gone, circle, joint=joint, lagging=lagging)
+    return Stall(heads, host, device, gone, circle, broke=broke, joint=joint, lagging=lagging)
 
 
 def _dues(heads: Mapping[int, Sequence[Head]]) -> list[Due]:
@@ -143,7 +147,7 @@ class _Collectives:
         if member not in queues.recording.ranks:
             return ("absent",)
         last = queues.progress.last_issued(member, key.group)
-        if last is None:
+        if last is None or (last < key.sequence and queues.progress.torn(member)):
             return ("unsure",)
         if last < key.sequence:
             return ("never",)
@@ -159,9 +163,10 @@ def _p2p_head(op: Op, queues: Queues) -> Head:
     recording = queues.recording
     if op.peer not in recording.ranks:
         return Head(op, absent=(op.peer,))
+    if queues.progress.torn(op.peer):
+        return Head(op, unsure=(op.peer,))
     kind = recording.signatures[op.signature].kind
-    theirs = queues.channel(op.peer, op.group, op.rank, "recv" if kind == "send" else "send")
-    other, left = _other_end(op, kind, theirs, queues)
+    other, left = _other_end(op, kind, queues)
     if other is None:
         return Head(op, finished=(op.peer,)) if left else Head(op, never=(op.peer,))
     if other not in queues.pending[op.peer]:
@@ -169,21 +174,21 @@ def _p2p_head(op: Op, queues: Queues) -> Head:
     return Head(op, behind=(op.peer,) if other > queues.first[op.peer] else ())
 
 
-def _other_end(op: Op, kind: str, theirs: Sequence[int], queues: Queues) -> tuple[int | None, bool]:
+def _other_end(op: Op, kind: str, queues: Queues) -> tuple[int | None, bool]:
     """Where the peer issued the other end, if that is listed; else whether it must have, and is done with it.
 
-    In a group of two, both count the same operations; where both recordings are whole, the place among all of them
-    tells; else the first that is pending here goes with the first there.
+    Where both recordings are whole, the place among all of them tells; in a group of two, both count the same
+    operations; else the first that is pending here goes with the first there.
     """
     ranks = queues.recording.ranks
+    if queues.pairs.judged(op.rank, op.group, op.peer, kind):
+        return queues.pairs.other.get((op.rank, op.at)), False
+    theirs = queues.channel(op.peer, op.group, op.rank, "recv" if kind == "send" else "send", op.tag)
     if len(queues.recording.groups[op.group].members) == 2:
         numbers = ranks[op.peer].ops["sequence"][theirs].tolist()
         if op.sequence in numbers:
             return theirs[numbers.index(op.sequence)], False
         return None, max(numbers, default=0) > op.sequence
-    if not any(ranks[r].lost or ranks[r].pending_only for r in (op.rank, op.peer)):
-        number = queues.channel(op.rank, op.group, op.peer, kind).index(op.at)
-        return (theirs[number] if number < len(theirs) else None), False
     waiting = set(queues.pending[op.peer])
     return next((at for at in theirs if at in waiting), None), False
 
@@ -232,6 +237,17 @@ def _explained(gone: int, heads: Mapping[int, Sequence[Head]], queues: Queues) -
     every = [h for own in heads.values() for h in own]
     due = any(gone in parties(h, queues.recording) and h.never and h.op.peer < 0 for h in every)
     return due or all(h.op.at > queues.first[h.op.rank] for h in every if gone in h.absent)
+
+
+def _broke(circle: Sequence[int], recording: Recording) -> dict[int, Break]:
+    """Where those of a circle left their own order, if the others did not."""
+    done = {rank: recording.ranks[rank].ops[list(DONE)].tolist() for rank in circle}
+    found = {rank: at for rank, ops in done.items() if (at := first_break(ops)) is not None}
+    return found if len(found) < len(circle) else {}
+
+
+DONE = ("group", "signature", "site", "peer", "tag")
+"""What makes two operations of a rank the same."""
 
 
 def _circle(waits: Mapping[int, Iterable[int]]) -> tuple[int, ...]:

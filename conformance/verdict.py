@@ -44,6 +44,21 @@ class Divergence:
     """The collective, where no chunk and phase are known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where one rank ended, what the model expected of it there, and what came."""
+
+    rank: int
+    line: int
+    event: int
+    chunk: int | None
+    phase: str
+    state: str
+    observed: str
+    expected: tuple[str, ...]
+    why: str
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """The verdict on a run, the same for any order of its files."""
@@ -65,3 +80,5 @@ class Diagnosis:
     """Role name to the (state, event) pairs that the traces have shown."""
     suspects: tuple[int, ...] = ()
     """Of an `unknown` that may be a stall: the ranks among which the recording cannot tell."""
+    standing: Sequence[Standing] = ()
+    """Of a run that left its model: where each rank ended."""

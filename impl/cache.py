@@ -24,6 +24,32 @@ class CacheScalars(NamedTuple):
     local_end_index: int
 
 
+class Place(NamedTuple):
+    """Where an open chunk's keys and values of one block lie, in tensors that compiled code can be given."""
+
+    kv: Tensor
+    """[2, batch, capacity, tokens of a frame, heads, head width], keys first."""
+    slots: Tensor
+    """int64[frames of the chunk]"""
+    resident: int
+    """Slots in use, those of the chunk included."""
+
+
+def store(place: Place, k: Tensor, v: Tensor) -> None:
+    """Write the chunk's keys and values, [batch, frames x tokens of a frame, heads, head width]."""
+    for whole, part in zip(place.kv.unbind(), (k, v), strict=True):
+        whole.index_copy_(1, place.slots, part.view(len(part), len(place.slots), -1, *part.shape[2:]))
+
+
+def load(place: Place) -> tuple[Tensor, Tensor]:
+    """Keys and values of all resident frames, in slot order.
+
+    Each is [batch, resident frames x tokens of a frame, heads, head width], a view where the batch is 1.
+    """
+    k, v = place.kv[:, :, : place.resident].flatten(2, 3).unbind()
+    return k, v
+
+
 class RingCache:
     """Keys and values of the last `capacity` frames, of which the first `sink` are never evicted.
 
@@ -32,7 +58,8 @@ class RingCache:
     the place of the oldest one that is not a sink.
 
     `start_frame` is where the next chunk begins, or where the open one began; `global_end_index` is one past
-    the newest frame written, and `local_end_index` one past that frame's slot (0 when the ring is empty).
+    the newest frame written, and `local_end_index` is the number of slots in use: it tells a ring that was emptied
+    out of turn from one that was not, wherever the newest frame happens to lie.
 
     Raises ContractViolation for whatever would let ranks drift: a start frame or an index other than the
     expected one, a reset in mid-chunk, an epoch that does not follow, a geometry that changes without a cut.
@@ -60,7 +87,7 @@ class RingCache:
 
     @property
     def past(self) -> Tensor:
-        """bool[resident], in slot order as `read` has it: True where the frame precedes the open chunk."""
+        """bool[resident], in slot order as `load` has it: True where the frame precedes the open chunk."""
         return self._past
 
     def slot(self, frame: int) -> int:
@@ -87,37 +114,25 @@ class RingCache:
         self.global_end_index = end = start_frame + frames
         self.local_end_index = self._local_end(end)
         self._slots = torch.tensor(slots, device=self.device)
-        used = min(end - self.origin, self.capacity)
-        self._past = torch.tensor([slot not in slots for slot in range(used)], device=self.device)
+        self._past = torch.tensor([slot not in slots for slot in range(self.local_end_index)], device=self.device)
 
-    def write(self, block: int, k: Tensor, v: Tensor) -> None:
-        """Store the open chunk's keys and values for one block.
-
-        Both are [batch, frames, tokens of a frame, heads, head width], heads being those of this rank.
-        """
+    def reserve(self, batch: int, tokens: int, heads: int, head_width: int, dtype: torch.dtype) -> None:
+        """Room for the open chunk: `tokens` of a frame, `heads` of this rank. A new geometry takes a cut."""
         if not self._open:
-            raise self._violation("keys were written while no chunk was open")
-        batch, frames, *rest = k.shape
-        self._expect("frames written", frames, self._open)
-        shape = (2, self.blocks, batch, self.capacity, *rest)
-        if self._kv is None or self._kv.shape != shape:
+            raise self._violation("room was asked for while no chunk was open")
+        shape = (2, self.blocks, batch, self.capacity, tokens, heads, head_width)
+        if self._kv is None or self._kv.shape != shape or self._kv.dtype != dtype:
             if self._kv is not None and self.start_frame != self.origin:
                 raise self._violation(
                     f"the geometry of a frame changed from {tuple(self._kv.shape)} to {shape} without a cut"
                 )
-            self._kv = k.new_zeros(shape)
-        self._kv[0, block].index_copy_(1, self._slots, k)
-        self._kv[1, block].index_copy_(1, self._slots, v)
+            self._kv = torch.zeros(shape, dtype=dtype, device=self.device)
 
-    def read(self, block: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of all resident frames for one block, in slot order.
-
-        Each is [batch, resident frames x tokens of a frame, heads, head width], a view where the batch is 1.
-        """
+    def place(self, block: int) -> Place:
+        """Where the open chunk's keys and values of one block go, for `store` and `load`."""
         if self._kv is None or not self._open:
-            raise self._violation("the cache was read before the chunk was written")
-        k, v = self._kv[:, block, :, : len(self._past)].flatten(2, 3)
-        return k, v
+            raise self._violation("keys were to be written while no chunk was open")
+        return Place(self._kv[:, block], self._slots, len(self._past))
 
     def advance(self) -> None:
         """Close the open chunk: its frames are past from now on."""
@@ -150,7 +165,7 @@ class RingCache:
         self.local_end_index = self._local_end(start_frame)
 
     def _local_end(self, end: int) -> int:
-        return self.slot(end - 1) + 1 if end > self.origin else 0
+        return min(end - self.origin, self.capacity)
 
     def _refuse_if_open(self, verb: str) -> None:
         if self._open:

@@ -6,17 +6,21 @@ unblocked. Left out: whose fault it is (`conformance` says, from the traces), an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..errors import Exit
 from ..traces.recorder import Recorder
 from .drain import Drain
 from .monitor import Monitor
 from .scenario import DEADLINES
+
+LAST_WORDS = 5.0
+"""Seconds, at most, that the last words of a rank may take."""
 
 
 class Deadline:
@@ -27,6 +31,8 @@ class Deadline:
     ) -> None:
         self._monitor, self._recorder, self._seconds = monitor, recorder, {**DEADLINES, **seconds}
         self._drain = drain
+        self.last_words: Callable[[], object] = lambda: None
+        """Done before the end, for a few seconds at most."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="genlock-deadline", daemon=True)
         self._thread.start()
@@ -64,4 +70,11 @@ class Deadline:
             self._recorder.end("deadline", Exit.DEADLINE, message)
         sys.stderr.write(f"genlock: {message}\n")
         sys.stderr.flush()
+        speaking = threading.Thread(target=self._speak, name="genlock-last-words", daemon=True)
+        speaking.start()
+        speaking.join(LAST_WORDS)
         os._exit(Exit.DEADLINE)
+
+    def _speak(self) -> None:
+        with contextlib.suppress(Exception):
+            self.last_words()

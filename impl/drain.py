@@ -44,6 +44,14 @@ class Drain:
         self._inbox.close()
         self._outbox.close()
 
+    def deafen(self) -> None:
+        """Ignore both signals from here to the end of the process, which has stopped and only has to go.
+
+        An interpreter that shuts down gives handlers back a good while before the process is gone.
+        """
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _listen(self) -> None:
         while data := self._inbox.recv(64):
             for number in data:

@@ -1,6 +1,6 @@
 """What a worker has received of a call, validated piece by piece before anything is made of it.
 
-Left out: which move follows (the table's matter, `roles`), and the rules themselves (`envelope`, `wire`).
+Left out: which move follows (the table's matter, `roles`), and the rules themselves (`rules`, `wire`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,8 @@ from ..errors import ContractViolation
 from ..model import protocol as table
 from ..model.protocol import Action
 from . import digest, wire
-from .envelope import (
-    Committed,
-    Envelope,
-    Meta,
-    Mode,
-    Problem,
-    id_problems,
-    plan_of,
-    problems,
-    tensor_problems,
-    violation,
-)
+from .envelope import Committed, Envelope, Meta, Mode, Problem, violation
+from .rules import id_problems, plan_of, problems, tensor_problems
 
 Damage = Callable[[Meta, int], str | None]
 

@@ -19,13 +19,15 @@ import torch.distributed as dist
 from ..errors import Refused, UsageError
 from ..model.protocol import Action
 from . import preflight, wire
-from .envelope import Ids, encode, plan_in
-from .generator import ALL_REDUCES_PER_BLOCK, GeneratorConfig, TensorParallel
+from .envelope import Ids, encode
 from .generator import Generator as Video
 from .inbox import header_of
 from .operations import Exchange, Moves, Step
 from .roles import Generator, Rank0, Run
+from .rules import plan_in
 from .scenario import Injection
+from .shape import ALL_REDUCES_PER_BLOCK, GeneratorConfig
+from .tensor_parallel import TensorParallel
 
 Fields = dict[str, Any]
 Facts = dict[str, str]
@@ -153,6 +155,24 @@ class Rotting(Wrapped):
         return self.inner.chunk(fields)
 
 
+class Resetting(Wrapped):
+    """FM-12: this rank empties a cache of its own accord. The collectives still pair, and all outputs still agree."""
+
+    def chunk(self, fields: Mapping[str, Any]) -> Run:
+        if fields["chunk_index"] == self.injection.chunk:
+            reset = self.inner.reset_crossattn if self.injection.kind == "text" else self.inner.reset_kv
+            reset()
+        return self.inner.chunk(fields)
+
+
+class Drifting(Wrapped):
+    """FM-13: this rank goes by a start frame of its own."""
+
+    def chunk(self, fields: Mapping[str, Any]) -> Run:
+        drift = int(fields["chunk_index"] == self.injection.chunk)
+        return self.inner.chunk({**fields, "current_start_frame": fields["current_start_frame"] + drift})
+
+
 class Broadcasting(Wrapped):
     """OM-06: each block of this rank's generator begins with a broadcast of its own."""
 
@@ -236,6 +256,8 @@ FAULTS: Mapping[str, Fault] = {
     "OM-16": Fault(build=ForgedHeader),
     "C-01": Fault(facts=_with(compile="inductor, max-autotune")),
     "C-04": Fault(config=lambda config: replace(config, attention="flash")),
+    "FM-12": Fault(generator=Resetting),
+    "FM-13": Fault(generator=Drifting),
     "FM-04": Fault(_never_materialised, build=HeaderFirst, enforce=False),
 }
 """How each fault of `scenario.FAULTS` is made."""

@@ -15,7 +15,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, ref
@@ -24,11 +23,8 @@ import torch
 import torch.distributed as dist
 import typing_extensions  # which torch brings along
 
-from ..errors import UsageError
 from ..traces.format import Group
-
-TRIED = "2.13.0"
-"""The version of torch that all of this was tried with."""
+from .versions import found
 
 PRIVATE = (
     "_C.DispatchKey.BackendSelect",
@@ -53,17 +49,7 @@ BLIND_SPOTS = (
 """What passes unseen here."""
 
 
-def private(name: str) -> Any:
-    """A private object of torch, by its name below `torch`. Raises UsageError where this torch has it no more."""
-    try:
-        return reduce(getattr, name.split("."), torch)
-    except AttributeError:
-        raise UsageError(
-            f"torch {torch.__version__} has no torch.{name}", do=f"use torch {TRIED}, with which this was tried"
-        ) from None
-
-
-KEY, _op_names, _unbox_group, _unbox_work, _wait, _, _Library = map(private, PRIVATE)
+KEY, _op_names, _unbox_group, _unbox_work, _wait, _, _Library = map(found, PRIVATE)
 _Work: Any = dist.Work
 
 

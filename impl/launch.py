@@ -23,10 +23,15 @@ import msgspec
 
 from ..errors import Exit, UsageError
 from ..traces.format import End, Trace, find, name_of, read
+from ..traces.perfetto import write as write_perfetto
+from .devices import gpus
+from .profile import RankProfile, profile, slices
+from .profile import as_text as profile_text
 from .scenario import DEADLINES, RunConfig
 
 CONFIG = "run.json"
 LOG = "launcher.log"
+PERFETTO = "perfetto.json"
 
 
 class RankEnd(msgspec.Struct, frozen=True):
@@ -50,6 +55,8 @@ class RunResult(msgspec.Struct, frozen=True):
     heartbeats: int
     hard_cuts: int
     recomputes: int
+    profiles: tuple[RankProfile, ...] = ()
+    """Where the chunks' time went, by rank."""
 
 
 def new_run() -> str:
@@ -82,6 +89,8 @@ def launch(config: RunConfig, ranks: int, *, echo: Callable[[str], None], limit:
     the main thread, it drains the run on the first SIGTERM or Ctrl-C, and ends it on the second.
     """
     require_torch()
+    if config.backend == "nccl" and gpus() == 0:
+        raise UsageError("NCCL needs a GPU, and there is none here", where="--backend nccl", do="use --backend gloo")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     if list(out.glob("*.trace.jsonl")):
@@ -173,8 +182,11 @@ def _follow(
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Make sure that the launcher is gone; its ranks die with it."""
+    """Make sure that the ranks are gone, which hold gentler signals, and then their launcher."""
     if process.poll() is None:
+        for child in _children(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         process.terminate()
         try:
             process.wait(timeout=10)
@@ -184,13 +196,17 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def summarise(out: Path, status: int, seconds: float) -> RunResult:
-    """What the traces in `out` say about the run. Raises UnreadableInput where no rank got as far as a trace."""
+    """What the traces in `out` say about the run, and `perfetto.json` of it beside them.
+
+    Raises UnreadableInput where no rank got as far as a trace.
+    """
     traces = sorted((read(path) for path in find(out)), key=lambda t: t.rank)
     ends = tuple(RankEnd(t.rank, t.header.role, sum(1 for _ in t.events), t.end) for t in traces)
     failed = sorted((e.end.time_ns, e.end.exit) for e in ends if e.end is not None and e.end.exit != Exit.OK)
     code = failed[0][1] if failed else (Exit.OK if status == 0 else Exit.PEER_DIED)
     driver = next((t for t in traces if t.rank == 0), None)
-    return RunResult(out, code, seconds, ends, *_counts(driver))
+    write_perfetto(traces, out / PERFETTO, [piece for trace in traces for piece in slices(trace)])
+    return RunResult(out, code, seconds, ends, *_counts(driver), tuple(profile(trace) for trace in traces))
 
 
 def _counts(driver: Trace | None) -> tuple[int, int, int, int, int]:
@@ -221,5 +237,6 @@ def as_text(result: RunResult) -> str:
         how = "killed: the trace has no end marker" if end is None else f"{end.cause}, exit {end.exit}"
         why = f": {end.message}" if end is not None and end.message else ""
         lines.append(f"  rank{rank.rank} ({rank.role}) {rank.events} events, {how}{why}")
-    lines.append(f"traces in {result.out}; next: genlock replay {result.out}")
+    lines += profile_text(result.profiles)
+    lines.append(f"traces in {result.out}, {PERFETTO} for ui.perfetto.dev; next: genlock replay {result.out}")
     return "\n".join(lines)

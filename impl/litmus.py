@@ -6,13 +6,13 @@ Each run has processes of its own, forked from one that has imported torch and n
 the run is over. A rank *waits* when nothing has moved for `probe` seconds and the prediction lets it wait;
 where it is bound to move, it is given `limit` seconds.
 
-Left out: NCCL, which needs a GPU for each rank, and how long anything takes.
+`--backend nccl` runs them where there is a GPU, all ranks on one if there is no more, after a first collective that
+joins them; a collective completes there when the device has done it. Left out: how long anything takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import multiprocessing
 import os
@@ -36,6 +36,8 @@ import torch.distributed as dist
 
 from ..model.litmus import LITMUS, OVER, Control, Do, Litmus, Outcome, Prediction, Result, Settled, predict
 from ..model.tables import Collective, Kind
+from .devices import gpus, sharing
+from .orphan import die_with_parent
 
 READY, ENTER, END = "ready", "enter", "end"
 """What a rank tells besides results."""
@@ -59,10 +61,10 @@ class Seen(NamedTuple):
 class Rank:
     """The parent's end of one rank: its process, and what it has told so far."""
 
-    def __init__(self, litmus: Litmus, rank: int, store: str) -> None:
+    def __init__(self, litmus: Litmus, rank: int, store: str, backend: str) -> None:
         context = multiprocessing.get_context("fork")
         self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_live, args=(litmus, rank, store, far))
+        self.process = context.Process(target=_live, args=(litmus, rank, store, backend, far))
         self.process.start()
         far.close()
         self.results: tuple[Result, ...] = ()
@@ -99,12 +101,14 @@ class Rank:
         self.pipe.send_bytes(b"")
 
 
-def observe(litmus: Litmus, prediction: Prediction, *, probe: float = 1.0, limit: float = 60.0) -> Seen:
+def observe(
+    litmus: Litmus, prediction: Prediction, *, probe: float = 1.0, limit: float = 60.0, backend: str = "gloo"
+) -> Seen:
     """Run a program once, on fresh processes. Raises RuntimeError when they do not come up."""
     with tempfile.TemporaryDirectory() as folder:
         ranks: list[Rank] = []
         try:
-            ranks += [Rank(litmus, rank, f"{folder}/store") for rank in range(litmus.ranks)]
+            ranks += [Rank(litmus, rank, f"{folder}/store", backend) for rank in range(litmus.ranks)]
             for rank in ranks:
                 rank.hear()
             for rank in ranks:
@@ -140,17 +144,14 @@ def _settle(ranks: Sequence[Rank], expected: Collection[Outcome], probe: float, 
 
 
 def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        parent = multiprocessing.parent_process()
-        if parent is not None and os.getppid() != parent.pid:  # it died before it could be watched
-            os._exit(1)
+    parent = multiprocessing.parent_process()
+    die_with_parent(parent.pid if parent is not None else None)
 
 
 # ── a rank ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _live(litmus: Litmus, rank: int, store: str, pipe: Connection) -> None:
+def _live(litmus: Litmus, rank: int, store: str, backend: str, pipe: Connection) -> None:
     """The process of one rank. It plays its program, then waits to be killed."""
     _die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -159,8 +160,11 @@ def _live(litmus: Litmus, rank: int, store: str, pipe: Connection) -> None:
     c10d: Any = dist  # which does not declare all that it exports
     if litmus.checked:
         c10d.set_debug_level(c10d.DebugLevel.DETAIL)
-    dist.init_process_group("gloo", store=c10d.FileStore(store, litmus.ranks), rank=rank, world_size=litmus.ranks)
+    device = _gpu(rank, litmus.ranks) if backend == "nccl" else torch.device("cpu")
+    dist.init_process_group(backend, store=c10d.FileStore(store, litmus.ranks), rank=rank, world_size=litmus.ranks)
     groups: dict[str, Any] = {name: dist.new_group() for name in litmus.groups}
+    for group in groups.values() if backend == "nccl" else ():
+        dist.all_reduce(torch.zeros(1, device=device), group=group)  # which makes the communicator, in seconds
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # where gloo and torch report what is meant to fail
 
     def tell(word: str) -> None:
@@ -171,7 +175,7 @@ def _live(litmus: Litmus, rank: int, store: str, pipe: Connection) -> None:
     for step in litmus.programs[rank]:
         if isinstance(step, Do):
             tell(ENTER)
-            result = _perform(step, rank, litmus.ranks, groups[step.op.group])
+            result = _perform(step, rank, litmus.ranks, groups[step.op.group], device)
             tell(result)
             if result in OVER:
                 break
@@ -187,11 +191,19 @@ def _live(litmus: Litmus, rank: int, store: str, pipe: Connection) -> None:
     pipe.recv_bytes()
 
 
-def _perform(step: Do, rank: int, ranks: int, group: Any) -> Result:
+def _gpu(rank: int, ranks: int) -> torch.device:
+    """The GPU of a rank, and what NCCL must be told if others have it too."""
+    count = torch.cuda.device_count()
+    os.environ.update(sharing(rank, ranks, count))
+    torch.cuda.set_device(rank % count)
+    return torch.device("cuda", rank % count)
+
+
+def _perform(step: Do, rank: int, ranks: int, group: Any, device: torch.device) -> Result:
     op = step.op
-    mine = _tensor(op, rank)
+    mine = _tensor(op, rank).to(device)
     if not step.contiguous:
-        mine = torch.full((2 * len(mine),), -1, dtype=mine.dtype)[::2].copy_(mine)
+        mine = torch.full((2 * len(mine),), -1, dtype=mine.dtype, device=device)[::2].copy_(mine)
     everyone = [torch.zeros_like(mine) for _ in range(ranks)]
     try:
         work = _issue(op, mine, everyone, rank, group)
@@ -199,9 +211,11 @@ def _perform(step: Do, rank: int, ranks: int, group: Any) -> Result:
             time.sleep(SPREAD)
             os.kill(os.getpid(), signal.SIGKILL)
         work.wait()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
     except RuntimeError:
         return Result.ERROR
-    return Result.COMPLETES if _right(op, mine, everyone, rank) else Result.GARBAGE
+    return Result.COMPLETES if _right(op, mine.cpu(), [t.cpu() for t in everyone], rank) else Result.GARBAGE
 
 
 def _issue(op: Collective, mine: torch.Tensor, everyone: list[torch.Tensor], rank: int, group: Any) -> Any:
@@ -306,10 +320,10 @@ def _series(times: Sequence[int], rest: Iterable[Result]) -> str:
 # ── the command ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _runs(name: str, *, repeat: int, probe: float, limit: float) -> list[tuple[Seen, bool]]:
+def _runs(name: str, *, repeat: int, probe: float, limit: float, backend: str) -> list[tuple[Seen, bool]]:
     """Some runs of a program, and whether the prediction has room for each."""
     prediction = predict(LITMUS[name])
-    runs = (observe(LITMUS[name], prediction, probe=probe, limit=limit) for _ in range(repeat))
+    runs = (observe(LITMUS[name], prediction, probe=probe, limit=limit, backend=backend) for _ in range(repeat))
     return [(run, run.predicted(prediction)) for run in runs]
 
 
@@ -321,8 +335,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="programs at a time")
     parser.add_argument("--probe", type=float, default=1.0, help="seconds without a move after which a rank waits")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for what is bound to happen")
+    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo")
     parser.add_argument("--out", type=Path, help="write the table to this file")
     given = parser.parse_args(arguments)
+    if given.backend == "nccl" and gpus() == 0:
+        parser.error("NCCL needs a GPU, and there is none here")
     unknown = sorted(set(given.names) - set(LITMUS))
     if unknown:
         parser.error(f"no program {', '.join(unknown)}; choose from {', '.join(LITMUS)}")
@@ -331,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(given.jobs, mp_context=context, initializer=_die_with_parent) as pool:
-        run = partial(_runs, repeat=given.repeat, probe=given.probe, limit=given.limit)
+        run = partial(_runs, repeat=given.repeat, probe=given.probe, limit=given.limit, backend=given.backend)
         for name, runs in zip(names, pool.map(run, names), strict=True):
             seen[name] = [run for run, _ in runs]
             for (held, end), predicted in runs:

@@ -86,21 +86,28 @@ class Monitor:
         after: TPVars = self.role.row(state, event).apply(self.vars, None)
         return after
 
-    def violation(self, event: str, text: str = "") -> ContractViolation:
-        """The error for a move that the table does not allow, or for what `text` says."""
-        where = f"rank{self.rank} ({self.role.name}) in {self.pending or self.state}, call_id={self.vars.call_id}"
+    def violation(self, event: str, text: str = "", data: Data = None) -> ContractViolation:
+        """The error for a move that the table does not allow with `data`, or for what `text` says."""
+        v = self.vars
+        where = f"rank{self.rank} ({self.role.name}) in {self.pending or self.state}, call_id={v.call_id}"
+        if self.phase == "generate" and v.plan is not None:
+            where += f", generator calls {v.observed} of {v.plan.expected}"
         if text:
             kind = ParityMismatch if self.phase == "startup" else ContractViolation
             return kind(text, where=where)
         rows = [r.event for r in self.role.leaving[self.state] if r.by not in (By.FAULT, By.DETECTION)]
-        return ContractViolation(f"`{event}` is not allowed here", where=where, do=f"the table has {', '.join(rows)}")
+        row = None if self.pending else self.role.rows_by_key.get((self.state, event))
+        broken = [str(g.__doc__) for g in row.guards if not g(v, data)] if row is not None else []
+        why = f": it does not hold that {'; '.join(broken)}" if broken else ""
+        do = f"the table has {', '.join(rows)}"
+        return ContractViolation(f"`{event}` is not allowed here{why}", where=where, do=do)
 
     def _row(self, event: str, data: Data) -> Row:
         row = None if self.pending else self.role.enabled(self.state, event, self.vars, data)
         if row is not None:
             return row
         if self.enforce:
-            raise self.violation(event)
+            raise self.violation(event, data=data)
         found = next((r for r in self.role.rows if r.event == event), None)
         return found or self.role.row(self.state, event)
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from . import digest
 from .envelope import TP_ENVELOPE_VERSION, TP_PLAN, Mode
-from .generator import TIMESTEPS, GeneratorConfig
+from .phase_b import TIMESTEPS
+from .shape import GeneratorConfig
 
 Frames = npt.NDArray[np.uint8]
 """Pixels, uint8 [F, H, W, 3]."""

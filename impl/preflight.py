@@ -38,12 +38,11 @@ from .envelope import (
     Problem,
     TensorSpec,
     decode,
-    dtype_problems,
     encode,
     path,
-    plan_problems,
     shown,
 )
+from .rules import dtype_problems, plan_problems
 from .wire import (
     BRING_UP,
     Header,

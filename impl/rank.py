@@ -5,11 +5,8 @@ Exit status as in `errors.Exit`; the trace's end marker says why. Left out: star
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,29 +14,26 @@ from typing import Any
 import msgspec
 import torch
 
-from ..errors import ContractViolation, Exit, GenlockError, Refused
+from ..errors import Refused
 from ..model.protocol import TP_V1_1
 from ..model.tables import Collective, Data, Row
-from ..traces.format import FORMAT_VERSION, Cause, Clock, TraceHeader
-from ..traces.recorder import Recorder
 from . import digest, parity
-from .conductor import Conductor
-from .deadline import Deadline
-from .drain import Drain
 from .envelope import Mode
-from .fence import Fence, Fenced, Inside
-from .generator import ALL_REDUCES_PER_BLOCK, Distributed, Generator, GeneratorConfig, tiny
+from .fence import Inside
+from .generator import Generator
 from .inject import Faulty, Here
-from .intercept import BLIND_SPOTS as UNSEEN
-from .intercept import watch
 from .monitor import Monitor
 from .operations import Call, Exchange
+from .orphan import die_with_parent
 from .pipeline import Pipeline, PipelineConfig
-from .roles import Rank0, Settings, Worker
+from .roles import Rank0, Settings
 from .scenario import Chunk, Heartbeat, RunConfig, Wait
-from .transport import PeerLost, TorchTransport
+from .seat import Seat, say
+from .shape import ALL_REDUCES_PER_BLOCK, GeneratorConfig, tiny
+from .tensor_parallel import Distributed
+from .transport import TorchTransport
+from .weights import Vigil
 
-BLIND_SPOTS = ("collectives inside a generator call are counted and hashed, not recorded one by one", *UNSEEN)
 PLAN = Inside(count=ALL_REDUCES_PER_BLOCK * tiny().blocks, dtypes=frozenset({tiny().dtype, "float32"}))
 """What a call of the small generator may issue."""
 
@@ -68,41 +62,33 @@ class _Transport(TorchTransport):
 
 def main(config_path: str) -> int:
     """Run this rank to its end; returns its exit status."""
-    _die_with_parent()
+    die_with_parent()
     config = msgspec.json.decode(Path(config_path).read_bytes(), type=RunConfig)
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    here = Here(config.injection, rank)
-    monitor = _Watched(TP_V1_1.role(rank), rank, enforce=rank > 0 or here.fault.enforce)
-    drain = Drain()
-    # from here on the launcher may signal: it takes a trace as the sign that signals are held
-    recorder = Recorder(Path(config.out), _header(config, rank, world))
-    conductor = Conductor(monitor, recorder)
-    deadline = Deadline(monitor, recorder, config.deadlines, drain)
-    monitor.arrived = lambda: _arrived(here, monitor, config, drain)
-    status: int = Exit.OK
-    try:
-        transport = _Transport(config.backend, rank, world)
-        transport.received = lambda name, tensor: here.received(name, tensor, monitor.vars.chunk_index)
-        shape = here.config(tiny())
-        device = f"cuda:{torch.cuda.current_device()}" if config.backend == "nccl" else "cpu"
-        own = Generator(shape, Distributed(transport.groups["device"]), device=device)
-        settings = _settings(config, world, shape, own, here)
-        fence = Fence(monitor, transport.names, {"generate": PLAN}, recorder)
-        watch(fence)
-        generator = Fenced(here.generator(own), fence)
-        if rank == 0:
-            drive(here.fault.build(monitor, settings, generator), conductor, transport, config, here, drain)
-        else:
-            worker = Worker(monitor, settings, generator)
-            worker.signalled = drain.requested.is_set
-            transport.run(conductor, worker.serve())
-        recorder.end("stopped", Exit.OK, f"drained on {drain.signal}" if drain.requested.is_set() else "")
-        deadline.stop()
-        transport.close()
-    except BaseException as error:
-        status = _abort(error, conductor, recorder)
-    return status
+    here = Here(config.injection, int(os.environ["RANK"]))
+
+    def monitor(rank: int) -> Monitor:
+        watched = _Watched(TP_V1_1.role(rank), rank, enforce=rank > 0 or here.fault.enforce)
+        watched.arrived = lambda: _arrived(here, seat, config)
+        return watched
+
+    seat = Seat(config.run, Path(config.out), config.backend, config.deadlines, monitor, _Transport)
+    return seat.hold(lambda: _work(seat, config, here))
+
+
+def _work(seat: Seat, config: RunConfig, here: Here) -> None:
+    """The rank's life between its start and its end."""
+    transport = seat.connect()
+    assert isinstance(transport, _Transport)
+    transport.received = lambda name, tensor: here.received(name, tensor, seat.monitor.vars.chunk_index)
+    shape = here.config(tiny())
+    own = Generator(shape, Distributed(transport.groups["device"]), device=seat.device)
+    settings = _settings(config, seat.world, shape, own, here)
+    generator = seat.fenced(here.generator(own), PLAN)
+    if seat.rank == 0:
+        drive(here.fault.build(seat.monitor, settings, generator), seat, config, here)
+    else:
+        seat.serve(settings, generator)
 
 
 def _settings(config: RunConfig, world: int, shape: GeneratorConfig, own: Generator, here: Here) -> Settings:
@@ -111,7 +97,7 @@ def _settings(config: RunConfig, world: int, shape: GeneratorConfig, own: Genera
         dtype=shape.dtype,
         attention_backend=shape.attention,
         kv_bias_backend=shape.attention,
-        compile="off",
+        compile=shape.compile,
         recompute_schedule="as the scenario asks",
         flags={"generator": repr(shape), "backend": config.backend, "test_hook": "off"},
     )
@@ -121,46 +107,44 @@ def _settings(config: RunConfig, world: int, shape: GeneratorConfig, own: Genera
         own.device,
         digest.Policy(every=config.scenario.digest_every),
         lambda: parity.Fingerprint(own.shard_fingerprint(), own.replica_fingerprint()),
+        Vigil(own.weights).damage,
     )
 
 
-def drive(
-    rank0: Rank0, conductor: Conductor, transport: TorchTransport, config: RunConfig, here: Here, drain: Drain
-) -> None:
+def drive(rank0: Rank0, seat: Seat, config: RunConfig, here: Here) -> None:
     """Rank0's application: the scenario, phase A and C around each chunk, and the injected fault.
 
     A drain ends it after the chunk that it has handed to rank0; one that is still in phase A is given up.
     """
     pipeline = Pipeline(PipelineConfig(recompute_every=0, mode=Mode(config.scenario.conditioning)), tiny())
-    transport.run(conductor, rank0.startup())
+    drain = seat.drain.requested
+    seat.run(rank0.startup())
     number = 0
     for step in config.scenario.steps:
         if isinstance(step, Wait):
-            drain.requested.wait(step.seconds)
-        if drain.requested.is_set():
+            drain.wait(step.seconds)
+        if drain.is_set():
             break
         if isinstance(step, Heartbeat):
-            transport.run(conductor, rank0.heartbeat())
+            seat.run(rank0.heartbeat())
         elif isinstance(step, Chunk):
             number += 1
             fault = here.spoils(number, step.spoil)
             fields = pipeline.prepare(step.prompt, hard_cut=step.hard_cut or fault.cuts, recompute=step.recompute)
             if fault.spoil:
                 fields = fault.spoil(fields)
-            if drain.requested.is_set():
+            if drain.is_set():
                 break
             if isinstance(rank0, Faulty) and config.injection is not None:
                 rank0.armed, rank0.kind = config.injection.chunk == number, config.injection.kind
-            _chunk(rank0, conductor, transport, pipeline, fields)
-    transport.run(conductor, rank0.shutdown("drain" if drain.requested.is_set() else "shutdown"))
+            _chunk(rank0, seat, pipeline, fields)
+    seat.run(rank0.shutdown("drain" if drain.is_set() else "shutdown"))
 
 
-def _chunk(
-    rank0: Rank0, conductor: Conductor, transport: TorchTransport, pipeline: Pipeline, fields: dict[str, Any]
-) -> None:
+def _chunk(rank0: Rank0, seat: Seat, pipeline: Pipeline, fields: dict[str, Any]) -> None:
     """One chunk through phases B and C; a refusal is told, and the run goes on."""
     try:
-        output = transport.run(conductor, rank0.chunk(fields))
+        output = seat.run(rank0.chunk(fields))
     except Refused as refusal:
         sent = "after its header was sent" if isinstance(rank0, Faulty) and rank0.armed else "nothing was sent"
         say(f"rank0 refused a chunk, {sent}: {refusal}")
@@ -169,65 +153,15 @@ def _chunk(
     pipeline.finish(output)
 
 
-def _arrived(here: Here, monitor: Monitor, config: RunConfig, drain: Drain) -> None:
+def _arrived(here: Here, seat: Seat, config: RunConfig) -> None:
     """Where a fault wants the launcher to be signalled: do so, and stay here until the signal has come back."""
+    monitor = seat.monitor
     if here.reached(monitor.phase, monitor.vars.chunk_index, config.launcher):
-        drain.requested.wait(SIGNAL_COMES_BACK)
+        seat.drain.requested.wait(SIGNAL_COMES_BACK)
 
 
 SIGNAL_COMES_BACK = 10.0
 """Seconds, at most, that an injected signal may take from here to the launcher and back."""
-
-
-def say(text: str) -> None:
-    """One line for the user, which the launcher passes on."""
-    sys.stderr.write(f"genlock: {text}\n")  # in one write: other ranks write to the same place
-    sys.stderr.flush()
-
-
-def _abort(error: BaseException, conductor: Conductor, recorder: Recorder) -> int:
-    """Poisoned: record how, say so, and die without waiting for anybody."""
-    cause: Cause = "exception"
-    status: int = Exit.CONTRACT
-    event = "exception"
-    if isinstance(error, PeerLost):
-        cause, status, event = "peer_lost", Exit.PEER_DIED, "peer_lost"
-    elif isinstance(error, ContractViolation):
-        cause, status = ("parity" if error.exit == Exit.PARITY else "violation"), error.exit
-    try:
-        conductor.fail(error, event)
-    finally:
-        message = str(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {error}"
-        recorder.end(cause, status, message)
-        say(message)
-        if not isinstance(error, GenlockError):
-            sys.excepthook(type(error), error, error.__traceback__)
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _header(config: RunConfig, rank: int, world: int) -> TraceHeader:
-    members = tuple(range(world))
-    return TraceHeader(
-        FORMAT_VERSION,
-        config.run,
-        rank,
-        world,
-        TP_V1_1.role(rank).name,
-        config.backend,
-        TP_V1_1.name,
-        TP_V1_1.digest,
-        dict.fromkeys(TP_V1_1.groups, members),
-        Clock(time.time_ns(), time.monotonic_ns()),
-        {"torch": str(torch.__version__), "python": sys.version.split()[0]},
-        BLIND_SPOTS,
-    )
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this rank when its launcher dies (Linux; elsewhere nothing happens)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
 
 
 if __name__ == "__main__":

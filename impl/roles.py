@@ -18,19 +18,12 @@ from ..model import protocol as table
 from ..model.protocol import Action
 from . import digest, parity, preflight, wire
 from .acks import AckBook
-from .envelope import (
-    Committed,
-    Envelope,
-    Ids,
-    Meta,
-    Mode,
-    plan_in,
-    plan_of,
-)
+from .envelope import Committed, Envelope, Ids, Meta, Mode
 from .held import Conditioning, Override
 from .inbox import Inbox, header_of
 from .monitor import Monitor
 from .operations import Call, Decide, Exchange, Moves, Step
+from .rules import plan_in, plan_of
 
 
 class Scalars(Protocol):
@@ -80,6 +73,8 @@ class Settings:
     device: torch.device | str = "cpu"
     digests: digest.Policy = wire.BRING_UP
     fingerprint: Callable[[], parity.Fingerprint] | None = None
+    vigil: Callable[[], str | None] | None = None
+    """What is wrong with this rank's weights, asked in every other chunk whose digests are due."""
 
     def record(self) -> torch.Tensor:
         """What this rank says of itself at start-up: its facts, and every flag of its own that gates a check."""
@@ -115,6 +110,7 @@ class Role:
     def phase_b(self, envelope: Envelope) -> Moves[tuple[torch.Tensor, wire.Ack]]:
         """All generator calls in lockstep, and what this rank has to say about them."""
         run = self.generator.chunk(self.inputs(envelope))
+        self._look_after_weights(envelope.meta.init_cache)
         yield Step("enter_phase_b", len(run.calls))
         for work in run.calls:
             yield Call("generate", work, self.generator.counted)
@@ -125,6 +121,13 @@ class Role:
         ack = self._ack(output, cut)
         yield Step("leave_phase_b", self.acks.state(ack, cut, self.monitor.rank))
         return output, ack
+
+    def _look_after_weights(self, cut: bool) -> None:
+        """Raises ContractViolation where they have changed. With a hard cut the ack says it instead."""
+        settings, v = self.settings, self.monitor.vars
+        damage = settings.vigil() if settings.vigil and not cut and settings.digests.due(v.chunk_index) else None
+        if damage:
+            raise ContractViolation(damage, where=f"rank{self.monitor.rank}, call_id={v.call_id}, weights")
 
     def inputs(self, envelope: Envelope) -> dict[str, object]:
         """The fields that the generator runs on: the envelope's, the override taken, the conditioning by its epoch."""

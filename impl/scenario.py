@@ -118,7 +118,7 @@ FAULTS: Mapping[str, FaultTitle] = {
     "OM-06": FaultTitle("a broadcast inside a generator block on one rank", "FM-08", ("chunk", "rank")),
     "OM-10": FaultTitle("recompute planned, no override", "FM-06", refused=True),
     "OM-11": FaultTitle("one payload byte flipped on one worker after receipt", "FM-05", ("chunk", "rank")),
-    "OM-12": FaultTitle("a weight changed on one rank, before a hard cut", "FM-11", ("chunk", "rank")),
+    "OM-12": FaultTitle("a weight changed on one rank", "FM-11", ("chunk", "rank")),
     "OM-14": FaultTitle("a chunk with init_cache is refused, then a good one is sent", "FM-10", refused=True),
     "OM-15": FaultTitle("SIGTERM to the launcher while a rank is in a phase", "FM-18", ("chunk", "rank", "phase")),
     "OM-16": FaultTitle(
@@ -127,6 +127,10 @@ FAULTS: Mapping[str, FaultTitle] = {
     ),
     "C-01": FaultTitle("compile differs on one rank", "FM-14", ("rank",)),
     "C-04": FaultTitle("the resolved attention backend differs on one rank", "FM-14", ("rank",)),
+    "FM-12": FaultTitle(
+        "one rank empties a cache of its own accord", "FM-12", ("chunk", "rank", "kind"), kinds=("kv", "text"),
+    ),
+    "FM-13": FaultTitle("one rank goes by a start frame of its own", "FM-13", ("chunk", "rank")),
     "FM-04": FaultTitle("a broken build: header before preflight", "FM-04"),
 }  # fmt: skip
 """Every fault that can be injected, by id."""

@@ -6,8 +6,10 @@ backend unblocks a pending operation, so whoever watches the deadline ends the p
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,13 @@ from ..model.tables import Collective, Kind
 from .conductor import Conductor
 from .intercept import group_of
 from .operations import Call, Exchange, Moves, T
+from .versions import found
+
+BroadcastOptions, GatherOptions = map(found, ("distributed.BroadcastOptions", "distributed.GatherOptions"))
+PIECES = 2
+"""Broadcasts, back to back, in which a large payload goes over gloo, whose tree passes on only what has come whole."""
+LARGE = 2 * 2**20
+"""Bytes from which on that pays."""
 
 
 class PeerLost(GenlockError):
@@ -30,12 +39,24 @@ class TorchTransport:
 
     def __init__(self, backend: str, rank: int, world: int, timeout: timedelta = timedelta(minutes=30)) -> None:
         dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout)
-        self.rank, self.world = rank, world
         device: Any = dist.group.WORLD
         control: Any = dist.new_group(backend="gloo", timeout=timeout)
-        self.groups: dict[str, dist.ProcessGroup] = {"control": control, "device": device}
+        self._join({"control": control, "device": device})
+
+    @classmethod
+    def over(cls, groups: Mapping[str, dist.ProcessGroup]) -> Self:
+        """A transport over groups of all ranks that are there already: `control`, on gloo, and `device`."""
+        transport = cls.__new__(cls)
+        transport._join(groups)
+        return transport
+
+    def _join(self, groups: Mapping[str, dist.ProcessGroup]) -> None:
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.groups = dict(groups)
         self.names = {group_of(group).name: name for name, group in self.groups.items()}
         """What the interceptor calls the groups, to what the table calls them."""
+        self.pieces = PIECES if dist.get_backend(self.groups["device"]) == "gloo" else 1
+        """Broadcasts in which a payload goes, at most."""
 
     def run(self, conductor: Conductor, moves: Moves[T]) -> T:
         """Run a coroutine to its end and return what it returns. Raises what it raises, and PeerLost."""
@@ -53,7 +74,7 @@ class TorchTransport:
             return self._exchange(op, operation.tensor)
         except (RuntimeError, ValueError) as error:
             if isinstance(error, dist.DistError) or "onnection" in str(error) or "peer" in str(error):
-                first = str(error).splitlines()[0][:200]
+                first = re.sub(r"^\[\S+:\d+\] ", "", str(error).splitlines()[0])[:200]  # without the line of C++
                 raise PeerLost(
                     f"the backend lost a peer during {op.name}: {first}", where=f"rank{self.rank}"
                 ) from error
@@ -68,12 +89,15 @@ class TorchTransport:
         # take as long as all of ours
         group, root = self.groups[op.group], op.root or 0
         if op.kind is Kind.BROADCAST:
-            broadcast = dist.BroadcastOptions()
+            broadcast = BroadcastOptions()
             broadcast.rootRank, broadcast.rootTensor, broadcast.asyncOp = root, 0, False
-            group.broadcast([tensor], broadcast).wait()
+            count = self.pieces if op.group == "device" and tensor.nbytes >= LARGE else 1
+            for work in [group.broadcast([piece], broadcast) for piece in tensor.chunk(count)]:
+                if work is not None:  # as NCCL gives where the device's stream waits, not the host (torch 2.8 on)
+                    work.wait()
             return tensor
         if op.kind is Kind.GATHER:
-            gather = dist.GatherOptions()
+            gather = GatherOptions()
             gather.rootRank = root
             everyone = [torch.empty_like(tensor) for _ in range(self.world)] if self.rank == root else []
             group.gather([everyone] if everyone else [], [tensor], gather).wait()

@@ -6,6 +6,7 @@ c10d (`intercept` checks those that it overrides).
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,12 +17,10 @@ TRIED = ("2.13.0", "2.11.0")
 """Versions of torch with which the tests of the control plane have passed."""
 
 
-def named(names: tuple[str, ...], owner: Any = torch) -> dict[str, Any]:
-    """Attributes of torch, or of one of its modules, by name. Raises UsageError for one that this version lacks."""
-    for name in names:
-        if not hasattr(owner, name):
-            raise UsageError(
-                f"torch {torch.__version__} has no {owner.__name__}.{name}",
-                do=f"use torch {' or '.join(TRIED)}, with which this was tried",
-            )
-    return {name: getattr(owner, name) for name in names}
+def found(name: str) -> Any:
+    """An object of torch by its dotted name below `torch`. Raises UsageError where this version has none."""
+    try:
+        return reduce(getattr, name.split("."), torch)
+    except AttributeError:
+        do = f"use torch {' or '.join(TRIED)}, with which this was tried"
+        raise UsageError(f"torch {torch.__version__} has no torch.{name}", do=do) from None

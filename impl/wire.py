@@ -43,11 +43,11 @@ ALIGNMENT = 16
 """Bytes. The largest element (complex128) then lies aligned, so that each tensor is a view of the payload."""
 
 # fmt: off
-WIRE_DTYPES: dict[str, torch.dtype] = versions.named((
+WIRE_DTYPES: dict[str, torch.dtype] = {name: versions.found(name) for name in (
     "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16",
     "float32", "float64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
     "float8_e8m0fnu", "float4_e2m1fn_x2", "complex32", "complex64", "complex128",
-))
+)}
 # fmt: on
 """Name → dtype of what can travel: elements of whole bytes (float4 in pairs) that need nothing beside them."""
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from html import escape
 from typing import NamedTuple
 
 from .checker.counterexample import Counterexample, TraceStep
-from .picture import AMBER, BLUE, GREY, INK, PALE_AMBER, PALE_GREY, PALE_RED, RED, plain
+from .picture import AMBER, BLUE, GREEN, GREY, INK, PALE_AMBER, PALE_GREEN, PALE_GREY, PALE_LINE, PALE_RED, RED, plain
 from .tables import Collective
 from .transport import depends_on
 
@@ -24,6 +25,8 @@ class Beat(NamedTuple):
     """The other ranks whose parts in a collective it is given here."""
     verdict: str
     """What the last step violates, where no rank is stuck."""
+    sign: str = ""
+    """Where two runs are compared: `+` only in this one, `-` only in the other, `=` in both."""
 
     @property
     def rank(self) -> int:
@@ -58,6 +61,8 @@ class Beat(NamedTuple):
     @property
     def colours(self) -> tuple[str, str]:
         """Of the rim and the inside."""
+        if self.sign:
+            return {"+": (GREEN, PALE_GREEN), "-": (RED, "white"), "=": (PALE_LINE, "white")}[self.sign]
         if self.verdict or self.steps[-1].edge in ("crash", "stall", "killed"):
             return RED, PALE_RED
         return (AMBER, PALE_AMBER) if self.commits else (GREY, "white")
@@ -90,6 +95,20 @@ def _goes_on(before: TraceStep, step: TraceStep) -> bool:
     return before.rank == step.rank and (plain or (before.edge, step.edge) == ("issue", "complete"))
 
 
+def compared(new: Counterexample, old: Counterexample, schedule: Sequence[Collective]) -> list[Beat]:
+    """The beats of both runs, what they share once."""
+    before, after = beats(old, schedule), beats(new, schedule)
+    found: list[Beat] = []
+    for tag, i, j, k, n in SequenceMatcher(None, _events(before), _events(after), autojunk=False).get_opcodes():
+        found += [beat._replace(sign="-", sources=()) for beat in before[i:j] if tag != "equal"]
+        found += [beat._replace(sign="=" if tag == "equal" else "+") for beat in after[k:n]]
+    return found
+
+
+def _events(shown: Sequence[Beat]) -> list[tuple[tuple[int, str, str, str], ...]]:
+    return [tuple((s.rank, s.event, s.edge, s.operation) for s in beat.steps) for beat in shown]
+
+
 def endings(example: Counterexample) -> list[list[str]]:
     """Per rank, where the run leaves it: stuck, in what and for whom, or just its state."""
     states = example.steps[-1].states if example.steps else ("at the start",) * example.ranks
@@ -101,15 +120,16 @@ def endings(example: Counterexample) -> list[list[str]]:
     return lines
 
 
-def sequence_mermaid(example: Counterexample, schedule: Sequence[Collective]) -> str:
-    """A counterexample as a Mermaid `sequenceDiagram`."""
+def sequence_mermaid(example: Counterexample, schedule: Sequence[Collective], old: Counterexample | None = None) -> str:
+    """A counterexample as a Mermaid `sequenceDiagram`; with another one, `+` and `-` say what only one of them has."""
     lines = ["sequenceDiagram", *(f"participant rank{rank}" for rank in range(example.ranks))]
-    lines.append(f"Note over rank0,rank{example.ranks - 1}: {plain(f'{example.claim}: {example.text}')}")
-    for beat in beats(example, schedule):
+    lines.append(f"Note over rank0,rank{example.ranks - 1}: {plain(': '.join(_heading(example)))}")
+    for beat in compared(example, old, schedule) if old else beats(example, schedule):
         for source in beat.sources:
             last = beat.steps[-1]
             lines.append(f"rank{source}->>rank{beat.rank}: {plain(f'{last.operation} #{last.sequence}')}")
-        lines.append(f"Note over rank{beat.rank}: {'<br/>'.join(map(plain, beat.lines))}")
+        sign = f"{beat.sign} " if beat.sign in ("+", "-") else ""
+        lines.append(f"Note over rank{beat.rank}: {sign}{'<br/>'.join(map(plain, beat.lines))}")
     lines.append("rect rgb(251, 213, 213)")
     lines += [f"Note over rank{rank}: {'<br/>'.join(map(plain, end))}" for rank, end in enumerate(endings(example))]
     lines.append("end")
@@ -120,27 +140,38 @@ EM, LINE, PAD, GAP = 6.7, 14, 6, 12
 """Of a chart, in pixels: a character's width, a line's height, around a box's text, between boxes."""
 
 
-def sequence_svg(example: Counterexample, schedule: Sequence[Collective]) -> str:
-    """A counterexample as SVG: a lane for each rank, a row for each beat; stuck ranks end in red."""
-    shown, ends, stuck = beats(example, schedule), endings(example), {s.rank for s in example.stuck}
-    title = [f"{example.claim} does not hold:", example.text]
-    title.append("thick: inside a collective; arrows: whose parts it delivers")
-    top = GAP + LINE * len(title) + GAP
+def _heading(example: Counterexample) -> list[str]:
+    return [f"{example.claim} does not hold", example.text] if example.claim else [example.text]
+
+
+def sequence_svg(example: Counterexample, schedule: Sequence[Collective], old: Counterexample | None = None) -> str:
+    """A counterexample as SVG: a lane for each rank, a row for each beat; stuck ranks end in red.
+
+    With `old`, another run: what only this one does is green, what only that one does red and struck out.
+    """
+    shown = compared(example, old, schedule) if old else beats(example, schedule)
+    ends, stuck = endings(example), {s.rank for s in example.stuck}
+    told = _heading(example)
+    if old:
+        told.append(f"green: only here; red, struck out: only in the other run ({'; '.join(_heading(old))})")
     lanes, right = _lanes(shown, ends)
+    title = [line for text in told for line in textwrap.wrap(text, max(60, int(right / EM) - 4))]
+    top = GAP + LINE * len(title) + GAP
     under: list[str] = []
     boxes = [_box(x, top, [f"rank{rank}"], INK, INK, "white") for rank, x in enumerate(lanes)]
-    y = top + _height([""]) + GAP
     inside: dict[int, float] = {}
-    for beat in shown:
+    below = top + _height([""]) + GAP
+    tops = _tops(shown, below, example.ranks)
+    for beat, y in zip(shown, tops, strict=True):
         x, middle = lanes[beat.rank], y + _height(beat.lines) / 2
-        if beat.rank in inside:
+        if beat.rank in inside and beat.sign != "-":
             under.append(_bar(x, inside.pop(beat.rank), middle, AMBER))
-        if beat.steps[-1].edge == "issue":
+        if beat.steps[-1].edge == "issue" and beat.sign != "-":
             inside[beat.rank] = middle
         under += _arrows([lanes[source] for source in beat.sources], x, _width(beat.lines) / 2, middle)
-        boxes.append(_box(x, y, beat.lines, *beat.colours, INK, hover="\n".join(step.text for step in beat.steps)))
-        y += _height(beat.lines) + GAP
-    y += GAP
+        hover = "\n".join(step.text for step in beat.steps)
+        boxes.append(_box(x, y, beat.lines, *beat.colours, INK, hover, gone=beat.sign == "-"))
+    y = max([below, *(at + _height(beat.lines) + GAP for beat, at in zip(shown, tops, strict=True))]) + GAP
     for rank, x in enumerate(lanes):
         if rank in inside:
             under.append(_bar(x, inside[rank], y, RED if rank in stuck else AMBER))
@@ -155,6 +186,51 @@ def sequence_svg(example: Counterexample, schedule: Sequence[Collective]) -> str
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     return "\n".join([*start, *head, *lives, *under, *boxes, "</svg>\n"])
+
+
+class _Placed(NamedTuple):
+    """What takes room from `top` to `bottom` on lanes `left` to `right`: a box, or the arrows into one."""
+
+    left: int
+    right: int
+    top: float
+    bottom: float
+    about: tuple[str, int | None]
+
+
+def _tops(shown: Sequence[Beat], top: float, ranks: int) -> list[float]:
+    """Where each beat's box begins: as high as its lane, its collective, and arrows of others leave it room.
+
+    So what ranks do at the same time stands side by side; the numbers keep the order in which it was found.
+    """
+    free = [top] * ranks
+    issued: dict[tuple[int, str, int | None], float] = {}
+    placed: list[_Placed] = []
+    tops = []
+    for beat in shown:
+        last, height, rank = beat.steps[-1], _height(beat.lines), beat.rank
+        about = (last.operation, last.sequence)
+        y = max([free[rank], *(issued.get((source, *about), top) - height / 2 for source in beat.sources)])
+        span = (min((rank, *beat.sources)), max((rank, *beat.sources)))
+        while True:
+            box = _Placed(rank, rank, y, y + height, about)
+            arrows = _Placed(*span, y + height / 2 - 4, y + height / 2 + 4, about)
+            hit = [other for other in placed if _hits(other, box) or (beat.sources and _hits(other, arrows))]
+            if not hit:
+                break
+            y = max(y + 1, min(other.bottom for other in hit) + GAP / 2 - height / 2)
+        placed += [box, arrows] if beat.sources else [box]
+        if beat.sign != "-" and beat.steps[0].edge == "issue":
+            issued[rank, beat.steps[0].operation, beat.steps[0].sequence] = y + height / 2
+        free[rank] = y + height + GAP
+        tops.append(y)
+    return tops
+
+
+def _hits(one: _Placed, other: _Placed) -> bool:
+    """Whether they are in each other's way. What belongs to one collective is not."""
+    apart = one.right < other.left or other.right < one.left or one.bottom <= other.top or other.bottom <= one.top
+    return not apart and (one.about != other.about or not one.about[0])
 
 
 def _lanes(shown: Sequence[Beat], ends: Sequence[Sequence[str]]) -> tuple[list[float], float]:
@@ -175,16 +251,26 @@ def _width(lines: Sequence[str]) -> float:
     return max(map(len, lines)) * EM + 2 * PAD
 
 
-def _text(x: float, y: float, text: str, colour: str, anchor: str, weight: str = "normal") -> str:
-    where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+def _text(x: float, y: float, text: str, colour: str, anchor: str, weight: str = "normal", gone: bool = False) -> str:
+    where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"' + (' text-decoration="line-through"' if gone else "")
     return f'<text {where} fill="{colour}" font-weight="{weight}">{escape(text)}</text>'
 
 
-def _box(x: float, y: float, lines: Sequence[str], rim: str, fill: str, colour: str, hover: str = "") -> str:
+def _box(
+    x: float,
+    y: float,
+    lines: Sequence[str],
+    rim: str,
+    fill: str,
+    colour: str,
+    hover: str = "",
+    *,
+    gone: bool = False,
+) -> str:
     width, height = _width(lines), _height(lines)
     weights = ["bold", *["normal"] * len(lines)]
     texts = [
-        _text(x, y + PAD + LINE * n - 3.5, line, colour, "middle", weight)
+        _text(x, y + PAD + LINE * n - 3.5, line, RED if gone else colour, "middle", weight, gone)
         for n, (line, weight) in enumerate(zip(lines, weights, strict=False), 1)
     ]
     where = f'x="{x - width / 2:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'

@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import graphviz
 
-from .picture import BLUE, FILLS, GREY, INK, PALE_RED, RED, plain
+from .picture import BLUE, FILLS, GREY, INK, PALE_LINE, PALE_RED, RED, plain
 from .tables import By, Meet, Put, Role, Row, State, Take
 
 COLOURS = {By.PROTOCOL: INK, By.ENVIRONMENT: BLUE, By.VIOLATION: RED, By.FAULT: RED, By.DETECTION: RED}
-PALE_INK = "#94a3b8"
 SIGNS = {"+": "green: added", "-": "red, struck out: removed", "~": "amber: changed"}
 MANY = 3
 """From so many states on, a row that they share is said once, in a note."""
@@ -68,7 +67,7 @@ def outline(role: Role, marks: Marks | None = None) -> tuple[list[Row], list[Not
 def _colour(row: Row, marks: Marks | None) -> str:
     if marks is None:
         return COLOURS[row.by]
-    return marks[row].colour if row in marks else PALE_INK
+    return marks[row].colour if row in marks else PALE_LINE
 
 
 def state_diagram(
@@ -102,7 +101,7 @@ def state_diagram(
         look = {"color": RED if state.failed else INK, "peripheries": "2" if state.terminal else "1"}
         look |= {"id": f"{role.name}.{state.name}", "fillcolor": fills.get(state.phase, "white")}
         if marks is not None:
-            mark = marks.get(state, Mark("", PALE_INK))
+            mark = marks.get(state, Mark("", PALE_LINE))
             look |= {"fillcolor": "white", "color": mark.colour, "penwidth": "2.5" if mark.sign else "1"}
         graph.node(state.name, _state_label(state), **look)
     rows, notes = outline(role, marks)
@@ -159,12 +158,7 @@ def _title(role: Role, brief: bool, marks: Marks | None) -> str:
         signs = {mark.sign: f'<font color="{mark.colour}">{SIGNS[mark.sign]}</font>' for mark in marks.values()}
         told = "    ".join(signs[sign] for sign in SIGNS if sign in signs) or "no difference"
         return f'<{name}<br/><font point-size="12">{told}</font><br/> >'
-    small = (
-        "⇄ collective    ◆ commitment point: a peer now waits for more from this rank",
-        f'<font color="{BLUE}">blue: the world outside may ask for it</font>    '
-        f'<font color="{RED}">red: violations, faults, detection</font>',
-    )
-    return f'<{name}<br/><font point-size="11">{"<br/>".join(small)}</font><br/> >'
+    return f"<{name}<br/> >"
 
 
 def _state_label(state: State) -> str:
@@ -193,7 +187,7 @@ def _marks(row: Row) -> str:
         f"puts {slot}" if isinstance(row.gate, Put) else f"takes {slot}" if slot else "",
         "once all counters are there" if isinstance(row.gate, Meet) else "",
         "once its stream is done" if row.syncs else "",
-        "◆" if row.commits else "",
+        "◆ commits" if row.commits else "",
     ]
     return "".join(f"  {mark}" for mark in marks if mark)
 

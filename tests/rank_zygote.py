@@ -1,7 +1,8 @@
 """Forks the ranks of real runs from one process that has torch loaded, so that a run takes a second and not five.
 
 Each line on stdin is a job, `{"config": PATH, "ranks": N, "facts": {rank: {key: value}}, "deaf": [rank], "limit":
-seconds}`; the answer on stdout is a list with each rank's exit status. Every rank is a process of its own that
+seconds, "large": bytes}`, of which `large` is the size from which on a payload goes in pieces; the answer on stdout
+is a list with each rank's exit status. Every rank is a process of its own that
 runs `genlock.impl.rank.main`, as under torchrun. This process plays the launcher: on SIGTERM it signals all ranks
 but the deaf ones at once.
 """
@@ -17,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from genlock.impl import parity, rank
+from genlock.impl import parity, rank, transport
 
 RANKS: list[int] = []
 DEAF: list[int] = []
@@ -33,6 +34,7 @@ def child(number: int, job: dict[str, Any], port: int) -> None:
     odd = job["facts"].get(str(number), {})
     own = parity.own_facts
     parity.own_facts = lambda *given: {**own(*given), **odd}
+    transport.LARGE = job["large"] or transport.LARGE
     status = 1
     with contextlib.suppress(BaseException):
         status = rank.main(job["config"])

@@ -65,6 +65,7 @@ class Ranks:
         facts: Mapping[int, Mapping[str, str]] | None = None,
         deadlines: Mapping[str, float] | None = None,
         deaf: Sequence[int] = (),
+        large: int = 0,
     ) -> Ended:
         """A run to the end of all its ranks."""
         out.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ class Ranks:
         path = out / launch.CONFIG
         path.write_bytes(msgspec.json.encode(config))
         odd = {str(rank): dict(values) for rank, values in (facts or {}).items()}
-        job = {"config": str(path), "ranks": ranks, "facts": odd, "deaf": list(deaf), "limit": 60}
+        job = {"config": str(path), "ranks": ranks, "facts": odd, "deaf": list(deaf), "limit": 60, "large": large}
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps(job) + "\n")
@@ -88,6 +89,20 @@ class Ranks:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait(timeout=20)
+
+
+def alive(text: str) -> list[int]:
+    """Processes whose command line has `text` in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if text.encode() in command:
+                found.append(int(entry.name))
+    return found
 
 
 def inject(text: str) -> Injection:

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from genlock.conformance.explain import diagnose
+from genlock.conformance.replay import NOTHING
 from genlock.errors import Refused
 from genlock.impl import digest, parity
 from genlock.impl.conductor import Conductor
+from genlock.impl.envelope import Mode
 from genlock.impl.held import Override
 from genlock.impl.roles import Rank0, Role, Settings, Worker
 from genlock.impl.simulator import Memory, Simulation
@@ -36,7 +38,12 @@ SAME_CHECK = {"duplicate": "stale", "manifest": "corrupt", "role": "flag", "back
 BY_ITSELF = {"override": "exception", "exception": "exception", "thread": "exception"}
 """Kinds that the struck rank reports itself, by the event."""
 BY_PEERS = {CRASH: "peer_lost", STALL: "deadline"}
-"""Kinds after which a rank says nothing more: its peers do."""
+"""Kinds after which a rank says nothing more, and replay shows where it stands: or its peers do."""
+
+
+def first_word(observed: str) -> str:
+    """The event of what a divergence says was observed."""
+    return observed.split(" ")[0]
 
 
 @cache
@@ -45,7 +52,7 @@ def noticed(kind: str) -> frozenset[str]:
     if kind in BY_ITSELF:
         return frozenset({BY_ITSELF[kind]})
     if kind in BY_PEERS:
-        return frozenset(BY_PEERS.values())
+        return frozenset({first_word(NOTHING), *BY_PEERS.values()})
     found: set[str] = set()
     for check in MATRIX:
         if check.fault != SAME_CHECK.get(kind, kind):
@@ -103,8 +110,14 @@ class Weights:
 class Struck:
     """A job of ranks of which one may be struck, recorded in memory, in virtual time."""
 
-    def __init__(self, seed: int, strike: Strike | None, monitor: type[StruckMonitor] = StruckMonitor) -> None:
-        self.strike = strike
+    def __init__(
+        self,
+        seed: int,
+        strike: Strike | None,
+        monitor: type[StruckMonitor] = StruckMonitor,
+        mode: Mode = Mode.BRING_UP,
+    ) -> None:
+        self.strike, self.mode = strike, mode
         self.monitors = [monitor(TP_V1_1.role(r), r, strike) for r in range(RANKS)]
         self.memories = [Memory(header(r), lambda: self.simulation.now) for r in range(RANKS)]
         self.tamper = Tamper(strike, seed)
@@ -115,7 +128,7 @@ class Struck:
         own = facts()
         self.roles: list[Role] = []
         for r in range(RANKS):
-            settings = Settings(in_facts(strike, r, own), fingerprint=self.weights[r])
+            settings = Settings(in_facts(strike, r, own), mode, fingerprint=self.weights[r])
             self.roles.append((Worker if r else Rank0)(self.monitors[r], settings, self.generators[r]))
         self._break()
         for role in self.roles[1:]:
@@ -127,6 +140,15 @@ class Struck:
         rank0 = self.roles[0]
         assert isinstance(rank0, Rank0)
         return rank0
+
+    def fields(self, recompute: bool = False, fresh: bool = False, **changes: Any) -> dict[str, Any]:
+        """A good chunk, with changes. In optimize mode it brings conditioning where `fresh`, or nothing is held yet."""
+        if self.mode is Mode.BRING_UP:
+            return fields(recompute, **changes)
+        held = self.rank0.conditioning.epoch
+        fresh = fresh or held == 0
+        lean = {"conditioning_epoch": held + fresh, **({} if fresh else {"conditioning_embeds": None})}
+        return fields(recompute, **lean, **changes)
 
     def _break(self) -> None:
         """The faults of IN_GENERATOR, which come in the chunk that the strike names."""
@@ -200,13 +222,13 @@ def facts() -> Mapping[str, str]:
 
 
 BAD: tuple[Callable[[], dict[str, Any]], ...] = (
-    lambda: fields(base_seed=lambda: 0),
-    lambda: fields(tp_expected_generator_calls=9),
-    lambda: fields(latents=torch.ones([1] * 4000, dtype=torch.bfloat16)),
-    lambda: fields(latents=torch.ones(1, 2, dtype=torch.float32)),
-    lambda: fields(latents=torch.ones(1, 2, dtype=torch.bfloat16, device="meta")),
+    lambda: {"base_seed": lambda: 0},
+    lambda: {"tp_expected_generator_calls": 9},
+    lambda: {"latents": torch.ones([1] * 4000, dtype=torch.bfloat16)},
+    lambda: {"latents": torch.ones(1, 2, dtype=torch.float32)},
+    lambda: {"latents": torch.ones(1, 2, dtype=torch.bfloat16, device="meta")},
 )
-"""Chunks that preflight refuses: the fault `request`."""
+"""What makes a chunk one that preflight refuses: the fault `request`."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +247,7 @@ class Outcome:
 
 
 def program(job: Struck, chance: random.Random) -> None:
-    """The application: a few chunks, refusals, hard cuts and heartbeats, in any order."""
+    """The application: a few chunks, refusals, hard cuts, new conditioning and heartbeats, in any order."""
     if job.do(job.rank0.startup()) is not None:
         return
     for _ in range(chance.randint(1, 5)):
@@ -234,12 +256,12 @@ def program(job: Struck, chance: random.Random) -> None:
             return
         what = chance.random()
         if what < 0.6:
-            recompute = chance.random() < 0.4
-            error = job.do(job.rank0.chunk(fields(recompute, init_cache=chance.random() < 0.3)))
+            recompute, fresh, cut = (chance.random() < share for share in (0.4, 0.3, 0.3))
+            error = job.do(job.rank0.chunk(job.fields(recompute, fresh, init_cache=cut)))
             assert not isinstance(error, Refused), error
         elif what < 0.75:
             before = job.monitors[0].vars
-            error = job.do(job.rank0.chunk(chance.choice(BAD)()))
+            error = job.do(job.rank0.chunk(job.fields(**chance.choice(BAD)())))
             if isinstance(error, Refused):
                 assert job.monitors[0].vars == before
         elif what < 0.85 and not job.monitors[0].vars.pending_cut:
@@ -261,7 +283,7 @@ def run(seed: int, strike: Strike | None = None) -> Outcome:
     """The schedule of a seed, with this fault in place of the one that the seed draws."""
     chance = random.Random(seed)
     own = drawn(chance)
-    job = Struck(seed, strike or own)
+    job = Struck(seed, strike or own, mode=Mode.OPTIMIZE if chance.random() < 1 / 3 else Mode.BRING_UP)
     if chance.random() < 0.2:
         for role in job.roles[1:]:
             role.signalled = MethodType(lambda role: role.monitor.vars.chunk_index > 0, role)
@@ -273,7 +295,7 @@ def judged(seed: int, job: Struck, traces: list[Trace]) -> Outcome:
     """Replay the traces, and hold the verdict against what the model predicts."""
     found = diagnose(traces)
     at = found.divergence
-    observed = at.observed.split(" ")[0] if at else ""
+    observed = first_word(at.observed) if at else ""
     struck = job.came()
     wrong = mistaken(job, struck, found.verdict, observed, found.culprits)
     return Outcome(

@@ -75,6 +75,18 @@ def test_a_chunk_takes_header_payload_calls_and_ack_and_no_other_collective(refu
     assert {op.name for op in SCHEDULE} == {"parity", "header", "payload", "generate", "ack"}
 
 
+def test_a_large_payload_goes_in_pieces_and_is_one_collective_of_the_table(ranks: Ranks, tmp_path: Path) -> None:
+    whole = ranks.run(tmp_path / "whole", scenario.default(4), ranks=4)
+    pieces = ranks.run(tmp_path / "pieces", scenario.default(4), ranks=4, large=64)
+
+    def moved(ended: Ended) -> list[list[tuple[str, object, object]]]:
+        return [[(e.transition, e.numel, e.data) for e in trace.events] for trace in ended.traces]
+
+    for ended in (whole, pieces):
+        assert (ended.statuses, ended.replayed().verdict) == ([OK] * 4, "conforming")
+    assert moved(whole) == moved(pieces), "of equal bytes, by the digests in the headers"
+
+
 # ── refused at start-up ─────────────────────────────────────────────────────────────────────────────
 
 DIFFERS = {
@@ -85,25 +97,25 @@ DIFFERS = {
 }
 
 
-def no_header_was_sent(ended: Ended) -> None:
+def no_header_was_sent(ended: Ended, failure_mode: str) -> None:
     assert ended.statuses == [PARITY] * len(ended.statuses)
     for trace in ended.traces:
         assert {e.transition for e in trace.events} == {"exchange_parity", "parity_differs", "abort"}
     found = ended.replayed()
-    assert (found.verdict, found.failure_mode) == ("divergent", "FM-01")
+    assert (found.verdict, found.failure_mode) == ("divergent", failure_mode)
 
 
 @pytest.mark.parametrize("name", DIFFERS)
 def test_parity_names_key_rank_and_both_values_on_every_rank(ranks: Ranks, tmp_path: Path, name: str) -> None:
     ended = ranks.run(tmp_path, scenario.default(1), inject(name))
-    no_header_was_sent(ended)
+    no_header_was_sent(ended, scenario.FAULTS[name].failure_mode)
     assert all(DIFFERS[name] in message for message in ended.messages().values())
 
 
 @pytest.mark.parametrize("newer", [0, 1], ids=["rank0", "worker"])
 def test_a_newer_version_on_either_side_is_refused_with_both_versions(ranks: Ranks, tmp_path: Path, newer: int) -> None:
     ended = ranks.run(tmp_path, scenario.default(1), ranks=2, facts={newer: {"tp_envelope_version": "2"}})
-    no_header_was_sent(ended)
+    no_header_was_sent(ended, "FM-01")
     for message in ended.messages().values():
         ours, theirs = ("'2'", "'1'") if newer == 0 else ("'1'", "'2'")
         assert f"`tp_envelope_version`: rank1 has {theirs}, the others {ours}" in message
@@ -132,6 +144,8 @@ def test_om_03_a_worker_that_miscounts_dies_at_its_own_assertion(
     last = [e for e in ended.traces[1].events if e.chunk == 3]
     assert sum(e.transition == "generate" and e.edge == "enter" for e in last) == made, "no extra collective"
     assert "miscount" in [e.transition for e in last]
+    assert f"generator calls {made} of 4" in ended.messages()[1]
+    assert "it does not hold that observed calls" in ended.messages()[1]
     assert ended.replayed().failure_mode == "FM-02"
 
 
@@ -162,7 +176,7 @@ HEADERS = {"stale": "`call_id` = 1", "duplicate": "`call_id` = 3", "truncated": 
 def test_om_16_a_bad_header_is_rejected_by_name_and_poisons_the_run(ranks: Ranks, tmp_path: Path, kind: str) -> None:
     steps = Scenario((Chunk(), Heartbeat(), Chunk(), Chunk(), Chunk()))
     ended = ranks.run(tmp_path, steps, inject(f"OM-16,kind={kind}"))
-    poisoned(ended, 1, 2)
+    poisoned(ended, 1, 2, culprits=(0,))
     for rank in (1, 2):
         message = ended.messages()[rank]
         assert "reject_header" in message

@@ -27,7 +27,7 @@ FLAGS = {
     "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --format",
     "export promela": MODEL,
     "run": "--ranks --backend --chunks --inject --deadline --observe --out",
-    "guard": "",
+    "guard": "--deadline --observe --meet --interface --out",
     "record": "--out",
     "replay": "--format --out",
     "render": "--diff --format --out",
@@ -45,14 +45,7 @@ CHOICES = {
     "render states --format": "svg png dot mermaid html",
 }
 UNBUILT = {
-    "guard -- prog --flag": "genlock guard",
-    "docs": "genlock docs",
-    "audit": "genlock audit",
-    "render states tp_v1.1 --diff tp_v0 --format mermaid": "--diff",
-    "render states --format html": "--format html",
-    "render waits traces": "genlock render waits",
     "run --observe": "--observe",
-    "run --backend nccl": "--backend nccl",
     "run --inject OM-13": "--inject OM-13",
 }
 """A command line, and what of it is not built yet."""

@@ -16,28 +16,27 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import graphviz
 import pytest
 from genlock.errors import UsageError
+from genlock.model.chart import beats, compared, sequence_mermaid, sequence_svg
 from genlock.model.checker.counterexample import Counterexample, Stuck, TraceStep, counterexample
 from genlock.model.checker.reference import check
-from genlock.model.diagram import (
-    Note,
-    beats,
-    outline,
-    save,
-    sequence_mermaid,
-    sequence_svg,
-    state_diagram,
-    state_mermaid,
-)
+from genlock.model.checker.witness import shortest
+from genlock.model.diagram import Note, outline, state_diagram, state_mermaid
+from genlock.model.diagram_diff import merged
+from genlock.model.difference import changes
+from genlock.model.load import load
 from genlock.model.mutants import MUTANTS
 from genlock.model.network import Network, Point
+from genlock.model.picture import save
 from genlock.model.properties import CRASH_OVER_HANG, Property
 from genlock.model.protocol import HEADER, RANK0, SCHEDULE, TP_V1_1, WORKER
 from genlock.model.tables import By, Meet, Put, Role, Row, Scope, Slot, State, Take
 
 ROLES = pytest.mark.parametrize("role", [RANK0, WORKER], ids=lambda role: role.name)
 SVG = "{http://www.w3.org/2000/svg}"
+needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="`dot` is not installed")
 FAILURES = (By.FAULT, By.DETECTION)
 
 
@@ -219,6 +218,98 @@ def test_pictures_are_the_same_in_every_run() -> None:
     assert len(runs) == 1
 
 
+# ── differences ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@ROLES
+def test_a_role_does_not_differ_from_itself(role: Role) -> None:
+    assert changes(role, role) == {}
+    same, marks = merged(role, role)
+    assert (same, marks) == (role, {})
+    assert "no difference" in state_diagram(same, marks=marks).source
+
+
+@ROLES
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_difference_is_the_rows_that_were_edited(role: Role, edit: str) -> None:
+    changed = EDITS[edit](role)
+    found = changes(role, changed)
+    before, after = {r.key: r for r in role.rows}, {r.key: r for r in changed.rows}
+    assert set(found) == {key for key in before | after if before.get(key) != after.get(key)}
+    assert {key: (c.old, c.new) for key, c in found.items()} == {
+        key: (before.get(key), after.get(key)) for key in found
+    }
+    assert all(change.words for change in found.values())
+    back = changes(changed, role)
+    assert {key: (c.new, c.old) for key, c in back.items()} == {key: (c.old, c.new) for key, c in found.items()}
+
+
+@pytest.mark.parametrize("name", ["FM-02", "FM-04", "FM-08", "tp_v0"])
+def test_a_difference_shows_all_rows_of_both_and_marks_those_that_differ(name: str) -> None:
+    other = MUTANTS[name].edit(TP_V1_1) if name in MUTANTS else load(name)
+    for old, new in zip(TP_V1_1.roles, other.roles, strict=True):
+        both, marks = merged(old, new)
+        found = changes(old, new)
+        assert {r for r in both.rows if r not in marks} == {r for r in new.rows if r.key not in found}
+        signs = {row: mark.sign for row, mark in marks.items() if isinstance(row, Row)}
+        kept = {key for key, c in found.items() if c.old and c.new and c.old.target == c.new.target}
+        assert {row for row, sign in signs.items() if sign == "~"} == {c.new for key, c in found.items() if key in kept}
+        assert {row for row, sign in signs.items() if sign == "-"} == {
+            c.old for key, c in found.items() if c.old and key not in kept
+        }
+        assert {s.name for s in both.states} == {s.name for s in old.states} | {s.name for s in new.states}
+        source = state_diagram(both, marks=marks).source
+        for row, mark in marks.items():
+            if isinstance(row, Row) and row in outline(both, marks)[0]:
+                assert all(part in text_of(source) for word in mark.words for part in word.split()), mark.words
+        mermaid = state_mermaid(both, marks=marks)
+        drawn_rows = [row for row in outline(both, marks)[0] if row in marks]
+        assert all(f" : {marks[row].sign} {row.event}" in mermaid for row in drawn_rows)
+
+
+def test_an_arrow_that_leads_elsewhere_is_there_before_and_after() -> None:
+    both, marks = merged(RANK0, MUTANTS["FM-04"].edit(TP_V1_1).driver)
+    lines = [line for line in state_diagram(both, marks=marks).body if "send_header" in line]
+    targets = [re.findall(r"COMMITTED(?::\w)? -> (\w+)", line)[0] for line in lines]
+    assert sorted(targets) == ["HEADER_SENT", "PREFLIGHT_4"]
+    gone = next(line for line in lines if "HEADER_SENT" in line)
+    assert "<s>send_header</s>" in gone
+    assert "dashed" in gone
+
+
+def test_guards_that_are_dropped_or_added_are_told() -> None:
+    bare = WORKER.edit("GENERATING", "generate", guards=())
+    (change,) = changes(WORKER, bare).values()
+    guards = [" ".join(str(g.__doc__).split()) for g in WORKER.row("GENERATING", "generate").guards]
+    assert change.words == tuple(f"no longer asks that {guard}" for guard in guards)
+    (change,) = changes(bare, WORKER).values()
+    assert change.words == tuple(f"now asks that {guard}" for guard in guards)
+    assert not change.moved
+    turned = WORKER.edit("GENERATING", "generate", guards=WORKER.row("GENERATING", "generate").guards[::-1])
+    assert changes(WORKER, turned) == {}
+
+
+@needs_dot
+def test_a_difference_leaves_the_states_where_they_stood() -> None:
+    def line(graph: graphviz.Digraph) -> list[str]:
+        """The states of the main line, one below the other, from the top."""
+        plain = graph.pipe("plain", encoding="utf-8")
+        found = re.findall(r"^node (\w+) ([\d.]+) ([\d.]+)", plain, re.M)
+        middle = next(float(x) for name, x, _ in found if name == "STARTUP")
+        return [name for name, x, _ in sorted(found, key=lambda n: -float(n[2])) if abs(float(x) - middle) < 0.1]
+
+    both, marks = merged(RANK0, MUTANTS["FM-04"].edit(TP_V1_1).driver)
+    assert line(state_diagram(both, marks=marks)) == line(state_diagram(RANK0))
+    assert len(line(state_diagram(RANK0))) == 15
+
+
+def test_one_more_row_leaves_all_other_lines_of_the_drawing_as_they_were() -> None:
+    before = state_diagram(WORKER).source.splitlines()
+    after = state_diagram(WORKER.adding(Row("READY", "wander", "ACK"))).source.splitlines()
+    assert [line for line in after if line not in before] == [line for line in after if "wander" in line]
+    assert [line for line in before if line not in after] == []
+
+
 # ── sequence charts ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -319,6 +410,52 @@ def test_nothing_overlaps_and_all_text_is_inside_its_box(example: Counterexample
     assert root[0].attrib == {"width": "100%", "height": "100%", "fill": "white"}
 
 
+def test_an_arrow_crosses_no_box_of_another_collective_and_begins_after_its_source_came(
+    example: Counterexample,
+) -> None:
+    shown = beats(example, SCHEDULE)
+    svg = sequence_svg(example, SCHEDULE)
+    drawn_boxes = list(boxes(svg))[example.ranks :]
+    middles = {id(beat): (top + bottom) / 2 for beat, (_, top, _, bottom, _) in zip(shown, drawn_boxes, strict=False)}
+    issued: dict[tuple[int, str, int | None], float] = {}
+    for beat in shown:
+        first = beat.steps[0]
+        for source in beat.sources:
+            assert middles[id(beat)] >= issued[source, beat.steps[-1].operation, beat.steps[-1].sequence] - 0.1
+        if first.edge == "issue":
+            issued[beat.rank, first.operation, first.sequence] = middles[id(beat)]
+        across = range(min(beat.sources, default=beat.rank), max(beat.sources, default=beat.rank) + 1)
+        for other, (_, top, _, bottom, _) in zip(shown, drawn_boxes, strict=False):
+            one, two = other.steps[-1], beat.steps[-1]
+            same = (one.operation, one.sequence) == (two.operation, two.sequence)
+            if beat.sources and other is not beat and other.rank in across and not same:
+                assert not top < middles[id(beat)] < bottom, (beat, other)
+
+
+def test_two_runs_are_laid_side_by_side(example: Counterexample) -> None:
+    assert {beat.sign for beat in compared(example, example, SCHEDULE)} == {"="}
+    cut = replace(example, steps=(example.steps[0], *example.steps[2:]))
+    for new, old, sign in ((example, cut, "+"), (cut, example, "-")):
+        both = compared(new, old, SCHEDULE)
+        assert [b.steps for b in both if b.sign != "-"] == [b.steps for b in beats(new, SCHEDULE)]
+        assert len([b for b in both if b.sign != "+"]) == len(beats(old, SCHEDULE))
+        assert any(b.sign == sign for b in both)
+        svg = sequence_svg(new, SCHEDULE, old)
+        assert svg.count('text-decoration="line-through"') == sum(len(b.lines) for b in both if b.sign == "-")
+        assert (f": {sign} " in sequence_mermaid(new, SCHEDULE, old)) == any(b.sign == sign for b in both)
+
+
+def test_the_shortest_healthy_run_ends_with_its_event() -> None:
+    network = Network(TP_V1_1, Scope(2, 1, 1), faults=0)
+    run = shortest(network, "acks_agree")
+    assert (run.claim, run.steps[-1].event, run.steps[-1].rank) == ("", "acks_agree", 0)
+    assert "does not hold" not in sequence_svg(run, SCHEDULE)
+    ended = shortest(network, None)
+    assert ended.steps[-1].states == ("STOPPED", "STOPPED")
+    with pytest.raises(UsageError, match="no run has miscount; name an event that can happen: exchange_parity"):
+        shortest(network, "miscount")
+
+
 ODD = Counterexample(
     'a<b>&"c";#',
     "x < y; & more",
@@ -378,8 +515,6 @@ def test_a_claim_that_fails_at_the_start_can_be_drawn() -> None:
 
 
 # ── files ───────────────────────────────────────────────────────────────────────────────────────────
-
-needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="`dot` is not installed")
 
 
 def test_text_needs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,10 @@ from genlock.errors import Exit
 from genlock.impl.drain import Drain
 from genlock.impl.scenario import Chunk, Heartbeat, Scenario, Wait
 from genlock.traces.format import Trace, find, read
-from real_ranks import Ended, Ranks, inject
+from real_ranks import Ended, Ranks, alive, inject
 
 STEPS = Scenario((Chunk(), Heartbeat(), Chunk(), Chunk(), Chunk(), Chunk()))
-PHASES = ("startup", "idle", "preflight", "header", "payload", "generate", "ack")
+PHASES = ("startup", "idle", "preflight", "header", "payload", "generate", "ack", "shutdown")
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,10 @@ def test_a_signal_on_rank0_drains_the_run(ranks: Ranks, tmp_path: Path, phase: s
     assert ended.statuses == [0, 0, 0]
     drained(ended.traces)
     assert "drained on SIGTERM" in ended.messages()[0]
-    assert (ended.events(0, "drain"), ended.events(0, "shutdown")) == (1, 0)
+    begun = phase == "shutdown"
+    assert (ended.events(0, "drain"), ended.events(0, "shutdown")) == (not begun, begun), "once it has begun, it ends"
     # what rank0 has begun is finished, and nothing is begun after the signal
-    assert chunks(ended) == {"startup": 0, "idle": 2}.get(phase, 3)
+    assert chunks(ended) == {"startup": 0, "idle": 2, "shutdown": 5}.get(phase, 3)
 
 
 @pytest.mark.parametrize("phase", ["startup", "header", "payload", "generate", "ack"])
@@ -131,6 +132,18 @@ def test_sigterm_before_any_rank_has_started(tmp_path: Path) -> None:
     ended_well(process, tmp_path / "run")
 
 
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    process = launcher(tmp_path / "run", Scenario((Chunk(), Wait(300))), "--inject", "OM-15,phase=startup")
+    assert process.stdout
+    said = [process.stdout.readline()]
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=60)[0].splitlines()
+    assert "draining; once more to end at once" in said[0]
+    assert (process.returncode, said[-1]) == (130, "genlock: interrupted")
+    until(lambda: not alive(str(tmp_path)))
+    assert not alive(str(tmp_path))
+
+
 # ── noticing ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -144,3 +157,21 @@ def test_signals_are_noticed_and_given_back() -> None:
     drain.close()
     assert drain.signal == "SIGINT", "the first one counts"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+LAST_BREATH = """
+import os, signal
+from genlock.impl.drain import Drain
+
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        kill(pid, signal.SIGTERM)  # the interpreter takes its modules apart: handlers are gone
+
+drain, late = Drain(), Late()
+{last}
+"""
+
+
+@pytest.mark.parametrize(("last", "status"), [("drain.deafen()", 0), ("", -signal.SIGTERM)])
+def test_a_signal_while_the_interpreter_shuts_down_does_not_spoil_the_exit_status(last: str, status: int) -> None:
+    assert subprocess.run([sys.executable, "-c", LAST_BREATH.format(last=last)], timeout=60).returncode == status

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 from genlock.errors import ContractViolation
-from genlock.impl import envelope
+from genlock.impl import envelope, rules
 from genlock.impl.envelope import (
     FIELDS,
     Committed,
@@ -19,12 +19,8 @@ from genlock.impl.envelope import (
     Meta,
     Mode,
     TensorSpec,
-    dtype_problems,
-    envelope_problems,
-    id_problems,
-    problems,
-    require,
 )
+from genlock.impl.rules import dtype_problems, envelope_problems, id_problems, problems, require
 from genlock.impl.wire import WIRE_DTYPES
 from genlock.model import protocol as table
 from genlock.model.protocol import Action
@@ -267,7 +263,7 @@ def test_each_field_has_its_dtypes(specs: tuple[TensorSpec, ...], field: str) ->
     meta = changed(tensor_specs=specs)
     assert [problem.field for problem in dtype_problems(meta)] == [field]
     assert found(meta) == [field]
-    assert list(envelope.plan_problems(IDS, meta, SINCE, Mode.BRING_UP)) == []
+    assert list(rules.plan_problems(IDS, meta, SINCE, Mode.BRING_UP)) == []
 
 
 def test_committing_moves_everything_on_and_only_then() -> None:
@@ -447,7 +443,7 @@ def test_plan_rules_agree_with_the_guards_of_the_table(
         none_tensors=() if override else ("context_frames_override",),
     )
     ids = msgspec.structs.replace(IDS, cache_epoch=SINCE.cache_epoch + cut)
-    v, plan = table.TPVars(), envelope.plan_of(meta)
+    v, plan = table.TPVars(), rules.plan_of(meta)
     agrees = table.plan_identities_hold(v, plan) and table.override_iff_recompute(v, plan)
     assert (found(meta, ids=ids) == []) == agrees
 

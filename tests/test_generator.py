@@ -1,38 +1,22 @@
-"""The generator: several ranks equal one, four all-reduces a block, and a cache that cannot drift unnoticed."""
+"""The generator on one rank: its laws, its weights, and phase B. For several ranks see `test_equality`."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from genlock.errors import ContractViolation, UsageError
-from genlock.impl.cache import CacheScalars, RingCache
-from genlock.impl.generator import (
-    ALL_REDUCES_PER_BLOCK,
-    Generator,
-    GeneratorConfig,
-    Solo,
-    make_weights,
-    tiny,
-    wan_14b_shape,
-    weight_table,
-)
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from genlock.impl.cache import CacheScalars
+from genlock.impl.generator import Generator
+from genlock.impl.shape import ALL_REDUCES_PER_BLOCK, GeneratorConfig, tiny, wan_14b_shape, weight_table
+from genlock.impl.tensor_parallel import Solo
+from genlock.impl.weights import Vigil, make_weights
 from torch import Tensor
 
-WORKER = Path(__file__).with_name("tp_worker.py")
 TOLERANCE = 1e-5
-"""Absolute, in float32, on latents of standard deviation 1.4; 1e-6 was measured."""
-GROUPS = {"2": 2, "3": 3, "4": 4, "2-functional": 2}
-Runs = dict[tuple[str, int], dict[str, Any]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,81 +28,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """What each rank of each world saw in the worker's scenario, by (world, rank)."""
-    folder = tmp_path_factory.mktemp("ranks")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks: list[subprocess.Popen[str]] = []
-    try:
-        for rank in range(4):
-            command = [sys.executable, str(WORKER), str(rank), str(folder)]
-            ranks.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-        for process in ranks:
-            _, errors = process.communicate(timeout=100)
-            assert process.returncode == 0, errors
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    return {
-        (world, rank): torch.load(folder / f"world{world}-rank{rank}.pt")
-        for world, size in {"1": 1, **GROUPS}.items()
-        for rank in range(size)
-    }
-
-
-def all_ranks(runs: Runs, world: str) -> list[dict[str, Any]]:
-    return [runs[world, rank] for rank in range(GROUPS[world])]
-
-
-@pytest.mark.parametrize("world", GROUPS)
-def test_several_ranks_equal_one(runs: Runs, world: str) -> None:
-    for run in all_ranks(runs, world):
-        for chunk, alone in zip(run["chunks"], runs["1", 0]["chunks"], strict=True):
-            torch.testing.assert_close(chunk["latents"], alone["latents"], atol=TOLERANCE, rtol=0)
-
-
-@pytest.mark.parametrize("world", GROUPS)
-def test_ranks_are_in_lockstep(runs: Runs, world: str) -> None:
-    first, *others = all_ranks(runs, world)
-    for run in others:
-        for chunk, same in zip(run["chunks"], first["chunks"], strict=True):
-            assert torch.equal(chunk["latents"], same["latents"])
-    for run in (first, *others):
-        for chunk, alone in zip(run["chunks"], runs["1", 0]["chunks"], strict=True):
-            for key in ("sequence_hash", "scalars", "resident", "per_call"):
-                assert chunk[key] == alone[key]
-
-
-def test_functional_collectives_give_the_same_bits(runs: Runs) -> None:
-    for eager, functional in zip(runs["2", 0]["chunks"], runs["2-functional", 0]["chunks"], strict=True):
-        assert torch.equal(eager["latents"], functional["latents"])
-
-
-@pytest.mark.parametrize("world", GROUPS)
-def test_four_all_reduces_a_block(runs: Runs, world: str) -> None:
-    exact = ALL_REDUCES_PER_BLOCK * tiny().blocks
-    assert ALL_REDUCES_PER_BLOCK == 4
-    for run in all_ranks(runs, world):
-        assert run["real_all_reduces"] == exact
-        assert all(count == exact for chunk in run["chunks"] for count in chunk["per_call"])
-
-
-def test_the_scenario_has_what_it_should(runs: Runs) -> None:
-    chunks = runs["1", 0]["chunks"]
-    assert sum(chunk["resident"][-1] >= tiny().cache_frames for chunk in chunks) >= 3  # evictions
-    assert [len(chunk["per_call"]) for chunk in chunks].count(3) == 1  # a recompute
-    assert chunks[-1]["scalars"] == CacheScalars(2, 6, 6, 4)  # the second cut, and a reset that kept the clock
-
-
-@pytest.mark.parametrize("world", GROUPS)
-def test_fingerprints(runs: Runs, world: str) -> None:
-    ranks = all_ranks(runs, world)
-    assert len({run["shard"] for run in ranks}) == len(ranks)
-    assert {run["replica"] for run in ranks} == {runs["1", 0]["replica"]}
-
-
 def test_a_changed_weight_changes_its_fingerprints() -> None:
     generator = Generator(tiny(), Solo())
     shard, replica = generator.shard_fingerprint(), generator.replica_fingerprint()
@@ -128,6 +37,19 @@ def test_a_changed_weight_changes_its_fingerprints() -> None:
     assert generator.replica_fingerprint() == replica
     generator.weights["time.in"][0, 0] += 1e-3
     assert generator.replica_fingerprint() != replica
+
+
+@pytest.mark.parametrize("name", ["blocks.0.self.q", "blocks.1.ffn.down", "head"])
+@pytest.mark.parametrize("least", [1, 100_000, 2**30])
+def test_a_vigil_finds_a_changed_weight_when_its_turn_comes(name: str, least: int) -> None:
+    weights = make_weights(tiny(), 0, 1)
+    vigil = Vigil(weights, least)
+    turns = vigil.turns
+    assert (turns == 1, turns == len(weights)) == (least == 2**30, least == 1)
+    assert [vigil.damage() for _ in range(turns)] == [None] * turns
+    weights[name].view(-1)[0] += 1e-3
+    [found] = [damage for damage in (vigil.damage() for _ in range(turns)) if damage]
+    assert f"weight `{name}` has digest" in found
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
@@ -389,6 +311,17 @@ def test_a_plan_that_does_not_fit_this_rank_changes_nothing(changes: dict[str, A
     run(generator, next_fields())
 
 
+def test_a_text_cache_that_was_emptied_out_of_turn_is_noticed_before_any_collective() -> None:
+    generator = Generator(tiny(), Solo())
+    run(generator, fields())
+    generator.reset_crossattn()
+    observed = generator.comm.observed
+    with pytest.raises(ContractViolation, match="no plan has told it"):
+        generator.chunk(next_fields())
+    assert generator.comm.observed == observed
+    run(generator, next_fields(tp_reset_crossattn_cache=True))
+
+
 def test_unmanaged_caches_may_keep_an_old_prompt() -> None:
     generator = Generator(tiny(), Solo())
     run(generator, fields())
@@ -414,167 +347,3 @@ def test_a_drifted_ring_index_stops_before_any_collective(index: str) -> None:
     with pytest.raises(ContractViolation, match=f"{index} is 3, expected 2"):
         chunk.calls[0]()
     assert generator.comm.observed == 0
-
-
-# --- laws of the ring
-
-
-class NaiveCache:
-    """The ring's specification: a list of [frame, content], of which the oldest that is no sink leaves first."""
-
-    def __init__(self, capacity: int, sink: int) -> None:
-        self.capacity, self.sink, self.clock, self.frames = capacity, sink, 0, list[list[int]]()
-
-    def add(self, contents: list[int]) -> None:
-        for content in contents:
-            if len(self.frames) == self.capacity:
-                del self.frames[self.sink]
-            self.frames.append([self.clock, content])
-            self.clock += 1
-
-    def overwrite(self, contents: list[int]) -> None:
-        for frame, content in zip(self.frames[-len(contents) :], contents, strict=True):
-            frame[1] = content
-
-    def clear(self, clock: int) -> None:
-        self.clock, self.frames = clock, []
-
-
-class Both:
-    """A ring and its specification, led through the same operations and compared after each."""
-
-    def __init__(self, capacity: int, sink: int) -> None:
-        self.ring, self.naive = RingCache(2, capacity, sink=sink), NaiveCache(capacity, sink)
-        self.contents = iter(range(1, 10_000))
-
-    def chunk(self, frames: int, writes: int) -> None:
-        start = self.naive.clock
-        frames = min(frames, self.ring.capacity - self.ring.sink)
-        for write in range(writes):
-            contents = [next(self.contents) for _ in range(frames)]
-            (self.naive.overwrite if write else self.naive.add)(contents)
-            self.ring.open(start, frames)
-            for block in range(self.ring.blocks):
-                k = self.keys(contents, block)
-                self.ring.write(block, k, -k)
-                self.compare_contents(block, start)
-        assert self.ring.start_frame == start
-        self.ring.advance()
-
-    def reset(self) -> None:
-        self.ring.reset()
-        self.naive.clear(self.naive.clock)
-
-    def recompute(self, frames: int) -> None:
-        frames = min(frames, self.naive.clock, self.ring.capacity - self.ring.sink)
-        if frames:
-            self.ring.rewind(frames)
-            self.naive.clear(self.naive.clock - frames)
-            self.chunk(frames, 1)
-
-    def cut(self) -> None:
-        self.ring.hard_cut(self.ring.cache_epoch + 1)
-        self.naive.clear(0)
-
-    def keys(self, contents: list[int], block: int) -> Tensor:
-        """[1, frames, 2 tokens, 1 head, 1], each frame's content twice, marked by block."""
-        return (torch.tensor(contents) * 2.0 + block).repeat_interleave(2).view(1, -1, 2, 1, 1)
-
-    def compare_contents(self, block: int, start: int) -> None:
-        k, v = self.ring.read(block)
-        found = k.view(-1, 2)[:, 0].tolist()
-        frame_of = {content * 2.0 + block: frame for frame, content in self.naive.frames}
-        assert torch.equal(v, -k)
-        assert sorted(found) == sorted(frame_of)
-        assert self.ring.past.tolist() == [frame_of[content] < start for content in found]
-        assert frame_of[found[self.ring.local_end_index - 1]] == self.naive.clock - 1
-
-    def compare_indices(self) -> None:
-        assert self.ring.resident == [frame for frame, _ in self.naive.frames]
-        assert self.ring.start_frame == self.ring.global_end_index == self.naive.clock
-        assert (self.ring.local_end_index == 0) == (not self.naive.frames)
-
-
-OPERATIONS = st.one_of(
-    st.tuples(st.just("chunk"), st.integers(1, 3), st.integers(1, 3)),
-    st.tuples(st.just("reset")),
-    st.tuples(st.just("recompute"), st.integers(1, 5)),
-    st.tuples(st.just("cut")),
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.integers(4, 6), st.integers(0, 2), st.lists(OPERATIONS, min_size=1, max_size=12))
-def test_the_ring_equals_a_naive_list_of_frames(capacity: int, sink: int, operations: list[Any]) -> None:
-    both = Both(capacity, sink)
-    for name, *arguments in operations:
-        getattr(both, name)(*arguments)
-        both.compare_indices()
-
-
-def opened() -> RingCache:
-    ring = RingCache(1, 4, sink=1)
-    ring.open(0, 2)
-    ring.write(0, torch.zeros(1, 2, 3, 1, 1), torch.zeros(1, 2, 3, 1, 1))
-    return ring
-
-
-def closed() -> RingCache:
-    ring = opened()
-    ring.advance()
-    return ring
-
-
-RESETS: dict[str, Callable[[RingCache], None]] = {
-    "reset": RingCache.reset,
-    "rewind": lambda ring: ring.rewind(1),
-    "hard_cut": lambda ring: ring.hard_cut(1),
-}
-
-
-@pytest.mark.parametrize("do", RESETS.values(), ids=RESETS)
-def test_a_reset_in_mid_chunk_is_refused(do: Callable[[RingCache], None]) -> None:
-    ring = opened()
-    with pytest.raises(ContractViolation, match="in the middle of a chunk"):
-        do(ring)
-    ring.advance()
-    do(ring)
-
-
-def test_what_a_ring_refuses() -> None:
-    with pytest.raises(ContractViolation, match="chunk length is 3, expected 2"):
-        opened().open(0, 3)
-    with pytest.raises(ContractViolation, match="4 frames do not fit"):
-        closed().open(2, 4)
-    with pytest.raises(ContractViolation, match="0 frames do not fit"):
-        closed().open(2, 0)
-    with pytest.raises(ContractViolation, match="written while no chunk"):
-        closed().write(0, torch.zeros(1, 2, 3, 1, 1), torch.zeros(1, 2, 3, 1, 1))
-    with pytest.raises(ContractViolation, match="frames written is 1, expected 2"):
-        opened().write(0, torch.zeros(1, 1, 3, 1, 1), torch.zeros(1, 1, 3, 1, 1))
-    with pytest.raises(ContractViolation, match="read before"):
-        closed().read(0)
-    with pytest.raises(ContractViolation, match="advanced while no chunk"):
-        closed().advance()
-    with pytest.raises(ContractViolation, match="cannot go back 3 frames from frame 2"):
-        closed().rewind(3)
-
-
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_epochs_neither_repeat_nor_gap(epoch: int) -> None:
-    ring = closed()
-    with pytest.raises(ContractViolation, match=f"is {epoch}, expected 1"):
-        ring.hard_cut(epoch)
-    assert ring.scalars == CacheScalars(0, 2, 2, 2)
-
-
-def test_a_geometry_changes_with_a_cut_alone() -> None:
-    ring, wide = closed(), torch.ones(1, 2, 5, 1, 1)
-    ring.open(2, 2)
-    with pytest.raises(ContractViolation, match="without a cut"):
-        ring.write(0, wide, wide)
-    ring = closed()
-    ring.hard_cut(1)
-    ring.open(0, 2)
-    ring.write(0, wide, wide)
-    assert ring.read(0)[0].shape == (1, 10, 1, 1)

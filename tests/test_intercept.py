@@ -16,12 +16,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from genlock.errors import ContractViolation, Exit, UsageError
-from genlock.impl import intercept, scenario
+from genlock.impl import intercept, scenario, versions
 from genlock.impl.fence import Fence, Fenced, Inside
-from genlock.impl.generator import ALL_REDUCES_PER_BLOCK, Distributed, Generator, tiny
+from genlock.impl.generator import Generator
 from genlock.impl.intercept import Operation, watching
 from genlock.impl.monitor import Monitor
 from genlock.impl.roles import Run
+from genlock.impl.shape import ALL_REDUCES_PER_BLOCK, tiny
+from genlock.impl.tensor_parallel import Distributed
 from genlock.model.protocol import GENERATE, HEADER, TP_V1_1, Plan
 from genlock.model.tables import Kind
 from genlock.traces.format import Group, read
@@ -162,8 +164,8 @@ MISSING = set() if hasattr(dist.ProcessGroup, "all_gather_single") else {"all_ga
 
 
 def test_torch_that_lacks_a_private_name_is_told_which_was_tried() -> None:
-    with pytest.raises(UsageError, match=rf"has no torch\._C\.nowhere\.to_be_found; use torch {intercept.TRIED}"):
-        intercept.private("_C.nowhere.to_be_found")
+    with pytest.raises(UsageError, match=rf"has no torch\._C\.nowhere\.to_be_found; use torch {versions.TRIED[0]}"):
+        versions.found("_C.nowhere.to_be_found")
 
 
 def test_no_operator_of_this_torch_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +14,15 @@ from genlock.conformance.explain import diagnose
 from genlock.errors import Exit, NotBuiltYet, Refused, UnreadableInput, UsageError
 from genlock.impl import inject, launch, scenario
 from genlock.impl.generator import Generator as Video
-from genlock.impl.generator import Solo, tiny
 from genlock.impl.pipeline import Pipeline, PipelineConfig
 from genlock.impl.scenario import Chunk, Heartbeat, Injection, RunConfig, Scenario
+from genlock.impl.shape import tiny
+from genlock.impl.tensor_parallel import Solo
 from genlock.model.checker.report import run_check, write
 from genlock.model.question import Question
 from genlock.model.tables import Scope
 from genlock.traces.format import Trace, find, read
+from real_ranks import alive
 from simulated import Job, fields
 
 DEADLINES = {"startup": 60.0, "header": 3.0, "payload": 3.0}
@@ -32,20 +33,6 @@ def run(out: Path, steps: Scenario, fault: Injection | None = None) -> tuple[lau
     config = RunConfig(launch.new_run(), str(out), "gloo", steps, DEADLINES, fault)
     result = launch.launch(config, 3, echo=said.append, limit=100)
     return result, said, [read(path) for path in find(out)]
-
-
-def alive(text: str) -> list[int]:
-    """Processes whose command line has `text` in it."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if text.encode() in command:
-                found.append(int(entry.name))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +162,14 @@ def test_scenario_file_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
     path.write_text('{"steps": [{"do": "chunk", "spoil": "OM-11"}]}')
     with pytest.raises(UsageError, match="`OM-11` is not refused by preflight"):
         scenario.load(path)
+
+
+def test_the_documented_scenario_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "control-plane.md").read_text()
+    path = tmp_path / "scenario.json"
+    path.write_text(text.partition("```json")[2].partition("```")[0])
+    found = scenario.load(path)
+    assert (found.chunks, found.conditioning, found.inject) == (4, "optimize", Injection("OM-11", 3, 1))
 
 
 def test_default_scenario_has_a_heartbeat_a_hard_cut_and_a_recompute() -> None:

@@ -272,7 +272,7 @@ def test_gloo_broadcasts_along_its_tree(ranks: int, late: int, seen: Mapping[str
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ranks die with their parent on Linux only")
 def test_ranks_die_with_the_command() -> None:
-    marker = f"31{os.getpid()}"  # seconds that no other command has
+    marker = f"3100.{os.getpid():08}"  # seconds that no other command has
     process = subprocess.Popen([*COMMAND, "not_calling", "--probe", marker])
     try:
         wait_until(lambda: len(alive(marker)) == 5)  # the command, two jobs, two ranks

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from genlock.errors import ContractViolation, Refused
-from genlock.impl import envelope
+from genlock.impl import rules
 from genlock.impl.envelope import Mode
 from genlock.impl.held import PARTS, Conditioning, Override
 from genlock.impl.roles import Settings
@@ -164,7 +164,7 @@ def conditioning_is_named() -> None:
 
 def test_conditioning_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     conditioning_is_named()
-    monkeypatch.setattr(envelope, "_conditioning_problems", lambda *_: iter(()))
+    monkeypatch.setattr(rules, "_conditioning_problems", lambda *_: iter(()))
     monkeypatch.setattr(Conditioning, "of", lambda self, epoch: self._tensor)
     with pytest.raises(AssertionError):
         conditioning_is_named()

@@ -11,8 +11,10 @@ import torch
 from genlock.errors import UsageError
 from genlock.impl import envelope
 from genlock.impl.cache import RingCache
-from genlock.impl.generator import Generator, Solo, tiny
+from genlock.impl.generator import Generator
 from genlock.impl.pipeline import Pipeline, PipelineConfig, TextEncoder, Vae, denoising_steps
+from genlock.impl.shape import tiny
+from genlock.impl.tensor_parallel import Solo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import torch
 from genlock.errors import Refused
-from genlock.impl import digest, envelope, preflight, wire
+from genlock.impl import digest, envelope, preflight, rules, wire
 from genlock.impl.envelope import Committed, Envelope, Ids, Mode, TensorSpec
 from genlock.impl.preflight import Prepared, Typed
 from genlock.model.protocol import Action
@@ -71,10 +71,10 @@ def received(sent: Prepared, since: Committed = SINCE, mode: Mode = Mode.BRING_U
     """What a worker makes of the bytes, with all of its checks."""
     header = wire.unpack_header(sent.packet.clone())
     meta = wire.unpack_meta(header)
-    envelope.require(envelope.problems(header.ids, meta, since, mode), header.ids)
+    rules.require(rules.problems(header.ids, meta, since, mode), header.ids)
     payload = wire.allocate_payload(meta).copy_(sent.payload)
     whole = Envelope(header.action, header.ids, meta, wire.unpack_payload(meta, payload))
-    envelope.require(envelope.envelope_problems(whole, since, mode), header.ids)
+    rules.require(rules.envelope_problems(whole, since, mode), header.ids)
     return whole
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from genlock.errors import Refused
 from genlock.impl import acks, parity, preflight, wire
+from genlock.impl.envelope import Mode
 from genlock.impl.monitor import Monitor
-from genlock.impl.roles import Rank0
 from genlock.impl.strikes import AT_A_ROW, IN_FACTS, IN_GENERATOR, ON_THE_WAY, Strike
 from genlock.model.faults import FAULTS
 from genlock.model.properties import PROPERTIES
@@ -20,24 +20,24 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from schedules import STRIKES, Struck, change_weights, digest_of, judged, noticed, run
-from simulated import RANKS, Watched, fields
+from simulated import RANKS, Watched
 
 SPOIL: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "PREFLIGHT_1": lambda: fields(base_seed=lambda: 0),
-    "PREFLIGHT_2": lambda: fields(),
-    "PREFLIGHT_3": lambda: fields(latents=torch.ones([1] * 4000, dtype=torch.bfloat16)),
-    "PREFLIGHT_4": lambda: fields(latents=torch.ones(1, 2, dtype=torch.float32)),
-    "PREFLIGHT_5": lambda: fields(latents=torch.ones(1, 2, dtype=torch.bfloat16, device="meta")),
+    "PREFLIGHT_1": lambda: {"base_seed": lambda: 0},
+    "PREFLIGHT_2": dict,
+    "PREFLIGHT_3": lambda: {"latents": torch.ones([1] * 4000, dtype=torch.bfloat16)},
+    "PREFLIGHT_4": lambda: {"latents": torch.ones(1, 2, dtype=torch.float32)},
+    "PREFLIGHT_5": lambda: {"latents": torch.ones(1, 2, dtype=torch.bfloat16, device="meta")},
 }
-"""For each preflight state, a chunk that is refused there (step 2 has nothing that can fail: it is made to)."""
+"""For each preflight state, what makes a chunk refused there (step 2 has nothing that can fail: it is made to)."""
 
-BY_HAND: Mapping[str, Callable[[Rank0, Row, bool], Any]] = {
-    "request": lambda rank0, row, recompute: rank0.chunk(fields(recompute)),
-    "refuse": lambda rank0, row, recompute: rank0.chunk(SPOIL[row.state]()),
-    "hard_cut": lambda rank0, row, recompute: rank0.hard_cut(),
-    "heartbeat": lambda rank0, row, recompute: rank0.heartbeat(),
-    "shutdown": lambda rank0, row, recompute: rank0.shutdown(),
-    "drain": lambda rank0, row, recompute: rank0.shutdown("drain"),
+BY_HAND: Mapping[str, Callable[[Struck, Row, bool, bool], Any]] = {
+    "request": lambda job, row, recompute, fresh: job.rank0.chunk(job.fields(recompute, fresh)),
+    "refuse": lambda job, row, recompute, fresh: job.rank0.chunk(job.fields(**SPOIL[row.state]())),
+    "hard_cut": lambda job, row, recompute, fresh: job.rank0.hard_cut(),
+    "heartbeat": lambda job, row, recompute, fresh: job.rank0.heartbeat(),
+    "shutdown": lambda job, row, recompute, fresh: job.rank0.shutdown(),
+    "drain": lambda job, row, recompute, fresh: job.rank0.shutdown("drain"),
 }
 """How the application brings about each event that the tables leave to the environment."""
 
@@ -71,7 +71,7 @@ def test_what_is_predicted_is_read_from_the_tables() -> None:
 
 
 class Lockstep(RuleBasedStateMachine):
-    """Work, refusals, hard cuts, overrides, heartbeats, shutdown and one fault, collectives completing in any order."""
+    """Work in either mode, refusals, hard cuts, overrides, heartbeats, shutdown and one fault, in any order."""
 
     witnessed: ClassVar[set[tuple[str, tuple[str, str]]]] = set()
     verdicts: ClassVar[dict[str, int]] = {}
@@ -84,7 +84,7 @@ class Lockstep(RuleBasedStateMachine):
         if strike is not None:
             rank, kind, event, after = strike
             found = Strike(kind, rank, event, nth, after)
-        self.job = Struck(seed, found, Watched)
+        self.job = Struck(seed, found, Watched, list(Mode)[seed % 2])
         self.done = False
         self.job.do(self.job.rank0.startup())
 
@@ -97,8 +97,8 @@ class Lockstep(RuleBasedStateMachine):
         return monitor
 
     @precondition(idle)
-    @rule(row=st.sampled_from(ASKED), recompute=st.booleans())
-    def environment(self, row: Row, recompute: bool) -> None:
+    @rule(row=st.sampled_from(ASKED), recompute=st.booleans(), fresh=st.booleans())
+    def environment(self, row: Row, recompute: bool, fresh: bool) -> None:
         monitor = self.holds(0)
         if row.state == monitor.state and not row.allows(monitor.vars, None):
             return
@@ -107,7 +107,7 @@ class Lockstep(RuleBasedStateMachine):
         if row.key == ("PREFLIGHT_2", "refuse"):
             preflight.split = _raise_in_split  # type: ignore[assignment]
         try:
-            self.job.simulation.start(0, BY_HAND[row.event](self.job.rank0, row, recompute))
+            self.job.simulation.start(0, BY_HAND[row.event](self.job, row, recompute, fresh))
         finally:
             preflight.split = split
         error = self.job.simulation.errors.pop(0, None)
@@ -172,7 +172,7 @@ def _raise_in_split(*args: Any) -> Any:
 
 TestLockstep = Lockstep.TestCase
 TestLockstep.settings = settings(
-    max_examples=150,
+    max_examples=200,
     stateful_step_count=40,
     derandomize=True,
     database=None,
@@ -200,7 +200,6 @@ UNREACHED = {
         # a root is done with a broadcast before it can miss anybody, unless it runs too far ahead
         ("HEADER_SENT", "peer_lost"),
         ("HEADER_SENT", "deadline"),
-        ("BEATING", "peer_lost"),
         ("BEATING", "deadline"),
         ("STOPPING", "deadline"),
     },
@@ -214,18 +213,21 @@ def test_every_strike_is_seen_as_predicted_and_together_they_cover_the_model() -
     struck = set()
     for nth in (1, 2):
         for number, (rank, kind, event, after) in enumerate(STRIKES):
-            outcome = run(1000 * (nth - 1) + number, Strike(kind, rank, event, nth, after))
-            assert outcome.wrong is None, f"{outcome.strike}: {outcome.wrong}"
-            struck |= {kind} if outcome.struck else set()
-            for role, rows in outcome.witnessed.items():
-                witnessed[role] |= rows
+            for seed in range(8 * number, 8 * number + 8):  # until the application comes as far as the strike
+                outcome = run(seed, Strike(kind, rank, event, nth, after))
+                assert outcome.wrong is None, f"seed {seed}, {outcome.strike}: {outcome.wrong}"
+                for role, rows in outcome.witnessed.items():
+                    witnessed[role] |= rows
+                if outcome.struck:
+                    struck.add(kind)
+                    break
     assert struck == {kind for _, kind, _, _ in STRIKES}
     for one in TP_V1_1.roles:
         waits, unseen = {r.state for r in one.rows if r.op}, ROWS[one.name] - witnessed[one.name]
         alone = {(s, event) for s, event in unseen if event in ("peer_lost", "deadline") and s not in waits}
         assert unseen - alone == UNREACHED[one.name]
     covered = sum(len(rows) for rows in witnessed.values()), sum(len(rows) for rows in ROWS.values())
-    assert covered == (93, 127), "transitions of the model that real coroutines have shown, of all"
+    assert covered == (94, 127), "transitions of the model that real coroutines have shown, of all"
 
 
 def test_schedules_drawn_from_seeds_are_as_predicted() -> None:
@@ -234,7 +236,7 @@ def test_schedules_drawn_from_seeds_are_as_predicted() -> None:
         outcome = run(seed)
         assert outcome.wrong is None, f"seed {seed}: {outcome.wrong} ({outcome.strike})"
         verdicts[outcome.verdict] = verdicts.get(outcome.verdict, 0) + 1
-    assert verdicts == {"conforming": 241, "divergent": 157, "unknown": 2}
+    assert verdicts == {"conforming": 224, "divergent": 176}
 
 
 def test_a_seed_replays_exactly() -> None:

@@ -53,8 +53,13 @@ def worker_with(*rows: Row, states: tuple[State, ...] = (), schedule: tuple[Coll
             worker_with(schedule=tuple(op for op in TP_V1_1.schedule if op is not ACK)),
             "rank0, row AWAIT_ACK --collect_acks--> ACK_CHECK: collective `ack` is not in the schedule",
         ),
+        (
+            replace(TP_V1_1, driver=TP_V1_1.driver.adding(Row("IDLE", "post", "IDLE", gate=Put(Slot("mail"))))),
+            "rank0, row IDLE --post--> IDLE: a slot belongs to a worker, and this row does not say to which; "
+            "name a function of the variables as the gate's `worker`",
+        ),
     ],
-    ids=["unknown target", "unknown source", "duplicate", "terminal", "unreachable", "not scheduled"],
+    ids=["unknown target", "unknown source", "duplicate", "terminal", "unreachable", "not scheduled", "whose slot"],
 )
 def test_validate_names_the_row_or_state(broken: Protocol, message: str) -> None:
     with pytest.raises(ModelError) as raised:

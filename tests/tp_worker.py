@@ -1,24 +1,29 @@
-"""One of four gloo ranks: runs the same scenario in worlds of 1, 2, 3 and 4 ranks and saves what it saw.
+"""One of four gloo ranks: runs the same 20 chunks in worlds of 1, 2, 3 and 4 ranks and saves what it saw.
 
-Run as `python tests/tp_worker.py RANK FOLDER`, all four at once; `test_generator` reads the folder.
+Run as `python tests/tp_worker.py RANK FOLDER WORLD…`, all four at once; `test_equality` reads the folder. A world is
+its number of ranks, and after a dash how it sums: `functional`, or compiled by the torch.compile backend named.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from genlock.impl.generator import Distributed, Generator, Solo, TensorParallel, tiny
+from genlock.impl import digest
+from genlock.impl.generator import Generator
+from genlock.impl.intercept import Operation, watching
+from genlock.impl.shape import GeneratorConfig, tiny
+from genlock.impl.tensor_parallel import Distributed, Solo, TensorParallel
 from torch import Tensor
 
 RANKS = 4
-CONFIG = tiny()
-CONTEXT_FRAMES = CONFIG.cache_frames - CONFIG.chunk_frames
+CONTEXT_FRAMES = tiny().cache_frames - tiny().chunk_frames
 HEIGHT, WIDTH = 6, 8
 SCENARIO: tuple[dict[str, Any], ...] = (
     {"cut": True, "prompt": 0},
@@ -31,6 +36,16 @@ SCENARIO: tuple[dict[str, Any], ...] = (
     {"prompt": 2, "cut": True},
     {"prompt": 2, "reset_kv": True},
     {"prompt": 2},
+    {"prompt": 2, "recompute": True},
+    {"prompt": 0},
+    {"prompt": 0},  # evicts from here on
+    {"prompt": 0, "recompute": True, "bias": -0.2},
+    {"prompt": 1, "recompute": True},
+    {"prompt": 1, "reset_kv": True},
+    {"prompt": 1},
+    {"prompt": 1, "cut": True},  # a cut without a new prompt
+    {"prompt": 1},
+    {"prompt": 3},
 )
 
 
@@ -40,12 +55,13 @@ def seeded(seed: int, *shape: int) -> Tensor:
 
 def fields(index: int, state: dict[str, Any], outputs: list[Tensor]) -> dict[str, Any]:
     """The envelope of a chunk, in float32 (the wire's bfloat16 would round differently in each world)."""
-    chunk = SCENARIO[index]
+    config, chunk = tiny(), SCENARIO[index]
     cut, recompute = chunk.get("cut", False), chunk.get("recompute", False)
     updated = cut or chunk["prompt"] != state["prompt"]
     state["prompt"] = chunk["prompt"]
     state["epoch"] += cut
-    state["frame"] = 0 if cut else state["frame"] + CONFIG.chunk_frames
+    state["frame"] = 0 if cut else state["frame"] + config.chunk_frames
+    context = min(CONTEXT_FRAMES, state["frame"])
     return {
         "cache_epoch": state["epoch"],
         "current_start_frame": state["frame"],
@@ -57,76 +73,98 @@ def fields(index: int, state: dict[str, Any], outputs: list[Tensor]) -> dict[str
         "kv_cache_attention_bias": chunk.get("bias", 0.0),
         "tp_do_kv_recompute": recompute,
         "denoising_step_list": torch.tensor([1000, 600]),
-        "latents": seeded(index, 1, CONFIG.chunk_frames, CONFIG.latent_channels, HEIGHT, WIDTH),
-        "conditioning_embeds": seeded(100 + chunk["prompt"], 1, 5, CONFIG.text_dim),
-        "context_frames_override": torch.cat(outputs, 1)[:, -CONTEXT_FRAMES:] if recompute else None,
+        "latents": seeded(index, 1, config.chunk_frames, config.latent_channels, HEIGHT, WIDTH),
+        "conditioning_embeds": seeded(100 + chunk["prompt"], 1, 5, config.text_dim),
+        "context_frames_override": torch.cat(outputs, 1)[:, -context:] if recompute else None,
     }
 
 
-def run(comm: TensorParallel) -> dict[str, Any]:
-    generator = Generator(CONFIG, comm)
+class Issued:
+    """What reaches torch's c10d, counted and hashed as the fence does it: compiled code keeps no ledger."""
+
+    def __init__(self) -> None:
+        self.count, self.sequence = 0, digest.SEQUENCE_START
+
+    def issue(self, operation: Operation) -> None:
+        self.count += 1
+        self.sequence = digest.chain(self.sequence, operation.op, operation.dtype, operation.numel)
+
+
+def run(config: GeneratorConfig, comm: TensorParallel) -> dict[str, Any]:
+    generator = Generator(config, comm)
     state: dict[str, Any] = {"prompt": None, "epoch": 0, "frame": 0}
     outputs: list[Tensor] = []
     chunks = []
     for index in range(len(SCENARIO)):
-        chunk = generator.chunk(fields(index, state, outputs))
-        per_call = []
-        for call in chunk.calls:
-            before = comm.observed
-            call()
-            per_call.append(comm.observed - before)
-        outputs.append(chunk.result())
+        issued = Issued()
+        with watching(issued):
+            chunk = generator.chunk(fields(index, state, outputs))
+            for call in chunk.calls:
+                call()
+            outputs.append(chunk.result())
         chunks.append(
             {
                 "latents": outputs[-1],
-                "per_call": per_call,
-                "sequence_hash": comm.sequence_hash,
+                "calls": len(chunk.calls),
+                "ledger": generator.counted(),
+                "issued": (issued.count, issued.sequence),
                 "scalars": tuple(generator.cache.scalars),
                 "resident": generator.cache.resident,
             }
         )
-    return {
-        "chunks": chunks,
-        "shard": generator.shard_fingerprint(),
-        "replica": generator.replica_fingerprint(),
-        "real_all_reduces": real_all_reduces(generator, state["frame"] + CONFIG.chunk_frames),
-    }
+    fingerprints = {"shard": generator.shard_fingerprint(), "replica": generator.replica_fingerprint()}
+    return {"chunks": chunks, "graphs": dict(GRAPHS), **fingerprints}
 
 
-def real_all_reduces(generator: Generator, start_frame: int) -> int:
-    """How many all-reduces reach torch's c10d in one generator call, as its profiler counts them."""
-    latents = seeded(0, 1, CONFIG.chunk_frames, CONFIG.latent_channels, HEIGHT, WIDTH)
-    with torch.autograd.profiler.profile(use_kineto=False) as profile:  # kineto takes seconds to start
-        generator(latents, 500, None, start_frame=start_frame)
-    return sum(event.name == "c10d::allreduce_" for event in profile.function_events or ())
+GRAPHS: dict[str, int] = {}
+"""Of what was compiled: graphs, all-reduces in them, and graph breaks."""
 
 
-def worlds(rank: int) -> Iterator[tuple[str, TensorParallel]]:
+def spied(backend: str) -> str:
+    """The name of a torch.compile backend like `backend`, which counts the graphs that it is given."""
+    from torch._dynamo.backends.registry import lookup_backend, register_backend
+
+    GRAPHS.update(graphs=0, all_reduces=0)
+    inner = lookup_backend(backend)
+
+    def spy(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
+        GRAPHS["graphs"] += 1
+        GRAPHS["all_reduces"] += sum("all_reduce" in str(node.target) for node in graph.graph.nodes)
+        return inner(graph, inputs, **options)
+
+    name = f"spied_{backend}"
+    register_backend(spy, name=name)
+    return name
+
+
+def worlds(rank: int, wanted: list[str]) -> Iterator[tuple[str, GeneratorConfig, TensorParallel]]:
     """Each world that this rank is in; torch wants every rank to call `new_group` for every group."""
-    if rank == 0:
-        yield "1", Solo()
-    for world in range(2, RANKS + 1):
-        group = dist.new_group(list(range(world)))
-        if rank < world:
-            yield str(world), Distributed(group)
-            if world == 2:
-                yield "2-functional", Distributed(group, functional=True)
+    for name in wanted:
+        size, _, way = name.partition("-")
+        members = list(range(int(size)))
+        group = dist.new_group(members)
+        if rank not in members:
+            continue
+        config = tiny()
+        if way not in ("", "functional"):
+            config = replace(config, compile=spied(way))  # type: ignore[arg-type]
+        yield name, config, Distributed(group, functional=way == "functional") if len(members) > 1 else Solo()
 
 
-def main(rank: int, folder: Path) -> None:
+def main(rank: int, folder: Path, wanted: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=RANKS,
-        timeout=timedelta(seconds=90),
+        timeout=timedelta(seconds=300),
     )
-    for world, comm in worlds(rank):
-        torch.save(run(comm), folder / f"world{world}-rank{rank}.pt")
+    for world, config, comm in worlds(rank, wanted):
+        torch.save(run(config, comm), folder / f"world{world}-rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -30,6 +30,21 @@ class Status(IntEnum):
     COMPLETED = 3
 
 
+class Ended(IntEnum):
+    """How a rank's recording comes to its end."""
+
+    UNSAID = 0
+    """The recorder says nothing of it."""
+    STOPPED = 1
+    """The rank came to its end."""
+    FAILED = 2
+    """The rank ended by an exception."""
+    OPEN = 3
+    """It ends in whole lines and without a word: the rank was killed or stood still, or somebody cut the file."""
+    TORN = 4
+    """What the rank did last is certainly not in it."""
+
+
 class Group(NamedTuple):
     """A process group; two of one name with other members are two groups."""
 
@@ -48,9 +63,11 @@ class Signature(NamedTuple):
     dtype: str
     sent: int
     received: int
+    root: int = -1
+    """Global rank; -1 where there is none, or the recorder does not say."""
 
     @property
-    def wire(self) -> tuple[str, str, int]:
+    def wire(self) -> tuple[str, str, int, int]:
         """What all members must agree on: uneven splits are legal, so each kind has a size of its own that binds."""
         size = {
             "all_gather": self.sent if self.received < 0 else self.received,
@@ -59,12 +76,14 @@ class Signature(NamedTuple):
             "all_to_all": 0,
             "barrier": 0,
         }.get(self.kind, self.sent)
-        return ("p2p" if self.kind in P2P else self.kind, "" if self.kind == "barrier" else self.dtype, size)
+        dtype = "" if self.kind == "barrier" else self.dtype
+        return ("p2p" if self.kind in P2P else self.kind, dtype, size, self.root)
 
     def __str__(self) -> str:
         sizes = {s for s in (self.sent, self.received) if s >= 0}
         size = f"{max(sizes, default=0):,}" if len(sizes) < 2 else f"{self.sent:,} in, {self.received:,} out"
-        return self.kind if self.kind == "barrier" else f"{self.kind} of {size} {self.dtype}"
+        root = f" (root rank{self.root})" if self.root >= 0 else ""
+        return self.kind if self.kind == "barrier" else f"{self.kind} of {size} {self.dtype}{root}"
 
 
 P2P = ("send", "recv")
@@ -78,6 +97,7 @@ OPS = np.dtype(
         ("signature", "<i4"),
         ("site", "<i4"),  # where in the source; 0 where unknown
         ("peer", "<i4"),  # the other end of a send or recv, as a global rank; -1 for a collective
+        ("tag", "<i4"),  # of a send or recv: those of one tag pair with each other
         ("status", "i1"),
     ]
 )
@@ -103,6 +123,18 @@ class RankRecord:
     """The first entry that is missing between others, where the recorder numbers them without gaps."""
     span: tuple[int, int] | None = None
     """From when to when this rank was recorded, in ns, where that is known."""
+    ended: Ended = Ended.UNSAID
+    message: str = ""
+    """Of a rank that failed: what it raised."""
+    dropped: bool = False
+    """Whether the recorder had to leave something out in between."""
+    listens: frozenset[int] = frozenset()
+    """Groups in which the rank takes what anybody sends: there, its receives are not among the operations."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all is there that the rank did up to its end."""
+        return not (self.lost or self.pending_only or self.dropped or self.ended is Ended.TORN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def read_dump(path: Path, dump: object, interned: Interned) -> RankRecord:
     )
 
 
-Row = tuple[int, int, int, int, int, int, int, int]
+Row = tuple[int, int, int, int, int, int, int, int, int]
 """One operation, in the order of OPS."""
 
 
@@ -182,7 +182,7 @@ class _Reader:
         status = STATES[state] if backend != "gloo" else Status.UNSAID
         site = self._site(frames) if frames else 0
         peer = -1 if ends is None else self._peer(group - 1, ends, kind)
-        return number, time, p2p if is_p2p else collective, group - 1, signature, site, peer, status
+        return number, time, p2p if is_p2p else collective, group - 1, signature, site, peer, 0, status
 
     def _name(self, name: str) -> tuple[str, str, tuple[int, int] | None]:
         """`nccl:send 0->1` taken apart; ends are (from, to), as ranks of the group."""
@@ -254,7 +254,7 @@ class _Reader:
         out: list[Row] = []
         batch: dict[tuple[int, bool], list[int]] = {}
         for row in rows:
-            sequence, group, signature, peer, status = row[2], row[3], row[4], row[6], row[7]
+            sequence, group, signature, peer, status = row[2], row[3], row[4], row[6], row[8]
             p2p = peer >= 0
             ends_batch = kinds[signature] == "coalesced"
             for key in [(group, p2p)] if not ends_batch else [(group, True), (group, False)]:
@@ -263,7 +263,7 @@ class _Reader:
                     members = batch[key] = []
                 if ends_batch:
                     for at in members:
-                        out[at] = (*out[at][:7], status)
+                        out[at] = (*out[at][:8], status)
                     batch[key] = []
                 elif members and not p2p:
                     first = out[members[0]]

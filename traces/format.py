@@ -18,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..errors import UnreadableInput
+from .pickles import CutFile
 
 FORMAT_VERSION = 1
 SUFFIX = ".trace.jsonl"
@@ -166,6 +167,8 @@ class Trace(msgspec.Struct, frozen=True):
     numbers: tuple[int, ...]
     cut: bool
     groups: dict[str, tuple[int, ...]] = {}
+    twin: int | None = None
+    """Of a large job: the rank whose lines these are, because this rank wrote the same at other times."""
 
     @property
     def rank(self) -> int:
@@ -198,16 +201,8 @@ def find(path: Path) -> list[Path]:
     return [path]
 
 
-def read(path: Path) -> Trace:
-    """One rank's trace. Raises UnreadableInput with the line where the file stops making sense.
-
-    A last line without its newline is a cut file, not a malformed one: the rank was killed while it wrote.
-    """
-    header: TraceHeader | None = None
-    groups: dict[str, tuple[int, ...]] = {}
-    lines: list[Event | Dropped | End] = []
-    numbers: list[int] = []
-    cut = False
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file and their numbers, from 1; the last may be half a line. Raises UnreadableInput."""
     try:
         with path.open("rb") as file:
             number = 0
@@ -215,29 +210,48 @@ def read(path: Path) -> Trace:
                 number += 1
                 if len(raw) > MAX_LINE:
                     raise _bad(path, number, f"line is longer than {MAX_LINE} bytes")
-                if not raw.endswith(b"\n"):
-                    cut = True
-                    break
-                line = _line(path, number, raw)
-                if header is None:
-                    header = _header(path, line)
-                    groups |= header.groups
-                elif isinstance(line, TraceHeader):
-                    raise _bad(path, number, "a second header line")
-                elif isinstance(line, Group):
-                    if groups.setdefault(line.name, line.members) != line.members:
-                        raise _bad(path, number, f"group {line.name} had other members before")
-                else:
-                    lines.append(line)
-                    numbers.append(number)
+                yield number, raw
     except OSError as error:
         raise UnreadableInput(str(error.strerror or error), where=str(path)) from None
-    if header is None:
-        raise _bad(path, 1, "there is no complete header line")
+
+
+def opening(path: Path, lines: Iterator[tuple[int, bytes]]) -> TraceHeader:
+    """The header, taken from the lines of a file. Raises UnreadableInput, CutFile where not all of it is there."""
+    number, raw = next(lines, (1, b""))
+    if not raw.endswith(b"\n"):
+        raise CutFile("there is no complete header line", where=str(path), do="is it a trace that genlock recorded?")
+    return _header(path, decode(path, number, raw))
+
+
+def read(path: Path) -> Trace:
+    """One rank's trace. Raises UnreadableInput with the line where the file stops making sense.
+
+    A last line without its newline is a cut file, not a malformed one: the rank was killed while it wrote.
+    """
+    rest = lines_of(path)
+    header = opening(path, rest)
+    groups = dict(header.groups)
+    lines: list[Event | Dropped | End] = []
+    numbers: list[int] = []
+    cut = False
+    for number, raw in rest:
+        if not raw.endswith(b"\n"):
+            cut = True
+            break
+        line = decode(path, number, raw)
+        if isinstance(line, TraceHeader):
+            raise _bad(path, number, "a second header line")
+        if isinstance(line, Group):
+            if groups.setdefault(line.name, line.members) != line.members:
+                raise _bad(path, number, f"group {line.name} had other members before")
+        else:
+            lines.append(line)
+            numbers.append(number)
     return Trace(path, header, tuple(lines), tuple(numbers), cut, groups)
 
 
-def _line(path: Path, number: int, raw: bytes) -> Line:
+def decode(path: Path, number: int, raw: bytes) -> Line:
+    """One line, whole. Raises UnreadableInput."""
     try:
         return _decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -155,7 +155,7 @@ def _rows(ops: Sequence[_Op], numbered: bool) -> list[tuple[int, ...]]:
         key = (op.group, op.peer >= 0)
         counts[key] = counts.get(key, 0) + 1
         sequence = op.sequence if numbered and op.sequence is not None else counts[key]
-        rows.append((at, op.time, sequence, op.group, op.signature, 0, op.peer, int(Status.COMPLETED)))
+        rows.append((at, op.time, sequence, op.group, op.signature, 0, op.peer, 0, int(Status.COMPLETED)))
     return rows
 
 

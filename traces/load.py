@@ -12,17 +12,21 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..errors import UnreadableInput, UsageError
 from .collectives import Interned, RankRecord, Recording, recording, renumbered
 from .flight_recorder import decode_json, looks_like, rank_of, read_dump, read_pickle
-from .format import SUFFIX, Trace, read
+from .format import SUFFIX, Trace, TraceHeader, lines_of, opening
 from .kineto import MAX_BYTES, KinetoRank, read_kineto
 from .pickles import CutFile
-from .programs import of_programs
+from .programs import check_one_run, read_programs
+from .twins import fingerprints, read_twins
+
+T = TypeVar("T")
 
 GZIP, PICKLE, TAR_AT = b"\x1f\x8b", b"\x80", 257
 MAX_MEMBERS = 100_000
@@ -49,9 +53,31 @@ def load(paths: Sequence[Path]) -> list[Trace] | Recording:
             raise UsageError(
                 "other traces beside Genlock's own", where=str(strangers[0]), do="replay one run at a time"
             )
-        traces = [read(file) for file in own]
-        return traces if any(t.header.protocol for t in traces) else of_programs(traces)
+        return _own(own)
     return _recorded(files, paths)
+
+
+def _own(files: Sequence[Path]) -> list[Trace] | Recording:
+    """Traces with a protocol as they are; of programs that have none, what they did together."""
+    headers: dict[Path, TraceHeader] = {}
+    cut: dict[Path, CutFile] = {}
+    for file in files:
+        try:
+            headers[file] = opening(file, lines_of(file))
+        except CutFile as error:
+            cut[file] = error
+    if cut and (not headers or any(header.protocol for header in headers.values())):
+        raise next(iter(cut.values()))
+    if any(header.protocol for header in headers.values()):
+        return read_twins(headers, partial(_in_processes, fingerprints))
+    check_one_run(list(headers.items()))
+    interned = Interned()
+    records: list[RankRecord] = []
+    for own, ranks in _in_processes(read_programs, list(headers)):
+        records += renumbered([rank.record for rank in ranks], own, interned)
+    unreadable = {rank_of(file): error.what for file, error in cut.items()}
+    world = next(iter(headers.values())).world
+    return recording("genlock", interned, records, unreadable, world=world)
 
 
 def _files(path: Path) -> Iterator[tuple[Path, bool]]:
@@ -81,7 +107,7 @@ class _Found(NamedTuple):
 
 
 def _recorded(files: Sequence[tuple[Path, bool]], paths: Sequence[Path]) -> Recording:
-    present = {file for file, _ in files}
+    present = dict.fromkeys(file for file, _ in files)
     # the same dump once more, without frames
     twins = {f for f in present if f.suffix == ".json" and DUMP_NAME.search(f.name) and f.with_suffix("") in present}
     interned = Interned()
@@ -90,7 +116,8 @@ def _recorded(files: Sequence[tuple[Path, bool]], paths: Sequence[Path]) -> Reco
     profiles: list[KinetoRank] = []
     unreadable: dict[int, str] = {}
     cut: CutFile | None = None
-    for found in _read_all([f for f in files if f[0] not in twins]):
+    read_some = partial(_read_some, named={file for file, named in files if named})
+    for found in _in_processes(read_some, [file for file in present if file not in twins]):
         records = [*found.dumps, *(p.record for p in found.profiles)]
         moved = renumbered(records, found.interned, interned)
         dumps += moved[: len(found.dumps)]
@@ -113,17 +140,17 @@ def _recorded(files: Sequence[tuple[Path, bool]], paths: Sequence[Path]) -> Reco
     return recording("flight_recorder", interned, dumps, unreadable)
 
 
-def _read_all(files: Sequence[tuple[Path, bool]]) -> Iterator[_Found]:
+def _in_processes(read: Callable[[Sequence[Path]], T], files: Sequence[Path]) -> Iterator[T]:
     """Read in this process or, where there is much to read, in several."""
     workers = os.cpu_count() or 1
-    if workers == 1 or sum(file.stat().st_size for file, _ in files) < MUCH:
-        yield _read_some(files)
+    if workers == 1 or sum(file.stat().st_size for file in files) < MUCH:
+        yield read(files)
         return
     from concurrent.futures import ProcessPoolExecutor
 
     chunks = [files[at : at + CHUNK] for at in range(0, len(files), CHUNK)]
     with ProcessPoolExecutor(min(workers, MAX_WORKERS)) as pool:
-        yield from pool.map(_read_some, chunks)
+        yield from pool.map(read, chunks)
 
 
 MUCH = 48 << 20
@@ -132,11 +159,11 @@ CHUNK = 16
 MAX_WORKERS = 8
 
 
-def _read_some(files: Sequence[tuple[Path, bool]]) -> _Found:
+def _read_some(files: Sequence[Path], named: Container[Path]) -> _Found:
     found = _Found(Interned(), [], [], [])
-    for file, named in files:
+    for file in files:
         try:
-            for source in _unpacked(file, named):
+            for source in _unpacked(file, file in named):
                 read = _read(source, found.interned)
                 if isinstance(read, KinetoRank):
                     found.profiles.append(read)

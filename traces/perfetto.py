@@ -18,6 +18,7 @@ import msgspec
 
 from .collectives import Recording, Status
 from .format import Event, Trace
+from .twins import own_lines
 
 
 class Slice(NamedTuple):
@@ -32,14 +33,29 @@ class Slice(NamedTuple):
     about: Mapping[str, Any]
 
 
-def write(found: Recording | Sequence[Trace], path: Path) -> None:
-    """Write all ranks into one file."""
+STAGES = 1000
+"""The lane of a rank that shows the stages of its chunks."""
+
+
+def write(found: Recording | Sequence[Trace], path: Path, stages: Sequence[Slice] = ()) -> None:
+    """Write all ranks into one file. `stages`, of which no two of a rank overlap, get a lane of their own."""
     slices = list(_recorded(found) if isinstance(found, Recording) else _own(found))
-    path.write_bytes(msgspec.json.encode({"traceEvents": list(_events(slices)), "displayTimeUnit": "ns"}))
+    origin = min((s.start for s in (*slices, *stages)), default=0)
+    events = [*_events(slices, origin), *_stages(stages, origin)]
+    path.write_bytes(msgspec.json.encode({"traceEvents": events, "displayTimeUnit": "ns"}))
 
 
-def _events(slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
-    origin = min((s.start for s in slices), default=0)
+def _stages(stages: Sequence[Slice], origin: int) -> Iterator[dict[str, Any]]:
+    for rank in sorted({s.rank for s in stages}):
+        lane = {"ph": "M", "pid": rank, "tid": STAGES}
+        yield {**lane, "name": "thread_name", "args": {"name": "stages of a chunk"}}
+        yield {**lane, "name": "thread_sort_index", "args": {"sort_index": -1}}
+    for s in stages:
+        at = {"pid": s.rank, "tid": STAGES, "ts": (s.start - origin) / 1000, "dur": (s.end - s.start) / 1000}
+        yield {**at, "ph": "X", "name": s.name, "cat": "stage", "args": s.about}
+
+
+def _events(slices: Sequence[Slice], origin: int) -> Iterator[dict[str, Any]]:
     for rank in sorted({s.rank for s in slices}):
         yield {"ph": "M", "pid": rank, "tid": 0, "name": "process_name", "args": {"name": f"rank{rank}"}}
         yield {"ph": "M", "pid": rank, "tid": 0, "name": "process_sort_index", "args": {"sort_index": rank}}
@@ -70,7 +86,7 @@ def _recorded(recording: Recording) -> Iterator[Slice]:
     for rank, record in recording.ranks.items():
         ops = sorted(record.ops.tolist(), key=lambda op: op[1])
         for op, following in zip(ops, [*ops[1:], None], strict=True):
-            entry, time, sequence, group, signature, site, peer, status = op
+            entry, time, sequence, group, signature, site, peer, _, status = op
             about = {"entry": entry, "group": recording.groups[group].name, "sequence": sequence}
             about |= {"signature": str(recording.signatures[signature]), "at": recording.sites[site]}
             about |= {"status": Status(status).name.lower()} | ({"peer": peer} if peer >= 0 else {})
@@ -80,7 +96,7 @@ def _recorded(recording: Recording) -> Iterator[Slice]:
 
 
 def _own(traces: Sequence[Trace]) -> Iterator[Slice]:
-    for trace in traces:
+    for trace in own_lines(traces):
         clock = trace.header.clock
         shift = clock.wall_ns - clock.monotonic_ns
         open_ends: dict[tuple[object, ...], Event] = {}

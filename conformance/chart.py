@@ -1,0 +1,88 @@
+"""A sequence chart of a run, up to where it diverged: a lane a rank, in logical time, drawn as a counterexample is.
+
+Left out: drawing (`model.diagram`), and everything after the divergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..errors import UsageError
+from ..model.checker.counterexample import Counterexample, Stuck, TraceStep
+from ..traces.format import Event, Trace
+from .explain import Diagnosis, protocol_of
+from .match import Wait, match
+from .replay import RankReplay, replay_rank
+from .verdict import Divergence
+
+AROUND = 24
+"""So many events are drawn, the divergent one among them."""
+
+
+def chart(traces: Sequence[Trace], found: Diagnosis, around: int = AROUND) -> Counterexample:
+    """The last events before the divergence, and it, as the steps of a counterexample.
+
+    Of a rank that others wait for, the chart goes on until they wait. Raises UsageError where nothing diverges, and
+    where there are more ranks than lanes.
+    """
+    divergence, world = found.divergence, traces[0].header.world
+    if divergence is None:
+        raise UsageError(f"the run is {found.verdict}", where=where(traces), do="a chart shows where a run diverged")
+    if world > MAX_LANES:
+        raise UsageError(f"{world} ranks", where=where(traces), do=f"a chart has {MAX_LANES} lanes at most")
+    protocol = protocol_of(traces)
+    ranks = {t.rank: replay_rank(t, protocol) for t in traces}
+    waits = [w for w in found.waits if w.missing] if found.failure_mode == LEFT_WAITING else []
+    states = {rank: protocol.role(rank).initial for rank in range(world)}
+    shown: list[TraceStep] = []
+    for event, replayed in _ordered(ranks, match(ranks).clocks, divergence, waits):
+        shown.append(_step(len(shown) + 1, event, replayed, states))
+    mode = f"{found.failure_mode}: " if found.failure_mode else ""
+    place = f"rank{divergence.rank}, chunk {divergence.chunk}, {divergence.state}"
+    text = f"{mode}{place}: {divergence.observed}; {divergence.why}"
+    stuck = tuple(Stuck(w.rank, w.meeting.entered.state, w.operation, w.missing, None) for w in waits)
+    return Counterexample("conformance", text[:MAX_TEXT], world, stuck, tuple(shown[-around:]))
+
+
+MAX_TEXT = 160
+MAX_LANES = 16
+LEFT_WAITING = "FM-18"
+
+
+def where(traces: Sequence[Trace]) -> str:
+    """The folder of the traces."""
+    return str(traces[0].path.parent)
+
+
+def _ordered(
+    ranks: Mapping[int, RankReplay],
+    clocks: Mapping[int, Sequence[int]],
+    divergence: Divergence,
+    waits: Sequence[Wait],
+) -> Iterator[tuple[Event, RankReplay]]:
+    """All that happened up to the divergence, or until all who wait for it do; of equal times, it comes last."""
+    issued = {w.rank: w.meeting.entered_at for w in waits}
+    found = []
+    for rank, replayed in ranks.items():
+        for at, event in enumerate(replayed.trace.lines):
+            time = clocks[rank][at]
+            about = at <= issued.get(rank, -1) or time <= divergence.clock
+            if isinstance(event, Event) and about and not _is_after(replayed, at, divergence):
+                found.append((time, rank == divergence.rank, rank, at, event))
+    yield from ((event, ranks[rank]) for _, _, rank, _, event in sorted(found, key=lambda f: f[:4]))
+
+
+def _is_after(replayed: RankReplay, at: int, divergence: Divergence) -> bool:
+    return replayed.trace.rank == divergence.rank and replayed.trace.numbers[at] > divergence.line
+
+
+def _step(number: int, event: Event, replayed: RankReplay, states: dict[int, str]) -> TraceStep:
+    rank = replayed.trace.rank
+    row = replayed.role.rows_by_key.get((event.state, event.transition))
+    if event.edge != "enter" and row is not None:
+        states[rank] = row.target
+    edge = {"enter": "issue", "exit": "complete"}.get(event.edge, "step")
+    operation = row.op.name if row and row.op else event.op or ""
+    commits = row is not None and row.commits
+    name = event.transition or f"{event.op} ({event.outcome})"
+    return TraceStep(number, rank, name, edge, operation, event.sequence, commits, tuple(states.values()))

@@ -1,0 +1,60 @@
+"""What was done before, held against what came: programs are loops, so what came last time comes again.
+
+This never makes a verdict. It tells which of several ranks is out of its own order, where the recording has
+shown already that one of them is. Where the past says nothing, or speaks for several, no one is told apart.
+
+Left out: what other ranks did at that place (`order`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T", bound=Hashable)
+
+PAST, LONGEST = 1024, 64
+"""So far back is looked, and for stretches of that length at most."""
+RECENT = 16
+"""So many of a rank's last operations may be those with which it left its order."""
+
+
+def expected(past: Sequence[T], among: Iterable[T]) -> T | None:
+    """Which of `among` the past leads to expect, if it is one: what came after the longest like stretch before."""
+    wanted = set(among)
+    followers = _followers(past[-PAST:])
+    for length in sorted(followers, reverse=True):
+        if found := followers[length].keys() & wanted:
+            return found.pop() if len(found) == 1 else None
+    return None
+
+
+class Break(NamedTuple):
+    """Where something came that had never come after what was before it; positions."""
+
+    at: int
+    usual: int
+    """What had come there last time."""
+
+
+def first_break(done: Sequence[T]) -> Break | None:
+    """The first break of habit among the last things that were done."""
+    skipped = max(0, len(done) - PAST)
+    done = done[skipped:]
+    for at in range(max(1, len(done) - RECENT), len(done)):
+        followers = _followers(done[:at])
+        longest = max(followers)
+        if longest and done[at] not in followers[longest]:
+            return Break(at + skipped, max(followers[longest].values()) + skipped)
+    return None
+
+
+def _followers(past: Sequence[T]) -> dict[int, dict[T, int]]:
+    """Length of a stretch that ends the past and was there before, to what came after it, and where that was last."""
+    found: dict[int, dict[T, int]] = {}
+    for at, follower in enumerate(past):
+        length = 0
+        while length < min(at, LONGEST) and past[at - 1 - length] == past[-1 - length]:
+            length += 1
+        found.setdefault(length, {})[follower] = at
+    return found

@@ -1,0 +1,84 @@
+"""How a failure mode looks in a trace, and what a rank's own word says about whose fault it is.
+
+What left the model is known from the tables alone; which of the known failure modes that is stands here. Left
+out: finding it (`explain`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .replay import NOTHING, REFUSED
+from .verdict import Divergence
+
+SENT_EARLY = ("commit", "send_header")
+COUNTING = ("generate", "leave_phase_b", "miscount", "enter_phase_b")
+ACKS = ("send_ack", "collect_acks", "acks_differ")
+COMMITTED = ("header", "payload", "generate", "ack")
+"""The phases in which peers block for more from a rank, so that they are stranded when it raises."""
+STALLED = ("deadline", NOTHING)
+WAITING = (*STALLED, "peer_lost")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    """A failure mode, and how a divergence of it looks."""
+
+    mode: str
+    fits: Callable[[Divergence], bool]
+
+
+SIGNS = (
+    _Sign("FM-09", lambda d: d.why.startswith(REFUSED) and "by thread" in d.observed),
+    _Sign("FM-08", lambda d: d.why.startswith(REFUSED)),
+    _Sign("FM-04", lambda d: d.phase == "preflight" and d.observed.startswith(SENT_EARLY)),
+    _Sign("FM-02", lambda d: d.phase == "generate" and d.observed.startswith(COUNTING)),
+    _Sign("FM-10", lambda d: d.observed.startswith(("reject_header", "receive_header", "send_header"))),
+    _Sign("FM-05", lambda d: d.observed.startswith(("reject_envelope", "receive_payload", "send_payload"))),
+    _Sign("FM-12", lambda d: d.observed.startswith("exception") and "was reset" in d.why),
+    _Sign("FM-13", lambda d: d.observed.startswith("exception") and "start frame is" in d.why),
+    _Sign("FM-04", lambda d: d.observed.startswith("exception") and d.phase in COMMITTED),
+    _Sign("FM-18", lambda d: d.observed.startswith(WAITING)),
+)
+"""Read from the top; the first that fits names the failure mode. A missing line has none."""
+
+FIELDS = (
+    ("FM-01", r"tp_plan|protocol|tables|world_size|\w+_version|record"),
+    ("FM-11", r"weights_\w+|ack\.weights_fingerprint"),
+    ("FM-14", r"compile|dtype|\w+_backend|python|torch|cuda|msgspec|numpy|xxhash|ack\.output_digest"),
+    ("FM-16", r"tp_rng_policy"),
+    ("FM-13", r"ack\.(global_end_index|current_start_frame)"),
+    ("FM-12", r"ack\.(local_end_index|cache_epoch)"),
+    ("FM-02", r"ack\.observed_generator_calls"),
+    ("FM-03", r"flag\..+|conditioning|digests?\b.*|recompute_schedule|ack\.sequence_hash"),
+)
+"""What ranks must agree on, at start-up and in every ack, and the failure mode where they do not. Of several that
+differ, the first here names it: a plan that differs changes flags too, weights that differ change outputs, and another
+start frame moves the end of the ring."""
+_PARITY_FIELD = re.compile(r"`([\w.]+)`: ")
+_ACK_FIELD = re.compile(r"rank\d+ (ack\.\w+) = ")
+_ODD = re.compile(r"rank(\d+) has ")
+_ODD_ACK = re.compile(r"rank(\d+) ack\.")
+
+
+def failure_mode(found: Divergence, told: str) -> str | None:
+    """The failure mode of a divergence; `told` is what the ranks themselves found wrong."""
+    if found.why.startswith("event ") and found.why.endswith("is missing"):
+        return None
+    if found.observed.startswith("parity_differs"):
+        return _by_field(_PARITY_FIELD.findall(found.why)) or "FM-01"
+    if found.observed.startswith(ACKS):
+        return _by_field(_ACK_FIELD.findall(told))
+    return next((sign.mode for sign in SIGNS if sign.fits(found)), None)
+
+
+def _by_field(names: list[str]) -> str | None:
+    return next((mode for mode, field in FIELDS if any(re.fullmatch(field, n) for n in names)), None)
+
+
+def accused_by_word(found: Divergence) -> tuple[int, ...]:
+    """Whom a failed comparison names: `compile: rank2 has 'on', the others 'off'`. Nobody, where it names none."""
+    odd = {"parity_differs": _ODD, "acks_differ": _ODD_ACK}.get(found.observed.split(" ")[0])
+    return tuple(sorted({int(rank) for rank in odd.findall(found.why)})) if odd else ()

@@ -1,0 +1,93 @@
+"""Cuts a divergent run down to the few lines that still show the divergence: a folder that replays to the same.
+
+A witness has of each rank the beginning of its file, byte by byte, or no file at all. Nothing shorter will do: without
+its last line, or without one of its files, replay says something else. Left out: recordings that follow no protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from ..traces.format import SUFFIX, Trace, name_of
+from .explain import Diagnosis, diagnose
+
+Lengths = Mapping[int, int]
+"""Rank to how many lines of it are kept, the header not counted; a rank that is not there has no file."""
+
+
+def witness(traces: Sequence[Trace], found: Diagnosis) -> list[Trace]:
+    """The shortest beginnings of the traces that diverge as `found` does. Empty where it does not diverge."""
+    if found.divergence is None:
+        return []
+    by_rank = {t.rank: t for t in traces}
+
+    def shows(lengths: Lengths) -> bool:
+        kept = _kept(by_rank, lengths)
+        return bool(kept) and _essence(diagnose(kept)) == _essence(found)
+
+    lengths = {rank: len(t.lines) for rank, t in by_rank.items()}
+    lengths = _without_ranks(lengths, found, shows)
+    for rank in sorted(lengths):
+        lengths[rank] = _shortest(lengths, rank, shows)
+    # a file that was needed at full length may not be any more
+    lengths = _without_ranks(lengths, found, shows)
+    return _kept(by_rank, lengths)
+
+
+def write(traces: Sequence[Trace], folder: Path) -> None:
+    """Write the traces of a witness, as the bytes of the files that they were cut from, in place of an older one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"*{SUFFIX}"):
+        old.unlink()
+    for trace in traces:
+        last = trace.numbers[-1] if trace.numbers else 1
+        with trace.path.open("rb") as file:
+            (folder / name_of(trace.rank)).write_bytes(b"".join(file.readline() for _ in range(last)))
+
+
+def _kept(by_rank: Mapping[int, Trace], lengths: Lengths) -> list[Trace]:
+    return [_cut(by_rank[rank], length) for rank, length in lengths.items()]
+
+
+def _cut(trace: Trace, length: int) -> Trace:
+    if length == len(trace.lines) and not trace.cut:
+        return trace
+    lines, numbers = trace.lines[:length], trace.numbers[:length]
+    return msgspec.structs.replace(trace, lines=lines, numbers=numbers, cut=False)
+
+
+def _essence(found: Diagnosis) -> object:
+    """What must stay the same. Logical time is counted anew, and who else was left waiting may be cut away."""
+    divergence = replace(found.divergence, clock=0) if found.divergence else None
+    return (divergence, found.failure_mode, found.culprits, found.stall)
+
+
+def _without_ranks(lengths: dict[int, int], found: Diagnosis, shows: Callable[[Lengths], bool]) -> dict[int, int]:
+    """Leave out files: all that are not about the divergence at once, or one by one."""
+    about = {found.divergence.rank if found.divergence else -1, *found.culprits}
+    few = {rank: length for rank, length in lengths.items() if rank in about}
+    if shows(few):
+        lengths = few
+    for rank in sorted(lengths, reverse=True):
+        others = {r: length for r, length in lengths.items() if r != rank}
+        if shows(others):
+            lengths = others
+    return lengths
+
+
+def _shortest(lengths: Lengths, rank: int, shows: Callable[[Lengths], bool]) -> int:
+    """How few lines of a rank will do: halved as long as that shows, then one by one."""
+    low, high = 0, lengths[rank]
+    while low < high:
+        middle = (low + high) // 2
+        if shows({**lengths, rank: middle}):
+            high = middle
+        else:
+            low = middle + 1
+    while high > 0 and shows({**lengths, rank: high - 1}):
+        high -= 1
+    return high

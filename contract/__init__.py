@@ -1,0 +1,1 @@
+"""The contract as documents, and the audit that says whether to ship. Each line stands with its evidence."""

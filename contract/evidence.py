@@ -1,0 +1,121 @@
+"""Evidence for the lines of the contract: gathered by running things, kept by name, found again by pattern.
+
+A *ledger* maps `kind:name` to a finding. What was not run is not in it, and a line without evidence says so.
+Left out: what the lines claim (`lines.py`), and the break-it matrix itself, which is run on real processes.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+
+from ..model.checker.report import run_check
+from ..model.killing import KillReport, kill_all
+from ..model.question import Question
+from ..model.tables import Scope
+
+Tell = Callable[[str], None]
+ROOT = Path(__file__).resolve().parent.parent
+RANKS, CHUNKS, STEPS = 3, 2, 2
+"""The scope at which properties are checked: the smallest in which all that the tables can do is done."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Whether it is as claimed, what was found, and how that is known."""
+
+    good: bool
+    says: str
+    known: str
+
+
+Ledger = dict[str, Finding]
+
+
+class Ledgered(msgspec.Struct, frozen=True):
+    """A ledger as it is kept in a file, with what it was gathered on."""
+
+    python: str
+    torch: str
+    findings: Ledger
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> Ledgered:
+        from importlib.metadata import version
+
+        return cls(platform.python_version(), version("torch").partition("+")[0], ledger)
+
+
+def matching(ledger: Mapping[str, Finding], pattern: str) -> dict[str, Finding]:
+    """The findings that a line's evidence names."""
+    return {name: found for name, found in ledger.items() if fnmatchcase(name, pattern)}
+
+
+def gather(tell: Tell, protocol: str = "tp_v1.1", mutant: str | None = None) -> Ledger:
+    """All that runs in this process: properties, mutants, checks and probes; and which files of tests there are.
+
+    Of a protocol of the user's own, or a mutant, its properties alone: the rest speaks of TP v1.1.
+    """
+    ledger = dict(_properties(tell, protocol, mutant))
+    if protocol == "tp_v1.1" and mutant is None:
+        tell("mutants and checks")
+        ledger.update(_kills(kill_all(Scope(RANKS, CHUNKS, STEPS), tell)))
+        ledger.update(_probes(tell))
+        ledger.update(_tests())
+    return ledger
+
+
+def _properties(tell: Tell, protocol: str, mutant: str | None) -> Iterator[tuple[str, Finding]]:
+    """Each property on both transports; in the ledger as one finding each."""
+    reports = []
+    for stream in (False, True):
+        transport = "stream" if stream else "rendezvous"
+        tell(f"{mutant or protocol}, {transport}")
+        question = Question(protocol, Scope(RANKS, CHUNKS, STEPS), stream=stream, mutant=mutant)
+        reports.append((transport, run_check(question)))
+    for prop in {v.property.name: v.property for _, report in reports for v in report.result.verdicts}.values():
+        says, good = [], True
+        for transport, report in reports:
+            verdict = next((v for v in report.result.verdicts if v.property is prop), None)
+            if verdict is None:
+                continue
+            states, example = report.result.graph.counts[0], report.counterexample
+            good &= verdict.holds
+            said = f"{'holds' if verdict.holds else 'VIOLATED'} in {states:,} states ({transport})"
+            if not verdict.holds and example is not None and example.claim == prop.name:
+                said += f": {example.summary}, {len(example.steps)} steps"
+            says.append(said)
+        yield f"property:{prop.name}", Finding(good, "; ".join(says), f"model, {RANKS} ranks, {CHUNKS} chunks, a crash")
+
+
+def _kills(report: KillReport) -> Iterator[tuple[str, Finding]]:
+    for m in report.mutants:
+        says = f"{m.mutant.killed_by.name} fails in {m.steps} steps" if m.killed else "NOBODY NOTICES"
+        yield f"mutant:{m.mutant.name}", Finding(m.killed, f"{m.mutant.title}: {says}", "model")
+    for c in report.checks:
+        one = c.check
+        says = f"under `{one.fault}` {one.fails.name} fails without it"
+        if not c.holds:
+            says = f"{', '.join(c.broken)} fail with it" if c.broken else "nothing fails without it"
+        yield f"check:{one.role}.{one.event}.{one.guard}", Finding(c.holds, says, "model")
+
+
+def _probes(tell: Tell) -> Iterator[tuple[str, Finding]]:
+    from ..impl import selfcheck
+
+    tell("probes")
+    for probe in selfcheck.probes():
+        try:
+            yield f"probe:{probe.name}", Finding(True, f"{probe.what}: {probe.run()}", "code")
+        except Exception as error:
+            yield f"probe:{probe.name}", Finding(False, f"{probe.what}: {type(error).__name__}: {error}", "code")
+
+
+def _tests() -> Iterator[tuple[str, Finding]]:
+    """Files of tests: that they are there, and how many tests they hold. Absent where genlock is installed without."""
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        count = path.read_text(encoding="utf-8").count("\ndef test_")
+        yield f"test:tests/{path.name}", Finding(count > 0, f"{count} tests", "run by `make test`")

@@ -1,0 +1,190 @@
+"""The rank, as a child process: it starts it, tells how it is, and leaves nothing of it.
+
+Both ways the kernel sees to it that none outlives the other: when the guardian dies its rank is killed, and when
+the guardian's own parent dies the guardian is told. Linux; elsewhere the kernel does not, and there is no /proc.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+LINUX = sys.platform == "linux"
+PDEATHSIG, SUBREAPER = 1, 36
+FLAGS, EXIT_CODE, PF_EXITING = 6, 49, 4
+"""Of /proc/PID/stat: two fields, counted after the name, and a flag in the first."""
+HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+"""Signals that a guardian handles; its child starts with their defaults."""
+
+
+def _prctl(option: int, value: int) -> None:
+    if LINUX:
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def tell_when_parent_dies(parent: int) -> bool:
+    """Have SIGHUP sent to this process when its parent dies; whether the parent, by its id, is still there."""
+    _prctl(PDEATHSIG, signal.SIGHUP)
+    return os.getppid() == parent
+
+
+class Child:
+    """A program that runs as this process's child."""
+
+    def __init__(self, program: Sequence[str], environ: Mapping[str, str]) -> None:
+        """Raises OSError where it cannot be started."""
+        _prctl(SUBREAPER, 1)  # so that what a killed rank leaves behind comes to us
+        read, write = os.pipe()  # closed by a program that has started, else it tells the error
+        me = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(program, environ, me, write)
+        os.close(write)
+        with os.fdopen(read, "rb") as told:
+            number = told.read()
+        self.status: int | None = None
+        self.stopped = False
+        if number:
+            os.waitpid(self.pid, 0)
+            raise OSError(int(number), os.strerror(int(number)), program[0])
+
+    def reap(self) -> bool:
+        """Take notice of what has happened to children; whether the program has ended by now."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            except ChildProcessError:
+                return self.status is not None
+            if pid == 0:
+                return self.status is not None
+            if pid != self.pid:
+                continue
+            if os.WIFSTOPPED(status):
+                self.stopped = True
+            elif os.WIFCONTINUED(status):
+                self.stopped = False
+            else:
+                self.status = os.waitstatus_to_exitcode(status)
+
+    def send(self, number: int) -> None:
+        if self.status is None:
+            os.kill(self.pid, number)  # not reaped, so that the id is still its own
+
+    def dying(self) -> int:
+        """How it is about to end, where the kernel has begun to take it down; 0 as long as it has not, or it ends well.
+
+        Giving back gigabytes takes a while, and only then the parent is told.
+        """
+        if self.status is not None:
+            return 0
+        facts = read(f"/proc/{self.pid}/stat").rpartition(")")[2].split()
+        if len(facts) <= EXIT_CODE or not int(facts[FLAGS]) & PF_EXITING:
+            return 0
+        return os.waitstatus_to_exitcode(int(facts[EXIT_CODE]))
+
+    @property
+    def alive(self) -> bool:
+        return self.status is None and not self.dying()
+
+    def gone(self) -> bool:
+        """Kill what it has left behind; whether nothing is left, itself included."""
+        left = list(children(os.getpid())) if self.reap() and LINUX else []
+        for pid in left:
+            _kill(pid)
+        return self.status is not None and not left
+
+    def end(self, seconds: float = 5.0) -> None:
+        """Kill it, and what it leaves behind, and wait for them."""
+        self.send(signal.SIGKILL)
+        until = time.monotonic() + seconds
+        while not self.gone() and time.monotonic() < until:
+            time.sleep(0.001)
+
+
+def _become(program: Sequence[str], environ: Mapping[str, str], guardian: int, told: int) -> None:
+    """In the child: die with the guardian, and be the program."""
+    try:
+        _prctl(PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guardian:  # it died before the kernel was asked
+            os._exit(1)
+        signal.set_wakeup_fd(-1)
+        for number in HELD:
+            signal.signal(number, signal.SIG_DFL)
+        os.execvpe(program[0], list(program), dict(environ))
+    except OSError as error:
+        os.write(told, str(error.errno).encode())
+    finally:
+        os._exit(127)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def children(pid: int) -> Iterator[int]:
+    """The processes that `pid` has started, or has been left with, and that are not reaped."""
+    for task in _listed(f"/proc/{pid}/task"):
+        for number in read(f"/proc/{pid}/task/{task}/children").split():
+            yield int(number)
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    """Whether `pid` is `ancestor`, or was started by it or by its descendants."""
+    for _ in range(64):
+        if pid == ancestor:
+            return True
+        try:
+            # the name, in parentheses, may hold anything; the state and the parent's number follow it
+            pid = int(read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
+        except (IndexError, ValueError):
+            return False
+    return False
+
+
+def stopped(pid: int) -> bool:
+    """Whether a signal has stopped a process; a debugger's stop is another thing."""
+    return pid > 0 and read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] == ["T"]
+
+
+def traced(pid: int) -> bool:
+    """Whether a debugger is attached to a process."""
+    for line in read(f"/proc/{pid}/status").splitlines():
+        if line.startswith("TracerPid:"):
+            return line.split()[1] != "0"
+    return False
+
+
+def how_it_ended(status: int) -> str:
+    """`died by SIGKILL`, or `exited with 1`."""
+    if status >= 0:
+        return f"exited with {status}"
+    try:
+        return f"died by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"died by signal {-status}"
+
+
+def read(path: str, limit: int = 1 << 16) -> str:
+    """A small file of the kernel; empty where there is none, or it is not for us."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(limit).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []

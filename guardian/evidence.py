@@ -1,0 +1,165 @@
+"""What is kept of a rank before it is killed, and the end marker in its trace. All of it is bounded in time.
+
+Stacks come from the rank itself, by faulthandler, which needs no GIL; a stopped rank cannot give them. Left out:
+what would need root (kernel stacks) or the device's own tools.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from .child import Child, descends, read
+from .judge import COLLECTIVE, Finding
+from .page import DUMPS_STACKS, EVERYONE, NOBODY, Page
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+STACKS_TIME = {"deadline": 0.4, COLLECTIVE: 0.4}
+"""Seconds that a rank has to write its stacks, by cause; where a rank has died, HURRY."""
+HURRY = 0.05
+DUMP_TIME = 0.5
+"""Seconds that Flight Recorder has to write its dump, where it can be asked for one."""
+TAIL = 1 << 20
+"""No line of a trace is longer."""
+
+
+def gather(path: str, found: Finding, page: Page, child: Child, stacks: int, environ: Mapping[str, str]) -> bool:
+    """Write what can be known of a rank to a file; whether it could be written."""
+    pid = page.pid if page.pid and descends(page.pid, child.pid) else child.pid
+    parts = [found.what, "", *_page(page)]
+    if child.alive:
+        parts += ["", *_process(pid)]
+    parts += ["", *_host(), "", *_stacks(page, pid, child, stacks, STACKS_TIME.get(found.cause, HURRY))]
+    dump = _flight_recorder(environ)
+    if dump:
+        parts += ["", dump]
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("\n".join(parts) + "\n")
+    except OSError:
+        return False
+    return True
+
+
+def _page(page: Page) -> Iterator[str]:
+    waits = {NOBODY: "nobody", EVERYONE: "everyone"}.get(page.waiting, f"rank{page.waiting}")
+    yield f"phase {page.phase or '(no beat yet)'}, {page.counter} beats, {page.position} collectives issued"
+    yield f"waiting for {waits}; last commitment point: {page.commit or 'none'}"
+
+
+def _process(pid: int) -> Iterator[str]:
+    yield f"process {pid}: {read(f'/proc/{pid}/cmdline').replace(chr(0), ' ').strip()}"
+    wanted = ("State", "TracerPid", "Threads", "VmRSS", "VmHWM", "SigBlk", "voluntary_ctxt", "nonvoluntary_ctxt")
+    for line in read(f"/proc/{pid}/status").splitlines():
+        if line.startswith(wanted):
+            yield "  " + line.replace("\t", " ")
+    try:
+        tasks = sorted(os.listdir(f"/proc/{pid}/task"), key=int)[:64]
+    except OSError:
+        return
+    for task in tasks:
+        stat = read(f"/proc/{pid}/task/{task}/stat")
+        state = stat.rpartition(")")[2].split()[:1]
+        name, wait = (read(f"/proc/{pid}/task/{task}/{x}").strip() for x in ("comm", "wchan"))
+        yield f"  thread {task} {name}: state {''.join(state)}, in {wait if wait not in ('', '0') else 'user code'}"
+
+
+def _host() -> Iterator[str]:
+    system = os.uname()
+    yield f"host {system.nodename}, {system.sysname} {system.release}, load {read('/proc/loadavg').strip()}"
+    for line in read("/proc/meminfo").splitlines():
+        if line.startswith(("MemTotal", "MemAvailable")):
+            yield "  " + line
+    folder = "/proc/driver/nvidia/gpus"
+    for gpu in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        model = [x for x in read(f"{folder}/{gpu}/information").splitlines() if x.startswith("Model")]
+        yield f"device {gpu}: {''.join(model[:1])}"
+
+
+def _stacks(page: Page, pid: int, child: Child, stacks: int, seconds: float) -> Iterator[str]:
+    """All threads' stacks, as the rank writes them; otherwise why there are none."""
+    if not page.flags & DUMPS_STACKS:
+        yield "no stacks: the rank has not opened its page"
+        return
+    if child.stopped or not child.alive:
+        yield f"no stacks: the rank is {'stopped' if child.stopped else 'dead'}"
+        return
+    try:
+        os.kill(pid, signal.SIGUSR2)
+    except OSError as error:
+        yield f"no stacks: {error.strerror}"
+        return
+    size, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.003)
+        now = os.fstat(stacks).st_size
+        if now and now == size:
+            break
+        size = now
+    yield os.pread(stacks, 1 << 18, 0).decode(errors="replace").rstrip() or "no stacks: none came in time"
+
+
+def _flight_recorder(environ: Mapping[str, str]) -> str:
+    """Ask torch for its dump by its pipe, where the program was started with one."""
+    prefix, rank = environ.get("TORCH_NCCL_DEBUG_INFO_PIPE_FILE"), environ.get("RANK", "0")
+    if not prefix:
+        return ""
+    dump = f"{environ.get('TORCH_NCCL_DEBUG_INFO_TEMP_FILE', '/tmp/nccl_trace_rank_')}{rank}"
+    try:
+        before = os.stat(dump).st_mtime_ns if os.path.exists(dump) else 0
+        pipe = os.open(f"{prefix}{rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(pipe, b"1\n")
+        os.close(pipe)
+    except OSError as error:
+        return f"no Flight Recorder dump: {error.strerror}"
+    until = time.monotonic() + DUMP_TIME
+    while time.monotonic() < until:
+        if os.path.exists(dump) and os.stat(dump).st_mtime_ns != before:
+            return f"Flight Recorder dump: {dump}"
+        time.sleep(0.01)
+    return f"no Flight Recorder dump came to {dump} in {DUMP_TIME:g} s"
+
+
+def mark(path: str, cause: str, exit_status: int, message: str, culprit: int) -> bool:
+    """Append the end marker to a rank's trace that has none; whether one was written.
+
+    The format is that of `traces.format.End`. A trace that ends in half a line is left as it is.
+    """
+    import json  # not before it is needed
+
+    try:
+        with open(path, "rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 2 * TAIL))
+            tail = file.read()
+            if not tail.endswith(b"\n"):
+                return False
+            last = json.loads(tail.rstrip(b"\n").rpartition(b"\n")[2])
+            if not isinstance(last, dict) or last.get("kind") == "end":
+                return False
+            end = {
+                "kind": "end",
+                "index": _next([json.loads(line) for line in tail.splitlines()[-3:]]),
+                "time_ns": time.monotonic_ns(),
+                "cause": cause,
+                "exit": exit_status,
+                "message": message,
+                "culprit": culprit if culprit >= 0 else None,
+            }
+            file.write(json.dumps({k: v for k, v in end.items() if v is not None}).encode() + b"\n")
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _next(lines: list[dict[str, object]]) -> int:
+    """The number of the next event: lines of groups have none, and a `dropped` line stands for several."""
+    for line in reversed(lines):
+        if line.get("kind") in ("event", "dropped"):
+            return int(str(line["index"])) + int(str(line.get("count", 1)))
+    return 0

@@ -1,0 +1,75 @@
+"""The page: a record in shared memory that a rank writes and its guardian reads.
+
+It says where the rank is, how far it has come, and whom it waits for. Nobody ever blocks: `edition` is odd while
+the rank writes, and whoever reads then keeps what was read before. Left out: what follows from it (`judge`).
+"""
+
+from __future__ import annotations
+
+import struct
+
+VARIABLE = "GENLOCK_PAGE"
+"""Names the page of a rank in its environment."""
+STACKS = "GENLOCK_STACKS"
+"""Names what the rank's stacks are written to on SIGUSR2."""
+
+NOBODY, EVERYONE = -1, -2
+"""`waiting`: the rank does work of its own; or it waits for whoever has not issued the collective yet."""
+DUMPS_STACKS = 1
+"""In `flags`: SIGUSR2 writes the rank's stacks."""
+
+MAGIC = b"GLKPAGE1"
+EDITION = struct.Struct("<I")
+RECORD = struct.Struct("<8sIIQQiId16s64s")
+SIZE = 4096
+
+
+class Page:
+    """What a rank says of itself.
+
+    `counter` grows with all progress, `position` with each collective that is issued (0: not counted). `waiting` is a
+    rank, NOBODY or EVERYONE. `deadline` in seconds overrides that of the phase; 0: it does not. `commit` is the
+    last commitment point, in words.
+    """
+
+    __slots__ = ("commit", "counter", "deadline", "flags", "phase", "pid", "position", "waiting")
+
+    def __init__(self) -> None:
+        self.pid = self.counter = self.position = self.flags = 0
+        self.waiting = NOBODY
+        self.deadline = 0.0
+        self.phase = self.commit = ""
+
+    def write(self, memory: memoryview, edition: int) -> int:
+        """Put the record into the page; returns the next edition."""
+        EDITION.pack_into(memory, len(MAGIC), edition + 1)
+        RECORD.pack_into(
+            memory,
+            0,
+            MAGIC,
+            edition + 1,
+            self.pid,
+            self.counter,
+            self.position,
+            self.waiting,
+            self.flags,
+            self.deadline,
+            self.phase.encode()[:16],
+            self.commit.encode()[:64],
+        )
+        EDITION.pack_into(memory, len(MAGIC), edition + 2)
+        return edition + 2
+
+    @classmethod
+    def read(cls, memory: memoryview) -> Page | None:
+        """The record; None where nobody has written one, or somebody is writing one, or it makes no sense."""
+        raw = bytes(memory[: RECORD.size])
+        magic, edition, pid, counter, position, waiting, flags, deadline, phase, commit = RECORD.unpack(raw)
+        again = EDITION.unpack_from(memory, len(MAGIC))[0]
+        if magic != MAGIC or edition % 2 or again != edition or waiting < EVERYONE or not 0 <= deadline < 1e9:
+            return None
+        page = cls()
+        page.pid, page.counter, page.position, page.waiting, page.flags = pid, counter, position, waiting, flags
+        page.deadline = deadline
+        page.phase, page.commit = (text.rstrip(b"\0").decode(errors="replace") for text in (phase, commit))
+        return page

@@ -1,0 +1,89 @@
+"""How a rank tells its guardian where it is: a page in shared memory, written on progress. No torch.
+
+    beat = Beat.open()                 # without a guardian it writes to nobody
+    beat.phase("steady")
+    with beat.waiting():               # inside: the clock of whoever is not here yet runs, not ours
+        dist.all_reduce(tensor)
+    beat.progress()
+
+Write from where the work is done, never from a thread of its own: a beat says that the work goes on. Left out:
+what the guardian makes of it (docs/guardian.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import mmap
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+from ..guardian.page import DUMPS_STACKS, EVERYONE, NOBODY, SIZE, STACKS, VARIABLE, Page
+
+
+class Beat:
+    """The page of this process. Any thread may write."""
+
+    def __init__(self, memory: memoryview, flags: int = 0) -> None:
+        self._memory, self._lock, self._edition = memory, threading.Lock(), 0
+        self._page = Page()
+        self._page.pid, self._page.flags = os.getpid(), flags
+        self.phase("startup")
+
+    @classmethod
+    def open(cls) -> Beat:
+        """The page that the guardian of this process has made, if there is a guardian; stacks go there on SIGUSR2."""
+        path = os.environ.get(VARIABLE)
+        if path is None:
+            return cls(memoryview(bytearray(SIZE)))
+        with open(path, "r+b", buffering=0) as file:
+            memory = memoryview(mmap.mmap(file.fileno(), SIZE))
+        # unbuffered, and open for good: faulthandler writes to the descriptor
+        stacks = os.open(os.environ[STACKS], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
+        return cls(memory, DUMPS_STACKS)
+
+    def phase(self, name: str, *, deadline: float = 0.0) -> None:
+        """Work of this kind begins. `deadline` in seconds overrides that of the phase; at most 16 bytes of name."""
+        with self._lock:
+            self._page.phase, self._page.deadline = name, deadline
+            self._write()
+
+    def progress(self) -> None:
+        """Something is done that had not been done before."""
+        with self._lock:
+            self._write()
+
+    def commit(self, what: str) -> None:
+        """A commitment point is passed: from now on peers wait for more from us. At most 64 bytes."""
+        with self._lock:
+            self._page.commit = what
+            self._write()
+
+    def enter(self, rank: int = EVERYONE) -> None:
+        """A collective is issued (or a wait for one `rank` begins): this rank's clock is suspended."""
+        with self._lock:
+            self._page.position += rank == EVERYONE
+            self._page.waiting = rank
+            self._write()
+
+    def leave(self) -> None:
+        """It has completed."""
+        with self._lock:
+            self._page.waiting = NOBODY
+            self._write()
+
+    @contextlib.contextmanager
+    def waiting(self, rank: int = EVERYONE) -> Iterator[None]:
+        """`enter`, and `leave` at the end. Every rank must come here for the same collectives, in the same order."""
+        self.enter(rank)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def _write(self) -> None:
+        self._page.counter += 1
+        self._edition = self._page.write(self._memory, self._edition)

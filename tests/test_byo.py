@@ -1,0 +1,163 @@
+"""Bring your own: the example's language model under plain torchrun, on two nodes, and what `serve` refuses."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from genlock.conformance.explain import diagnose
+from genlock.errors import ContractViolation, Exit
+from genlock.impl.serve import _Run, plain, serve
+from genlock.traces.format import Trace, find, read
+from torch import Tensor
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "language_model.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Trace]]:
+    """The example on two nodes, which are two agents of torchrun on this machine: rank0 here, two ranks there."""
+    out = tmp_path_factory.mktemp("served")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    command = [sys.executable, "-m", "torch.distributed.run", *both]
+    nodes = [
+        subprocess.Popen(
+            [*command, "--node-rank", str(node), "--nproc-per-node", str(ranks), str(EXAMPLE), str(out)],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node, ranks in enumerate((1, 2))
+    ]
+    try:
+        told = [node.communicate(timeout=100) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+            node.wait()
+    assert [node.returncode for node in nodes] == [0, 0], told
+    return told[0][0], [read(path) for path in find(out)]
+
+
+def test_serving_takes_under_30_lines() -> None:
+    _, _, below = EXAMPLE.read_text().partition("all that serving it takes")
+    assert 0 < sum(bool(line.strip()) for line in below.splitlines()[1:]) < 30
+
+
+def test_a_foreign_generator_runs_records_and_replays_conforming(served: tuple[str, list[Trace]]) -> None:
+    said, traces = served
+    assert len(said.splitlines()) == 4
+    assert len(set(said.splitlines())) == 4
+    found = diagnose(traces)
+    assert (found.verdict, found.ranks) == ("conforming", 3)
+    assert [t.end.cause if t.end else None for t in traces] == ["stopped"] * 3
+
+
+def test_warm_up_is_a_chunk_like_any_other_and_leaves_nothing_behind(served: tuple[str, list[Trace]]) -> None:
+    _, traces = served
+    for trace in traces:
+        calls = [e for e in trace.events if e.transition == "generate" and e.edge == "exit"]
+        assert [(c.chunk, c.epoch) for c in calls[::8]] == [(1, 1), (2, 2), (3, 2), (4, 2), (5, 2)]
+        assert all(c.inside and c.inside["collectives"] == 6 * (c.call or 0) for c in calls)
+
+
+def test_without_torchrun_there_is_one_clear_line() -> None:
+    bare = {name: value for name, value in ENVIRONMENT.items() if name != "RANK"}
+    told = subprocess.run(
+        [sys.executable, str(EXAMPLE), "nowhere"], env=bare, capture_output=True, text=True, timeout=60
+    )
+    assert told.returncode == Exit.USAGE
+    assert told.stderr.splitlines() == ["genlock: the environment has no RANK; start the ranks with torchrun"]
+
+
+BROKEN = {"weight": (1, "weight `"), "past": (0, "no collective is due")}
+"""How the example is broken: which rank finds it, and what it says."""
+
+
+def test_a_user_s_weights_and_calls_are_held_to_the_plan(tmp_path: Path) -> None:
+    program = str(Path(__file__).with_name("byo_broken.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program]
+    jobs = [
+        subprocess.Popen([*command, str(tmp_path / how), how], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        for how in BROKEN
+    ]
+    try:
+        assert all(job.wait(timeout=100) != 0 for job in jobs)
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+    for how, (rank, words) in BROKEN.items():
+        traces = [read(path) for path in find(tmp_path / how)]
+        end = traces[rank].end
+        assert end
+        assert words in end.message
+        assert f"rank{rank}" in end.message
+        assert diagnose(traces).culprits == (rank,)
+
+
+# ── phase B as a Python generator ───────────────────────────────────────────────────────────────────
+
+
+def steps(count: int, output: Any) -> Generator[None, None, Tensor]:
+    for _ in range(count):
+        yield
+    returned: Tensor = output
+    return returned
+
+
+def made(run: _Run) -> Iterator[None]:
+    for call in run.calls:
+        call()
+        yield
+
+
+def test_as_many_calls_as_the_plan_has() -> None:
+    output = torch.ones(1)
+    run = _Run(steps(3, output), 3)
+    assert len(list(made(run))) == 3
+    assert run.result() is output
+    with pytest.raises(ContractViolation, match="returned after 2 generator calls, but the plan has 3"):
+        list(made(_Run(steps(2, output), 3)))
+    more = _Run(steps(4, output), 3)
+    list(made(more))
+    with pytest.raises(ContractViolation, match="goes on after 3 generator calls"):
+        more.result()
+    other = _Run(steps(3, "words"), 3)
+    list(made(other))
+    with pytest.raises(ContractViolation, match="it returned str"):
+        other.result()
+
+
+def test_plain_fields_pass_preflight() -> None:
+    from genlock.impl import preflight
+    from genlock.impl.envelope import Committed, Ids, Mode
+
+    half = torch.zeros(1, 2, dtype=torch.bfloat16)
+    for context in (None, half):
+        fields = plain(half, torch.arange(3), half, 0, hard_cut=True, updated=True, context=context, base_seed=7)
+        checked = preflight.check_schema(fields, Ids(1, 1, 1, 0), Committed(), Mode.BRING_UP)
+        assert checked.fields["tp_expected_generator_calls"] == 3 + (context is not None)
+
+
+def test_a_trace_that_is_there_already_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "rank0.trace.jsonl").write_text("")
+    unused: Any = None
+    assert serve(unused, unused, out=tmp_path) == Exit.USAGE
+    assert "there are traces in this folder already; choose another" in capsys.readouterr().err

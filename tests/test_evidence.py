@@ -1,0 +1,117 @@
+"""What is not recorded is evidence of nothing: `unknown`, never a false alarm, never a false `conforming`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import corpus
+import msgspec
+import pytest
+from genlock.conformance.explain import diagnose
+from genlock.traces.format import Dropped, Trace, read
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+STEADY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+HEALTHY = corpus.names("healthy/") + corpus.names("refused/")
+BROKEN = corpus.names("broken/") + corpus.names("struck/")
+
+
+@cache
+def traces_of(name: str) -> list[Trace]:
+    return corpus.traces(name)
+
+
+def cut(trace: Trace, length: int) -> Trace:
+    """The file as it is when the rank was killed after so many lines."""
+    return msgspec.structs.replace(trace, lines=trace.lines[:length], numbers=trace.numbers[:length])
+
+
+def dropped(trace: Trace, at: int, count: int) -> Trace:
+    """The file as it is when the disk was full for a while."""
+    count = min(count, len(trace.lines) - 1 - at)
+    lines = (*trace.lines[:at], Dropped(at, count), *trace.lines[at + count :])
+    return msgspec.structs.replace(trace, lines=lines, numbers=tuple(range(2, len(lines) + 2)))
+
+
+@st.composite
+def impaired(draw: st.DrawFn, names: Sequence[str]) -> tuple[str, list[Trace]]:
+    """A run of which files are missing, cut or have holes; at least one of them."""
+    name = draw(st.sampled_from(names))
+    found: list[Trace] = []
+    whole = traces_of(name)
+    worst = draw(st.integers(0, len(whole) - 1))
+    for at, trace in enumerate(whole):
+        choices = ["missing", *["cut"] * (len(trace.lines) > 0), *["hole"] * (len(trace.lines) > 3)]
+        how = draw(st.sampled_from(choices + ["whole"] * 3 * (at != worst)))
+        if how == "cut":
+            found.append(cut(trace, draw(st.integers(0, len(trace.lines) - 1))))
+        elif how == "hole":
+            at_line = draw(st.integers(0, len(trace.lines) - 3))
+            found.append(dropped(trace, at_line, draw(st.integers(1, len(trace.lines)))))
+        elif how == "whole":
+            found.append(trace)
+    return name, found
+
+
+@given(impaired(HEALTHY))
+@STEADY
+def test_a_healthy_run_of_which_something_is_missing_is_unknown(run: tuple[str, list[Trace]]) -> None:
+    name, traces = run
+    if traces:
+        found = diagnose(traces)
+        assert (found.verdict, found.divergence) == ("unknown", None), name
+        assert found.reasons
+
+
+@given(impaired(BROKEN))
+@STEADY
+def test_a_broken_run_of_which_something_is_missing_never_conforms(run: tuple[str, list[Trace]]) -> None:
+    name, traces = run
+    if traces:
+        found = diagnose(traces)
+        assert found.verdict in ("divergent", "unknown"), name
+        assert bool(found.reasons) or found.verdict == "divergent"
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_culprit_is_named_although_its_own_trace_is_missing_or_it_is_unknown(name: str) -> None:
+    """Whoever is named is to blame, or is one of several who may be."""
+    culprits = set(corpus.expected(name).culprits)
+    for trace in traces_of(name):
+        found = diagnose([t for t in traces_of(name) if t is not trace]) if len(traces_of(name)) > 1 else None
+        if found is not None and found.verdict == "divergent":
+            assert culprits <= set(found.culprits), (trace.rank, found.divergence)
+
+
+def test_replay_of_a_small_trace_starts_without_heavy_modules() -> None:
+    folder = Path(corpus.CORPUS / "healthy/two-ranks")
+    code = (
+        "import sys; sys.argv = ['genlock', 'replay', sys.argv[1]]\n"
+        "from genlock.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    verdict, loaded = done.stdout.splitlines()
+    assert verdict.startswith("conforming: 2 ranks")
+    assert not HEAVY & set(loaded.split())
+
+
+HEAVY = {
+    *("torch", "numba", "transitions", "graphviz", "hypothesis", "multiprocessing", "tarfile"),
+    *("genlock.model.network", "genlock.model.chart", "genlock.conformance.witness", "genlock.traces.perfetto"),
+}
+
+
+def test_a_rank_killed_before_its_first_event_has_a_trace_of_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rank1.trace.jsonl"
+    path.write_bytes((corpus.CORPUS / "healthy/two-ranks" / path.name).read_bytes().splitlines(keepends=True)[0])
+    found = diagnose([traces_of("healthy/two-ranks")[0], read(path)])
+    assert found.verdict == "unknown"
+    assert any("rank1: the file ends without an end marker, after event -1" in reason for reason in found.reasons)

@@ -1,0 +1,734 @@
+"""The guardian, on real processes: whatever happens to one rank, all are gone, and each says whose fault it was.
+
+The ranks are small programs without torch; torchrun itself starts them in the last part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from genlock.errors import Exit
+from genlock.guardian import command, evidence, wire
+from genlock.guardian.ending import (
+    CONTRACT,
+    DEADLINE,
+    PARITY,
+    PEER_DIED,
+    PEER_VIOLATED,
+    USAGE,
+    by_itself,
+    status_of,
+    weight_of,
+)
+from genlock.guardian.judge import Graph, Local, lags, stuck, waits_for
+from genlock.guardian.links import STRANGERS, Caller, Listener
+from genlock.guardian.page import EVERYONE, NOBODY, SIZE, Page
+from genlock.guardian.settings import Settings, Wrong
+from genlock.impl.beat import Beat
+from genlock.traces.format import FORMAT_VERSION, Clock, Group, TraceHeader, read
+from genlock.traces.recorder import Recorder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+PROGRAM = Path(__file__).with_name("guarded.py")
+KILLED = 128 + signal.SIGKILL
+MIB_12 = 12 << 10  # in kB
+Script = Mapping[Any, Sequence[tuple[str, object]]]
+FOREVER = ("sleep", 100)
+
+
+class Job:
+    """Guardians of some ranks, started as a launcher would, each with a rank that plays a script."""
+
+    def __init__(self, folder: Path, script: Script, world: int = 3, flags: Mapping[int, Sequence[str]] | None = None,
+                 environ: Mapping[str, str] | None = None, program: Sequence[str] = ()) -> None:  # fmt: skip
+        self.folder, self.port = folder, free_port()
+        self.mark = str(folder / "guarded")  # in every command line of this job
+        texts = {str(rank): list(steps) for rank, steps in script.items()}
+        common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        common |= {"LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "a job", "SCRIPT": json.dumps(texts)}
+        words = list(program) or [sys.executable, str(PROGRAM), self.mark]
+        self.guardians = [
+            subprocess.Popen(
+                [*command(), f"--out={folder}/out", *(flags or {}).get(rank, (flags or {}).get(-1, ())), "--", *words],
+                env={**os.environ, **common, "RANK": str(rank), **(environ or {})},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        self.said: list[str] = []
+
+    def ends(self, within: float = 40) -> list[int]:
+        """Each guardian's exit status, once all have ended; nothing of the job is left then."""
+        self.said = [guardian.communicate(timeout=within)[1] for guardian in self.guardians]
+        until(lambda: not alive(self.mark))
+        return [guardian.returncode for guardian in self.guardians]
+
+    def evidence(self, rank: int) -> str:
+        return (self.folder / "out" / f"rank{rank}.evidence.txt").read_text()
+
+    def ranks(self) -> list[int]:
+        """The processes of the ranks themselves, in order."""
+        found = {}
+        for pid in alive(self.mark):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                found[parent] = pid
+        return [found[g.pid] for g in self.guardians if g.pid in found]
+
+    def started(self) -> None:
+        """Wait until every rank is there."""
+        until(lambda: len(self.ranks()) == len(self.guardians))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    jobs: list[Job] = []
+
+    def begin(script: Script, **more: Any) -> Job:
+        jobs.append(Job(tmp_path, script, **more))
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        for guardian in job.guardians:
+            guardian.kill()
+            guardian.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def alive(mark: str) -> list[int]:
+    """Processes with `mark` in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if mark.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def until(seen: Callable[[], object], within: float = 30) -> None:
+    end = time.monotonic() + within
+    while not seen():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.01)
+
+
+BUSY: Sequence[tuple[str, object]] = [("phase", "steady"), ("commit", "call_id=7"), ("work", 100)]
+LIMITS = ("--deadline=steady=0.5", "--deadline=collective=1", "--deadline=startup=30")
+
+
+def broken(rank: int, *fault: tuple[str, object]) -> Script:
+    return {rank: [("phase", "steady"), ("commit", "call_id=7"), ("work", 0.1), *fault], "*": BUSY}
+
+
+# ── deaths ──────────────────────────────────────────────────────────────────────────────────────────
+
+DEATHS = {
+    "kill": (("kill", None), KILLED, PEER_DIED, "died by SIGKILL"),
+    "exit": (("exit", 7), 7, PEER_VIOLATED, "exited with 7"),
+    "raise": (("raise", None), 1, PEER_VIOLATED, "exited with 1"),
+    "contract": (("exit", CONTRACT), CONTRACT, PEER_VIOLATED, "exited with 10"),
+    "parity": (("exit", PARITY), PARITY, PARITY, "exited with 14"),
+}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("death", DEATHS)
+def test_one_rank_ends_and_all_are_gone_and_say_who_what_and_since_when(
+    start: Callable[..., Job], death: str, rank: int
+) -> None:
+    fault, own, peers, what = DEATHS[death]
+    job = start(broken(rank, fault))
+    assert job.ends() == [own if n == rank else peers for n in range(3)]
+    for n, said in enumerate(job.said):
+        assert f"genlock: rank{n} was ended: rank{rank} {what} in phase steady, since call_id=7" in said
+        assert f"evidence in {job.folder}/out/rank{n}.evidence.txt" in said
+        assert ("no stacks: the rank is dead" in job.evidence(n)) == (n == rank)
+
+
+def test_a_rank_that_lost_a_peer_is_not_to_blame_though_it_ends_first(start: Callable[..., Job]) -> None:
+    """Gloo may notice a death before the guardians have spoken."""
+    job = start({0: [("phase", "steady"), ("exit", PEER_DIED)], 1: [("sleep", 0.05), ("kill", None)], "*": BUSY})
+    statuses = job.ends()
+    assert statuses[0] == PEER_DIED
+    if statuses[1] == KILLED:  # else it was ended before it could die
+        assert "rank1 died by SIGKILL" in job.said[0]
+
+
+def test_of_several_findings_the_one_that_explains_the_others_is_the_cause() -> None:
+    ends = [by_itself(1, -9, "there", asked=False), by_itself(2, 10, "there", asked=False),
+            by_itself(3, 1, "there", asked=False), by_itself(0, PEER_DIED, "there", asked=False)]  # fmt: skip
+    assert [found.culprit for found in ends] == [1, 2, 3, -1]
+    weights = [weight_of(found) for found in ends]
+    assert weights == sorted(set(weights))
+    assert [status_of(ends[0], rank, -9) for rank in (0, 1)] == [PEER_DIED, KILLED]
+
+
+def test_what_a_killed_rank_leaves_behind_is_killed_too(start: Callable[..., Job]) -> None:
+    job = start({1: [("helper", None), ("work", 0.2), ("kill", None)], "*": [("helper", None), *BUSY]})
+    job.started()
+    assert job.ends()[1] == KILLED
+    assert not alive(job.mark)
+
+
+def test_a_program_that_writes_no_page_is_protected_too(start: Callable[..., Job]) -> None:
+    job = start({}, program=["sh", "-c", "case $RANK in 1) sleep 0.3; exit 3;; *) exec sleep 100;; esac"])
+    assert job.ends() == [PEER_VIOLATED, 3, PEER_VIOLATED]
+    assert "rank1 exited with 3 before its first beat" in job.said[0]
+
+
+def test_all_ranks_end_well_in_any_order(start: Callable[..., Job]) -> None:
+    job = start({0: [("work", 0.1)], 1: [], 2: [("work", 0.6)]})
+    assert job.ends() == [0, 0, 0]
+    assert job.said == ["", "", ""]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_guardian_takes_its_rank_along_and_the_others_end(start: Callable[..., Job], rank: int) -> None:
+    job = start({"*": [("say", "here"), *BUSY]}, flags={-1: ["--deadline=meet=5"]})
+    assert [ready(job, n) for n in range(3)] == [True] * 3
+    until(lambda: connected(job))
+    job.guardians[rank].kill()
+    assert job.ends() == [-signal.SIGKILL if n == rank else PEER_DIED for n in range(3)]
+    assert re.search(f"the guardian of rank{rank} (is gone|was not met)", job.said[2])
+
+
+def connected(job: Job) -> bool:
+    """Whether two guardians have called rank0's."""
+    ports = {f"{job.port + k:04X}" for k in range(1, 9)}
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(words[1].split(":")[1] in ports and words[3] == "01" for words in lines) >= 2
+
+
+def test_a_killed_launcher_takes_everything_along(tmp_path: Path) -> None:
+    mark = str(tmp_path / "guarded")
+    code = f"""
+import os, subprocess, time
+for rank in range(2):
+    subprocess.Popen({[*command(), f"--out={tmp_path}/out", "--", sys.executable, str(PROGRAM), mark]!r},
+                     env={{**os.environ, "RANK": str(rank)}})
+time.sleep(100)
+"""
+    common = {"WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), "SCRIPT": json.dumps({"*": BUSY})}
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **common}, stderr=subprocess.PIPE) as boss:
+        until(lambda: len([p for p in alive(mark) if b"guarded.py" in cmdline(p)[:2]]) == 2)
+        boss.kill()
+        assert boss.stderr
+        said = boss.stderr.read().decode()
+    assert "the launcher of rank" in said
+    until(lambda: not alive(mark))
+
+
+def cmdline(pid: int) -> list[bytes]:
+    with contextlib.suppress(OSError):
+        return [Path(word.decode()).name.encode() for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    return []
+
+
+def test_a_signal_of_the_launcher_is_passed_on_to_the_rank(start: Callable[..., Job]) -> None:
+    job = start({"*": BUSY}, world=1)
+    job.started()
+    job.guardians[0].send_signal(signal.SIGTERM)
+    assert job.ends() == [128 + signal.SIGTERM]
+    assert "died by SIGTERM" in job.said[0]
+    assert "which its launcher had sent" in job.said[0]
+
+
+# ── deadlines: whose clock runs ─────────────────────────────────────────────────────────────────────
+
+STALLS = {
+    "stop": ("is stopped for", "no stacks: the rank is stopped"),
+    "loop": ("made no progress for", "in loop"),
+    "gil": ("made no progress for", "in <lambda>"),
+}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("stall", STALLS)
+def test_a_rank_that_stalls_is_named_and_its_stacks_are_kept(start: Callable[..., Job], stall: str, rank: int) -> None:
+    what, stacks = STALLS[stall]
+    job = start(broken(rank, (stall, None)), flags={-1: LIMITS})
+    assert job.ends() == [DEADLINE if n == rank else PEER_DIED for n in range(3)]
+    for said in job.said:
+        assert re.search(rf"rank{rank} {what} \d\.\d s in phase steady, since call_id=7 \(deadline 0\.5 s\)", said)
+    assert stacks in job.evidence(rank)
+    assert "in work" in job.evidence(2), "the stacks of every rank"
+
+
+def test_who_waits_is_not_charged_while_somebody_works(start: Callable[..., Job]) -> None:
+    """A long decode on rank0, and a slow first call on rank1 with a deadline of its own; longer than `steady`."""
+    wait: list[tuple[str, object]] = [("phase", "steady"), ("enter", None), ("sleep", 1.6)]
+    job = start({0: [("allowed", 30), ("sleep", 1.6)], 1: [("phase", "warmup"), ("sleep", 1.6)], "*": wait},
+                flags={-1: LIMITS})  # fmt: skip
+    assert job.ends() == [0, 0, 0]
+
+
+def test_blame_goes_to_the_one_that_everybody_waits_for(start: Callable[..., Job]) -> None:
+    """rank2 waits for rank1, which waits for rank0, which is stopped while it waits."""
+    job = start({
+        0: [("phase", "steady"), ("enter", None), ("stop", None)],
+        1: [("phase", "steady"), ("enter", 0), FOREVER],
+        2: [("phase", "steady"), ("enter", 1), FOREVER],
+    }, flags={-1: LIMITS})  # fmt: skip
+    assert job.ends() == [DEADLINE, PEER_DIED, PEER_DIED]
+    assert "rank0 is stopped" in job.said[2]
+
+
+def test_when_everyone_waits_the_collective_deadline_ends_it_and_nobody_is_blamed(start: Callable[..., Job]) -> None:
+    job = start({"*": [("phase", "steady"), ("enter", None), FOREVER]}, flags={-1: LIMITS})
+    assert job.ends() == [DEADLINE] * 3
+    for said in job.said:
+        assert "rank0 and rank1 and rank2 waited for each other for 1." in said
+
+
+def test_a_rank_that_does_not_leave_what_others_have_left_is_charged(start: Callable[..., Job]) -> None:
+    """Its main thread cannot go on, though its collective is done: the interpreter is held elsewhere, say."""
+    wait: list[tuple[str, object]] = [("phase", "steady"), ("enter", None), ("leave", None), ("enter", None), FOREVER]
+    job = start({1: [("phase", "steady"), ("enter", None), FOREVER], "*": wait}, flags={-1: LIMITS})
+    assert job.ends() == [PEER_DIED, DEADLINE, PEER_DIED]
+    assert "rank1 has not left a collective" in job.said[0]
+
+
+def test_ranks_that_wait_for_one_that_has_ended(start: Callable[..., Job]) -> None:
+    job = start({0: [("phase", "steady"), ("enter", None), ("leave", None)],
+                 "*": [("phase", "steady"), ("enter", None), ("leave", None), ("enter", None), FOREVER]},
+                flags={-1: LIMITS})  # fmt: skip
+    assert job.ends() == [0, PEER_DIED, PEER_DIED]
+    assert "rank0 has ended, and rank1 and rank2 waited for it" in job.said[1]
+
+
+def test_start_up_is_charged_where_a_deadline_for_it_was_given(start: Callable[..., Job]) -> None:
+    job = start({}, program=["sleep", "100"], world=1, flags={0: ["--deadline=startup=0.3"]})
+    assert job.ends() == [DEADLINE]
+    assert "made no progress for 0." in job.said[0]
+
+
+def test_deadlines_that_differ_by_rank_are_refused_by_name(start: Callable[..., Job]) -> None:
+    job = start({"*": BUSY}, flags={1: ["--deadline", "steady=5"]}, environ={"GENLOCK_DEADLINES": "steady=9,warmup=8"})
+    assert job.ends() == [PARITY] * 3
+    for said in job.said:
+        assert "`deadline steady`: rank1 has 5, rank0 9" in said
+        assert "warmup" not in said
+
+
+def test_observing_only_reports(start: Callable[..., Job]) -> None:
+    job = start({1: [("phase", "steady"), ("sleep", 1.2), ("exit", 3)], "*": [("phase", "steady"), ("work", 2)]},
+                flags={-1: ["--observe", *LIMITS]})  # fmt: skip
+    assert job.ends() == [0, 3, 0]
+    assert "rank1 would have been ended: rank1 made no progress for 0." in job.said[1]
+    assert "rank0 would have been ended: rank1 exited with 3" in job.said[0]
+    assert "was ended" not in "".join(job.said)
+    assert "in <module>" in job.evidence(1)
+
+
+def test_a_debugger_suspends_enforcement(start: Callable[..., Job]) -> None:
+    job = start({1: [("phase", "steady"), ("traced", None), ("sleep", 1.5)],
+                 "*": [("phase", "steady"), ("enter", None), ("sleep", 1.5)]}, flags={-1: LIMITS})  # fmt: skip
+    assert job.ends() == [0, 0, 0]
+
+
+def test_enforcement_can_be_paused_and_resumed(start: Callable[..., Job]) -> None:
+    job = start({0: [("phase", "steady"), ("say", "here"), FOREVER]}, world=1, flags={-1: LIMITS})
+    guardian = job.guardians[0]
+    guardian.send_signal(signal.SIGUSR1) if ready(job) else None
+    with pytest.raises(subprocess.TimeoutExpired):
+        guardian.wait(timeout=1.5)
+    guardian.send_signal(signal.SIGUSR1)
+    assert job.ends() == [DEADLINE]
+    assert "deadlines are paused" in job.said[0]
+    assert "deadlines are in force again" in job.said[0]
+
+
+def ready(job: Job, rank: int = 0) -> bool:
+    """A rank has said that it is here."""
+    out = job.guardians[rank].stdout
+    return out is not None and out.readline() == "here\n"
+
+
+# ── what is left behind ─────────────────────────────────────────────────────────────────────────────
+
+
+def recorder(folder: Path, rank: int) -> Recorder:
+    header = TraceHeader(FORMAT_VERSION, "run", rank, 3, "worker", "gloo", "", "", {}, Clock(0, 0))
+    return Recorder(folder, header)
+
+
+def test_traces_end_with_cause_and_culprit(start: Callable[..., Job], tmp_path: Path) -> None:
+    traces = tmp_path / "traces"
+    for rank in range(3):
+        own = recorder(traces, rank)
+        own.event("a")
+        own.group(Group("g", (0, 1, 2)))
+        own.event("b")
+        if rank == 2:
+            own.end("exception", 10, "by its own word")
+    job = start(broken(1, ("kill", None)), environ={"GENLOCK_TRACES": str(traces)})
+    assert job.ends() == [PEER_DIED, KILLED, PEER_DIED]
+    ends = [read(traces / f"rank{rank}.trace.jsonl").end for rank in range(3)]
+    assert [(e.cause, e.exit, e.culprit, e.index) for e in ends if e] == [
+        ("peer_lost", PEER_DIED, 1, 2),
+        ("exception", KILLED, 1, 2),
+        ("exception", 10, None, 2),
+    ]
+    assert ends[0]
+    assert "rank1 died by SIGKILL in phase steady, since call_id=7" in ends[0].message
+
+
+def test_half_a_line_is_left_as_it_is(tmp_path: Path) -> None:
+    recorder(tmp_path, 0)
+    path = tmp_path / "rank0.trace.jsonl"
+    assert evidence.mark(str(path), "peer_lost", 12, "why", -1)
+    assert not evidence.mark(str(path), "peer_lost", 12, "why", -1), "one end is enough"
+    path.write_bytes(path.read_bytes() + b'{"half')
+    before = path.read_bytes()
+    assert not evidence.mark(str(path), "peer_lost", 12, "why", -1)
+    assert path.read_bytes() == before
+    assert not evidence.mark(str(tmp_path / "none"), "peer_lost", 12, "why", -1)
+
+
+def test_a_guardian_is_small(start: Callable[..., Job]) -> None:
+    job = start({"*": BUSY}, world=4)
+    job.started()
+    time.sleep(0.5)
+    for guardian in job.guardians:
+        status = Path(f"/proc/{guardian.pid}/status").read_text()
+        [peak] = re.findall(r"VmHWM:\s+(\d+) kB", status)
+        assert int(peak) <= MIB_12
+
+
+def test_exit_statuses_are_those_of_the_house() -> None:
+    assert (USAGE, CONTRACT, PEER_VIOLATED, PEER_DIED, DEADLINE, PARITY) == (
+        Exit.USAGE, Exit.CONTRACT, Exit.PEER_VIOLATED, Exit.PEER_DIED, Exit.DEADLINE, Exit.PARITY,
+    )  # fmt: skip
+
+
+# ── what comes from strangers ───────────────────────────────────────────────────────────────────────
+
+TOKEN = b"token"
+
+
+def session() -> tuple[wire.Frames, wire.Frames, bytes, bytes]:
+    """Both ends after a handshake, and what was answered to which greeting."""
+    listening = wire.Listening(TOKEN, 3)
+    calling = wire.Calling(TOKEN, 2, listening.greeting)
+    rank, proved, down = listening.answered(calling.answer)
+    assert rank == 2
+    return calling.accepted(proved), down, listening.greeting, calling.answer
+
+
+def test_frames_arrive_whole_in_any_pieces() -> None:
+    up, down, *_ = session()
+    status = {"quiet": True, "paused": False, "waiting": -2, "position": 1 << 60, "counter": 3, "deadline": 0.5}
+    sent = up.pack("status", {**status, "phase": "stea\ndy", "commit": "é" * 999}) + up.pack("done", {})
+    got = [frame for n in range(0, len(sent), 7) for frame in down.feed(sent[n : n + 7])]
+    assert got == [{"kind": "status", **status, "phase": "stea dy", "commit": "é" * 800}, {"kind": "done"}]
+
+
+@given(st.binary(max_size=200))
+def test_no_random_answer_is_accepted(raw: bytes) -> None:
+    raw = raw.ljust(wire.ANSWER.size, b"\0")[: wire.ANSWER.size]
+    with pytest.raises(wire.Malformed):
+        wire.Listening(TOKEN, 3).answered(raw)
+    with pytest.raises(wire.Malformed):
+        wire.Listening(TOKEN, 3).answered(wire.VERSION + raw[4:])
+
+
+def test_a_replayed_a_wrong_and_a_foreign_answer_are_refused_by_name() -> None:
+    *_, answer = session()
+    with pytest.raises(wire.Malformed, match="does not know the token"):
+        wire.Listening(TOKEN, 3).answered(answer)
+    for token, rank, why in ((b"other", 2, "does not know the token"), (TOKEN, 3, "no rank3"), (TOKEN, 0, "no rank0")):
+        listening = wire.Listening(TOKEN, 3)
+        with pytest.raises(wire.Malformed, match=why):
+            listening.answered(wire.Calling(token, rank, listening.greeting).answer)
+    with pytest.raises(wire.Malformed, match="does not speak GLK1"):
+        wire.Calling(TOKEN, 1, b"HTTP/1.1 400 Bad Req")
+    calling = wire.Calling(TOKEN, 1, wire.Listening(TOKEN, 3).greeting)
+    with pytest.raises(wire.Malformed, match="does not know the token"):
+        calling.accepted(bytes(wire.PROOF))
+
+
+@given(st.binary(max_size=300), st.booleans())
+def test_no_random_byte_is_taken_for_a_frame(raw: bytes, after: bool) -> None:
+    up, down, *_ = session()
+    good = up.pack("ping", {}) if after else b""
+    taken = []
+    with contextlib.suppress(wire.Malformed):
+        taken = list(down.feed(good + raw))
+    assert taken in ([], [{"kind": "ping"}])
+
+
+def test_damaged_replayed_reordered_and_oversized_frames_are_refused_by_name() -> None:
+    up, down, *_ = session()
+    first, second = up.pack("ping", {}), up.pack("done", {})
+    assert list(down.feed(first)) == [{"kind": "ping"}]
+    for raw in (first, second[:-1] + b"x", up.pack("gone", {})):
+        with pytest.raises(wire.Malformed, match="wrong signature"):
+            list(session()[1].feed(raw))
+    with pytest.raises(wire.Malformed, match="a frame of 65535 bytes, where 4096 are allowed"):
+        list(down.feed(b"\xff" * 18))
+    up, down, *_ = session()
+    ping = up.pack("ping", {})
+    assert len(list(down.feed(ping))) == 1
+    with pytest.raises(wire.Malformed, match="wrong signature"):
+        list(down.feed(ping))
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300)
+def test_even_a_signed_frame_has_known_fields_only(raw: bytes) -> None:
+    for body in (raw, b"status\n" + raw, b"abort\n" + raw, b"hello\n" + raw):
+        try:
+            found = wire.checked(body)
+        except wire.Malformed:
+            continue
+        kind = str(found.pop("kind"))
+        assert {name: type(value) for name, value in found.items()} == wire.FIELDS[kind]
+
+
+def test_strangers_get_nothing_and_the_job_goes_on(start: Callable[..., Job]) -> None:
+    job = start({0: [("say", "here"), ("work", 1.5)], "*": [("work", 1.5)]})
+    assert ready(job)
+    until(lambda: connected(job))
+    port = next(p for p in range(job.port + 1, job.port + 9) if greeted(p))
+    words = [os.urandom(56), b"", b"GET / HTTP/1.1\r\n\r\n".ljust(56), b"\xff" * (1 << 16), b"GLK1" + bytes(52)]
+    for word in words:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(word)
+            stranger.shutdown(socket.SHUT_WR)
+            assert len(stranger.recv(100)) == wire.GREETING
+            assert stranger.recv(100) == b""
+    crowd = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(80)]
+    heard = [len(one.recv(100)) for one in crowd]
+    assert set(heard) == {wire.GREETING, 0}, "some were not even greeted"
+    assert sum(map(bool, heard)) <= STRANGERS
+    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{job.guardians[0].pid}/status").read_text())
+    for one in crowd:
+        one.close()
+    assert job.ends() == [0, 0, 0]
+    assert "a stranger was refused: it does not speak GLK1" in job.said[0]
+    assert "a stranger was refused: it does not know the token" in job.said[0]
+    assert "a stranger was refused: it closed before it proved anything" in job.said[0]
+    assert int(peak) <= MIB_12 + 1024
+
+
+def test_a_second_guardian_of_the_same_rank_is_refused() -> None:
+    selector, refused = selectors.DefaultSelector(), list[str]()
+    listener = Listener(selector, lambda *_: None, refused.append, TOKEN, 3)
+    port = listener.listen("127.0.0.1", [0])
+    callers = [Caller(selector, lambda *_: None, refused.append) for _ in range(2)]
+    found: list[bool] = []
+    for caller in callers:
+        thread = threading.Thread(target=lambda own=caller: found.append(own.call("127.0.0.1", [port], TOKEN, 2)))
+        thread.start()
+        while thread.is_alive():
+            for key, _ in selector.select(0.01):
+                key.data()
+        thread.join()
+    assert found == [True, False]
+    assert refused == ["a stranger was refused: rank2 is here already"]
+    selector.close()
+    for one in (listener, *callers):
+        one.close()
+
+
+def greeted(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as sock:
+        return sock.recv(4) == wire.VERSION
+    return False
+
+
+def test_a_port_that_somebody_else_has_is_passed_over(start: Callable[..., Job]) -> None:
+    job = start({"*": [("work", 0.2)]})
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", job.port + 1)):
+        assert job.ends() == [0, 0, 0]
+
+
+# ── settings ────────────────────────────────────────────────────────────────────────────────────────
+
+AWAY = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "65535"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "message"),
+    [
+        (["--", "x"], {"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is not one of WORLD_SIZE=2 ranks"),
+        (["--", "x"], {"RANK": "one"}, "RANK=one is not a number"),
+        (["--deadline=steady=0", "--", "x"], {}, "--deadline: `steady=0` is not PHASE=SECONDS"),
+        (["--", "x"], {"GENLOCK_DEADLINES": "steady"}, "GENLOCK_DEADLINES: `steady` is not PHASE=SECONDS"),
+        (["--meet=here", "--", "x"], {}, "--meet: `here` is not HOST:PORT"),
+        (["--interface=nosuch0", "--", "x"], {}, "--interface: `nosuch0` has no address"),
+        (["--", "x"], AWAY, "guardians that meet at 10.0.0.1 need a secret: set GENLOCK_TOKEN"),
+        (["x"], {}, "`x` is no flag"),
+        (["--"], {}, "there is no program"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(arguments: list[str], environ: dict[str, str], message: str) -> None:
+    with pytest.raises(Wrong, match=re.escape(message)):
+        Settings(arguments, environ)
+
+
+def test_settings_come_from_flags_then_environment_then_defaults() -> None:
+    found = Settings(["--deadline=steady=5", "--interface=lo", "--", "prog", "--flag"],
+                     {**AWAY, "GENLOCK_TOKEN": "s", "GENLOCK_DEADLINES": "steady=9,ack=2"})  # fmt: skip
+    assert (found.deadlines["steady"], found.deadlines["ack"], found.deadlines["startup"]) == (5, 2, 300)
+    assert (found.host, found.bind, found.program) == ("10.0.0.1", "127.0.0.1", ["prog", "--flag"])
+    assert found.ports == list(range(1024, 1032))
+    odd = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "1", "X": ""}
+    tokens = {Settings(["--", "x"], {**AWAY, "GENLOCK_TOKEN": "s", key: value}).token for key, value in odd.items()}
+    assert len(tokens) == 3, "another run, or another start of it, has another token"
+
+
+# ── the page, and the judgement on it ───────────────────────────────────────────────────────────────
+
+
+def test_a_beat_without_a_guardian_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GENLOCK_PAGE", raising=False)
+    beat = Beat.open()
+    with beat.waiting():
+        beat.progress()
+
+
+@given(st.text(max_size=8), st.text(max_size=20), st.integers(-2, 600), st.floats(0, 1e6))
+def test_a_page_is_read_as_it_was_written(phase: str, commit: str, rank: int, deadline: float) -> None:
+    memory = memoryview(bytearray(SIZE))
+    assert Page.read(memory) is None, "nobody has written"
+    beat = Beat(memory)
+    beat.phase(phase.replace("\0", ""), deadline=deadline)
+    beat.commit(commit.replace("\0", ""))
+    beat.enter(rank)
+    page = Page.read(memory)
+    assert page is not None
+    assert (page.pid, page.counter, page.waiting, page.deadline) == (os.getpid(), 4, rank, deadline)
+    assert page.position == (rank == EVERYONE)
+    assert phase.replace("\0", "").encode()[:16].decode(errors="replace") == page.phase
+    memory[8] |= 1  # as in the middle of a write
+    assert Page.read(memory) is None
+
+
+Rank = tuple[str, int, int]
+"""How a rank is (working, waiting, done, paused), whom it waits for, how many collectives it has issued."""
+
+
+def graph(*ranks: Rank) -> Graph:
+    found = Graph(len(ranks), {"steady": 1.0, "collective": 5.0})
+    for one, (state, waiting, position) in zip(found.ranks, ranks, strict=True):
+        one.quiet, one.done, one.paused = state != "working", state == "done", state == "paused"
+        one.page.waiting, one.page.position = waiting, position
+    return found
+
+
+RANKS = st.lists(
+    st.tuples(st.sampled_from(["working", "waiting", "done", "paused"]), st.integers(-2, 3), st.integers(0, 3)),
+    min_size=2,
+    max_size=4,
+)
+
+
+@given(RANKS)
+def test_nobody_is_charged_for_waiting_while_somebody_it_waits_for_can_go_on(ranks: list[Rank]) -> None:
+    of = graph(*ranks).ranks
+    for n, (state, waiting, _) in enumerate(ranks):
+        among = stuck(n, of)
+        if state != "waiting" or waiting == NOBODY:
+            assert (among, waits_for(n, of), lags(n, of)) == (set(), set(), False)
+        for m in among:
+            assert ranks[m][0] == "done" or (ranks[m][0] == "waiting" and ranks[m][1] != NOBODY)
+            assert waits_for(m, of) <= among, "whoever is waited for is among them"
+        assert not (lags(n, of) and waits_for(n, of))
+
+
+@given(RANKS)
+def test_a_verdict_needs_its_time_and_names_no_rank_that_works(ranks: list[Rank]) -> None:
+    found = graph(*ranks)
+    assert found.judge(0.0) is None
+    assert found.judge(1.0) is None, "no deadline has passed yet"
+    finding = found.judge(5.1)
+    assert (finding is not None) == any(stuck(n, found.ranks) or lags(n, found.ranks) for n in range(len(ranks)))
+    if finding is not None and finding.culprit >= 0:
+        assert ranks[finding.culprit][0] in ("waiting", "done")
+
+
+def test_progress_sets_the_clock_back_and_waiting_suspends_it() -> None:
+    clock, page = Local(1, {"steady": 1.0, "slow": 9.0}, 0.0), Page()
+
+    def at(now: float, **odd: bool) -> bool:
+        return clock.look(page, stopped=odd.get("stopped", False), paused=odd.get("paused", False), now=now) is not None
+
+    assert [at(0.0), at(0.9), at(1.1)] == [False, False, True]
+    page.counter += 1
+    assert [at(1.2), at(2.1), at(2.3)] == [False, False, True]
+    page.waiting = EVERYONE
+    assert [at(2.4), at(50.0)] == [False, False]
+    assert [at(50.1, stopped=True), at(51.0, stopped=True), at(51.2, stopped=True)] == [False, False, True]
+    page.waiting = NOBODY
+    assert [at(60.0, paused=True), at(90.0, paused=True), at(90.1), at(90.9), at(91.2)] == [*[False] * 4, True]
+    page.phase = "slow"
+    assert [at(95.0), at(99.2)] == [False, True]
+    page.deadline = 20.0
+    assert at(100.0) is False
+
+
+# ── under torchrun ──────────────────────────────────────────────────────────────────────────────────
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+GUARD = ["--no-python", sys.executable, "-m", "genlock", "guard"]
+
+
+def test_torchrun_with_one_agent(tmp_path: Path) -> None:
+    """`torchrun --no-python genlock guard -- CMD`, as in the help."""
+    script = json.dumps({"1": [("work", 0.3), ("kill", None)], "*": BUSY})
+    mark = str(tmp_path / "guarded")
+    done = subprocess.run(
+        [*TORCHRUN, "--standalone", "--nproc-per-node=3", *GUARD, "--out", str(tmp_path), "--",
+         sys.executable, str(PROGRAM), mark],
+        env={**os.environ, "SCRIPT": script}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1
+    lines = re.findall(r"genlock: rank(\d) was ended: rank1 died by SIGKILL", done.stderr)
+    assert sorted(lines) == ["0", "1", "2"]
+    assert "exitcode  : 137" in done.stderr
+    until(lambda: not alive(mark))
+
+
+def test_torchrun_with_an_agent_for_each_rank(tmp_path: Path) -> None:
+    """As on two machines: no agent sees the other's ranks, and torchrun alone would let the other rank live on."""
+    mark, port = str(tmp_path / "guarded"), free_port()
+    script = json.dumps({"1": [("work", 0.3), ("kill", None)], "*": BUSY})
+    agents = [
+        subprocess.Popen(
+            [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={n}", "--master-addr=127.0.0.1",
+             f"--master-port={port}", *GUARD, "--out", str(tmp_path), "--", sys.executable, str(PROGRAM), mark],
+            env={**os.environ, "SCRIPT": script}, stderr=subprocess.PIPE, text=True,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    said = [agent.communicate(timeout=100)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [1, 1]
+    for rank, text in enumerate(said):
+        assert f"genlock: rank{rank} was ended: rank1 died by SIGKILL" in text
+    until(lambda: not alive(mark))
