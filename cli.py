@@ -334,6 +334,10 @@ def audit(
     with progress("auditing") as tell:
         found = audited(tell, protocol, mutant, runs)
     if out is not None:
+        from .page.audits import story_of
+        from .page.html import write as write_page
+
         write(found, out)
+        write_page(out / "page.html", story_of(found.as_json()))
     print(json.dumps(found.as_json()) if report is flags.TextOrJson.json else found.as_text())
     raise typer.Exit(found.exit)

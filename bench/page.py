@@ -71,8 +71,8 @@ class Rank:
         phase = self.role.by_name[before].phase
         self.lines.append(Event(index, index * 1000, name, edge, before, phase, **ids, **more))
 
-    def trace(self, ranks: int, *, ended: str) -> Trace:
-        end: Any = End(len(self.lines), 0, "stopped" if ended == "stopped" else "peer_lost", 0)
+    def trace(self, ranks: int) -> Trace:
+        end = End(len(self.lines), 0, "peer_lost", 12)
         groups = dict.fromkeys(TP_V1_1.groups, tuple(range(ranks)))
         tables = (TP_V1_1.name, TP_V1_1.digest)
         header = TraceHeader(1, "bench", self.rank, ranks, self.role.name, "gloo", *tables, groups, Clock(0, 0))
@@ -102,12 +102,21 @@ def run(ranks: int, events: int) -> list[Trace]:
         for call in range(CALLS):
             if last and call == CALLS - 1:
                 all_[ranks // 2].step("leave_phase_b", 0)
-                return [rank.trace(ranks, ended="lost") for rank in all_.values()]
+                return [left(rank, ranks) for rank in all_.values()]
             together(all_, "generate", "generate")
         for rank in all_.values():
             rank.step("leave_phase_b")
         together(all_, "collect_acks", "send_ack")
         all_[0].step("acks_agree")
+
+
+def left(rank: Rank, ranks: int) -> Trace:
+    """The trace of a rank whose run is lost; who still waits for a call learns that a peer has gone."""
+    if rank.state == "GENERATING":
+        rank.enter("generate")
+        rank.step("peer_lost")
+        rank.step("abort")
+    return rank.trace(ranks)
 
 
 def together(ranks: Mapping[int, Rank], driver: str, worker: str) -> None:

@@ -1,11 +1,14 @@
-"""Flight Recorder dumps of a hang, replayed by genlock and by torch's own analyzer, side by side in one run.
+"""What a replay costs: against ranks and events, in every format, and beside torch's own analyzer in one run.
 
-    .venv/bin/python bench/replay.py            # 64 and 512 ranks x 2,000 entries; some minutes, most of them torch's
-    .venv/bin/python bench/replay.py --ranks 64
+    python bench/replay.py                    # all of it; some minutes, most of them torch's
+    python bench/replay.py --torch 64         # beside torch with 64 ranks alone
+    python bench/replay.py --torch            # not beside torch
 
-The dumps are synthetic, as torch 2.13 writes them (version 2.10, NCCL, frames): a job of tensor-parallel groups of 8
-and one group of all; one rank never issues the last operation of the group of all. Left out: reading speed of the disk
-(the dumps have just been written, and lie in memory).
+The recordings are synthetic. Flight Recorder dumps are as torch 2.13 writes them (2.10, NCCL, frames): tensor-parallel
+groups of 8 and one of all, and one rank never issues the last operation of all. Programs are the same job as `genlock
+record` writes it, healthy. Runs of TP v1.1 are simulated with three ranks, and the worker is copied.
+
+Left out: the disk (what is read has just been written, and lies in memory).
 """
 
 from __future__ import annotations
@@ -19,9 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
+from genlock.traces.format import Clock, Dropped, End, Event, TraceHeader, encode, name_of, read
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 TP = 8
 FRAMES = [
@@ -40,6 +48,11 @@ class Measured(NamedTuple):
     memory: float
     status: int
     blamed: str
+
+
+def culprit(ranks: int) -> int:
+    """Who hangs the job of the dumps."""
+    return ranks // 3
 
 
 def write(folder: Path, ranks: int, entries: int, culprit: int) -> None:
@@ -121,16 +134,97 @@ def measure(command: Sequence[str], blame: re.Pattern[str]) -> Measured:
     return Measured(wall, usage.ru_utime, usage.ru_maxrss / 1024, child.returncode, "; ".join(said)[:60] or "nobody")
 
 
-def compare(ranks: int, entries: int, culprit: int) -> None:
+# ── Genlock's own format ────────────────────────────────────────────────────────────────────────────────
+
+
+def write_program(folder: Path, ranks: int, events: int) -> None:
+    """Traces of a program without a protocol; each operation is two events."""
+    for rank in range(ranks):
+        tp = rank // TP
+        groups = {"0": tuple(range(ranks)), str(1 + tp): tuple(range(tp * TP, tp * TP + TP))}
+        header = TraceHeader(1, "bench", rank, ranks, "", "gloo", "", "", groups, Clock(0, 0))
+        lines = [encode(header)]
+        for at, (_, name, _, sequence) in enumerate(issued(tp, events // 2)):
+            facts: dict[str, Any] = {"group": name, "sequence": sequence, "op": "all_reduce"}
+            begin = at * 1_000_000 + rank
+            enter = {"dtype": "bfloat16", "numel": 65536, "site": "train.py:42", **facts}
+            lines.append(encode(Event(2 * at, begin, "", "enter", "", "", **enter)))
+            lines.append(encode(Event(2 * at + 1, begin + 500_000, "", "exit", "", "", entered=2 * at, **facts)))
+        lines.append(encode(End(events, 0, "stopped", 0)))
+        (folder / name_of(rank)).write_bytes(b"".join(lines))
+
+
+def write_run(folder: Path, ranks: int, events: int) -> None:
+    """Traces of TP v1.1; a worker has about as many events as asked for, rank0 half as many again."""
+    from simulated import Job, fields  # of the tests
+
+    with tempfile.TemporaryDirectory() as few:
+        job = Job(folder=Path(few))
+        worker = Path(few) / name_of(1)
+        while worker.read_bytes().count(b"\n") < events - EVENTS_OF_A_CHUNK:
+            job.run(job.rank0.chunk(fields()))
+        job.stop()
+        own = [read(Path(few) / name_of(rank)) for rank in (0, 1)]
+    for rank in range(ranks):
+        trace = own[min(rank, 1)]
+        groups = {name: tuple(range(ranks)) for name in trace.header.groups}
+        changes = {"rank": rank, "world": ranks, "groups": groups}
+        lines = [encode(msgspec.structs.replace(trace.header, **changes))]
+        for line in trace.lines:
+            assert not isinstance(line, Dropped)
+            lines.append(encode(msgspec.structs.replace(line, time_ns=line.time_ns + rank)))
+        (folder / name_of(rank)).write_bytes(b"".join(lines))
+
+
+EVENTS_OF_A_CHUNK = 12
+
+FORMATS: Mapping[str, Callable[[Path, int, int], None]] = {
+    "TP v1.1": write_run,
+    "program": write_program,
+    "Flight Recorder": lambda folder, ranks, entries: write(folder, ranks, entries, culprit(ranks)),
+}
+
+
+def grow(cases: Sequence[tuple[int, int]]) -> None:
+    """What a replay of each format costs, for (ranks, events)."""
+    print("genlock replay, by ranks and events a rank")
+    print(f"  {'':16}{'ranks':>6}{'events':>8}{'files MB':>10}{'wall s':>8}{'user s':>8}{'MB':>6}")
+    for name in FORMATS:
+        for ranks, events in cases:
+            folder = Path(tempfile.mkdtemp(prefix="replay-bench-"))
+            try:
+                make(name, folder, ranks, events)
+                size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
+                m = measure([*GENLOCK, str(folder)], re.compile("culprits +(.*)"))
+                sizes = f"{ranks:>6}{events:>8,}{size:>10,.0f}"
+                print(f"  {name:16}{sizes}{m.wall:>8.1f}{m.user:>8.1f}{m.memory:>6.0f}", flush=True)
+            finally:
+                shutil.rmtree(folder)
+
+
+def make(name: str, folder: Path, ranks: int, events: int) -> None:
+    """Write a recording in a process of its own: the kernel counts a parent's memory as its child's."""
+    command = [sys.executable, __file__, "--write", name, str(folder), str(ranks), str(events)]
+    subprocess.run(command, check=True)
+
+
+GENLOCK = [sys.executable, "-m", "genlock", "replay"]
+
+
+# ── beside torch ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def compare(ranks: int, entries: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="replay-bench-"))
     try:
-        write(folder, ranks, entries, culprit)
+        make("Flight Recorder", folder, ranks, entries)
         size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
-        print(f"{ranks} ranks x {entries:,} entries, {size:,.0f} MB; rank {culprit} never issued the last collective")
+        what = f"{ranks} ranks x {entries:,} entries, {size:,.0f} MB"
+        print(f"{what}; rank {culprit(ranks)} never issued the last collective")
         print(f"  {'':14}{'wall s':>8}{'user s':>8}{'MB':>8}{'exit':>6}  blames")
         torch = [sys.executable, "-m", "torch.distributed.flight_recorder.fr_trace", str(folder), "--prefix", "trace_"]
         programs = {
-            "genlock": ([sys.executable, "-m", "genlock", "replay", str(folder)], re.compile(r"culprits +(.*)")),
+            "genlock": ([*GENLOCK, str(folder)], re.compile(r"culprits +(.*)")),
             "torchfrtrace": (torch, re.compile(r"(?:[Mm]issing ranks|Culprit rank)[: ]*([^;\n]*)")),
         }
         for name, (command, blame) in programs.items():
@@ -140,13 +234,21 @@ def compare(ranks: int, entries: int, culprit: int) -> None:
         shutil.rmtree(folder)
 
 
+CASES = [(64, 2000), (128, 2000), (256, 2000), (512, 2000), (512, 500), (512, 1000)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--ranks", type=int, nargs="*", default=[64, 512], help="multiples of 8")
-    parser.add_argument("--entries", type=int, default=2000)
+    parser.add_argument("--torch", type=int, nargs="*", default=[64, 512], help="ranks, multiples of 8")
+    parser.add_argument("--write", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    for ranks in given.ranks:
-        compare(ranks, given.entries, culprit=ranks // 3)
+    if given.write:
+        name, folder, ranks, events = given.write
+        FORMATS[name](Path(folder), int(ranks), int(events))
+        return
+    grow(CASES)
+    for ranks in given.torch:
+        compare(ranks, 2000)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ..traces.collectives import OPS, Ops, Recording, Signature, Status
 
 Flags = npt.NDArray[np.bool_]
 
+SMALL = (1 << 31) - 1
 LARGE = 1 << 40
 """Sizes from here on are not summed: the sums might overflow."""
 
@@ -59,30 +60,31 @@ class Aligned:
         self.recording = recording
         lengths = [len(r.ops) for r in recording.ranks.values()]
         # column by column, and small numbers in small types: a second copy of everything would double the memory
-        chosen = np.flatnonzero(self._column("peer") < 0)
+        chosen = np.flatnonzero(self._column("peer") < 0).astype(np.int32)
         rank = np.repeat(np.array(list(recording.ranks), dtype=np.int32), lengths)
         order = chosen[np.lexsort((rank[chosen], self._column("sequence")[chosen], self._column("group")[chosen]))]
         del chosen
         self.rank = rank[order]
         del rank
         self.at = np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)])[order]
-        self.group, self.sequence = self._column("group")[order], self._column("sequence")[order]
         self.signature, self.status = self._column("signature")[order], self._column("status")[order]
         new = np.ones(len(order), dtype=bool)
-        new[1:] = (np.diff(self.group) != 0) | (np.diff(self.sequence) != 0)
+        group, sequence = self._column("group")[order], self._column("sequence")[order]
+        new[1:] = (np.diff(group) != 0) | (np.diff(sequence) != 0)
         self.starts = np.flatnonzero(new)
         """Where each collective's rows begin."""
+        self.group, self.sequence = group[self.starts], sequence[self.starts]
+        """Of each collective."""
         self.counts = np.diff(np.append(self.starts, len(order)))
         sizes = np.array([len(g.members) for g in recording.groups], dtype=np.int64)
-        self.sizes = sizes[self.group[self.starts]]
+        self.sizes = sizes[self.group]
         """How many members each collective's group has."""
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def key(self, number: int) -> Key:
-        at = self.starts[number]
-        return Key(int(self.group[at]), int(self.sequence[at]))
+        return Key(int(self.group[number]), int(self.sequence[number]))
 
     def rows(self, number: int) -> list[Op]:
         """The members' parts in one collective, by rank."""
@@ -93,8 +95,8 @@ class Aligned:
 
     def find(self, key: Key) -> list[Op]:
         """The members' parts in the collective of that key, by rank; none if no member has it."""
-        lo, hi = np.searchsorted(self.group[self.starts], [key.group, key.group + 1])
-        number = int(lo) + int(np.searchsorted(self.sequence[self.starts[lo:hi]], key.sequence))
+        lo, hi = np.searchsorted(self.group, [key.group, key.group + 1])
+        number = int(lo) + int(np.searchsorted(self.sequence[lo:hi], key.sequence))
         return self.rows(number) if number < hi and self.key(number) == key else []
 
     @cached_property
@@ -116,7 +118,8 @@ class Aligned:
         received = self._fold(np.add, self._by_signature(lambda s: s.received if s.received < LARGE else 0))
         kind = self._fold(np.maximum, self._by_signature(lambda s: BALANCED.index(s.kind) if s.kind in BALANCED else 0))
         # where all say the same, nobody is odd: it is how the recorder counts
-        sizes = self._by_signature(lambda s: hash((s.sent, s.received)))
+        known: dict[tuple[int, int], int] = {}
+        sizes = self._by_signature(lambda s: known.setdefault((s.sent, s.received), len(known)))
         judged &= self._fold(np.minimum, sizes) != self._fold(np.maximum, sizes)
         sent *= np.where(kind == BALANCED.index("all_gather"), self.sizes, 1)
         received *= np.where(kind == BALANCED.index("reduce_scatter"), self.sizes, 1)
@@ -136,19 +139,29 @@ class Aligned:
         """Collectives that every member issued alike and, where the recorder says how far it came, left."""
         left = (self.status == Status.COMPLETED) | (self.status == Status.UNSAID)
         good = (self.counts == self.sizes) & ~self.unequal & ~self.unbalanced
-        found: Flags = good & (self._fold(np.minimum, left.astype(np.int64)) > 0)
+        found: Flags = good & (self._fold(np.minimum, left.astype(np.int8)) > 0)
         return found
 
     def _column(self, name: str) -> npt.NDArray[np.int64]:
-        column = np.concatenate([np.zeros(0, OPS[name]), *(r.ops[name] for r in self.recording.ranks.values())])
-        return column.astype(np.int32) if column.dtype.itemsize > 4 and column.max(initial=0) < 1 << 31 else column
+        """All ranks' values; in four bytes where they fit, filled in place."""
+        parts = [r.ops[name] for r in self.recording.ranks.values()]
+        wide = any(int(part.max(initial=0)) > SMALL for part in parts)
+        column = np.empty(sum(map(len, parts)), OPS[name] if wide or OPS[name].itemsize <= 4 else np.int32)
+        at = 0
+        for part in parts:
+            column[at : at + len(part)] = part
+            at += len(part)
+        return column
 
     def _by_signature(self, value: Callable[[Signature], int]) -> npt.NDArray[np.int64]:
-        values = np.array([value(s) for s in self.recording.signatures], dtype=np.int64)
-        return values[self.signature]
+        values = [value(s) for s in self.recording.signatures]
+        of_each: npt.NDArray[Any] = np.array(values, np.int32 if max(values, default=0) <= SMALL else np.int64)
+        return of_each[self.signature]
 
-    def _fold(self, by: np.ufunc, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        found: npt.NDArray[np.int64] = by.reduceat(rows, self.starts) if len(rows) else np.zeros(0, dtype=np.int64)
+    def _fold(self, by: np.ufunc, rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        if not len(rows):
+            return np.zeros(0, np.int64)
+        found: npt.NDArray[np.int64] = by.reduceat(rows, self.starts, dtype=np.int64 if by is np.add else None)
         return found
 
 

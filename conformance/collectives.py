@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..traces.collectives import Ended, Recording
-from .aligned import Aligned, Op, ops_of
+from .aligned import Aligned, Key, Op, ops_of
 from .endings import limits, settled, word
 from .findings import Finding, Words, blamed, contradictions, mismatches, unpaired
 from .habits import PAST, expected
@@ -75,6 +75,7 @@ def judge(recording: Recording) -> Diagnosis:
         kind,
         {},
         suspects=() if found else tuple(sorted({r for h in stall.joint for r in parties(h, recording)})),
+        lifted=words.lifted.summary(),
     )
 
 
@@ -208,8 +209,14 @@ def _at(
     op: Op, words: Words, state: str, observed: str, expected: tuple[str, ...], why: str, place: str = ""
 ) -> Divergence:
     place = place or words.short(op)
-    line, phase = words.line(op), words.site(op)
-    return Divergence(op.rank, line, op.entry, None, phase, None, None, state, observed, expected, why, place=place)
+    line, phase, chunk = words.line(op), words.site(op), None
+    key = Key(op.group, op.sequence)
+    if op.peer < 0 and key in words.lifted.places:
+        lifted = words.lifted.places[key]
+        of = f" of chunk {lifted.chunk}" if lifted.chunk else ""
+        place += f" ({lifted.line.name}{of} in {words.lifted.protocol.name})" + (f" at {phase}" if phase else "")
+        phase, chunk, state = lifted.line.phase, lifted.chunk, words.lifted.state(op.rank, key) or state
+    return Divergence(op.rank, line, op.entry, chunk, phase, None, None, state, observed, expected, why, place=place)
 
 
 def _ranks(ranks: Iterable[int]) -> str:

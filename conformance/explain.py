@@ -77,6 +77,9 @@ def protocol_of(traces: Sequence[Trace]) -> Protocol:
             what = f"a second trace of rank {trace.rank}, beside {seen[trace.rank].path}"
             raise UnreadableInput(what, where=str(trace.path), do="name each rank's trace once")
         seen[trace.rank] = trace
+        if trace.header.groups != first.header.groups:
+            what = f"this trace has other members in its groups than {first.path}"
+            raise UnreadableInput(what, where=str(trace.path), do="replay one run at a time")
         if trace.header.protocol not in PROTOCOLS:
             what = f"protocol `{trace.header.protocol}` is unknown here"
             raise UnreadableInput(what, where=str(trace.path), do=f"known are {', '.join(PROTOCOLS)}")
@@ -134,22 +137,19 @@ def _accused(found: Divergence, ranks: Mapping[int, RankReplay]) -> tuple[int, .
     if isinstance(found, Odd):
         return found.accused
     replayed = ranks[found.rank]
-    world, named = replayed.trace.header.world, accused_by_word(found)
-    if found.observed.startswith("parity_differs") and 2 * len(named) >= world:
-        return tuple(range(world))  # as many say the one as the other
-    if found.observed.startswith("acks_differ") and 1 < len(named) == world - 1:
-        return (found.rank,)  # it is the one that differs
-    if named:
-        return named
-    return _sender(replayed, ranks) if found.observed.startswith("reject") else (found.rank,)
+    named = accused_by_word(found, replayed.trace.header.world)
+    if not named and found.observed.startswith("reject"):
+        return _sender(replayed, found.state, ranks)
+    return named or (found.rank,)
 
 
-def _sender(replayed: RankReplay, ranks: Mapping[int, RankReplay]) -> tuple[int, ...]:
-    """Who sent what this rank rejects; where it is not recorded what was sent, it may also have got lost here."""
-    taken, rank = replayed.meetings[-1], replayed.trace.rank
-    root = rank if taken.entered.root is None else taken.entered.root
+def _sender(replayed: RankReplay, state: str, ranks: Mapping[int, RankReplay]) -> tuple[int, ...]:
+    """Who sent what a rank rejects in this state; where it is not recorded what was sent, it may have got lost here."""
+    rank = replayed.trace.rank
+    root = next((row.op.root or 0 for row in replayed.role.rows if row.target == state and row.op), 0)
+    taken = replayed.meetings[-1] if replayed.meetings and not replayed.gap else None
     known = root in ranks and any(
-        m.exited and (m.group, m.sequence) == (taken.group, taken.sequence) for m in ranks[root].meetings
+        m.exited and taken and (m.group, m.sequence) == (taken.group, taken.sequence) for m in ranks[root].meetings
     )
     return (root,) if known else tuple(sorted({root, rank}))
 
@@ -214,6 +214,9 @@ def _reasons(
         if replayed.unknown:
             half = ", in half a line" if replayed.trace.cut else ""
             reasons.append(f"rank{rank}: {replayed.unknown}{half}")
+    if matched.incomplete and not reasons:
+        group, sequence = matched.incomplete
+        reasons.append(f"not every member is known to have completed number {sequence} of group {group}")
     if matched.cyclic:
         reasons.append("happens-before has a cycle: are these files of one run?")
     return reasons

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..traces.collectives import Ended, RankRecord, Recording, Signature
 from ..traces.programs import line_of
 from .aligned import Aligned, Key, Op, ops_of
 from .habits import PAST, expected
+from .lifted import Lifted
 from .order import Order
 from .pairs import Pairs
 
@@ -70,6 +72,11 @@ class Words:
 
     def site(self, op: Op) -> str:
         return self.recording.sites[op.site]
+
+    @cached_property
+    def lifted(self) -> Lifted:
+        """The recording as a run of TP v1.1, if it is one."""
+        return Lifted(self.recording)
 
     def line(self, op: Op) -> int:
         """Line of the rank's file in which it was issued; entry of the recording where it is no file of lines."""
@@ -197,7 +204,7 @@ def _mismatch(aligned: Aligned, number: int, order: Order, words: Words) -> Find
 def _before(aligned: Aligned, number: int, shape: Shape) -> list[tuple[object, ...]]:
     """What the group did before, oldest first."""
     signatures, group = aligned.recording.signatures, aligned.key(number).group
-    first = int(np.searchsorted(aligned.group[aligned.starts], group))
+    first = int(np.searchsorted(aligned.group, group))
     starts = aligned.starts[max(first, number - PAST) : number]
     return [shape(signatures[s]) for s in aligned.signature[starts].tolist()]
 

@@ -50,6 +50,10 @@ class Lifted:
     def __bool__(self) -> bool:
         return bool(self.places)
 
+    def summary(self) -> str:
+        """`tp_v1.1, 3 chunks`; empty for a recording that is none."""
+        return f"{self.protocol.name}, {self.chunks} chunk{'s' * (self.chunks != 1)}" if self else ""
+
     def state(self, rank: int, key: Key) -> str | None:
         """The state in which the rank's table takes part in that collective, if there is but one."""
         place = self.places.get(key)

@@ -50,6 +50,8 @@ class Matched:
 
     collectives: int
     """Collectives that every member issued alike and left."""
+    incomplete: Key | None
+    """One that is not such."""
     odd: tuple[Odd, ...]
     waits: tuple[Wait, ...]
     clocks: Mapping[int, Sequence[int]]
@@ -67,20 +69,23 @@ def match(ranks: Mapping[int, RankReplay]) -> Matched:
     clocks, cyclic = _clocks(ranks, meetings)
     found: list[Odd] = []
     complete = 0
+    incomplete: Key | None = None
     waits = []
     for key, parts in meetings.items():
         members = _members(ranks, key[0])
         odd = list(_odd(ranks, parts))
         absent = tuple(m for m in members if m not in parts)
-        found += odd or _stayed_away(ranks, key, parts, absent)
-        complete += not odd and not absent and all(p.exited for p in parts.values())
+        found += odd
+        whole = not odd and not absent and all(p.exited for p in parts.values())
+        complete += whole
+        incomplete = incomplete if whole or incomplete else key
         for rank, meeting in parts.items():
             if meeting.exited is None and not ranks[rank].gap:
                 needed = depends_on_members(meeting, rank, members)
                 missing = tuple(m for m in needed if m in absent) or absent
                 waits.append(Wait(meeting, missing))
     stamped = tuple(replace(d, clock=clock_of(clocks, ranks[d.rank], d)) for d in found)
-    return Matched(complete, stamped, tuple(waits), clocks, cyclic)
+    return Matched(complete, incomplete, stamped, tuple(waits), clocks, cyclic)
 
 
 def depends_on_members(meeting: Meeting, rank: int, members: Sequence[int]) -> Sequence[int]:
@@ -196,21 +201,6 @@ def _delivered(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) ->
         yield _at_exit(ranks[rank], part, f"what arrived is not what rank{root.rank} sent", accused)
 
 
-def _stayed_away(
-    ranks: Mapping[int, RankReplay], key: Key, parts: Mapping[int, Meeting], absent: Sequence[int]
-) -> Iterator[Odd]:
-    """Members whose trace is whole and ends well, and that never took part in what others did."""
-    for rank in absent:
-        replayed = ranks.get(rank)
-        if replayed is None or replayed.unknown or replayed.divergence or replayed.failure:
-            continue
-        part = next(iter(parts.values()))
-        what = f"number {key[1]} of group {key[0]} ({part.entered.op}), which {_ranks(parts)} issued"
-        where = replace(replayed.stop, why=f"the rank ends without its part in {what}")
-        values = {name: getattr(where, name) for name in Divergence.__dataclass_fields__}
-        yield Odd(**values, accused=(rank,))
-
-
 def _ranks(ranks: Iterable[int]) -> str:
     return " and ".join(f"rank{r}" for r in ranks)
 
@@ -245,29 +235,54 @@ def _at(replayed: RankReplay, part: Meeting, event: Event, at: int, why: str, ac
 # ── logical time ────────────────────────────────────────────────────────────────────────────────────────
 
 
+class _Issued:
+    """The members of one collective whose issue has a time already."""
+
+    def __init__(self, parts: Mapping[int, Meeting]) -> None:
+        self.parts = parts
+        self.times: dict[int, int] = {}
+        self.latest = 0
+
+    def add(self, rank: int, time: int) -> None:
+        self.times[rank] = time
+        self.latest = max(self.latest, time)
+
+    def before(self, needed: Sequence[int]) -> int | None:
+        """The latest issue that a completion depends on; None while one of them has no time yet."""
+        if len(needed) == 1:
+            return self.times.get(needed[0]) if needed[0] in self.parts else 0
+        return self.latest if len(self.times) >= len(self.parts) else None
+
+
 def _clocks(
     ranks: Mapping[int, RankReplay], meetings: Mapping[Key, Mapping[int, Meeting]]
 ) -> tuple[dict[int, list[int]], bool]:
     """Lamport times of all lines; a completion comes after the issues that it depends on."""
     clocks: dict[int, list[int]] = {rank: [] for rank in ranks}
+    issued = {key: _Issued(parts) for key, parts in meetings.items()}
+    entries = {rank: {m.entered_at: m for m in r.meetings} for rank, r in ranks.items()}
     exits = {rank: {m.exited_at: m for m in r.meetings if m.exited_at is not None} for rank, r in ranks.items()}
+    needed: dict[tuple[int, str], Sequence[int]] = {}
     waiting = set(ranks)
     while waiting:
         moved = False
         for rank in sorted(waiting):
-            lines = ranks[rank].trace.lines
-            clock = clocks[rank]
-            while len(clock) < len(lines):
+            clock, own, done = clocks[rank], entries[rank], exits[rank]
+            for at in range(len(clock), len(ranks[rank].trace.lines)):
                 time = clock[-1] + 1 if clock else 1
-                meeting = exits[rank].get(len(clock))
-                if meeting is not None:
-                    after = _after(meeting, meetings[meeting.group, meeting.sequence], clocks, ranks)
+                if meeting := done.get(at):
+                    kind = (rank, meeting.row.event)
+                    if kind not in needed:
+                        needed[kind] = depends_on_members(meeting, rank, _members(ranks, meeting.group))
+                    after = issued[meeting.group, meeting.sequence].before(needed[kind])
                     if after is None:
                         break
                     time = max(time, after + 1)
+                elif meeting := own.get(at):
+                    issued[meeting.group, meeting.sequence].add(rank, time)
                 clock.append(time)
                 moved = True
-            if len(clock) == len(lines):
+            else:
                 waiting.discard(rank)
         if waiting and not moved:
             for rank in waiting:
@@ -275,21 +290,3 @@ def _clocks(
                 clock += range(clock[-1] + 1 if clock else 1, len(ranks[rank].trace.lines) + 2)
             return clocks, True
     return clocks, False
-
-
-def _after(
-    meeting: Meeting,
-    parts: Mapping[int, Meeting],
-    clocks: Mapping[int, Sequence[int]],
-    ranks: Mapping[int, RankReplay],
-) -> int | None:
-    """The latest issue that this completion depends on; None while one of them has no time yet."""
-    latest = 0
-    for member in depends_on_members(meeting, meeting.rank, _members(ranks, meeting.group)):
-        part = parts.get(member)
-        if part is None:
-            continue
-        if part.entered_at >= len(clocks[member]):
-            return None
-        latest = max(latest, clocks[member][part.entered_at])
-    return latest

@@ -158,6 +158,19 @@ class _Rank:
             return f"it says that it sent {data}, and {entered[3]} is due"
         return self._arrive(at, row, event, data)
 
+    def word(self, at: int, event: Event) -> None:
+        """Beyond a gap, where its state is not known: whether the rank says itself that something is wrong."""
+        row = self.role.rows_by_key.get((event.state, event.transition))
+        if self.failure is None and row is not None and row.by in (By.VIOLATION, By.FAULT):
+            due = [
+                f"{r.event} ({'enter' if r.op else 'step'})"
+                for r in self.role.leaving[row.state]
+                if r.by is By.PROTOCOL
+            ]
+            where = (self.trace.rank, self.trace.numbers[at], event.index, event.chunk, event.phase, event.call)
+            told = (_seen(event), tuple(due), event.outcome or row.event)
+            self.failure = Divergence(*where, event.call_id, event.state, *told)
+
     def leave_open(self, entered: tuple[Event, int, Row, Data]) -> None:
         """The trace ends inside a collective."""
         self._meet(entered, None)
@@ -274,6 +287,9 @@ def replay_rank(trace: Trace, protocol: Protocol) -> RankReplay:
     for at, line in enumerate(trace.lines):
         if isinstance(line, Dropped):
             unknown = f"{line.count} events from {line.index} on were dropped"
+            for later, event in enumerate(trace.lines[at:], at):
+                if isinstance(event, Event):
+                    rank.word(later, event)
             break
         if isinstance(line, End):
             if why := rank.ends(at, line):

@@ -31,6 +31,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "reasons": list(diagnosis.reasons),
         "suspects": list(diagnosis.suspects),
         "wait_for_graph": WaitGraph(diagnosis).as_json(),
+        "lifted_to": diagnosis.lifted or None,
     }
 
 
@@ -41,7 +42,7 @@ def as_text(diagnosis: Diagnosis) -> str:
         f"{diagnosis.matched_collectives} collectives matched"
     )
     found = diagnosis.divergence
-    lines = [head]
+    lines = [head + (f", as {diagnosis.lifted}" if diagnosis.lifted else "")]
     if found is not None:
         mode = f" ({diagnosis.failure_mode})" if diagnosis.failure_mode else ""
         lines += [
@@ -97,8 +98,17 @@ def _standing_text(diagnosis: Diagnosis) -> list[str]:
     lines = ["", "Where each rank ended: what came, and what the model expected"] if told else []
     for s in told[:SHOWN]:
         lines.append(f"  rank{s.rank}  chunk {s.chunk}, {s.state}: {s.observed}; expected {_or(s.expected)}")
-        lines += [f"         {s.why}"] if s.why and s.why != why else []
+        lines += [f"         {shortened(s.why)}"] if s.why and s.why != why else []
     return lines + ([f"  {len(told) - SHOWN} more ranks"] if len(told) > SHOWN else [])
+
+
+def shortened(text: str) -> str:
+    """One line of a bearable length: a backend's messages have none."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_WHY else f"{line[: MAX_WHY - 2]} …"
+
+
+MAX_WHY = 120
 
 
 def _or(expected: Sequence[str]) -> str:

@@ -60,6 +60,8 @@ start frame moves the end of the ring."""
 _PARITY_FIELD = re.compile(r"`([\w.]+)`: ")
 _ACK_FIELD = re.compile(r"rank\d+ (ack\.\w+) = ")
 _ODD = re.compile(r"rank(\d+) has ")
+_RANK = re.compile(r"rank(\d+)")
+_SHARED = re.compile(r"(rank\d+(?: and rank\d+)+) have the same")
 _ODD_ACK = re.compile(r"rank(\d+) ack\.")
 
 
@@ -78,7 +80,21 @@ def _by_field(names: list[str]) -> str | None:
     return next((mode for mode, field in FIELDS if any(re.fullmatch(field, n) for n in names)), None)
 
 
-def accused_by_word(found: Divergence) -> tuple[int, ...]:
-    """Whom a failed comparison names: `compile: rank2 has 'on', the others 'off'`. Nobody, where it names none."""
-    odd = {"parity_differs": _ODD, "acks_differ": _ODD_ACK}.get(found.observed.split(" ")[0])
-    return tuple(sorted({int(rank) for rank in odd.findall(found.why)})) if odd else ()
+def accused_by_word(found: Divergence, world: int) -> tuple[int, ...]:
+    """Whom a failed comparison names: `compile: rank2 has 'on', the others 'off'`. Nobody, where it names none.
+
+    Where as many ranks have the one as the other, all of them: nothing tells which is right.
+    """
+    if found.observed.startswith("acks_differ"):
+        odd = _ranks(_ODD_ACK, found.why)
+        return (found.rank,) if 1 < len(odd) == world - 1 else odd  # rank0 holds the others against its own
+    if not found.observed.startswith("parity_differs"):
+        return ()
+    odd = _ranks(_ODD, found.why)
+    tied = tuple(range(world)) if 2 * len(odd) >= world else odd
+    shared = [rank for several in _SHARED.findall(found.why) for rank in _ranks(_RANK, several)]
+    return tuple(sorted({*tied, *shared}))
+
+
+def _ranks(pattern: re.Pattern[str], text: str) -> tuple[int, ...]:
+    return tuple(sorted({int(rank) for rank in pattern.findall(text)}))

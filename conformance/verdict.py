@@ -82,3 +82,5 @@ class Diagnosis:
     """Of an `unknown` that may be a stall: the ranks among which the recording cannot tell."""
     standing: Sequence[Standing] = ()
     """Of a run that left its model: where each rank ended."""
+    lifted: str = ""
+    """Of a recording that knows no protocol: the one that its collectives follow, and how many chunks of it."""

@@ -54,10 +54,9 @@ def _kept(by_rank: Mapping[int, Trace], lengths: Lengths) -> list[Trace]:
 
 
 def _cut(trace: Trace, length: int) -> Trace:
-    if length == len(trace.lines) and not trace.cut:
-        return trace
-    lines, numbers = trace.lines[:length], trace.numbers[:length]
-    return msgspec.structs.replace(trace, lines=lines, numbers=numbers, cut=False)
+    # cut by itself, it is no longer what its twins are
+    kept = {"lines": trace.lines[:length], "numbers": trace.numbers[:length], "cut": False, "twin": None}
+    return msgspec.structs.replace(trace, **kept)
 
 
 def _essence(found: Diagnosis) -> object:
@@ -67,10 +66,13 @@ def _essence(found: Diagnosis) -> object:
 
 
 def _without_ranks(lengths: dict[int, int], found: Diagnosis, shows: Callable[[Lengths], bool]) -> dict[int, int]:
-    """Leave out files: all that are not about the divergence at once, or one by one."""
-    about = {found.divergence.rank if found.divergence else -1, *found.culprits}
-    few = {rank: length for rank, length in lengths.items() if rank in about}
-    if shows(few):
+    """Leave out files: all but a few at once, as few as will do, then one by one."""
+    about = [found.divergence.rank if found.divergence else -1, *found.culprits]
+    order = sorted(lengths, key=lambda rank: (rank not in about, rank))
+    size = len(set(about))
+    while size < len(order) and not shows(few := {rank: lengths[rank] for rank in sorted(order[:size])}):
+        size = 2 * size + 1
+    if size < len(order):
         lengths = few
     for rank in sorted(lengths, reverse=True):
         others = {r: length for r, length in lengths.items() if r != rank}

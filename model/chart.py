@@ -153,7 +153,8 @@ def sequence_svg(example: Counterexample, schedule: Sequence[Collective], old: C
     ends, stuck = endings(example), {s.rank for s in example.stuck}
     told = _heading(example)
     if old:
-        told.append(f"green: only here; red, struck out: only in the other run ({'; '.join(_heading(old))})")
+        other = "" if _heading(old) == told else f" ({'; '.join(_heading(old))})"
+        told.append(f"green: only here; red, struck out: only in the other run{other}")
     lanes, right = _lanes(shown, ends)
     title = [line for text in told for line in textwrap.wrap(text, max(60, int(right / EM) - 4))]
     top = GAP + LINE * len(title) + GAP

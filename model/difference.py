@@ -26,14 +26,8 @@ class Change(NamedTuple):
         assert found is not None
         return found
 
-    @property
-    def moved(self) -> bool:
-        """Whether more changed than which guards are asked."""
-        return self.old is None or self.new is None or any(not w.startswith(GUARD_WORDS) for w in self.words)
-
 
 DROPPED, ASKED = "no longer asks that ", "now asks that "
-GUARD_WORDS = (DROPPED, ASKED)
 
 
 def changes(old: Role, new: Role) -> dict[tuple[str, str], Change]:

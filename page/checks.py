@@ -5,17 +5,18 @@ Left out: the search.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..model.checker.counterexample import Counterexample, TraceStep
 from ..model.checker.report import Report
-from ..model.difference import Change, changes, told
+from ..model.difference import Change, changes
+from ..model.faults import with_faults
 from ..model.load import load
 from ..model.mutants import mutant as find_mutant
 from ..model.network import Network, NetworkState
-from ..model.tables import By, Protocol, Scope
+from ..model.tables import Protocol, Scope
 from .explorer import BOUND, along, walk
 from .story import Edge, Finding, Link, Moment, Story
 
@@ -29,10 +30,10 @@ def story_of(report: Report, bound: int = BOUND) -> Story:
     """The page of a finished check. At most `bound` states can be walked by hand."""
     network, example = report.network, report.counterexample
     broken = f" broken by {report.mutant}" if report.mutant else ""
-    title = f"{report.protocol}{broken}"
+    title = f"{network.protocol.name}{broken}"
     states, transitions = report.result.graph.counts
     searched = f"{network.ranks} ranks, {states:,} states, {transitions:,} transitions"
-    if example is None:
+    if example is None or not example.steps:  # nothing to step through
         return Story(
             title=title,
             verdict="unknown" if report.result.stopped else "holds" if report.holds else "violated",
@@ -43,7 +44,7 @@ def story_of(report: Report, bound: int = BOUND) -> Story:
             walk=walk(network, [network.initial()], bound),
         )
     moments, links = lanes_of(example, network.protocol)
-    cause = _cause(example, report, network.protocol)
+    cause = _cause(example, report)
     return Story(
         title=title,
         verdict="violated",
@@ -51,7 +52,7 @@ def story_of(report: Report, bound: int = BOUND) -> Story:
         lanes=range(network.ranks),
         moments=moments,
         links=links,
-        focus=len(moments) - 1 if cause is None else cause.at,
+        focus=cause.at,
         finding=_finding(example, report, cause),
         protocol=network.protocol,
         walk=walk(network, along(network, example.steps), bound),
@@ -120,7 +121,7 @@ def _moment(
     return Moment(
         step.rank,
         at,
-        step.event,
+        "dies" if step.edge == "crash" else step.event,
         edge,
         before,
         state,
@@ -135,74 +136,83 @@ def _moment(
 
 
 class Cause(NamedTuple):
-    """The step in which a run leaves the unbroken protocol, and the edit behind it; None for a fault."""
+    """The step in which a run goes wrong, what should have come instead, and why it did not."""
 
     at: int
-    change: Change | None
+    expected: tuple[str, ...]
+    why: str
 
 
-def _cause(example: Counterexample, report: Report, protocol: Protocol) -> Cause | None:
-    """The first fault, or step by a row that was edited; one that only lost a guard where there is no other."""
-    whole = load(report.protocol)
-    changed = [changes(old, new) for old, new in zip(whole.roles, protocol.roles, strict=True)]
-    states = [_start(protocol, example.ranks), *(s.states for s in example.steps)]
-    unguarded = None
+def _cause(example: Counterexample, report: Report) -> Cause:
+    """Of a mutant, the first step that the unbroken protocol does not have; else the last fault, or the last step."""
+    broken = None if report.mutant is None else _broken_at(example, report)
+    if broken is not None:
+        return broken
+    faults = [at for at, step in enumerate(example.steps) if step.edge in FAULTS]
+    if faults:
+        return Cause(faults[-1], ("no fault",), f"a fault at rank{example.steps[faults[-1]].rank}")
+    return Cause(len(example.steps) - 1, (example.text,), example.summary)
+
+
+def _broken_at(example: Counterexample, report: Report) -> Cause | None:
+    """The first step that the unbroken protocol does not have, or has otherwise; None where there is none."""
+    broken = report.network
+    tables = with_faults(load(report.protocol), broken.kinds)
+    whole = Network(
+        tables,
+        broken.scope,
+        faults=broken.faults,
+        kinds=broken.kinds,
+        detection=broken.detection,
+        stream=broken.stream,
+    )
+    shared = along(whole, example.steps)
+    edits = _edits(example, tables, broken.protocol)
+    at = len(shared) - 1
+    if at < len(example.steps):
+        rank = example.steps[at].rank
+        moves = [
+            f"{move.event} → {whole.state_name(state, rank)}"
+            for move, state in whole.successors(shared[-1])
+            if move.rank == rank and move.edge not in FAULTS
+        ]
+        told = [f"step {n + 1}, {edit.row.event}: {'; '.join(edit.words)}" for n, edit in edits if n <= at]
+        expected = tuple(dict.fromkeys(moves)) or ("to wait",)
+        return Cause(at, expected, "; ".join(told) or "the unbroken protocol has no such step here")
+    if edits:  # the steps are those of the unbroken protocol, what they carry is not
+        at, edit = edits[0]
+        return Cause(at, (f"{edit.row.event} as it was",), "; ".join(edit.words))
+    return None
+
+
+def _edits(example: Counterexample, whole: Protocol, broken: Protocol) -> list[tuple[int, Change]]:
+    """The steps by rows that were edited, and the edit; of an edit its first step."""
+    changed = [changes(old, new) for old, new in zip(whole.roles, broken.roles, strict=True)]
+    states = [_start(broken, example.ranks), *(s.states for s in example.steps)]
+    found: dict[tuple[str, str], tuple[int, Change]] = {}
     for at, (step, before) in enumerate(zip(example.steps, states, strict=False)):
         key = (before[step.rank], step.event)
-        row = protocol.role(step.rank).rows_by_key.get(key)
-        if step.edge in FAULTS or (row is not None and row.by is By.FAULT):
-            return Cause(at, None)
         change = changed[step.rank > 0].get(key)
-        if change is not None and change.moved:
-            return Cause(at, change)
-        if change is not None and unguarded is None:
-            unguarded = Cause(at, change)
-    return unguarded
+        if change is not None:
+            found.setdefault(key, (at, change))
+    return sorted(found.values(), key=lambda edit: edit[0])
 
 
 def _start(protocol: Protocol, ranks: int) -> tuple[str, ...]:
     return tuple(protocol.role(rank).initial for rank in range(ranks))
 
 
-def _finding(example: Counterexample, report: Report, cause: Cause | None) -> Finding:
-    """Where the run left the protocol, and what came of it."""
-    at = len(example.steps) - 1 if cause is None else cause.at
-    step = example.steps[at]
+def _finding(example: Counterexample, report: Report, cause: Cause) -> Finding:
+    """Where the run went wrong, and what came of it."""
+    step = example.steps[cause.at]
     calls = [s.sequence for s in example.steps if (s.rank, s.operation, s.edge) == (step.rank, "generate", "issue")]
     facts = [("rank", f"rank{step.rank}"), ("step", str(step.number))]
     if calls:
         facts.append(("call", f"{calls[-1]}, the last that rank{step.rank} makes"))
     facts.append(("claim", f"{example.claim}: {example.text}"))
-    if cause is None:
-        seen, expected, why = step.text, example.text, example.summary
-    elif cause.change is None:
-        seen, expected, why = step.text, "no fault", f"a fault strikes rank{step.rank}"
-    else:
-        seen, expected = sides(cause.change)
-        why = f"an edited row: {'; '.join(cause.change.words)}"
+    seen = "it dies" if step.edge == "crash" else f"{step.event} → {step.states[step.rank]}"
     head = f"{example.claim} is violated"
     if report.mutant:
         head = f"{report.mutant}: {find_mutant(report.mutant).title}"
     waits = tuple(s.text for s in example.stuck) or (example.summary,)
-    return Finding(head, seen, (expected,), why, tuple(facts), (step.rank,), waits)
-
-
-def sides(change: Change) -> tuple[str, str]:
-    """What a row does now, and what it did before it was edited."""
-    old, new, row = change.old, change.new, change.row
-    if old is None or new is None:
-        return (str(row), "no such row") if new else ("no such row", str(row))
-    if old.target != new.target:
-        return f"{row.event} leads to {new.target}", f"{row.event} leads to {old.target}"
-    for name in ("choices", "send", "effect"):
-        before, after = getattr(old, name), getattr(new, name)
-        if before is not after:
-            return _does(row.event, name, after), _does(row.event, name, before)
-    dropped = [told(guard) for guard in old.guards if guard not in new.guards]
-    if dropped:
-        return f"{row.event}, whatever holds", f"{row.event} only if {' and '.join(dropped)}"
-    return f"{row.event}: {'; '.join(change.words)}", f"{row.event} as it was"
-
-
-def _does(event: str, name: str, function: Callable[..., Any] | None) -> str:
-    return f"{event}: {told(function)}" if function else f"{event}: no {name}"
+    return Finding(head, seen, cause.expected, cause.why, tuple(facts), (step.rank,), waits)

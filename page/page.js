@@ -5,7 +5,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const AXIS = 22, WIDE = 118, TEXT_FROM = 44, LINKS_FROM = 9, LIST = 7;
+const AXIS = 22, WIDE = 118, TEXT_FROM = 44, LINKS_FROM = 9, LIST = 7, AT = 0.88, CRASHED = "CRASHED";
 
 // ── a run: moments, column by column ────────────────────────────────────────────────────────────────────
 
@@ -57,7 +57,7 @@ function span(run, link) {
 const recorded = new Run(data.moments, data.texts, data.links);
 const page = { run: recorded, step: data.focus ?? (recorded.count ? 0 : -1), walking: null, matches: null, found: [] };
 const lanes = data.lanes.length;
-const laneHeight = lanes <= 8 ? 48 : 32;
+const laneHeight = lanes <= 8 ? 48 : 28;
 
 function describe(run, i) {
   if (i < 0) return { who: "", what: "Before the first step." };
@@ -94,9 +94,13 @@ function show(step, { follow = true } = {}) {
 
 function stateOf(lane) {
   const { run, step } = page, i = run.last(lane, step);
-  if (i < 0) { const first = run.own[lane][0]; return { state: first === undefined ? page.walking?.start[lane] ?? "" : run.text("before", first), inside: "" }; }
+  if (i < 0) {
+    const first = run.own[lane][0], state = first === undefined ? page.walking?.start[lane] ?? "" : run.text("before", first);
+    return { state, inside: "", shown: state, dead: false };
+  }
   const inside = run.edge_(i) === "enter" && run.link[i] !== null ? run.links[run.link[i]].name : "";
-  return { state: run.text("state", i), inside, i };
+  const state = run.text("state", i), dead = state === CRASHED;
+  return { state, inside, shown: dead ? run.text("before", i) : state, dead };
 }
 
 function showLanes() {
@@ -121,20 +125,21 @@ function lightRoles() {
     const role = figure.dataset.role, here = new Map();
     data.lanes.forEach((lane, at) => {
       if (lane.role !== role) return;
-      const { state } = stateOf(at);
-      here.set(state, [...(here.get(state) ?? []), lane.rank]);
+      const { shown, dead } = stateOf(at);
+      here.set(shown, [...(here.get(shown) ?? []), `${dead ? "✕ " : ""}rank${lane.rank}`]);
     });
-    figure.querySelectorAll(".lit, .taken").forEach((node) => node.classList.remove("lit", "taken"));
+    figure.querySelectorAll(".lit, .taken, .expected").forEach((node) => node.classList.remove("lit", "taken", "expected"));
     figure.querySelectorAll("text.who").forEach((node) => node.remove());
     for (const [state, ranks] of here) light(byId(`${role}.${state}`), ranks);
     const i = page.step;
-    if (i < 0 || data.lanes[page.run.lane[i]].role !== role) {
+    if (i < 0 || data.lanes[page.run.lane[i]].role !== role || page.run.text("state", i) === CRASHED) {
       centre(figure, byId(`${role}.${here.keys().next().value}`));
       continue;
     }
-    const arrow = `${role}.${page.run.text("before", i)}.${page.run.text("name", i)}`;
-    if (page.run.edge_(i) !== "enter") byId(arrow)?.classList.add("taken");
-    centre(figure, byId(`${role}.${page.run.text("state", i)}`));
+    const from = `${role}.${page.run.text("before", i)}`, arrow = byId(`${from}.${page.run.text("name", i)}`);
+    if (page.run.edge_(i) !== "enter") arrow?.classList.add("taken");
+    if (isFocus(i)) data.finding.expected.forEach((text) => byId(`${from}.${text.split(" ")[0]}`)?.classList.add("expected"));
+    centre(figure, arrow ? byId(`${role}.${page.run.text("state", i)}`) : byId(from));
   }
 }
 
@@ -144,7 +149,7 @@ function light(node, ranks) {
   const shape = node.querySelector("path, polygon");
   if (!shape) return;
   const box = shape.getBBox(), many = ranks.length > 4;
-  const names = many ? `ranks ${ranks.slice(0, 3).join(", ")}, … (${ranks.length})` : ranks.map((r) => `rank${r}`).join(", ");
+  const names = many ? `${ranks.slice(0, 3).join(", ")}, … (${ranks.length})` : ranks.join(", ");
   d3.select(node).append("text").attr("class", "who").attr("x", box.x + 2).attr("y", box.y - 4).text(names);
 }
 
@@ -153,6 +158,12 @@ function centre(figure, node) {
   const outer = figure.getBoundingClientRect(), inner = node.getBoundingClientRect();
   figure.scrollTop += inner.top + inner.height / 2 - outer.top - outer.height / 2;
   figure.scrollLeft += inner.left + inner.width / 2 - outer.left - outer.width / 2;
+}
+
+/** The diagrams fill the window below where they begin, so that what is lit is in sight. */
+function fitRoles() {
+  const box = byId("roles"), beside = getComputedStyle(box).position === "sticky";
+  box.style.height = beside ? `${Math.max(360, window.innerHeight - Math.max(50, box.getBoundingClientRect().top) - 12)}px` : "";
 }
 
 /** Diagrams are as large as their text needs; what does not fit is scrolled to. */
@@ -240,6 +251,7 @@ function size() {
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   view.height = height;
   view.limits();
+  fitRoles();
 }
 
 const top_ = (lane) => AXIS + lane * laneHeight;
@@ -385,7 +397,7 @@ function drawLink(link, k) {
   const { run } = page, there = new Map(link.parts.map((i) => [run.lane[i], i]));
   const done = (i) => run.column[run.mate[i] ?? i], begun = (i) => run.column[i];
   const end = extent(link.parts, done) < extent(link.parts, begun) ? done : begun;
-  const x = (i) => view.x(end(i)) + k / 2;
+  const x = (i) => view.x(end(i)) + k * AT; // right of the words
   const points = link.members.filter((lane) => there.has(lane)).sort(d3.ascending).map((lane) => [x(there.get(lane)), top_(lane) + laneHeight - 7]);
   const missing = page.walking ? [] : link.members.filter((lane) => !there.has(lane));
   const focused = page.step >= 0 && run.link[page.step] !== null && run.links[run.link[page.step]] === link;
@@ -399,14 +411,14 @@ function drawLink(link, k) {
   pen.fillStyle = pen.strokeStyle;
   for (const [px, py] of points) { pen.beginPath(); pen.arc(px, py, focused ? 5 : 3.5, 0, 2 * Math.PI); pen.fill(); }
   const column = d3.max(link.parts, (i) => run.column[i]);
-  for (const lane of missing) drawMissing(lane, view.x(column) + k / 2, points);
+  for (const lane of missing) drawMissing(lane, view.x(column) + k * AT, points);
   pen.globalAlpha = 1;
 }
 
 const extent = (parts, end) => d3.max(parts, end) - d3.min(parts, end);
 
 function drawMissing(lane, x, points) {
-  const y = top_(lane) + laneHeight / 2, near = d3.least(points, ([, py]) => Math.abs(py - y));
+  const y = top_(lane) + laneHeight - 11, near = d3.least(points, ([, py]) => Math.abs(py - y));
   pen.setLineDash([3, 3]);
   pen.beginPath();
   d3.linkVertical().context(pen)({ source: near, target: [x, y] });
@@ -618,7 +630,7 @@ function showFinding() {
   byId("title").textContent = data.title;
   byId("summary").textContent = data.summary;
   byId("verdict").textContent = data.verdict;
-  byId("verdict").classList.add(data.verdict);
+  byId("verdict").classList.add(data.verdict.replaceAll(" ", "-"));
   byId("notes").hidden = !data.notes.length;
   d3.select("#notes").selectAll("li").data(data.notes).join("li").text((note) => note);
   d3.select("#phase").selectAll("option.own").data(Object.keys(data.colours)).join("option").attr("class", "own").attr("value", (p) => p).text((p) => p);
@@ -648,6 +660,19 @@ function showFinding() {
     line.append("b").text(name);
     line.append("span").text(text);
   }
+}
+
+function showChecklist() {
+  const words = byId("sought").value.trim().toLowerCase(), bad = byId("bad").checked;
+  const shown = data.checklist.filter((item) => (!bad || !item.good) && `${item.key} ${item.claim}`.toLowerCase().includes(words));
+  d3.select("#items").selectAll("li").data(shown, (item) => item.key).join((enter) => {
+    const line = enter.append("li").classed("bad", (item) => !item.good);
+    line.append("b").text((item) => item.key);
+    line.append("span").text((item) => item.status);
+    const said = line.append("div").text((item) => item.claim);
+    said.selectAll("small").data((item) => item.evidence).join("small").text((text) => text);
+    return line;
+  }).order();
 }
 
 function theme(dark) {
@@ -684,6 +709,8 @@ function listen() {
   click("theme", KEYS.t);
   click("walk", () => { walkFrom(page.step); show(page.run.count - 1); });
   click("watch", () => { const at = page.walking?.kept ?? 0; page.walking = null; rebuild(); show(Math.min(at, recorded.count - 1)); });
+  byId("sought").addEventListener("input", showChecklist);
+  byId("bad").addEventListener("change", showChecklist);
   byId("slider").addEventListener("input", (event) => show(Number(event.target.value)));
   byId("phase").addEventListener("change", filter);
   byId("words").addEventListener("input", filter);
@@ -701,6 +728,7 @@ function listen() {
     .on("click", (event) => { const i = momentAt(...d3.pointer(event)); if (i >= 0) show(i, { follow: false }); })
     .on("wheel.pan", (event) => { if (!event.ctrlKey && event.deltaX) { event.preventDefault(); d3.select(canvas).call(view.zoom.translateBy, -event.deltaX / view.at.k, 0); } });
   window.addEventListener("resize", () => { size(); draw(); });
+  window.addEventListener("scroll", fitRoles, { passive: true });
   let screen = null;
   window.addEventListener("beforeprint", () => { screen = document.documentElement.dataset.theme; theme(false); });
   window.addEventListener("afterprint", () => theme(screen === "dark"));
@@ -710,6 +738,9 @@ function open() {
   document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   readColours();
   showFinding();
+  byId("checklist").hidden = !data.checklist.length;
+  showChecklist();
+  for (const id of ["controls", "left"]) byId(id).hidden = !lanes;
   sizeRoles();
   size();
   listen();

@@ -15,7 +15,7 @@ from ..model.tables import Protocol, Role
 
 SCHEMA = 1
 Edge = Literal["step", "enter", "exit", "fault"]
-Verdict = Literal["conforming", "divergent", "unknown", "holds", "violated", "walk"]
+Verdict = Literal["conforming", "divergent", "unknown", "holds", "violated", "walk", "ship", "do not ship"]
 
 
 class Moment(NamedTuple):
@@ -67,6 +67,16 @@ class Finding(NamedTuple):
     waits: tuple[str, ...]
 
 
+class Item(NamedTuple):
+    """A line of a checklist: what is claimed, how that stands, and what it rests on, a line each."""
+
+    key: str
+    claim: str
+    status: str
+    good: bool
+    evidence: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Story:
     """One page."""
@@ -88,6 +98,7 @@ class Story:
     walk: Mapping[str, Any] | None = None
     """See `explorer.walk`."""
     places: str = "step"
+    checklist: Sequence[Item] = ()
 
 
 def as_json(story: Story) -> dict[str, Any]:
@@ -122,6 +133,7 @@ def as_json(story: Story) -> dict[str, Any]:
         "focus": story.focus,
         "finding": None if story.finding is None else story.finding._asdict(),
         "notes": list(story.notes),
+        "checklist": [item._asdict() for item in story.checklist],
         "colours": colours(story),
         "phases": {role.name: {s.name: s.phase for s in role.states} for role in _roles(story)},
         "walk": story.walk,

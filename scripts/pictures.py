@@ -10,6 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from genlock.contract.audit import TP, Audit, read_evidence
+from genlock.contract.verdict import ship
+from genlock.page import audits
+from genlock.page.html import write
 from genlock.render import render
 from playwright.sync_api import ViewportSize, sync_playwright
 
@@ -50,6 +54,7 @@ DRAWN = (
     Drawn("trace.svg", "trace", (str(CORPUS / "OM-03-fewer"),)),
     Drawn("waits.svg", "waits", (str(CORPUS / "OM-03-fewer"),)),
 )
+EVIDENCE = ROOT / "docs" / "contract" / "evidence.json"
 SCREENS = (
     Screen("page-run.png", "trace", (str(CORPUS / "FM-04"),)),
     Screen("page-run-dark.png", "trace", (str(CORPUS / "OM-03-fewer"),), scheme="dark"),
@@ -60,7 +65,17 @@ SCREENS = (
         ("tp_v1.1", "acks_agree"),
         ("End", *["ArrowLeft"] * 18, "#walk", ".rank:nth-of-type(3) button.fault"),
     ),
+    Screen("page-audit.png", "audit", ()),
 )
+
+
+def page_of(screen: Screen, file: Path) -> Path:
+    """Write the page of a screen; an audit is that of the evidence beside the documents."""
+    if screen.picture != "audit":
+        return render(screen.picture, screen.subjects, "html", file)[0]
+    ledger = read_evidence(EVIDENCE)
+    write(file, audits.story_of(Audit(TP, ledger, ship(ledger)).as_json()))
+    return file
 
 
 def main() -> None:
@@ -71,7 +86,7 @@ def main() -> None:
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for screen in SCREENS:
-            (file,) = render(screen.picture, screen.subjects, "html", Path(folder) / "page.html")
+            file = page_of(screen, Path(folder) / "page.html")
             context = chromium.new_context(viewport=SIZE, color_scheme=screen.scheme)
             page = context.new_page()
             page.goto(file.as_uri())

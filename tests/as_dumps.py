@@ -9,7 +9,7 @@ from genlock.model.protocol import GENERATE
 from genlock.traces.format import Event, Trace
 
 GROUPS = {"control": "1", "device": "2"}
-TYPES = {"uint8": "Byte", "int64": "Long", None: "BFloat16"}
+TYPES = {"uint8": "Byte", "int64": "Long", "float32": "Float", None: "BFloat16"}
 
 
 class Seen(NamedTuple):

@@ -284,7 +284,6 @@ def test_guards_that_are_dropped_or_added_are_told() -> None:
     assert change.words == tuple(f"no longer asks that {guard}" for guard in guards)
     (change,) = changes(bare, WORKER).values()
     assert change.words == tuple(f"now asks that {guard}" for guard in guards)
-    assert not change.moved
     turned = WORKER.edit("GENERATING", "generate", guards=WORKER.row("GENERATING", "generate").guards[::-1])
     assert changes(WORKER, turned) == {}
 

@@ -4,42 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from pathlib import Path
 
 import pytest
-from genlock.conformance.judge import judge
-from genlock.conformance.verdict import Diagnosis
-from genlock.traces.collectives import Interned, recording
-from genlock.traces.flight_recorder import read_dump
+from graded import FORMS, diagnosed, grade
 from hangs import FAULTS, Hang, Mesh, Rank, dumps, hang, program, run
 
 SEEDS = range(1000, 1027)
 """No rule was made with these; docs/diagnosis.md has the figures of many more."""
-FORMS = {
-    "pending": ("2.9", {}),
-    "full": ("2.10", {}),
-    "timed": ("2.10", {"timing": True}),
-    "ring": ("2.10", {"ring": 40}),
-}
 STANDS_STILL = ("stall", "crash", "device_after")
 OUT_OF_STEP = ("skip", "extra", "kind", "size")
-
-
-def diagnosed(job: Hang, form: str) -> Diagnosis:
-    version, how = FORMS[form]
-    interned = Interned()
-    found = dumps(job, version, **how)  # type: ignore[arg-type]
-    records = [read_dump(Path(f"trace_{rank}"), dump, interned) for rank, dump in found.items()]
-    return judge(recording("simulated", interned, records, {}, world=len(job.ranks)))
-
-
-def grade(found: Diagnosis, truth: tuple[int, ...]) -> str:
-    named = found.culprits or found.suspects
-    if found.culprits == truth:
-        return "exact"
-    if set(truth) < set(named):
-        return "among"
-    return "some" if set(truth) & set(named) else "nobody" if not named else "wrong"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from genlock.model.network import Network
 from genlock.model.protocol import TP_V1_1
 from genlock.model.question import Question
 from genlock.model.tables import Scope
-from genlock.page import checks, recorded
+from genlock.page import audits, checks, recorded
 from genlock.page.explorer import along, walk
 from genlock.page.html import page as html_of
 from genlock.page.html import write
@@ -29,7 +29,7 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 CORPUS = Path(__file__).resolve().parents[1] / "traces" / "corpus"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-MUTANTS = {"FM-02": ("rank1", "enter_phase_b", "call_count_agreement"), "FM-04": ("rank0", "preflight_encode", "stuck")}
+MUTANTS = {"FM-02": ("rank1", "leave_phase_b", "call_count_agreement"), "FM-04": ("rank0", "preflight_encode", "stuck")}
 RUNS = {"OM-03-fewer": "FM-02", "FM-04": "FM-04"}
 """A recorded run, and the failure mode that it shows."""
 
@@ -48,14 +48,32 @@ def of_run(name: str) -> Story:
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_the_cause_is_the_first_step_by_an_edited_row(name: str) -> None:
+def test_the_cause_is_the_first_step_that_the_unbroken_protocol_does_not_have(name: str) -> None:
     story, (rank, event, came_of_it) = of_mutant(name), MUTANTS[name]
     assert story.focus is not None
     assert story.finding is not None
     assert (f"rank{story.moments[story.focus].rank}", story.moments[story.focus].name) == (rank, event)
     assert dict(story.finding.facts)["rank"] == rank
     assert came_of_it in " ".join(story.finding.waits)
-    assert story.finding.expected != (story.finding.seen,)
+
+
+def test_expected_is_what_the_unbroken_protocol_would_do_there() -> None:
+    few, early = of_mutant("FM-02").finding, of_mutant("FM-04").finding
+    assert few is not None
+    assert early is not None
+    assert (few.seen, few.expected) == ("leave_phase_b → ACK", ("generate → GENERATING",))
+    assert dict(few.facts)["call"] == "1, the last that rank1 makes"
+    assert "A rank's own code makes one call less than the plan says" in few.why
+    assert early.seen == "preflight_encode → PREFLIGHTED"
+    assert early.expected == ("preflight_encode → PREFLIGHT_4", "refuse → IDLE")
+    assert early.why == "step 9, preflight_encode: leads to PREFLIGHTED, not PREFLIGHT_4"
+
+
+def test_an_edit_that_changes_what_is_sent_is_found_at_its_row() -> None:
+    finding = checks.story_of(run_check(Question("tp_v1.1", Scope(3, 1, 1), mutant="FM-05")), bound=50).finding
+    assert finding is not None
+    assert (finding.culprits, finding.expected) == ((0,), ("send_payload as it was",))
+    assert finding.why == "carries payload of other bytes"
 
 
 def test_a_fault_is_the_cause_where_nothing_was_edited() -> None:
@@ -264,6 +282,9 @@ def test_a_newcomer_finds_rank_call_and_cause_without_a_click(opened: Open, name
     middle = (callout["x"] + callout["width"] / 2 - stage["x"]) / stage["width"]
     assert 0.25 < middle < 0.75
     assert story.finding.expected[0] in page.inner_text("#callout")
+    marked = page.evaluate("[...document.querySelectorAll('.edge.expected')].map(node => node.id.split('.').at(-1))")
+    known = [text.split()[0] for text in story.finding.expected]
+    assert set(marked) == {name for name in known if name != "refuse"}, "a row that many states share is a note"
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -384,7 +405,7 @@ def test_the_model_is_walked_by_hand_what_if_rank2_dies_here(opened: Open) -> No
     moves = step(page)
     page.keyboard.press("ArrowLeft")
     assert step(page) == moves - 1
-    assert lit(page, "worker") == {"POISONED": "rank1"}
+    assert lit(page, "worker") == {"POISONED": "rank1", "STARTUP": "✕ rank2"}
 
 
 def test_a_counterexample_is_left_for_a_walk_and_come_back_to(opened: Open) -> None:
@@ -401,6 +422,53 @@ def test_a_counterexample_is_left_for_a_walk_and_come_back_to(opened: Open) -> N
     assert page.evaluate("page.run.count") == 12
     page.click("#watch")
     assert page.evaluate("page.run.count") == len(story.moments)
+
+
+AUDIT: dict[str, Any] = {
+    "schema": 1,
+    "subject": "tp_v1.1",
+    "ship": False,
+    "reasons": ["row:OM-01: a rank was left waiting"],
+    "p0": [
+        {
+            "key": "P0-01",
+            "claim": "nothing is sent early",
+            "status": "FAIL",
+            "missing": ["row:OM-02"],
+            "failed": ["row:OM-01"],
+        },
+        {"key": "P0-02", "claim": "calls are counted", "status": "pass", "missing": [], "failed": []},
+    ],
+    "findings": {
+        "row:OM-01": {"good": False, "says": "a rank was left waiting", "known": "gloo, 3 ranks"},
+        "property:no_stranding": {"good": True, "says": "holds in 151,707 states", "known": "model"},
+    },
+}
+
+
+def test_an_audit_is_a_checklist_with_its_evidence(opened: Open) -> None:
+    page = opened(audits.story_of(AUDIT, bound=200))
+    assert page.inner_text("#verdict") == "do not ship"
+    assert page.inner_text("#notes") == "row:OM-01: a rank was left waiting"
+    lines = page.locator("#items li")
+    assert lines.count() == 4
+    first = page.inner_text("#items li:first-child")
+    assert all(
+        text in first for text in ("P0-01", "FAIL", "row:OM-01 fails: a rank was left", "row:OM-02 was not shown")
+    )
+    page.check("#bad")
+    assert lines.count() == 2
+    page.fill("#sought", "om-01")
+    assert lines.count() == 1
+    assert page.locator("#choices .rank").count() == 3, "the protocol can be walked below"
+
+
+def test_an_audit_of_runs_is_a_checklist_alone(opened: Open) -> None:
+    page = opened(audits.story_of({**AUDIT, "subject": "run1", "ship": True, "reasons": [], "p0": []}))
+    assert page.inner_text("#verdict") == "ship"
+    assert page.locator("#items li").count() == 2
+    for part in "#controls", "#left", "#choices":
+        assert not page.locator(part).is_visible()
 
 
 def test_everything_has_a_name_and_the_step_is_told(opened: Open) -> None:

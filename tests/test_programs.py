@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from genlock.conformance.judge import judge_paths
 from genlock.errors import UsageError
@@ -85,3 +87,197 @@ def test_two_runs_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {1: operations(1)}, run="other")
     with pytest.raises(UsageError, match="one run at a time"):
         judge_paths([tmp_path])
+
+
+# ── sends and receives ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Writer:
+    """The lines of one rank, made as a recorder makes them."""
+
+    def __init__(self) -> None:
+        self.lines: list[Any] = []
+
+    def do(self, op: str, sequence: int, *, left: bool = True, failed: str | None = None, **facts: Any) -> None:
+        """Issue an operation and, unless it is left open, complete it."""
+        at = len(self.lines)
+        known: dict[str, Any] = {"group": "default_pg", "sequence": sequence, "op": op}
+        facts = {"dtype": "float32", "numel": 8, "site": "job.py:9", "asynchronous": "peer" in facts, **facts}
+        self.lines.append(Event(at, at * 10, "", "enter", "", "", **known, **facts))
+        if left:
+            self.lines.append(Event(at + 1, at * 10 + 5, "", "exit", "", "", entered=at, outcome=failed, **known))
+
+
+def pipeline(steps: int = 3) -> dict[int, Writer]:
+    """Rank 0 sends to 1, and 1 to 2, with tags that alternate; then all reduce, and the last broadcasts."""
+    ranks = {rank: Writer() for rank in range(RANKS)}
+    for step in range(steps):
+        tagged: dict[str, Any] = {"tag": step % 2}
+        number = 1 + step // 2
+        for rank, own in ranks.items():
+            if rank > 0:
+                own.do("recv", number, peer=rank - 1, **tagged)
+            if rank < RANKS - 1:
+                own.do("send", number, peer=rank + 1, **tagged)
+            own.do("all_reduce", 2 * step + 1)
+            own.do("broadcast", 2 * step + 2, root=2)
+    return ranks
+
+
+def lines_of(ranks: dict[int, Writer]) -> dict[int, list[Any]]:
+    return {rank: own.lines for rank, own in ranks.items()}
+
+
+def test_sends_match_receives_of_their_tag(tmp_path: Path) -> None:
+    write(tmp_path, lines_of(pipeline()))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.reasons) == ("conforming", ())
+    assert found.matched_collectives == 3 * (2 + 2)
+
+
+def test_a_cut_file_is_evidence_of_nothing(tmp_path: Path) -> None:
+    """Each rank's, at each line and in the middle of it: never an alarm, and never all right."""
+    healthy = lines_of(pipeline(2))
+    write(tmp_path, healthy)
+    for rank in range(RANKS):
+        path = tmp_path / name_of(rank)
+        whole = path.read_bytes()
+        ends = [at + 1 for at, byte in enumerate(whole) if byte == 10]
+        for end in ends[:-1]:
+            for cut in (end, end + 30):
+                path.write_bytes(whole[:cut])
+                found = judge_paths([tmp_path])
+                assert (found.verdict, found.culprits) == ("unknown", ()), (rank, cut, found)
+        path.write_bytes(whole)
+    assert judge_paths([tmp_path]).verdict == "conforming"
+
+
+def test_dropped_events_do_not_hide_the_rest(tmp_path: Path) -> None:
+    """Two lines less, and told: the others still match, and nobody is blamed."""
+    lines = lines_of(pipeline())
+    lines[1][8:10] = [Dropped(8, 2)]
+    write(tmp_path, lines, rank1=End(len(lines[1]) + 1, 0, "stopped", -1))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.reasons[0]) == ("unknown", "rank1: events were dropped")
+
+
+def test_a_removed_line_is_missed(tmp_path: Path) -> None:
+    lines = lines_of(pipeline())
+    del lines[1][8]
+    write(tmp_path, lines, rank1=End(len(lines[1]) + 1, 0, "stopped", -1))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.culprits) == ("divergent", (1,))
+    assert found.divergence is not None
+    assert "entry 8 is missing" in found.divergence.why
+
+
+def test_another_root_is_named(tmp_path: Path) -> None:
+    ranks = pipeline()
+    broken = ranks[0].lines
+    at = next(n for n in range(len(broken) - 1, 0, -1) if broken[n].op == "broadcast" and broken[n].edge == "enter")
+    broken[at] = msgspec.structs.replace(broken[at], root=1)
+    write(tmp_path, lines_of(ranks))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.culprits) == ("divergent", (0,))
+    assert found.divergence is not None
+    assert "root rank1" in found.divergence.observed
+
+
+def test_of_two_ends_that_disagree_the_one_that_changed_is_named(tmp_path: Path) -> None:
+    """The third receive of rank 2 is larger than any before it; the send is as ever."""
+    ranks = pipeline(5)
+    broken = [n for n, line in enumerate(ranks[2].lines) if line.op == "recv" and line.edge == "enter"][2]
+    ranks[2].lines[broken] = msgspec.structs.replace(ranks[2].lines[broken], numel=99)
+    write(tmp_path, lines_of(ranks))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.culprits) == ("divergent", (2,))
+    assert found.divergence is not None
+    assert found.divergence.place.startswith("recv #2 from rank1")
+
+
+def test_a_send_that_nobody_took_is_found_though_all_ended_well(tmp_path: Path) -> None:
+    ranks = pipeline()
+    ranks[0].do("send", 9, peer=1, tag=7, left=False)
+    write(tmp_path, lines_of(ranks))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.culprits) == ("divergent", (0, 1))
+
+
+def test_a_receive_from_anybody_is_left_alone(tmp_path: Path) -> None:
+    """Whom it was from is not recorded; so nothing of that rank's receives in the group is numbered."""
+    ranks = pipeline()
+    ranks[0].do("send", 1, peer=1, tag=5)
+    ranks[1].do("recv_any_source", 1, peer=None, tag=5)
+    write(tmp_path, lines_of(ranks))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.divergence) == ("conforming", None)
+
+
+def test_uneven_exchanges_are_legal(tmp_path: Path) -> None:
+    ranks = {rank: Writer() for rank in range(RANKS)}
+    for rank, own in ranks.items():
+        own.do("all_to_all_single", 1, numel=3 + rank)
+    write(tmp_path, lines_of(ranks))
+    assert judge_paths([tmp_path]).verdict == "conforming"
+
+
+# ── how ranks end ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_rank_that_raises_after_all_is_done_is_named(tmp_path: Path) -> None:
+    lines = lines_of(pipeline())
+    write(tmp_path, lines, rank2=End(len(lines[2]), 0, "exception", 1, "ValueError: no such layer"))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.culprits, found.stall) == ("divergent", (2,), None)
+    assert found.divergence is not None
+    assert found.divergence.observed == "ValueError: no such layer"
+    assert found.divergence.place.startswith("after broadcast #6")
+
+
+def test_a_killed_rank_is_named_where_the_others_wait_for_it(tmp_path: Path) -> None:
+    ranks = pipeline()
+    for rank in (0, 2):
+        ranks[rank].do("all_reduce", 7, failed="RuntimeError: Connection closed by peer")
+    lines = lines_of(ranks)
+    ends: dict[str, Any] = {f"rank{r}": End(len(lines[r]), 0, "exception", 1, "RuntimeError") for r in (0, 2)}
+    write(tmp_path, lines, **ends, rank1=None)
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.culprits, found.stall) == ("divergent", (1,), "host")
+    assert found.divergence is not None
+    assert found.divergence.place.startswith("all_reduce #7")
+    assert found.divergence.line == len((tmp_path / name_of(1)).read_bytes().splitlines()) - 1
+
+
+def test_a_torn_file_is_not_blamed_for_what_another_did_not_do(tmp_path: Path) -> None:
+    """Ranks 0 and 1 wait in the seventh; rank 2 came to its end before; rank 1's file ends long before that."""
+    ranks = pipeline()
+    for rank in (0, 1):
+        ranks[rank].do("all_reduce", 7, failed="RuntimeError: timed out")
+    lines = lines_of(ranks)
+    write(tmp_path, lines | {1: lines[1][:9]}, rank1=None)
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.culprits) == ("divergent", (2,))
+
+
+def test_nccl_exits_say_that_it_was_enqueued(tmp_path: Path) -> None:
+    """All ranks left their calls; but rank 1 never made the last one."""
+    ranks = pipeline()
+    for rank in (0, 2):
+        ranks[rank].do("all_reduce", 7)
+    write(tmp_path, lines_of(ranks))
+    for rank in range(RANKS):
+        path = tmp_path / name_of(rank)
+        path.write_bytes(path.read_bytes().replace(b'"backend":"gloo"', b'"backend":"nccl"'))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.culprits) == ("divergent", (1,))
+
+
+def test_any_spelling_of_a_line_is_read(tmp_path: Path) -> None:
+    """As somebody's script may have written it anew."""
+    write(tmp_path, lines_of(pipeline()))
+    for rank in range(RANKS):
+        path = tmp_path / name_of(rank)
+        own = [json.loads(line) for line in path.read_bytes().splitlines()]
+        path.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in own))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.matched_collectives) == ("conforming", 12)

@@ -156,6 +156,16 @@ def test_changed_event_of_a_worker_is_named(
         assert where.line in (at + 1, at + 2)  # the end of a collective tells what its beginning got wrong
 
 
+def test_root_that_sends_what_its_table_has_not_is_named(run: Path, tmp_path: Path) -> None:
+    def lie(lines: list[dict[str, Any]]) -> None:
+        _first(lines, "send_header")["data"]["chunk_index"] = 9
+
+    found = replayed(run, tmp_path, 0, lie)
+    assert found.divergence is not None
+    assert (found.culprits, found.divergence.observed) == ((0,), "send_header (exit)")
+    assert found.divergence.why.startswith("it says that it sent Header(")
+
+
 def test_cut_file_is_unknown(run: Path, tmp_path: Path) -> None:
     """Whatever byte the last rank was killed at: no verdict, and never a false alarm."""
     raw = (run / name_of(2)).read_bytes()
@@ -180,6 +190,32 @@ def test_dropped_events_are_unknown(run: Path, tmp_path: Path) -> None:
     assert any("dropped" in reason for reason in found.reasons)
 
 
+def test_what_a_rank_says_after_dropped_events_still_counts(run: Path, tmp_path: Path) -> None:
+    """The disk was full for a while; later the rank rejects a header. Who is wrong, it or rank0, is not known."""
+
+    def drop(lines: list[dict[str, Any]]) -> None:
+        at = next(n for n, line in enumerate(lines) if line.get("transition") == "accept_infer")
+        lines[5 : at - 2] = [{"kind": "dropped", "index": 4, "count": at - 7}]
+        rejects = next(line for line in lines if line.get("transition") == "accept_infer")
+        rejects.update(transition="reject_header", outcome="header: `call_id` = 1")
+
+    found = replayed(run, tmp_path, 1, drop)
+    assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-10", (0, 1))
+    assert found.divergence is not None
+    assert (found.divergence.rank, found.divergence.state) == (1, "HEADER_CHECK")
+
+
+def test_a_member_that_nobody_saw_keeps_a_run_from_conforming(run: Path, tmp_path: Path) -> None:
+    """Two files that say that they are all of a run, and whose groups have three members."""
+    for rank in range(2):
+        lines = lines_of(run, rank)
+        lines[0]["world"] = 2
+        (tmp_path / name_of(rank)).write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    found = diagnose(_read_all(tmp_path))
+    assert (found.verdict, found.divergence) == ("unknown", None)
+    assert found.reasons == ("not every member is known to have completed number 1 of group control",)
+
+
 def test_other_tables_are_unknown(run: Path, tmp_path: Path) -> None:
     found = replayed(run, tmp_path, 1, lambda lines: lines[0].update(tables="0" * 16))
     assert found.verdict == "unknown"
@@ -189,6 +225,7 @@ def test_other_tables_are_unknown(run: Path, tmp_path: Path) -> None:
     ("edit", "message"),
     [
         (lambda lines: lines[0].update(run="another"), "is of run another"),
+        (lambda lines: lines[0]["groups"].update(control=[0, 1]), "other members in its groups"),
         (lambda lines: lines[0].update(format=99), "newer than this program's"),
         (lambda lines: lines[0].update(protocol="tp_v9"), "`tp_v9` is unknown"),
         (lambda lines: lines[0].update(rank=7), "rank 7 is not one of 3"),

@@ -105,6 +105,14 @@ OPS = np.dtype(
 
 Ops = npt.NDArray[np.void]
 
+_PACKED = np.dtype([(name, "<i4" if name in ("entry", "sequence") else OPS[name]) for name in OPS.names or ()])
+
+
+def packed(ops: Ops) -> Ops:
+    """The same in less memory, if its numbers are as small as they mostly are."""
+    small = all(int(ops[name].max(initial=0)) < 1 << 31 for name in ("entry", "sequence"))
+    return ops.astype(_PACKED) if small else ops
+
 
 @dataclass(frozen=True, slots=True)
 class RankRecord:

@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 
 from ..errors import UnreadableInput
-from .collectives import OPS, Group, Interned, Ops, RankRecord, Signature, Status
+from .collectives import OPS, Group, Interned, Ops, RankRecord, Signature, Status, packed
 from .pickles import MAX_BYTES, MAX_CONTAINERS, CutFile, load_plain
 
 Dump = dict[str, Any]
@@ -119,7 +119,7 @@ def read_dump(path: Path, dump: object, interned: Interned) -> RankRecord:
     return RankRecord(
         rank,
         path,
-        ops,
+        packed(ops),
         lost=bool(len(numbers)) and int(numbers[0]) > 0,
         pending_only=pending_only,
         issued={names[n]: last for n, (last, _) in statuses.items() if n in names},

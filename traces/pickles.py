@@ -10,6 +10,7 @@ Left out: what the values mean.
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import re
@@ -55,12 +56,17 @@ class _Plain(pickle.Unpickler):
 def load_plain(path: Path, data: bytes) -> Any:
     """The value in `data`. Raises UnreadableInput (CutFile where it ends too early); nothing of it is executed."""
     _admit(path, data)
+    collecting = gc.isenabled()
+    gc.disable()  # plain values make no cycles, and looking for them costs a fifth of the time
     try:
         return _Plain(io.BytesIO(data)).load()
     except (pickle.UnpicklingError, ValueError, TypeError, EOFError, OverflowError, IndexError, KeyError) as error:
         raise _refused(path, f"malformed pickle ({error})") from None
     except (MemoryError, RecursionError, AttributeError):
         raise _refused(path, "malformed pickle") from None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _admit(path: Path, data: bytes) -> None:

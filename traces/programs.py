@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnreadableInput, UsageError
-from .collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status
+from .collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
 from .format import P2P, Dropped, End, Event, TraceHeader, decode, lines_of, opening
 from .format import Group as GroupLine
 
@@ -224,7 +224,7 @@ class _Reader:
         return RankRecord(
             header.rank,
             path,
-            ops,
+            packed(ops),
             lost=False,
             pending_only=False,
             gap=_gap(lines),
