@@ -19,6 +19,7 @@ from .aligned import Aligned, Key, Op, ops_of
 from .endings import limits, settled, word
 from .findings import Finding, Words, blamed, contradictions, mismatches, unpaired
 from .habits import PAST, expected
+from .mispaired import Mispaired, mispaired
 from .order import Likeness, Order
 from .pairs import Pairs
 from .queues import Progress, Queues
@@ -51,6 +52,8 @@ def judge(recording: Recording) -> Diagnosis:
     if findings:
         first = min(findings, key=lambda f: (f.op.time, f.op.rank, f.op.at))
         found, culprits = _divergence(first, words), blamed(findings)
+    elif (odd := _slipped(stall, recording)) is not None:
+        found, culprits = _at_slip(odd, words), (odd.op.rank,)
     elif stall.culprits:
         found, culprits, kind = _stalled(stall, words), stall.culprits, stall.kind
     elif failed := _failed(order.queues):
@@ -157,6 +160,20 @@ def _stalled(stall: Stall, words: Words) -> Divergence:
     last = ops_of(culprit, record.ops, [len(record.ops) - 1])[0] if record and len(record.ops) else None
     at = head.op._replace(rank=culprit, at=last.at if last else 0, entry=last.entry if last else 0)
     return _at(at, words, f"before {due}", "nothing", (due,), why, due)
+
+
+def _slipped(stall: Stall, recording: Recording) -> Mispaired | None:
+    """A rank that is out of step in a group in which others are left waiting."""
+    groups = {head.op.group for own in stall.heads.values() for head in own if head.op.peer < 0 and head.never}
+    found = [odd for group in sorted(groups) if (odd := mispaired(recording, group)) is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def _at_slip(odd: Mispaired, words: Words) -> Divergence:
+    what = "left one out before it" if odd.short else "did one more before it"
+    why = f"rank{odd.op.rank} {what}: from here on it pairs with what the others issued for something else"
+    here, there = (f"{words.short(odd.op)} at {words.recording.sites[s]}" for s in (odd.op.site, odd.site))
+    return _at(odd.op, words, f"{words.short(odd.op)} issued", here, (there,), why)
 
 
 def _next_due(culprit: int, owed: Sequence[Head], recording: Recording) -> Head:

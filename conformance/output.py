@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..traces.collectives import Recording
@@ -23,6 +24,9 @@ from ..traces.format import Trace
 from ..traces.perfetto import write as write_perfetto
 from . import report
 from .verdict import Diagnosis
+
+if TYPE_CHECKING:
+    from .explain import Diagnosis as Replayed
 
 
 def write(read: Sequence[Trace] | Recording, found: Diagnosis, folder: Path) -> None:
@@ -35,9 +39,13 @@ def write(read: Sequence[Trace] | Recording, found: Diagnosis, folder: Path) -> 
     _write_json(folder / "replay.json", report.as_json(found))
     (folder / "replay.txt").write_text(report.as_text(found) + "\n", encoding="utf-8")
     (folder / "junit.xml").write_text(report.as_junit(found) + "\n", encoding="utf-8")
-    if not isinstance(read, Recording):
-        _write_coverage(read, found, folder)
-        _write_divergence(read, folder)
+    if isinstance(read, Recording):
+        return
+    from .explain import Diagnosis as Replayed  # slow to load for the others
+
+    _write_coverage(read, found, folder)
+    if isinstance(found, Replayed) and found.divergence is not None:
+        _write_divergence(read, found, folder)
 
 
 def _write_coverage(traces: Sequence[Trace], found: Diagnosis, folder: Path) -> None:
@@ -49,16 +57,13 @@ def _write_coverage(traces: Sequence[Trace], found: Diagnosis, folder: Path) -> 
     (folder / "coverage.txt").write_text(coverage.as_text(seen) + "\n", encoding="utf-8")
 
 
-def _write_divergence(traces: Sequence[Trace], folder: Path) -> None:
+def _write_divergence(traces: Sequence[Trace], found: Replayed, folder: Path) -> None:
     from ..model.chart import sequence_mermaid, sequence_svg
     from .chart import MAX_LANES, chart
-    from .explain import diagnose, protocol_of
+    from .explain import protocol_of
     from .witness import witness
     from .witness import write as write_witness
 
-    found = diagnose(traces)
-    if found.divergence is None:
-        return
     write_witness(witness(traces, found), folder / "witness")
     if traces[0].header.world <= MAX_LANES:
         example, schedule = chart(traces, found), protocol_of(traces).schedule

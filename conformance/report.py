@@ -55,6 +55,8 @@ def as_text(diagnosis: Diagnosis) -> str:
             *([f"  stall     {diagnosis.stall}"] if found.place and diagnosis.stall else []),
             f"  culprits  {', '.join(f'rank{r}' for r in diagnosis.culprits) or 'unknown'}",
         ]
+        graph = WaitGraph(diagnosis)
+        lines += [f"  waits     {graph.title()}"] if graph.waits else []
         left = [w for w in diagnosis.waits if w.missing]
         for wait in left[:SHOWN]:
             peers = " and ".join(f"rank{m}" for m in wait.missing[:SHOWN])

@@ -68,6 +68,7 @@ class Diagnosis:
     """Ranks whose traces were given."""
     events: int
     matched_collectives: int
+    """Those that every member issued alike and left; a send and its receive count as one."""
     divergence: Divergence | None
     failure_mode: str | None
     culprits: tuple[int, ...]

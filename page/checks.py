@@ -17,7 +17,7 @@ from ..model.load import load
 from ..model.mutants import mutant as find_mutant
 from ..model.network import Network, NetworkState
 from ..model.tables import Protocol, Scope
-from .explorer import BOUND, along, walk
+from .explorer import BOUND, along, steps, walk
 from .story import Edge, Finding, Link, Moment, Story
 
 WHOLE = 60_000
@@ -55,7 +55,7 @@ def story_of(report: Report, bound: int = BOUND) -> Story:
         focus=cause.at,
         finding=_finding(example, report, cause),
         protocol=network.protocol,
-        walk=walk(network, along(network, example.steps), bound),
+        walk=walk(network, along(network, steps(example)), bound),
     )
 
 
@@ -69,7 +69,7 @@ def of_run(network: Network, run: Counterexample) -> Story:
     """A run in which nothing goes wrong, and a crash anywhere in what may be walked from it."""
     moments, links = lanes_of(run, network.protocol)
     crashing = Network(network.protocol, network.scope)
-    story = _to_walk(crashing, network.protocol.name, BOUND, along(crashing, run.steps))
+    story = _to_walk(crashing, network.protocol.name, BOUND, along(crashing, steps(run)))
     summary = f"{run.text}, {len(run.steps)} steps"
     return replace(story, summary=summary, moments=moments, links=links, verdict="holds", focus=0)
 
@@ -166,7 +166,7 @@ def _broken_at(example: Counterexample, report: Report) -> Cause | None:
         detection=broken.detection,
         stream=broken.stream,
     )
-    shared = along(whole, example.steps)
+    shared = along(whole, steps(example))
     edits = _edits(example, tables, broken.protocol)
     at = len(shared) - 1
     if at < len(example.steps):

@@ -6,12 +6,12 @@ Left out: verdicts. What a state means for a property is the checker's to say; h
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from ..model.checker.counterexample import TraceStep
+from ..model.checker.counterexample import Counterexample
 from ..model.lts import Interner
 from ..model.network import Move, Network, NetworkState
 from ..model.tables import By
@@ -20,16 +20,21 @@ BOUND = 20_000
 """States that a page carries unless it is asked for more; some 50 bytes each."""
 
 
-def along(network: Network, steps: Sequence[TraceStep]) -> list[NetworkState]:
-    """The states of a run from its steps, the initial one first; as far as steps and network agree."""
+Taken = tuple[int, str, str, str]
+"""A move that was taken: rank, event, edge (as in `Move`), and the rank's state afterwards."""
+
+
+def along(network: Network, taken: Iterable[Taken | None]) -> list[NetworkState]:
+    """The states of a run, the initial one first, as far as the network has its moves. None: nothing moves."""
     layers: list[dict[NetworkState, NetworkState | None]] = [{network.initial(): None}]
-    for step in steps:
+    for wanted in taken:
         ahead: dict[NetworkState, NetworkState | None] = {}
         for state in layers[-1]:
+            if wanted is None:
+                ahead[state] = state
+                continue
             for move, target in network.successors(state):
-                same = (move.rank, move.event, move.edge) == (step.rank, step.event, step.edge)
-                names = tuple(network.state_name(target, rank) for rank in range(network.ranks))
-                if same and names == step.states:
+                if (move.rank, move.event, move.edge, network.state_name(target, move.rank)) == wanted:
                     ahead.setdefault(target, state)
         if not ahead:
             break
@@ -40,6 +45,11 @@ def along(network: Network, steps: Sequence[TraceStep]) -> list[NetworkState]:
         assert before is not None
         path.append(before)
     return path[::-1]
+
+
+def steps(run: Counterexample) -> list[Taken]:
+    """The moves of a run, for `along`."""
+    return [(step.rank, step.event, step.edge, step.states[step.rank]) for step in run.steps]
 
 
 def walk(network: Network, spine: Sequence[NetworkState], bound: int = BOUND) -> dict[str, Any]:

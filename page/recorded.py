@@ -14,14 +14,18 @@ from ..conformance.report import as_json
 from ..conformance.verdict import Diagnosis
 from ..errors import UsageError
 from ..model.load import PROTOCOLS
-from ..model.tables import Protocol
+from ..model.network import Network
+from ..model.tables import Protocol, Scope
 from ..traces.collectives import P2P, Recording, Status
 from ..traces.format import Dropped, End, Event, Trace
 from ..traces.load import load
+from .explorer import along, walk
 from .order import columns
 from .story import Finding, Link, Moment, Story
 
 MAX_LANES, MAX_MOMENTS = 32, 120_000
+MAX_WALKED = 1_000
+"""A longer run is not followed through the model, so that its page is not for walking."""
 
 Op = tuple[Any, ...]
 """What an operation is known by on all of its ranks: group, sequence, and of p2p its two ends."""
@@ -48,6 +52,7 @@ def story_of(found: Sequence[Trace] | Recording, diagnosis: Diagnosis) -> Story:
         moments, links = of_traces([t for t in found if t.rank in lanes], protocol)
     focus = _focus(moments, report)
     kept, focus = window(moments, focus)
+    walkable = protocol is not None and not isinstance(found, Recording) and len(lanes) == world
     notes = [*report["reasons"], *_left_out(present, lanes, len(moments), len(kept))]
     name = protocol.name if protocol else "collectives"
     return Story(
@@ -62,7 +67,22 @@ def story_of(found: Sequence[Trace] | Recording, diagnosis: Diagnosis) -> Story:
         notes=notes,
         protocol=protocol,
         places="line" if protocol else "entry",
+        walk=_walk(found, protocol, kept) if walkable and len(kept) <= MAX_WALKED else None,
     )
+
+
+def _walk(traces: Sequence[Trace], protocol: Protocol, moments: Sequence[Moment]) -> dict[str, Any]:
+    """The model along the run, as far as it has the run's moves, and what else might have happened on the way."""
+    plans = (e.data for t in traces for e in t.events if e.transition == "preflight_schema")
+    calls = [plan["steps"] for plan in plans if isinstance(plan, dict) and plan.get("steps")]
+    chunks = max((moment.chunk or 0 for moment in moments), default=0) + 1
+    network = Network(protocol, Scope(len(traces), chunks, calls[0] if calls else 1))
+    edges = {"enter": "issue", "exit": "complete", "step": "step"}
+    events = {event for role in protocol.roles for event in role.events}
+    taken = [
+        (m.rank, m.name, edges[m.edge], m.state) if m.edge in edges and m.name in events else None for m in moments
+    ]
+    return walk(network, along(network, taken))
 
 
 def shown(present: Sequence[int], report: Mapping[str, Any]) -> list[int]:

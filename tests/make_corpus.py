@@ -185,6 +185,8 @@ SECRETS = (
 
 def keep(traces: Path, expected: Expected, folder: Path) -> None:
     """Put a run into the corpus."""
+    if not list(traces.glob(f"*{SUFFIX}")):
+        raise SystemExit(f"{folder.name}: nothing was recorded")
     folder.mkdir(parents=True)
     for path in sorted(traces.glob(f"*{SUFFIX}")):
         data = path.read_bytes()

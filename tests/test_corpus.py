@@ -6,6 +6,7 @@ import getpass
 import json
 import re
 import socket
+import tomllib
 from pathlib import Path
 
 import corpus
@@ -78,6 +79,13 @@ def test_no_trace_names_a_machine_or_a_path() -> None:
     for path in corpus.CORPUS.rglob("*"):
         if path.is_file() and path.suffix != ".md":
             assert names_of_this_machine(path.read_text()) == [], path
+
+
+def test_the_corpus_is_shipped() -> None:
+    root = corpus.CORPUS.parent.parent
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    shipped = {path for pattern in settings["genlock.traces"] for path in (root / "traces").glob(pattern)}
+    assert {path for path in corpus.CORPUS.rglob("*") if path.is_file()} == shipped
 
 
 def test_runs_are_small() -> None:

@@ -449,6 +449,8 @@ def test_the_shortest_healthy_run_ends_with_its_event() -> None:
     run = shortest(network, "acks_agree")
     assert (run.claim, run.steps[-1].event, run.steps[-1].rank) == ("", "acks_agree", 0)
     assert "does not hold" not in sequence_svg(run, SCHEDULE)
+    taken = shortest(network, "receive_header").steps[-1]
+    assert (taken.event, taken.edge) == ("receive_header", "complete")
     ended = shortest(network, None)
     assert ended.steps[-1].states == ("STOPPED", "STOPPED")
     with pytest.raises(UsageError, match="no run has miscount; name an event that can happen: exchange_parity"):
@@ -533,7 +535,11 @@ def test_text_needs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @ROLES
 def test_a_state_diagram_is_rendered(role: Role, tmp_path: Path) -> None:
     save(state_diagram(role), tmp_path / "a.svg", "svg")
-    words = "".join(ElementTree.parse(tmp_path / "a.svg").getroot().itertext())
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    ids = {group.attrib["id"] for group in root.iter(f"{SVG}g")}
+    assert {f"{role.name}.{state.name}" for state in role.states} < ids
+    assert {f"{role.name}.{row.state}.{row.event}" for row in outline(role)[0]} < ids
+    words = "".join(root.itertext())
     assert all(state.name in words for state in role.states)
     save(state_diagram(role), tmp_path / "a.png", "png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from genlock.model.network import Network
 from genlock.model.protocol import TP_V1_1
 from genlock.model.question import Question
 from genlock.model.tables import Scope
-from genlock.page import audits, checks, recorded
-from genlock.page.explorer import along, walk
+from genlock.page import audits, checks, html, recorded
+from genlock.page.explorer import along, steps, walk
 from genlock.page.html import page as html_of
 from genlock.page.html import write
 from genlock.page.order import columns
@@ -164,6 +165,14 @@ def test_the_page_is_one_file_and_its_data_is_no_markup() -> None:
     assert nasty in as_json(replace(story, moments=moments))["texts"]
 
 
+def test_the_library_is_the_one_that_is_named() -> None:
+    vendor = Path(html.__file__).parent / "vendor"
+    told = (vendor / "README.md").read_text(encoding="utf-8")
+    assert hashlib.sha256((vendor / "d3.min.js").read_bytes()).hexdigest() in told
+    version = re.findall(r"https://d3js.org v([\d.]+) ", (vendor / "d3.min.js").read_text(encoding="utf-8")[:100])
+    assert f"d3@{version[0]}" in told
+
+
 # ── the model, worked out beforehand ────────────────────────────────────────────────────────────────
 
 
@@ -206,9 +215,9 @@ def test_steps_that_the_network_does_not_have_end_the_spine() -> None:
     report = run_check(Question("tp_v1.1", Scope(3, 1, 2), mutant="FM-04"))
     assert report.counterexample is not None
     whole = Network(TP_V1_1, Scope(3, 1, 2))
-    steps = report.counterexample.steps
-    assert len(along(report.network, steps)) == len(steps) + 1
-    assert len(along(whole, steps)) == 9, "the ninth step is by a row that the whole protocol does not have"
+    taken = steps(report.counterexample)
+    assert len(along(report.network, taken)) == len(taken) + 1
+    assert len(along(whole, taken)) == 9, "the ninth step is by a row that the whole protocol does not have"
 
 
 # ── the page in a browser ───────────────────────────────────────────────────────────────────────────

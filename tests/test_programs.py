@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from genlock.conformance.judge import judge_paths
+from genlock.conformance.report import as_json
 from genlock.errors import UsageError
 from genlock.traces.format import Clock, Dropped, End, Event, TraceHeader, encode, name_of
+from hypothesis import given
+from hypothesis import strategies as st
 
 RANKS = 3
 
@@ -281,3 +285,59 @@ def test_any_spelling_of_a_line_is_read(tmp_path: Path) -> None:
         path.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in own))
     found = judge_paths([tmp_path])
     assert (found.verdict, found.matched_collectives) == ("conforming", 12)
+
+
+@given(st.permutations(range(RANKS)), st.sampled_from(["healthy", "cut", "stalled"]))
+def test_the_order_of_files_never_matters(order: list[int], what: str) -> None:
+    ranks = lines_of(pipeline())
+    if what == "stalled":
+        del ranks[1][-4:]
+    with tempfile.TemporaryDirectory() as name:
+        ends: dict[str, Any] = {} if what == "healthy" else {"rank1": None}
+        write(Path(name), ranks, **ends)
+        files = [Path(name) / name_of(rank) for rank in range(RANKS)]
+        assert as_json(judge_paths([files[n] for n in order])) == as_json(judge_paths(files))
+
+
+# ── out of step, though every pair fits ─────────────────────────────────────────────────────────────────
+
+
+def loop(*, without: int | None = None, twice: int | None = None, steps: int = 4) -> Writer:
+    """Two equal all_reduces a step, from two lines; one of them left out, or done once more."""
+    own = Writer()
+    for number in range(2 * steps):
+        for _ in range({without: 0, twice: 2}.get(number, 1)):
+            own.do("all_reduce", len(own.lines) // 2 + 1, site=f"job.py:{30 + number % 2}")
+    return own
+
+
+@pytest.mark.parametrize(
+    ("broken", "place", "what"),
+    [({"without": 3}, "all_reduce #4", "left one out"), ({"twice": 3}, "all_reduce #5", "did one more")],
+)
+def test_the_place_is_where_it_fell_out_of_step_not_where_it_was_missed(
+    broken: dict[str, int], place: str, what: str, tmp_path: Path
+) -> None:
+    ranks = {0: loop(), 1: loop(**broken), 2: loop()}
+    for rank in [0, 2] if "without" in broken else [1]:  # they wait in the last
+        ranks[rank].lines[-1] = msgspec.structs.replace(ranks[rank].lines[-1], outcome="RuntimeError: timed out")
+    write(tmp_path, lines_of(ranks))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.culprits) == ("divergent", (1,))
+    assert found.divergence is not None
+    assert found.divergence.place.startswith(place)
+    assert what in found.divergence.why
+
+
+def test_ranks_may_run_different_lines(tmp_path: Path) -> None:
+    """Rank 0 has a line of its own for the second; that it is rank 2 that never comes is seen all the same."""
+    ranks = {rank: loop() for rank in range(RANKS)}
+    for line, own in enumerate(ranks[0].lines):
+        if own.edge == "enter" and own.sequence % 2 == 0:
+            ranks[0].lines[line] = msgspec.structs.replace(own, site="job.py:99")
+    ranks[2].lines[-2:] = []
+    for rank in (0, 1):
+        ranks[rank].lines[-1] = msgspec.structs.replace(ranks[rank].lines[-1], outcome="RuntimeError: timed out")
+    write(tmp_path, lines_of(ranks))
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.culprits, found.stall) == ("divergent", (2,), "host")

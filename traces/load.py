@@ -45,7 +45,8 @@ class Source(NamedTuple):
 
 def load(paths: Sequence[Path]) -> list[Trace] | Recording:
     """The traces that `paths` stand for: Genlock's own, or a recording. Raises UnreadableInput."""
-    files = list(dict.fromkeys(file for path in paths for file in _files(path)))
+    # sorted, so that the order given never matters; once, also where a folder and a file in it are named
+    files = list(dict(sorted(file for path in paths for file in _files(path))).items())
     own = [file for file, _ in files if file.name.endswith(SUFFIX) or _is_own(file)]
     if own:
         strangers = [file for file, named in files if named and file not in own]

@@ -143,7 +143,7 @@ Numbers = npt.NDArray[np.int64]
 class _Lines(NamedTuple):
     """What a file holds: its events by shape, index and time, and the lines that are no events."""
 
-    groups: dict[str, tuple[int, ...]]
+    groups: dict[str, Group]
     shapes: Numbers
     indices: Numbers
     times: Numbers
@@ -167,7 +167,7 @@ class _Reader:
         return ProgramRank(header, self._record(path, header, self._lines(path, header, lines)))
 
     def _lines(self, path: Path, header: TraceHeader, lines: Iterator[tuple[int, bytes]]) -> _Lines:
-        groups = dict(header.groups)
+        groups = {name: Group(name, "", members) for name, members in header.groups.items()}
         shapes: list[int] = []
         numbers: list[bytes] = []
         others: list[Dropped | End] = []
@@ -182,7 +182,8 @@ class _Reader:
             else:
                 line = decode(path, number, raw)
                 if isinstance(line, GroupLine):
-                    if groups.setdefault(line.name, line.members) != line.members:
+                    group = groups.setdefault(line.name, Group(line.name, line.description, line.members))
+                    if group.members != line.members:
                         raise _bad(path, number, f"group {line.name} had other members before")
                     continue
                 if isinstance(line, TraceHeader):
@@ -204,7 +205,7 @@ class _Reader:
     def _record(self, path: Path, header: TraceHeader, lines: _Lines) -> RankRecord:
         end, dropped = lines.end, lines.dropped
         shapes = self.shapes.table[lines.shapes]
-        members = {name: self.interned.groups(Group(name, "", ranks)) for name, ranks in lines.groups.items()}
+        members = {name: self.interned.groups(group) for name, group in lines.groups.items()}
         groups = np.array([members.get(name, -1) for name in self.shapes.names.values], np.int64)
         used = shapes["op"] | shapes["listens"]
         if (groups[shapes["name"][used]] < 0).any():
