@@ -301,7 +301,7 @@ def render(
     picture_format: flags.PictureFormatChoice = flags.PictureFormat.svg,
     out: flags.OutFile = None,
 ) -> None:
-    """Draw a protocol, a counterexample or a trace."""
+    """Draw a protocol, a run of it, a counterexample, a trace, or who waits; as HTML, a page to step through."""
     from .render import render as draw
 
     for path in draw(picture.value, subjects, picture_format.value, out, diff):

@@ -1,6 +1,6 @@
 """A sequence chart of a run, up to where it diverged: a lane a rank, in logical time, drawn as a counterexample is.
 
-Left out: drawing (`model.diagram`), and everything after the divergence.
+Left out: drawing (`model.chart`), and everything after the divergence.
 """
 
 from __future__ import annotations
@@ -20,16 +20,13 @@ AROUND = 24
 
 
 def chart(traces: Sequence[Trace], found: Diagnosis, around: int = AROUND) -> Counterexample:
-    """The last events before the divergence, and it, as the steps of a counterexample.
+    """The last events before the divergence, and it, as the steps of a counterexample; without one, the last of all.
 
-    Of a rank that others wait for, the chart goes on until they wait. Raises UsageError where nothing diverges, and
-    where there are more ranks than lanes.
+    Of a rank that others wait for, the chart goes on until they wait. Raises UsageError for more ranks than lanes.
     """
     divergence, world = found.divergence, traces[0].header.world
-    if divergence is None:
-        raise UsageError(f"the run is {found.verdict}", where=where(traces), do="a chart shows where a run diverged")
     if world > MAX_LANES:
-        raise UsageError(f"{world} ranks", where=where(traces), do=f"a chart has {MAX_LANES} lanes at most")
+        raise UsageError(f"{world} ranks", where=_folder(traces), do=f"a chart has {MAX_LANES} lanes at most")
     protocol = protocol_of(traces)
     ranks = {t.rank: replay_rank(t, protocol) for t in traces}
     waits = [w for w in found.waits if w.missing] if found.failure_mode == LEFT_WAITING else []
@@ -37,11 +34,9 @@ def chart(traces: Sequence[Trace], found: Diagnosis, around: int = AROUND) -> Co
     shown: list[TraceStep] = []
     for event, replayed in _ordered(ranks, match(ranks).clocks, divergence, waits):
         shown.append(_step(len(shown) + 1, event, replayed, states))
-    mode = f"{found.failure_mode}: " if found.failure_mode else ""
-    place = f"rank{divergence.rank}, chunk {divergence.chunk}, {divergence.state}"
-    text = f"{mode}{place}: {divergence.observed}; {divergence.why}"
     stuck = tuple(Stuck(w.rank, w.meeting.entered.state, w.operation, w.missing, None) for w in waits)
-    return Counterexample("conformance", text[:MAX_TEXT], world, stuck, tuple(shown[-around:]))
+    claim = "conformance" if divergence else ""
+    return Counterexample(claim, _text(found)[:MAX_TEXT], world, stuck, tuple(shown[-around:]))
 
 
 MAX_TEXT = 160
@@ -49,31 +44,40 @@ MAX_LANES = 16
 LEFT_WAITING = "FM-18"
 
 
-def where(traces: Sequence[Trace]) -> str:
-    """The folder of the traces."""
+def _folder(traces: Sequence[Trace]) -> str:
     return str(traces[0].path.parent)
+
+
+def _text(found: Diagnosis) -> str:
+    divergence = found.divergence
+    if divergence is None:
+        return f"{found.verdict}: the last of {found.events} events"
+    mode = f"{found.failure_mode}: " if found.failure_mode else ""
+    place = f"rank{divergence.rank}, chunk {divergence.chunk}, {divergence.state}"
+    return f"{mode}{place}: {divergence.observed}; {divergence.why}"
 
 
 def _ordered(
     ranks: Mapping[int, RankReplay],
     clocks: Mapping[int, Sequence[int]],
-    divergence: Divergence,
+    divergence: Divergence | None,
     waits: Sequence[Wait],
 ) -> Iterator[tuple[Event, RankReplay]]:
     """All that happened up to the divergence, or until all who wait for it do; of equal times, it comes last."""
     issued = {w.rank: w.meeting.entered_at for w in waits}
     found = []
     for rank, replayed in ranks.items():
+        last = divergence is not None and rank == divergence.rank
         for at, event in enumerate(replayed.trace.lines):
             time = clocks[rank][at]
-            about = at <= issued.get(rank, -1) or time <= divergence.clock
-            if isinstance(event, Event) and about and not _is_after(replayed, at, divergence):
-                found.append((time, rank == divergence.rank, rank, at, event))
+            about = divergence is None or at <= issued.get(rank, -1) or time <= divergence.clock
+            if isinstance(event, Event) and about and not (last and _is_after(replayed, at, divergence)):
+                found.append((time, last, rank, at, event))
     yield from ((event, ranks[rank]) for _, _, rank, _, event in sorted(found, key=lambda f: f[:4]))
 
 
-def _is_after(replayed: RankReplay, at: int, divergence: Divergence) -> bool:
-    return replayed.trace.rank == divergence.rank and replayed.trace.numbers[at] > divergence.line
+def _is_after(replayed: RankReplay, at: int, divergence: Divergence | None) -> bool:
+    return divergence is not None and replayed.trace.numbers[at] > divergence.line
 
 
 def _step(number: int, event: Event, replayed: RankReplay, states: dict[int, str]) -> TraceStep:

@@ -106,14 +106,18 @@ def _first(ranks: Mapping[int, RankReplay], matched: Matched) -> _Found | None:
         first = min(broken, key=lambda d: (d.clock, d.rank not in accused[id(d)], d.rank))
         return _Found(first, accused[id(first)])
     noticed = noticed or list(_stranded(ranks, matched))
-    if not noticed:
-        return None
+    return _missed(noticed, ranks, matched) if noticed else None
+
+
+def _missed(noticed: Sequence[Divergence], ranks: Mapping[int, RankReplay], matched: Matched) -> _Found:
+    """Who is to blame where ranks were left waiting or lost a peer, and where that one stands."""
     first = min(noticed, key=lambda d: (d.clock, d.rank))
     silent = {r for r in ranks if ranks[r].trace.end is None}
     roots = set(blamed(matched.waits))
     if not roots <= ranks.keys():  # of whom there is no trace may have waited, too: for one that fell silent
         roots |= silent
-    culprits = tuple(sorted(roots or silent or {first.rank}))
+    told = {end.culprit for r in ranks.values() if (end := r.trace.end) and end.culprit is not None}
+    culprits = tuple(sorted(roots or told or silent or {first.rank}))
     own = next((ranks[r] for r in culprits if r in ranks), None)
     if own is not None and first.rank != own.trace.rank:
         first = _stamp(_stood(own, culprits, matched), own, matched)

@@ -222,21 +222,16 @@ class _Rank:
         state = self.role.by_name[self.state]
         if end.index != self.next:
             return f"event {self.next} is missing"
-        if end.cause == "deadline" and not state.failed:
-            return self._expire(at, end)
+        row = self.role.rows_by_key.get((self.state, end.cause))
+        if row is not None and row.by is By.DETECTION:
+            # ended where it stood: the end marker is all that is written of the move
+            self.failure = self.divergence(at, end, end.message)
+            self.witnessed.add(row.key)
+            return None
         if not state.terminal:
             return f"the rank ends in {self.state}"
         if (end.cause == "stopped") is state.failed:
             return f"the rank says `{end.cause}`, and ends in {self.state}"
-        return None
-
-    def _expire(self, at: int, end: End) -> str | None:
-        """A deadline ends a rank at once: the end marker is all that is written of the move."""
-        row = self.role.rows_by_key.get((self.state, end.cause))
-        if row is None or row.by is not By.DETECTION:
-            return f"no row leads from {self.state} by {end.cause}"
-        self.failure = self.divergence(at, end, end.message)
-        self.witnessed.add(row.key)
         return None
 
     def _breaks_off(self, event: Event) -> bool:

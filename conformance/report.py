@@ -52,7 +52,7 @@ def as_text(diagnosis: Diagnosis) -> str:
             f"  observed  {found.observed}",
             f"  expected  {_or(found.expected)}",
             f"  why       {found.why}",
-            *([f"  stall     {diagnosis.stall}"] if found.place and diagnosis.stall else []),
+            *([f"  stall     {diagnosis.stall}"] if diagnosis.stall else []),
             f"  culprits  {', '.join(f'rank{r}' for r in diagnosis.culprits) or 'unknown'}",
         ]
         graph = WaitGraph(diagnosis)

@@ -15,6 +15,8 @@ from .verdict import Divergence
 
 SENT_EARLY = ("commit", "send_header")
 COUNTING = ("generate", "leave_phase_b", "miscount", "enter_phase_b")
+HEADERS = ("reject_header", "receive_header", "send_header", "send_noop", "send_shutdown")
+PAYLOADS = ("reject_envelope", "receive_payload", "send_payload")
 ACKS = ("send_ack", "collect_acks", "acks_differ")
 COMMITTED = ("header", "payload", "generate", "ack")
 """The phases in which peers block for more from a rank, so that they are stranded when it raises."""
@@ -35,10 +37,12 @@ SIGNS = (
     _Sign("FM-08", lambda d: d.why.startswith(REFUSED)),
     _Sign("FM-04", lambda d: d.phase == "preflight" and d.observed.startswith(SENT_EARLY)),
     _Sign("FM-02", lambda d: d.phase == "generate" and d.observed.startswith(COUNTING)),
-    _Sign("FM-10", lambda d: d.observed.startswith(("reject_header", "receive_header", "send_header"))),
-    _Sign("FM-05", lambda d: d.observed.startswith(("reject_envelope", "receive_payload", "send_payload"))),
+    _Sign("FM-10", lambda d: d.observed.startswith(HEADERS)),
+    _Sign("FM-05", lambda d: d.observed.startswith(PAYLOADS)),
+    _Sign("FM-09", lambda d: d.observed.startswith("exception") and "second thread" in d.why),
     _Sign("FM-12", lambda d: d.observed.startswith("exception") and "was reset" in d.why),
     _Sign("FM-13", lambda d: d.observed.startswith("exception") and "start frame is" in d.why),
+    _Sign("FM-15", lambda d: d.observed.startswith("exception") and "override was read" in d.why),
     _Sign("FM-04", lambda d: d.observed.startswith("exception") and d.phase in COMMITTED),
     _Sign("FM-18", lambda d: d.observed.startswith(WAITING)),
 )
@@ -52,7 +56,7 @@ FIELDS = (
     ("FM-13", r"ack\.(global_end_index|current_start_frame)"),
     ("FM-12", r"ack\.(local_end_index|cache_epoch)"),
     ("FM-02", r"ack\.observed_generator_calls"),
-    ("FM-03", r"flag\..+|conditioning|digests?\b.*|recompute_schedule|ack\.sequence_hash"),
+    ("FM-03", r"flag\..+|conditioning|digest_\w+|recompute_schedule|ack\.sequence_hash"),
 )
 """What ranks must agree on, at start-up and in every ack, and the failure mode where they do not. Of several that
 differ, the first here names it: a plan that differs changes flags too, weights that differ change outputs, and another

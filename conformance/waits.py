@@ -100,10 +100,11 @@ class WaitGraph:
         """The graph in a line."""
         if not self.waits:
             return f"{self.verdict}: nobody is left waiting"
-        root = f"a circle of {named(self.circle)}" if self.circle else f"all wait for {named(self.roots)}"
-        if set(self.culprits) == {*self.roots, *self.circle}:
-            return root + (f" ({self.stall} stall)" if self.stall else "")
-        return f"{root}; to blame is {named(self.culprits) or 'who is not known'}"
+        known = set(self.culprits) == {*self.roots, *self.circle}
+        end = f"a circle of {named(self.circle)}" if self.circle else f"wait for {named(self.roots)}"
+        if known:
+            return ("" if self.circle else "all ") + end + (f" ({self.stall} stall)" if self.stall else "")
+        return ("" if self.circle else "some ") + f"{end}; to blame is {named(self.culprits) or 'who is not known'}"
 
 
 def named(ranks: Collection[int]) -> str:

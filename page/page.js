@@ -113,7 +113,8 @@ function showLanes() {
   }).classed("culprit", (d) => culprits.has(d.rank)).classed("now", (_, lane) => lane === current).each(function (d, lane) {
     const { state, inside } = stateOf(lane);
     this.firstChild.textContent = `rank${d.rank}`;
-    this.lastChild.textContent = inside ? `${state} ⇄ ${inside}` : state;
+    const none = !page.walking && recorded.count && !recorded.own[lane].length;
+    this.lastChild.textContent = none ? "no event" : inside ? `${state} ⇄ ${inside}` : state;
     this.title = this.textContent;
   });
 }
@@ -194,7 +195,7 @@ function listSteps() {
     return item;
   }).order().classed("focus", (i) => isFocus(i)).attr("aria-current", (i) => (i === step ? "step" : null)).each(function (i) {
     const { who, what, facts } = describe(run, i), [number, rank, text] = this.children;
-    number.textContent = run.place[i] === null ? `${i + 1}` : `${data.places} ${run.place[i]}`;
+    number.textContent = run.place[i] === null ? `move ${i + 1}` : `${data.places} ${run.place[i]}`;
     rank.textContent = who;
     text.textContent = what;
     text.title = facts;
@@ -243,7 +244,7 @@ const view = {
 
 function size() {
   const ratio = window.devicePixelRatio || 1, callout = byId("callout");
-  callout.hidden = !(data.finding && page.run === recorded);
+  callout.hidden = !(data.finding && data.focus !== null && page.run === recorded);
   const height = AXIS + lanes * laneHeight + (callout.hidden ? 6 : callout.offsetHeight + 20);
   canvas.style.height = `${height}px`;
   canvas.width = Math.round(canvas.clientWidth * ratio);
@@ -354,7 +355,8 @@ function label(i, x, y, w, h) {
   pen.font = "600 11px system-ui, sans-serif";
   const wrapped = wrap(run.edge_(i) === "fault" ? `✕ ${name}` : run.commits[i] ? `◆ ${name}` : name, w - 8, link || h < 30 ? 1 : 2);
   lines.push(...wrapped);
-  const open = run.open(i), under = link && h >= 30 ? `⇄ ${link.name}${open ? (page.walking ? " …" : " … waits") : ""}` : "";
+  const open = run.open(i), waits = open ? (page.walking ? " …" : " … waits") : "";
+  const under = h < 30 || lines.length > 1 ? "" : link ? `⇄ ${link.name}${waits}` : run.text("phase", i);
   pen.fillStyle = run.edge_(i) === "fault" || isFocus(i) ? ink.bad : ink.ink;
   pen.textAlign = "left";
   pen.textBaseline = "middle";
@@ -437,7 +439,7 @@ function drawMissing(lane, x, points) {
 
 function placeCallout(k) {
   const callout = byId("callout"), { run } = page, i = data.focus;
-  const x = run === recorded && data.finding ? view.x(run.column[i]) + k / 2 : -1;
+  const x = run === recorded && data.finding && i !== null ? view.x(run.column[i]) + k / 2 : -1;
   callout.hidden = x < 0 || x > view.width;
   if (callout.hidden) return;
   const bottom = top_(lanes) + 10;
@@ -525,14 +527,16 @@ class Walk {
     const intern = (text) => number.get(text) ?? (number.set(text, texts.push(text) - 1), texts.length - 1);
     const moments = Object.fromEntries(Object.entries(data.moments).map(([name, column]) => [name, column.slice(0, this.kept)]));
     moments.mate = moments.mate.map((mate) => (mate === null || mate >= this.kept ? null : mate));
-    const links = data.links.map((link) => [...link]), known = new Map(links.map((link, at) => [texts[link[0]], at]));
+    const links = data.links.map((link) => [...link]), known = new Map(); // of a collective by how many came before it
     const counts = new Map(), opened = new Map();
     const count = (lane, op, edge) => { const key = `${lane} ${op} ${edge}`; counts.set(key, (counts.get(key) ?? 0) + 1); return counts.get(key); };
     for (let i = 0; i < this.kept; i++) {
       if (moments.link[i] === null) continue;
       const op = texts[links[moments.link[i]][0]].split(" #")[0], edge = texts[moments.edge[i]], lane = moments.lane[i];
-      const key = `${lane} ${op} #${count(lane, op, edge)}`;
-      if (edge === "enter") opened.set(key, i);
+      const name = `${op} #${count(lane, op, edge)}`;
+      if (edge !== "enter") continue;
+      known.set(name, moments.link[i]);
+      opened.set(`${lane} ${name}`, i);
     }
     this.labels.forEach((label, at) => this.append(moments, data.walk.labels[label], at, { intern, links, known, count, opened }));
     return new Run(moments, texts, links);
@@ -548,9 +552,9 @@ class Walk {
       if (mine === "enter") opened.set(`${rank} ${name}`, i);
       else { mate = opened.get(`${rank} ${name}`) ?? null; if (mate !== null) moments.mate[mate] = i; }
     }
-    const row = { lane: rank, column: i, name: intern(edge === "crash" ? "dies" : event), edge: intern(mine), before: intern(before[0]), state: intern(after[0]),
+    const row = { lane: rank, column: 1 + (d3.max(moments.column) ?? -1), name: intern(edge === "crash" ? "dies" : event), edge: intern(mine), before: intern(before[0]), state: intern(after[0]),
       phase: intern(phaseOf(rank, before[0])), call_id: null, chunk: null, call: null, mate, link,
-      commits: Number(commits && mine !== "exit"), place: i + 1, detail: intern([decided, after[2]].filter(Boolean).join(" ")) };
+      commits: Number(commits && mine !== "exit"), place: null, detail: intern([decided, after[2]].filter(Boolean).join(" ")) };
     for (const [name, value] of Object.entries(row)) moments[name].push(value);
   }
 }
@@ -569,7 +573,7 @@ function rebuild() {
   byId("watch").setAttribute("aria-pressed", String(!page.walking));
   byId("walk").setAttribute("aria-pressed", String(Boolean(page.walking)));
   byId("choices").hidden = !page.walking;
-  byId("divergence").hidden = data.finding === null || Boolean(page.walking);
+  byId("divergence").hidden = data.focus === null || data.finding === null || Boolean(page.walking);
   size();
   filter();
 }
@@ -606,10 +610,10 @@ function offerMoves() {
     const beyond = !complete && walk.state > 0 && starts[walk.state] === starts[walk.state + 1] && !ended(walk);
     box.append("p").attr("class", "edge").text(beyond ? "What follows was not worked out beforehand: take a move back." : waitsNow ? "Nobody can move any more." : "Every rank has ended.");
   }
-  const order = Object.keys(WHOSE);
+  const order = Object.keys(WHOSE), cards = box.append("div").attr("class", "cards");
   data.lanes.forEach((lane, at) => {
-    const [state, op, vars] = walk.view(walk.state, at), card = box.append("section").attr("class", "rank");
-    card.append("h3").text(`rank${lane.rank} · ${state}${op ? ` ⇄ ${op}` : ""}`);
+    const [state, op, vars] = walk.view(walk.state, at), card = cards.append("section").attr("class", "rank");
+    card.append("h2").text(`rank${lane.rank} · ${state}${op ? ` ⇄ ${op}` : ""}`);
     if (vars) card.append("small").text(vars);
     const own = moves.filter(({ label }) => label[0] === at).sort((a, b) => order.indexOf(a.label[5]) - order.indexOf(b.label[5]));
     for (const option of own) {
@@ -638,7 +642,7 @@ function showFinding() {
   byId("search").hidden = data.moments.call_id.every((id) => id === null);
   document.querySelector("main").classList.toggle("alone", !document.querySelector(".role"));
   const finding = data.finding;
-  byId("divergence").hidden = finding === null;
+  byId("divergence").hidden = data.focus === null || finding === null;
   if (finding === null) return;
   const box = d3.select("#finding").attr("hidden", null);
   box.append("h2").text(finding.head);
@@ -692,7 +696,7 @@ const KEYS = {
   ArrowRight: (event) => move(1, event.shiftKey), ArrowLeft: (event) => (event.shiftKey ? move(-1, true) : back()),
   PageDown: () => move(10), PageUp: () => move(-10), Home: () => show(0), End: () => show(page.run.count - 1),
   "+": () => closer(1.6), "=": () => closer(1.6), "-": () => closer(1 / 1.6), 0: whole,
-  d: () => data.finding && !page.walking && toDivergence(), n: nextFound, "/": () => byId("query").focus(),
+  d: () => byId("divergence").hidden || toDivergence(), n: nextFound, "/": () => byId("query").focus(),
   t: () => theme(document.documentElement.dataset.theme !== "dark"),
 };
 

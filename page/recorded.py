@@ -43,8 +43,7 @@ def story_of(found: Sequence[Trace] | Recording, diagnosis: Diagnosis) -> Story:
     """The page of what was read, with its verdict."""
     report = as_json(diagnosis)
     world = found.world if isinstance(found, Recording) else found[0].header.world
-    present = sorted(found.ranks if isinstance(found, Recording) else [t.rank for t in found])
-    lanes = shown(present, report)
+    lanes = shown(range(world), report)
     if isinstance(found, Recording):
         protocol, (moments, links) = None, of_recording(found, lanes)
     else:
@@ -52,8 +51,7 @@ def story_of(found: Sequence[Trace] | Recording, diagnosis: Diagnosis) -> Story:
         moments, links = of_traces([t for t in found if t.rank in lanes], protocol)
     focus = _focus(moments, report)
     kept, focus = window(moments, focus)
-    walkable = protocol is not None and not isinstance(found, Recording) and len(lanes) == world
-    notes = [*report["reasons"], *_left_out(present, lanes, len(moments), len(kept))]
+    notes = [*report["reasons"], *_left_out(world - len(lanes), len(moments) - len(kept))]
     name = protocol.name if protocol else "collectives"
     return Story(
         title=f"{name} on {world} ranks",
@@ -67,12 +65,17 @@ def story_of(found: Sequence[Trace] | Recording, diagnosis: Diagnosis) -> Story:
         notes=notes,
         protocol=protocol,
         places="line" if protocol else "entry",
-        walk=_walk(found, protocol, kept) if walkable and len(kept) <= MAX_WALKED else None,
+        walk=None if isinstance(found, Recording) else _walk(found, protocol, kept),
     )
 
 
-def _walk(traces: Sequence[Trace], protocol: Protocol, moments: Sequence[Moment]) -> dict[str, Any]:
-    """The model along the run, as far as it has the run's moves, and what else might have happened on the way."""
+def _walk(traces: Sequence[Trace], protocol: Protocol | None, moments: Sequence[Moment]) -> dict[str, Any] | None:
+    """The model along the run, as far as it has the run's moves, and what else might have happened on the way.
+
+    None for a run that is too long or not whole.
+    """
+    if protocol is None or len(traces) < traces[0].header.world or len(moments) > MAX_WALKED:
+        return None
     plans = (e.data for t in traces for e in t.events if e.transition == "preflight_schema")
     calls = [plan["steps"] for plan in plans if isinstance(plan, dict) and plan.get("steps")]
     chunks = max((moment.chunk or 0 for moment in moments), default=0) + 1
@@ -199,7 +202,12 @@ def _ending(trace: Trace, line: Dropped | End, last: Moment | None) -> Moment:
 
 def of_recording(recording: Recording, lanes: Sequence[int]) -> tuple[list[Moment], list[Link]]:
     """The operations of a recording, and the collectives that link them; a finished operation is one moment."""
-    ops = [(int(op["time"]), at, rank, op) for rank in lanes for at, op in enumerate(recording.ranks[rank].ops)]
+    ops = [
+        (int(op["time"]), at, rank, op)
+        for rank in lanes
+        if rank in recording.ranks
+        for at, op in enumerate(recording.ranks[rank].ops)
+    ]
     links: dict[Op, int] = {}
     found: list[Link] = []
     reached: dict[Op, int] = {}
@@ -241,11 +249,16 @@ def _paired(drafts: list[tuple[int, int, Moment, object]]) -> list[Moment]:
 
 
 def _focus(moments: Sequence[Moment], report: Mapping[str, Any]) -> int | None:
+    """Where the rank diverged; of a rank that left no event, where the first that waits for it does."""
     d = report["divergence"]
-    if d is None:
+    if d is None or not moments:
         return None
     own = [at for at, moment in enumerate(moments) if moment.rank == d["rank"]]
-    return min(own, key=lambda at: abs((moments[at].place or 0) - d["line"]), default=None)
+    if own:
+        return min(own, key=lambda at: abs((moments[at].place or 0) - d["line"]))
+    waiting = {wait["rank"] for wait in d["waiting"]}
+    opened = (at for at, m in enumerate(moments) if m.rank in waiting and m.edge == "enter" and m.mate is None)
+    return next(opened, len(moments) - 1)
 
 
 def window(moments: list[Moment], focus: int | None) -> tuple[list[Moment], int | None]:
@@ -260,10 +273,6 @@ def window(moments: list[Moment], focus: int | None) -> tuple[list[Moment], int 
     return kept, None if focus is None else focus - low
 
 
-def _left_out(present: Sequence[int], lanes: Sequence[int], moments: int, kept: int) -> list[str]:
-    notes = []
-    if len(lanes) < len(present):
-        notes.append(f"{len(present) - len(lanes)} ranks that the verdict does not name are not shown")
-    if kept < moments:
-        notes.append(f"{moments - kept:,} events far from the divergence are not shown")
-    return notes
+def _left_out(ranks: int, moments: int) -> list[str]:
+    notes = [f"{ranks} ranks that the verdict does not name are not shown"] if ranks else []
+    return [*notes, f"{moments:,} events far from the divergence are not shown"] if moments else notes

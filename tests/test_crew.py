@@ -14,6 +14,7 @@ from genlock.conformance.crew import KEPT, Crew, _kept
 from genlock.conformance.explain import Diagnosis, diagnose
 from genlock.traces.format import Clock, Trace, TraceHeader, encode, find, name_of, read
 from genlock.traces.load import load
+from genlock.traces.twins import own_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from simulated import healthy
@@ -91,6 +92,16 @@ def test_a_healthy_job_is_told_by_a_few(small: list[Trace], tmp_path: Path) -> N
     assert (found.verdict, found.ranks) == ("conforming", RANKS)
     assert found.events == sum(1 for path in find(tmp_path) for _ in read(path).events)
     same(traces, found)
+
+
+def test_a_copy_has_its_own_times_where_they_are_asked_for(small: list[Trace], tmp_path: Path) -> None:
+    write(enlarged(small), tmp_path)
+    traces = load([tmp_path])
+    assert isinstance(traces, list)
+    copy = next(t for t in traces if t.rank == 9)
+    assert copy.twin == 1
+    [own] = own_lines([copy])
+    assert [line.time_ns for line in own.events] == [line.time_ns + 8 for line in copy.events]
 
 
 @pytest.mark.parametrize("how", [drop, cut, tear, resize], ids=lambda how: how.__name__)

@@ -12,7 +12,7 @@ import corpus
 import msgspec
 import pytest
 from genlock.conformance.explain import diagnose
-from genlock.traces.format import Dropped, Trace, read
+from genlock.traces.format import Dropped, End, Event, Trace, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,6 +86,23 @@ def test_the_culprit_is_named_although_its_own_trace_is_missing_or_it_is_unknown
         found = diagnose([t for t in traces_of(name) if t is not trace]) if len(traces_of(name)) > 1 else None
         if found is not None and found.verdict == "divergent":
             assert culprits <= set(found.culprits), (trace.rank, found.divergence)
+
+
+def test_ranks_that_were_ended_where_they_stood_are_taken_at_their_word() -> None:
+    """All stand in one collective and die there: who was first, only the one that could still say so knows."""
+    traces = []
+    for trace in traces_of("healthy/three-ranks"):
+        at = next(n for n, line in enumerate(trace.lines) if isinstance(line, Event) and line.transition == "generate")
+        end = End(at + 1, 0, "peer_lost", 12, "rank1 is gone", culprit=1)
+        lines = (*trace.lines[: at + 1], *([end] if trace.rank == 0 else []))
+        traces.append(msgspec.structs.replace(trace, lines=lines, numbers=trace.numbers[: len(lines)]))
+    found = diagnose(traces)
+    assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-18", (1,))
+    assert found.divergence is not None
+    assert (found.divergence.rank, found.divergence.observed) == (1, "nothing")
+    assert ("GENERATING", "peer_lost") in found.witnessed["rank0"]
+    unsaid = [cut(t, len(t.lines) - isinstance(t.lines[-1], End)) for t in traces]
+    assert diagnose(unsaid).verdict == "unknown"
 
 
 def test_replay_of_a_small_trace_starts_without_heavy_modules() -> None:

@@ -68,6 +68,40 @@ def archive(name: str, data: bytes) -> bytes:
     return out.getvalue()
 
 
+HEADER = {
+    "kind": "header",
+    "format": 1,
+    "run": "r",
+    "rank": 0,
+    "world": 2,
+    "role": "",
+    "backend": "gloo",
+    "protocol": "",
+    "tables": "",
+    "groups": {"g": [0, 1]},
+    "clock": {"wall_ns": 1, "monotonic_ns": 1},
+}
+EVENT = {
+    "kind": "event",
+    "index": 0,
+    "time_ns": 1,
+    "transition": "",
+    "edge": "enter",
+    "state": "",
+    "phase": "",
+    "group": "g",
+    "sequence": 1,
+    "op": "all_reduce",
+    "dtype": "float32",
+    "numel": 4,
+}
+
+
+def own(*lines: dict[str, Any], **header: Any) -> tuple[str, bytes]:
+    """A trace in Genlock's own format."""
+    return "rank0.trace.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in (HEADER | header, *lines))
+
+
 KINETO = b'{"distributedInfo":{"rank":0,"world_size":2},"traceEvents":'
 P2 = b"\x80\x02"
 DEEP = 1_000_000
@@ -153,6 +187,17 @@ CORPUS: dict[str, tuple[str, bytes]] = {
     # Genlock's own format
     "gigabyte line": ("rank0.trace.jsonl", b'{"kind":"header","run":"' + b"x" * (64 << 20)),
     "own too deep": ("rank0.trace.jsonl", b'{"kind":"header","data":' + b"[" * 500_000 + b"\n"),
+    "own world huge": own(world=10**15),
+    "own rank huge": own(rank=10**15, world=10**15 + 1),
+    "own clock huge": own(clock={"wall_ns": 10**40, "monotonic_ns": 0}),
+    "own member huge": own(groups={"g": [0, 10**15]}),
+    "own member twice": own(groups={"g": [0, 0]}),
+    "own group line": own({"kind": "group", "name": "g", "members": [10**15]}),
+    "own sequence huge": own(EVENT | {"sequence": 10**30}),
+    "own numel negative": own(EVENT | {"numel": -1}),
+    "own peer huge": own(EVENT | {"op": "send", "peer": 10**12}),
+    "own index huge": own(EVENT | {"index": 10**30}),
+    "own group untold": own(EVENT | {"group": "h"}),
     "nothing known": ("notes.txt", b"hello"),
     "empty": ("trace_0", b""),
 }

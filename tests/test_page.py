@@ -119,6 +119,13 @@ def test_an_end_of_a_collective_stands_after_all_that_it_waits_for(name: str) ->
         assert all(begun[rank, moment.link] < moment.column for rank in needed if (rank, moment.link) in begun)
 
 
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("healthy/*")), ids=lambda path: path.name)
+def test_a_healthy_recorded_run_is_a_path_of_the_model(path: Path) -> None:
+    story = recorded.of_paths([path])
+    assert story.walk is not None
+    assert len(story.walk["spine"]) == len(story.moments) + 1
+
+
 def test_ranks_that_wait_in_a_circle_still_get_columns() -> None:
     a, b = ("control", 1), ("control", 2)
     both = (0, 1)
@@ -392,7 +399,7 @@ def test_search_goes_to_the_first_event_of_a_call_and_on(opened: Open) -> None:
 
 
 def choose(page: Page, rank: int, text: str) -> None:
-    card = page.locator(f'#choices .rank:has(h3:text-matches("^rank{rank} "))')
+    card = page.locator(f'#choices .rank:has(h2:text-matches("^rank{rank} "))')
     card.locator("button", has_text=text).first.click()
 
 
@@ -431,6 +438,23 @@ def test_a_counterexample_is_left_for_a_walk_and_come_back_to(opened: Open) -> N
     assert page.evaluate("page.run.count") == 12
     page.click("#watch")
     assert page.evaluate("page.run.count") == len(story.moments)
+
+
+def test_a_recorded_run_is_left_at_its_divergence_for_what_the_model_would_have_done(opened: Open) -> None:
+    page, story = opened(of_run("FM-04")), of_run("FM-04")
+    page.click("#walk")
+    assert step(page) == story.focus - 1 if story.focus else False
+    for event in "preflight_dtypes", "preflight_materialise", "commit", "send_header", "send_header":
+        choose(page, 0, event)
+    choose(page, 1, "receive_header: header completes")
+    pairs = page.evaluate("page.run.link.map((link, i) => [link, page.run.mate[i]]).slice(-3)")
+    (sent, _), (_, _), (received, mate) = pairs
+    assert sent == received, "rank1 takes the header that rank0 sent, not one of those before it"
+    assert story.moments[mate].name == "receive_header"
+    assert story.moments[mate].link == sent
+    columns = page.evaluate("page.run.column")
+    assert columns[-1] == max(columns)
+    assert columns[-1] < 60
 
 
 AUDIT: dict[str, Any] = {
@@ -478,6 +502,18 @@ def test_an_audit_of_runs_is_a_checklist_alone(opened: Open) -> None:
     assert page.locator("#items li").count() == 2
     for part in "#controls", "#left", "#choices":
         assert not page.locator(part).is_visible()
+
+
+def test_a_rank_without_an_event_has_an_empty_lane_and_the_page_opens_where_it_is_missed(opened: Open) -> None:
+    story = recorded.of_paths([CORPUS / "struck" / "rank0-killed-before-exchange-parity"])
+    assert list(story.lanes) == [0, 1, 2]
+    assert {m.rank for m in story.moments} == {1, 2}
+    assert story.focus is not None
+    missed = story.moments[story.focus]
+    assert (missed.name, missed.edge, missed.mate) == ("exchange_parity", "enter", None)
+    page = opened(story)
+    assert page.inner_text("#lanes li:first-child").split() == ["rank0", "no", "event"]
+    assert page.locator("#callout").is_visible()
 
 
 def test_everything_has_a_name_and_the_step_is_told(opened: Open) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -82,3 +83,31 @@ def test_runs_of_different_numbers_of_ranks_are_not_compared(tmp_path: Path) -> 
     two = str(BROKEN.parent / "struck" / "worker-ready-raise")
     with pytest.raises(UsageError, match="--diff: 2 ranks there, 3 here"):
         render("trace", [str(BROKEN / "FM-04")], "svg", tmp_path / "a", two)
+
+
+# ── the pictures of the documents ───────────────────────────────────────────────────────────────────
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "pictures"
+
+
+def test_every_picture_of_the_documents_is_made_by_the_command_and_shown() -> None:
+    made = set(re.findall(r'"([\w.-]+\.(?:png|svg))"', (ROOT / "scripts" / "pictures.py").read_text(encoding="utf-8")))
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/pictures.md")]
+    shown = set(re.findall(r"pictures/([\w.-]+\.(?:png|svg))", "".join(texts)))
+    assert {path.name for path in FOLDER.iterdir()} == made == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "subjects"),
+    [
+        ("sequence.svg", "sequence", ["tp_v1.1", "acks_agree"]),
+        ("trace.svg", "trace", [str(BROKEN / "OM-03-fewer")]),
+        ("FM-04.svg", "counterexample", ["FM-04"]),
+    ],
+)
+def test_a_chart_of_the_documents_is_what_the_command_draws_now(
+    name: str, picture: str, subjects: list[str], tmp_path: Path
+) -> None:
+    render(picture, subjects, "svg", tmp_path / name)
+    assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes(), "make pictures"

@@ -6,10 +6,14 @@ import re
 
 import corpus
 import pytest
+import schedules
 from genlock.conformance.explain import diagnose
 from genlock.conformance.signs import FIELDS, SIGNS, accused_by_word, failure_mode
 from genlock.conformance.verdict import Divergence
+from genlock.impl import parity, wire
+from genlock.impl.roles import Settings
 from genlock.impl.scenario import FAULTS
+from genlock.impl.strikes import ON_THE_WAY
 
 
 def divergence(observed: str, why: str = "", phase: str = "generate") -> Divergence:
@@ -37,6 +41,9 @@ def test_each_fault_of_the_matrix_is_recognised_from_its_traces_alone(name: str)
         ("leave_phase_b (step)", "", "generate", "FM-02"),
         ("reject_header (step)", "", "header", "FM-10"),
         ("reject_envelope (step)", "", "payload", "FM-05"),
+        ("send_noop (enter)", "what arrived on rank1 and rank2 is not what it says that it sent", "header", "FM-10"),
+        ("exception (step)", "a second thread asks for a heartbeat", "payload", "FM-09"),
+        ("exception (step)", "rank0, phase B: the override was read and not cleared", "generate", "FM-15"),
         ("exception (step)", "RuntimeError('x')", "ack", "FM-04"),
         ("exception (step)", "RuntimeError('x')", "idle", None),
         ("exception (step)", "the cache was reset in the middle of a chunk", "payload", "FM-12"),
@@ -96,6 +103,52 @@ def test_where_as_many_say_the_one_as_the_other_all_are_named() -> None:
     assert accused_by_word(divergence("parity_differs (step)", shared), 3) == (1, 2)
     acks = "rank0 ack.x = 1, rank1 has 2; rank2 ack.x = 1, rank1 has 2"
     assert accused_by_word(divergence("acks_differ (step)", acks), 3) == (1,), "it differs from all others"
+
+
+STRUCK = {
+    "crash": "FM-18",
+    "stall": "FM-18",
+    "thread": "FM-09",
+    "override": "FM-15",
+    "plan": "FM-02",
+    "weights": "FM-11",
+    "role": "FM-01",
+    "flag": "FM-03",
+    "backend": "FM-14",
+    "drift": "FM-14",
+    "manifest": "FM-05",
+    "stale": "FM-10",
+    "duplicate": "FM-10",
+}
+"""The failure mode of each kind of fault that has one of its own; a damaged message and an exception have several."""
+
+
+def test_whoever_is_struck_in_a_simulated_run_is_named_and_nobody_else() -> None:
+    """Random schedules with a random fault each, the truth known. Silence that nobody waited for is `unknown`."""
+    kinds = set()
+    for seed in range(20_000, 20_400):
+        outcome = schedules.run(seed)
+        strike = outcome.strike if outcome.struck else None
+        found = diagnose(outcome.traces)
+        if strike is None:
+            assert found.verdict == "conforming", seed
+        elif found.verdict == "divergent":
+            # what rank0 sent wrong to all is its own fault, whoever was to be struck
+            sent_wrong = ON_THE_WAY.get(strike.kind) == "all"
+            assert found.culprits == ((0,) if sent_wrong else (strike.rank,)), (seed, strike)
+            assert found.failure_mode == STRUCK.get(strike.kind, found.failure_mode), (seed, strike)
+            kinds.add(strike.kind)
+        else:
+            assert (found.verdict, strike.kind in ("crash", "stall")) == ("unknown", True), (seed, strike)
+    assert kinds >= STRUCK.keys()
+
+
+def test_whatever_ranks_must_agree_on_has_a_failure_mode() -> None:
+    settings = Settings(schedules.facts(), fingerprint=lambda: parity.Fingerprint(1, 2))
+    said = parity.unpack(settings.record())
+    fields = [*said.facts, *said.marks, "flag.test_hook", *(f"ack.{name}" for name in wire.Ack.__struct_fields__)]
+    without = {f for f in fields if not any(re.fullmatch(field, f) for _, field in FIELDS)}
+    assert without == {"ack.call_id", "ack.chunk_index"}, "the ids of an ack are those of its header"
 
 
 def test_every_sign_and_field_is_of_a_failure_mode() -> None:

@@ -77,10 +77,15 @@ def test_a_chart_ends_with_the_divergence(name: str) -> None:
     assert sequence_mermaid(example, schedule).startswith("sequenceDiagram")
 
 
-def test_no_chart_of_a_healthy_run_or_of_a_crowd() -> None:
+def test_a_chart_of_a_healthy_run_shows_its_end() -> None:
     traces = corpus.traces(HEALTHY)
-    with pytest.raises(UsageError, match="the run is conforming"):
-        chart(traces, diagnose(traces))
+    example = chart(traces, diagnose(traces))
+    assert (example.claim, example.stuck, len(example.steps)) == ("", (), AROUND)
+    assert example.text == f"conforming: the last of {sum(len(list(t.events)) for t in traces)} events"
+    assert example.steps[-1].states == ("STOPPED",) * 2
+
+
+def test_no_chart_of_a_crowd() -> None:
     traces = corpus.traces("broken/OM-06")
     many = [msgspec.structs.replace(t, header=msgspec.structs.replace(t.header, world=MAX_LANES + 1)) for t in traces]
     with pytest.raises(UsageError, match=f"{MAX_LANES + 1} ranks"):
@@ -159,7 +164,6 @@ def test_render_trace_draws_a_recorded_divergence(format: str, start: str, tmp_p
     ("words", "message"),
     [
         (("trace",), "name the traces of a run"),
-        (("trace", corpus.CORPUS / HEALTHY), "the run is conforming"),
         (("trace", corpus.CORPUS / "broken/OM-11", "--format", "dot"), "a sequence chart is no graph"),
         (("trace", "no-such-folder"), "no such file or folder"),
     ],

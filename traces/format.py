@@ -22,6 +22,7 @@ from .pickles import CutFile
 
 FORMAT_VERSION = 1
 SUFFIX = ".trace.jsonl"
+MAX_RANKS, LARGEST = 1_000_000, 1 << 62
 MAX_LINE = 1 << 20
 """No line that the recorder writes comes near this many bytes; a longer one is not a trace."""
 
@@ -242,6 +243,7 @@ def read(path: Path) -> Trace:
         if isinstance(line, TraceHeader):
             raise _bad(path, number, "a second header line")
         if isinstance(line, Group):
+            check_group(path, number, line.name, line.members)
             if groups.setdefault(line.name, line.members) != line.members:
                 raise _bad(path, number, f"group {line.name} had other members before")
         else:
@@ -268,9 +270,19 @@ def _header(path: Path, line: Line) -> TraceHeader:
             where=f"{path}, line 1",
             do="replay it with the version of genlock that recorded it",
         )
-    if not 0 <= line.rank < line.world:
-        raise _bad(path, 1, f"rank {line.rank} is not one of {line.world} ranks")
+    if not 0 <= line.rank < line.world <= MAX_RANKS:
+        raise _bad(path, 1, f"rank {line.rank} is not one of {line.world} ranks, or they are more than {MAX_RANKS:,}")
+    if max(abs(line.clock.wall_ns), abs(line.clock.monotonic_ns)) >= LARGEST:
+        raise _bad(path, 1, "the clock is out of bounds")
+    for name, members in line.groups.items():
+        check_group(path, 1, name, members)
     return line
+
+
+def check_group(path: Path, number: int, name: str, members: tuple[int, ...]) -> None:
+    """Raises UnreadableInput if that cannot be who is in a group."""
+    if len(set(members)) != len(members) or not all(0 <= rank < MAX_RANKS for rank in members):
+        raise _bad(path, number, f"the members of group {name[:80]} are not distinct ranks")
 
 
 def _bad(path: Path, number: int, what: str) -> UnreadableInput:

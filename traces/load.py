@@ -8,6 +8,7 @@ Left out: the formats themselves.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
@@ -150,7 +151,8 @@ def _in_processes(read: Callable[[Sequence[Path]], T], files: Sequence[Path]) ->
     from concurrent.futures import ProcessPoolExecutor
 
     chunks = [files[at : at + CHUNK] for at in range(0, len(files), CHUNK)]
-    with ProcessPoolExecutor(min(workers, MAX_WORKERS)) as pool:
+    # what is read makes no cycles, and looking for them costs
+    with ProcessPoolExecutor(min(workers, MAX_WORKERS), initializer=gc.disable) as pool:
         yield from pool.map(read, chunks)
 
 

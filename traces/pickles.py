@@ -27,10 +27,11 @@ MAX_MEMO = b"\x3f"
 
 _FIXED = re.compile(
     rb"(?:"
-    rb"[(}\])eusta\x85\x86\x87\x88\x89\x94N]"  # mark, containers, None, True, False, memoize
-    rb"|[Kqh]."
+    rb"h.|j..[\x00-\x3f]\x00|r..[\x00-\x3f]\x00"  # memo first: most opcodes are of it
+    rb"|[(}\])eusta\x85\x86\x87\x88\x89\x94N]"  # mark, containers, None, True, False, memoize
+    rb"|[Kq]."
     rb"|M.."
-    rb"|J....|[jr]..[\x00-\x3f]\x00"
+    rb"|J...."
     rb"|[G\x95]........"
     rb"|\x8a(?:\x00|\x01.|\x02..|\x03...|\x04....|\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8})"
     rb")*+",
@@ -59,7 +60,8 @@ def load_plain(path: Path, data: bytes) -> Any:
     collecting = gc.isenabled()
     gc.disable()  # plain values make no cycles, and looking for them costs a fifth of the time
     try:
-        return _Plain(io.BytesIO(data)).load()
+        # an unpickler reads a buffered file ahead, and any other one opcode at a time
+        return _Plain(io.BufferedReader(io.BytesIO(data), len(data) + 1)).load()
     except (pickle.UnpicklingError, ValueError, TypeError, EOFError, OverflowError, IndexError, KeyError) as error:
         raise _refused(path, f"malformed pickle ({error})") from None
     except (MemoryError, RecursionError, AttributeError):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..errors import UnreadableInput, UsageError
 from .collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
-from .format import P2P, Dropped, End, Event, TraceHeader, decode, lines_of, opening
+from .format import P2P, Dropped, End, Event, TraceHeader, check_group, decode, lines_of, opening
 from .format import Group as GroupLine
 
 KINDS = {
@@ -182,6 +182,7 @@ class _Reader:
             else:
                 line = decode(path, number, raw)
                 if isinstance(line, GroupLine):
+                    check_group(path, number, line.name, line.members)
                     group = groups.setdefault(line.name, Group(line.name, line.description, line.members))
                     if group.members != line.members:
                         raise _bad(path, number, f"group {line.name} had other members before")
