@@ -104,14 +104,14 @@ def healthy(subjects: Sequence[str]) -> tuple[Network, Counterexample]:
 def traces(subjects: Sequence[str], format: str, out: Path | None, other: str | None) -> list[Path]:
     """The chart of a recorded run, around its divergence."""
     path = out or Path(f"trace.{SUFFIX[format]}")
-    example, protocol = diverged([Path(subject) for subject in subjects])
-    before = None if other is None else diverged([Path(other)])[0]
+    example, protocol = diverged([Path(subject) for subject in subjects], whole=other is not None)
+    before = None if other is None else diverged([Path(other)], whole=True)[0]
     return [sequence(example, protocol, format, path, before)]
 
 
-def diverged(paths: Sequence[Path]) -> tuple[Counterexample, Protocol]:
-    """The end of a recorded run, up to its divergence. Raises UnreadableInput, UsageError."""
-    from .conformance.chart import chart
+def diverged(paths: Sequence[Path], *, whole: bool) -> tuple[Counterexample, Protocol]:
+    """A recorded run up to its divergence, or the end of that. Raises UnreadableInput, UsageError."""
+    from .conformance.chart import AROUND, chart
     from .conformance.explain import diagnose, protocol_of
     from .traces.collectives import Recording
     from .traces.load import load
@@ -121,7 +121,8 @@ def diverged(paths: Sequence[Path]) -> tuple[Counterexample, Protocol]:
     found = load(paths)
     if isinstance(found, Recording):
         raise UsageError("a recording without a protocol", where=str(paths[0]), do="a chart shows moves of a protocol")
-    return chart(found, diagnose(found)), protocol_of(found)
+    events = sum(len(trace.lines) for trace in found) if whole else AROUND
+    return chart(found, diagnose(found), events), protocol_of(found)
 
 
 def waits(subjects: Sequence[str], format: str, out: Path | None, other: str | None) -> list[Path]:

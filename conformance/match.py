@@ -169,13 +169,14 @@ def _inside(part: Meeting) -> Facts | None:
 
 def _differs(value: Facts, usual: Facts) -> str:
     """`numel is 7 here and 6`: what is not alike, down to the fields of what was sent."""
-    pairs = [(name, mine, its) for (name, mine), (_, its) in zip(value, usual, strict=True) if mine != its]
+    ours, theirs = dict(value), dict(usual)
     told = []
-    for name, mine, its in pairs:
+    for name in {**ours, **theirs}:
+        mine, its = ours.get(name), theirs.get(name)
         if is_dataclass(mine) and type(mine) is type(its):
             odd = [f.name for f in fields(mine) if getattr(mine, f.name) != getattr(its, f.name)]
             told += [f"{name} {field} is {getattr(mine, field)} here and {getattr(its, field)}" for field in odd]
-        else:
+        elif mine != its:
             told.append(f"{name} is {mine} here and {its}")
     return "; ".join(told)
 

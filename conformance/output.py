@@ -8,7 +8,8 @@
 | `sequence.svg`, `sequence.mmd` | a divergence, and what led to it |
 | `witness/` | the shortest traces that still show it |
 
-The last three are of runs that follow a protocol. Left out: how each is made.
+Coverage and the chart are of runs that follow a protocol, a witness is of traces that Genlock recorded. Left out: how
+each is made.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 def write(read: Sequence[Trace] | Recording, found: Diagnosis, folder: Path) -> None:
     """Write all of it; files of the same names are replaced. Raises UsageError where the traces lie in the folder."""
-    if not isinstance(read, Recording) and any(folder.resolve() in t.path.resolve().parents for t in read):
+    own = [r.path for r in read.ranks.values()] if isinstance(read, Recording) else [t.path for t in read]
+    if any(folder.resolve() in path.resolve().parents for path in own):
         # a witness is traces too, and would be read as a second run
         raise UsageError("the traces lie in this folder", where=f"--out {folder}", do="name another one")
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,12 +42,24 @@ def write(read: Sequence[Trace] | Recording, found: Diagnosis, folder: Path) -> 
     (folder / "replay.txt").write_text(report.as_text(found) + "\n", encoding="utf-8")
     (folder / "junit.xml").write_text(report.as_junit(found) + "\n", encoding="utf-8")
     if isinstance(read, Recording):
+        _write_program(read, found, folder)
         return
     from .explain import Diagnosis as Replayed  # slow to load for the others
 
     _write_coverage(read, found, folder)
     if isinstance(found, Replayed) and found.divergence is not None:
         _write_divergence(read, found, folder)
+
+
+def _write_program(recording: Recording, found: Diagnosis, folder: Path) -> None:
+    """The witness of a divergent program, where Genlock recorded it."""
+    if found.divergence is None or recording.source != "genlock" or recording.unreadable:
+        return
+    from .witness import witness_of_program
+    from .witness import write as write_witness
+
+    if kept := witness_of_program([record.path for record in recording.ranks.values()], found):
+        write_witness(kept, folder / "witness")
 
 
 def _write_coverage(traces: Sequence[Trace], found: Diagnosis, folder: Path) -> None:

@@ -85,7 +85,7 @@ class _Rank:
         row = self.role.rows_by_key.get((self.state, event.transition))
         if row is None:
             return f"no row leads from {self.state} by {event.transition}"
-        if (row.op is not None) != (event.edge == "enter"):
+        if (row.op is not None) != (event.edge == "enter") or (row.op is None and (event.op or event.group)):
             return f"{event.transition} {'carries a' if row.op else 'has no'} collective"
         data = None if row.op else self._data(at, row, event)
         if self.role.enabled(self.state, row.event, self.vars, data) is not row:

@@ -1,7 +1,7 @@
 """Cuts a divergent run down to the few lines that still show the divergence: a folder that replays to the same.
 
 A witness has of each rank the beginning of its file, byte by byte, or no file at all. Nothing shorter will do: without
-its last line, or without one of its files, replay says something else. Left out: recordings that follow no protocol.
+its last line, or without one of its files, replay says something else. Left out: other people's recordings.
 """
 
 from __future__ import annotations
@@ -9,33 +9,61 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
-from ..traces.format import SUFFIX, Trace, name_of
-from .explain import Diagnosis, diagnose
+from ..errors import GenlockError
+from ..traces.format import SUFFIX, Trace, name_of, read
+from .explain import diagnose
+from .judge import judge_paths
+from .verdict import Diagnosis
 
 Lengths = Mapping[int, int]
 """Rank to how many lines of it are kept, the header not counted; a rank that is not there has no file."""
+MAX_LINES = 20_000
+"""From more lines of programs no witness is cut: each attempt reads them anew."""
 
 
-def witness(traces: Sequence[Trace], found: Diagnosis) -> list[Trace]:
-    """The shortest beginnings of the traces that diverge as `found` does. Empty where it does not diverge."""
-    if found.divergence is None:
-        return []
+def witness(
+    traces: Sequence[Trace], found: Diagnosis, again: Callable[[Sequence[Trace]], Diagnosis] = diagnose
+) -> list[Trace]:
+    """The shortest beginnings of the traces that diverge as `found` does. Empty where it does not diverge.
+
+    `again` says what is to be said of some beginnings.
+    """
     by_rank = {t.rank: t for t in traces}
 
     def shows(lengths: Lengths) -> bool:
         kept = _kept(by_rank, lengths)
-        return bool(kept) and _essence(diagnose(kept)) == _essence(found)
+        try:
+            return bool(kept) and _essence(again(kept)) == _essence(found)
+        except GenlockError:  # so little is no recording any more
+            return False
 
     lengths = {rank: len(t.lines) for rank, t in by_rank.items()}
+    if found.divergence is None or not shows(lengths):
+        return []
     lengths = _without_ranks(lengths, found, shows)
     for rank in sorted(lengths):
         lengths[rank] = _shortest(lengths, rank, shows)
     # a file that was needed at full length may not be any more
     lengths = _without_ranks(lengths, found, shows)
     return _kept(by_rank, lengths)
+
+
+def witness_of_program(paths: Sequence[Path], found: Diagnosis) -> list[Trace]:
+    """Likewise of Genlock's own traces of a program without a protocol; empty where there are too many lines."""
+    traces = [read(path) for path in paths]
+    if sum(len(t.lines) for t in traces) > MAX_LINES:
+        return []
+    with TemporaryDirectory() as scratch:
+
+        def again(kept: Sequence[Trace]) -> Diagnosis:
+            write(kept, Path(scratch))
+            return judge_paths([Path(scratch)])
+
+        return witness(traces, found, again)
 
 
 def write(traces: Sequence[Trace], folder: Path) -> None:
@@ -62,6 +90,8 @@ def _cut(trace: Trace, length: int) -> Trace:
 def _essence(found: Diagnosis) -> object:
     """What must stay the same. Logical time is counted anew, and who else was left waiting may be cut away."""
     divergence = replace(found.divergence, clock=0) if found.divergence else None
+    if divergence is not None and divergence.place:  # of a program: what was cut off is told there
+        divergence = replace(divergence, why="")
     return (divergence, found.failure_mode, found.culprits, found.stall)
 
 

@@ -70,23 +70,29 @@ class Beat(NamedTuple):
 
 def beats(example: Counterexample, schedule: Sequence[Collective]) -> list[Beat]:
     """The steps of `example`; the schedule says whose parts each of its collectives delivers."""
+    return _grouped([("", step) for step in example.steps], example, schedule)
+
+
+def _grouped(
+    signed: Sequence[tuple[str, TraceStep]], example: Counterexample, schedule: Sequence[Collective]
+) -> list[Beat]:
     operations = {op.name: op for op in schedule}
     verdict = "" if example.stuck else example.claim
-    runs: list[list[TraceStep]] = []
-    for step in example.steps:
+    runs: list[tuple[str, list[TraceStep]]] = []
+    for sign, step in signed:
         shown_alone = bool(verdict) and step is example.steps[-1]
-        if runs and not shown_alone and _goes_on(runs[-1][-1], step):
-            runs[-1].append(step)
+        if runs and not shown_alone and runs[-1][0] == sign and _goes_on(runs[-1][1][-1], step):
+            runs[-1][1].append(step)
         else:
-            runs.append([step])
+            runs.append((sign, [step]))
     found = []
-    for run in runs:
+    for sign, run in runs:
         last = run[-1]
         sources: Sequence[int] = ()
-        if last.edge in ("complete", "device") and last.operation in operations:
+        if last.edge in ("complete", "device") and last.operation in operations and sign != "-":
             sources = depends_on(operations[last.operation], last.rank, example.ranks)
         others = tuple(rank for rank in sources if rank != last.rank)
-        found.append(Beat(tuple(run), others, verdict if last is example.steps[-1] else ""))
+        found.append(Beat(tuple(run), others, verdict if last is example.steps[-1] else "", sign))
     return found
 
 
@@ -95,18 +101,31 @@ def _goes_on(before: TraceStep, step: TraceStep) -> bool:
     return before.rank == step.rank and (plain or (before.edge, step.edge) == ("issue", "complete"))
 
 
+ALIKE = 8
+"""So many steps that two runs share are shown before the first in which they differ."""
+
+
 def compared(new: Counterexample, old: Counterexample, schedule: Sequence[Collective]) -> list[Beat]:
-    """The beats of both runs, what they share once."""
-    before, after = beats(old, schedule), beats(new, schedule)
-    found: list[Beat] = []
-    for tag, i, j, k, n in SequenceMatcher(None, _events(before), _events(after), autojunk=False).get_opcodes():
-        found += [beat._replace(sign="-", sources=()) for beat in before[i:j] if tag != "equal"]
-        found += [beat._replace(sign="=" if tag == "equal" else "+") for beat in after[k:n]]
-    return found
+    """Both runs from shortly before they differ. Each rank is compared with itself: how ranks interleave is chance."""
+    signs: dict[int, str] = {}
+    gone: dict[int | None, list[TraceStep]] = {}
+    for rank in range(new.ranks):
+        before, after = ([s for s in run.steps if s.rank == rank] for run in (old, new))
+        for tag, i, j, k, n in SequenceMatcher(None, _events(before), _events(after), autojunk=False).get_opcodes():
+            signs |= {step.number: "=" if tag == "equal" else "+" for step in after[k:n]}
+            if tag != "equal":
+                gone.setdefault(after[k].number if k < len(after) else None, []).extend(before[i:j])
+    merged: list[tuple[str, TraceStep]] = []
+    for step in new.steps:
+        merged += [("-", lost) for lost in gone.get(step.number, ())]
+        merged.append((signs[step.number], step))
+    merged += [("-", lost) for lost in gone.get(None, ())]
+    first = next((at for at, (sign, _) in enumerate(merged) if sign != "="), 0)
+    return _grouped(merged[max(0, first - ALIKE) :], new, schedule)
 
 
-def _events(shown: Sequence[Beat]) -> list[tuple[tuple[int, str, str, str], ...]]:
-    return [tuple((s.rank, s.event, s.edge, s.operation) for s in beat.steps) for beat in shown]
+def _events(steps: Sequence[TraceStep]) -> list[tuple[str, str, str]]:
+    return [(step.event, step.edge, step.operation) for step in steps]
 
 
 def endings(example: Counterexample) -> list[list[str]]:

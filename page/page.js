@@ -578,11 +578,13 @@ function rebuild() {
   filter();
 }
 
-function choose({ number, target }) {
+function choose({ label, number, target }) {
   page.walking.labels.push(number);
   page.walking.states.push(target);
   rebuild();
   show(page.run.count - 1);
+  const card = byId("cards").children[label[0]]; // so that the keyboard stays where it was
+  (card.querySelector("button") ?? byId("cards").querySelector("button") ?? canvas).focus({ preventScroll: true });
 }
 
 /** Back in a walk takes moves back. */
@@ -602,15 +604,15 @@ const SAID = { issue: (event, op) => `${event}: issue ${op}`, complete: (event, 
   crash: () => "dies here", stall: () => "stalls here", killed: () => "is killed", resume: () => "resumes" };
 
 function offerMoves() {
-  const walk = page.walking, box = d3.select("#choices").text(""), { starts, waits, waiting, complete } = data.walk;
-  const waitsNow = waits[waiting[walk.state]] ?? "", moves = walk.moves();
-  box.append("p").attr("class", "edge").text(`Walking by hand, moves of your own: ${walk.labels.length}. ← takes one back.`);
-  if (waitsNow) box.append("p").attr("class", "waits").text(waitsNow);
+  const walk = page.walking, cards = d3.select("#cards").text(""), { starts, waits, waiting, complete } = data.walk;
+  const waitsNow = waits[waiting[walk.state]] ?? "", moves = walk.moves(), order = Object.keys(WHOSE);
+  let told = `Walking by hand, moves of your own: ${walk.labels.length}. ← takes one back.`;
   if (!moves.length) {
     const beyond = !complete && walk.state > 0 && starts[walk.state] === starts[walk.state + 1] && !ended(walk);
-    box.append("p").attr("class", "edge").text(beyond ? "What follows was not worked out beforehand: take a move back." : waitsNow ? "Nobody can move any more." : "Every rank has ended.");
+    told = beyond ? "What follows was not worked out beforehand: take a move back." : waitsNow ? "Nobody can move any more." : "Every rank has ended.";
   }
-  const order = Object.keys(WHOSE), cards = box.append("div").attr("class", "cards");
+  byId("told").textContent = told;
+  byId("waits").textContent = waitsNow;
   data.lanes.forEach((lane, at) => {
     const [state, op, vars] = walk.view(walk.state, at), card = cards.append("section").attr("class", "rank");
     card.append("h2").text(`rank${lane.rank} · ${state}${op ? ` ⇄ ${op}` : ""}`);

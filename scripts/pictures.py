@@ -52,6 +52,7 @@ DRAWN = (
     Drawn("FM-02.svg", "counterexample", ("FM-02",)),
     Drawn("FM-07-FM-04.svg", "counterexample", ("FM-07",), "FM-04"),
     Drawn("trace.svg", "trace", (str(CORPUS / "OM-03-fewer"),)),
+    Drawn("trace-diff.svg", "trace", (str(CORPUS / "OM-03-more"),), str(CORPUS / "OM-03-fewer")),
     Drawn("waits.svg", "waits", (str(CORPUS / "OM-03-fewer"),)),
 )
 EVIDENCE = ROOT / "docs" / "contract" / "evidence.json"

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from genlock.conformance.crew import KEPT, Crew, _kept
 from genlock.conformance.explain import Diagnosis, diagnose
-from genlock.traces.format import Clock, Trace, TraceHeader, encode, find, name_of, read
+from genlock.traces.format import Clock, End, Trace, TraceHeader, encode, find, name_of, read
 from genlock.traces.load import load
 from genlock.traces.twins import own_lines
 from hypothesis import given
@@ -69,7 +69,7 @@ def resize(lines: list[bytes], at: int) -> None:
 
 def same(traces: list[Trace], few: Diagnosis) -> None:
     """Field by field; of the words, what counts ranks counts those that were replayed."""
-    every = diagnose([msgspec.structs.replace(t, twin=None) for t in traces])
+    every = diagnose([msgspec.structs.replace(t, twin=None) for t in own_lines(traces)])
     for field in fields(Diagnosis):
         if field.name not in ("divergence", "waits", "standing", "reasons"):
             assert getattr(few, field.name) == getattr(every, field.name), field.name
@@ -130,6 +130,21 @@ def test_ranks_that_hang_for_one_are_all_left_waiting(small: list[Trace], tmp_pa
     assert isinstance(traces, list)
     assert len(Crew(traces).few) < RANKS // 2
     same(traces, diagnose(traces))
+
+
+def test_of_a_kind_that_is_to_blame_all_are(small: list[Trace], tmp_path: Path) -> None:
+    """Rank 0 gives up waiting for acks that no worker has sent."""
+    lines = enlarged(small)
+    for rank, own in enumerate(lines):
+        last = b'"collect_acks","edge":"exit"' if rank == 0 else b'"send_ack","edge":"enter"'
+        del own[next(n for n, line in enumerate(own) if last in line) :]
+    lines[0].append(encode(End(len(lines[0]) - 1, 0, "deadline", 13)))
+    write(lines, tmp_path)
+    traces = load([tmp_path])
+    assert isinstance(traces, list)
+    found = diagnose(traces)
+    assert found.culprits == tuple(range(1, RANKS))
+    same(traces, found)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8))

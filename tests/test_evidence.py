@@ -12,9 +12,12 @@ import corpus
 import msgspec
 import pytest
 from genlock.conformance.explain import diagnose
+from genlock.conformance.report import as_json, as_junit, as_text
+from genlock.errors import UnreadableInput
 from genlock.traces.format import Dropped, End, Event, Trace, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import Mutation, recorded, replayed
 
 STEADY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 HEALTHY = corpus.names("healthy/") + corpus.names("refused/")
@@ -86,6 +89,45 @@ def test_the_culprit_is_named_although_its_own_trace_is_missing_or_it_is_unknown
         found = diagnose([t for t in traces_of(name) if t is not trace]) if len(traces_of(name)) > 1 else None
         if found is not None and found.verdict == "divergent":
             assert culprits <= set(found.culprits), (trace.rank, found.divergence)
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 2**64), st.text(max_size=4), st.just([]), st.just({"a": 1}),
+    st.sampled_from(["STOPPED", "control", "generate", "enter", "exit", "deadline", "peer_lost", "collectives"]),
+)  # fmt: skip
+
+
+@given(data=st.data())
+@STEADY
+def test_any_field_may_hold_anything(data: st.DataObject) -> None:
+    """It is a verdict, drawn and cut, or one clear line; a bug's traceback never."""
+    name = data.draw(
+        st.sampled_from(["healthy/two-ranks", "broken/OM-11", "broken/OM-06", "struck/worker-ready-stall"])
+    )
+    run = recorded(corpus.CORPUS / name)
+    mutation = Mutation("change", "of a field", data.draw(st.sampled_from(sorted(run.lines))), 0)
+    lines = [dict(line) for line in run.lines[mutation.rank]]
+    line = data.draw(st.sampled_from(lines[1:]))
+    within = data.draw(st.sampled_from([line, *(line[k] for k in ("data", "inside") if isinstance(line.get(k), dict))]))
+    within[data.draw(st.sampled_from([*within, "data", "group", "outcome", "inside"]))] = data.draw(VALUES)
+    said = ""
+    try:
+        found = replayed(run, mutation, lines)
+        assert all([as_text(found), as_json(found), as_junit(found)])
+    except (UnreadableInput, msgspec.ValidationError) as error:
+        said = str(error)
+    assert "\n" not in said
+
+
+def test_calls_that_tell_different_things_of_their_insides_are_held_against_each_other() -> None:
+    run = recorded(corpus.CORPUS / "healthy/three-ranks")
+    lines = [dict(line) for line in run.lines[2]]
+    told = next(line for line in lines if "inside" in line)
+    told["inside"] = {"collectives": told["inside"]["collectives"], "bytes": 1}
+    found = replayed(run, Mutation("change", "of a field", 2, 0), lines)
+    assert found.divergence is not None
+    assert (found.culprits, found.divergence.line) == ((2,), lines.index(told) + 1)
+    assert "bytes is 1 here and None" in found.divergence.why
 
 
 def test_ranks_that_were_ended_where_they_stood_are_taken_at_their_word() -> None:

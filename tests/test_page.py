@@ -409,6 +409,7 @@ def test_the_model_is_walked_by_hand_what_if_rank2_dies_here(opened: Open) -> No
     for rank in (0, 1):
         choose(page, rank, "exchange_parity")
     assert "rank0 waits in parity for rank2" in page.inner_text("#choices .waits")
+    assert page.evaluate("document.activeElement.closest('.rank').querySelector('h2').textContent").startswith("rank1")
     choose(page, 2, "dies here")
     assert page.inner_text("#lanes li:nth-child(3)").split() == ["rank2", "CRASHED"]
     assert "what if" not in page.inner_text("#choices"), "the one fault is spent"

@@ -263,6 +263,32 @@ def test_a_torn_file_is_not_blamed_for_what_another_did_not_do(tmp_path: Path) -
     assert (found.verdict, found.culprits) == ("divergent", (2,))
 
 
+def torn(ranks: dict[int, Writer], folder: Path) -> None:
+    """Ranks 0 and 1 end in a reduction; rank 2 came to its end before; rank 0's file is cut after two lines."""
+    for rank in (0, 1):
+        ranks[rank].do("all_reduce", 100, failed="RuntimeError: timed out")
+    lines = lines_of(ranks)
+    write(folder, lines | {0: lines[0][:2]}, rank0=None)
+
+
+def test_that_others_reduced_with_it_shows_that_a_file_is_cut(tmp_path: Path) -> None:
+    ranks = {rank: Writer() for rank in range(RANKS)}
+    for own in ranks.values():
+        for number in range(1, 100):
+            own.do("all_reduce", number)
+    torn(ranks, tmp_path)
+    assert judge_paths([tmp_path]).culprits == (2,)
+
+
+def test_that_others_received_from_it_shows_that_a_file_is_cut(tmp_path: Path) -> None:
+    ranks = {rank: Writer() for rank in range(RANKS)}
+    for number in (1, 2, 3):
+        ranks[0].do("send", number, peer=1)
+        ranks[1].do("recv", number, peer=0)
+    torn(ranks, tmp_path)
+    assert judge_paths([tmp_path]).culprits == (2,)
+
+
 def test_nccl_exits_say_that_it_was_enqueued(tmp_path: Path) -> None:
     """All ranks left their calls; but rank 1 never made the last one."""
     ranks = pipeline()

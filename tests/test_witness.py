@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import corpus
@@ -17,6 +18,8 @@ from genlock.conformance.witness import witness, write
 from genlock.errors import Exit, UsageError
 from genlock.model.chart import sequence_mermaid, sequence_svg
 from genlock.traces.format import Trace, find, read
+from test_programs import operations
+from test_programs import write as write_program
 from typer.testing import CliRunner, Result
 
 BROKEN = corpus.names("broken/")
@@ -75,6 +78,23 @@ def test_a_chart_ends_with_the_divergence(name: str) -> None:
     schedule = protocol_of(traces).schedule
     ElementTree.fromstring(sequence_svg(example, schedule))
     assert sequence_mermaid(example, schedule).startswith("sequenceDiagram")
+
+
+@pytest.mark.parametrize("broken", [{"numel": 9}, {"op": "broadcast", "root": 0}, {"outcome": "timed out"}])
+def test_a_witness_of_a_program(broken: dict[str, Any], tmp_path: Path) -> None:
+    """Rank2 is odd in its last operation, or the others wait there for it."""
+    odd = operations(9) if "outcome" in broken else operations(10, **broken)
+    usual = operations(10, **broken) if "outcome" in broken else operations(10)
+    (tmp_path / "run").mkdir()
+    write_program(tmp_path / "run", {0: usual, 1: usual, 2: odd})
+    done = genlock("replay", tmp_path / "run", "--out", tmp_path / "out", "--format", "json")
+    again = genlock("replay", tmp_path / "out/witness", "--format", "json")
+    whole, cut = (json.loads(of.stdout)["divergence"] for of in (done, again))
+    same = ("rank", "line", "event", "place", "observed", "expected", "culprits", "stall")
+    assert [cut[key] for key in same] == [whole[key] for key in same]
+    assert cut["culprits"] == [2]
+    lengths = [sum(len(t.lines) for t in (read(p) for p in find(tmp_path / f))) for f in ("run", "out/witness")]
+    assert lengths[1] < lengths[0]
 
 
 def test_a_chart_of_a_healthy_run_shows_its_end() -> None:

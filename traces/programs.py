@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..errors import UnreadableInput, UsageError
 from .collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
-from .format import P2P, Dropped, End, Event, TraceHeader, check_group, decode, lines_of, opening
+from .format import P2P, Dropped, End, Event, Line, TraceHeader, check_group, decode, lines_of, opening
 from .format import Group as GroupLine
 
 KINDS = {
@@ -33,6 +33,8 @@ KINDS = {
 """Ways to call a collective, to the one that it is on the wire."""
 
 SMALL, LARGE = 1 << 31, 1 << 62
+MUCH = 64 << 20
+"""Bytes from which on a file is read line by line, to save memory."""
 
 
 class ProgramRank(NamedTuple):
@@ -71,7 +73,7 @@ def line_of(path: Path, index: int) -> int:
     return 1
 
 
-_EVENT = re.compile(rb'\{"kind":"event","index":(\d{1,18}),"time_ns":(\d{1,18}),(.*)\n', re.DOTALL)
+_EVENTS = re.compile(rb'\{"kind":"event","index":(\d{1,18}),"time_ns":(\d{1,18}),([^\n]{1,1000000})\n')
 """A line as the recorder writes it; any other spelling of it is read as well, but decoded each time."""
 
 
@@ -152,6 +154,37 @@ class _Lines(NamedTuple):
     cut: bool
 
 
+class _Others(NamedTuple):
+    """The lines of a file that are no events."""
+
+    groups: dict[str, Group]
+    ends: list[Dropped | End]
+
+    def take(self, path: Path, number: int, line: Line) -> None:
+        """Take up a line. Raises UnreadableInput."""
+        if isinstance(line, GroupLine):
+            check_group(path, number, line.name, line.members)
+            group = self.groups.setdefault(line.name, Group(line.name, line.description, line.members))
+            if group.members != line.members:
+                raise _bad(path, number, f"group {line.name} had other members before")
+        elif isinstance(line, Dropped | End):
+            self.ends.append(line)
+        else:
+            raise _bad(path, number, "a second header line")
+
+    def lines(self, shapes: Numbers, indices: Numbers, times: Numbers, cut: bool) -> _Lines:
+        """Together with the events."""
+        dropped = [line for line in self.ends if isinstance(line, Dropped)]
+        end = next((line for line in self.ends if isinstance(line, End)), None)
+        return _Lines(self.groups, shapes, indices, times, dropped, end, cut)
+
+
+def _integers(texts: Sequence[bytes]) -> Numbers:
+    """Digits to numbers."""
+    found: Numbers = np.fromstring(b" ".join(texts).decode(), dtype=np.int64, sep=" ")
+    return found
+
+
 class _Reader:
     """Reads ranks one by one."""
 
@@ -164,44 +197,56 @@ class _Reader:
         header = opening(path, lines)
         if header.backend != self.shapes.backend:  # it says which sizes bind
             self.shapes = _Shapes(header.backend, self.interned)
-        return ProgramRank(header, self._record(path, header, self._lines(path, header, lines)))
+        read = self._quickly(path, header) or self._lines(path, header, lines)
+        return ProgramRank(header, self._record(path, header, read))
+
+    def _quickly(self, path: Path, header: TraceHeader) -> _Lines | None:
+        """The lines of a file that a recorder wrote; None for any other, which is read line by line."""
+        if path.stat().st_size > MUCH:
+            return None
+        parts = _EVENTS.split(path.read_bytes().partition(b"\n")[2])
+        if not all(between == b"" or between.endswith(b"\n") for between in parts[:-1:4]):
+            return None
+        rests, known = parts[3::4], self.shapes.numbers
+        found = _Others({name: Group(name, "", members) for name, members in header.groups.items()}, [])
+        try:
+            for rest in {rest for rest in rests if rest not in known}:
+                self.shapes.add(path, 0, b'{"kind":"event","index":0,"time_ns":0,' + rest + b"\n", rest)
+            others = b"".join(parts[::4]).splitlines(keepends=True)
+            cut = bool(others) and not others[-1].endswith(b"\n")
+            for raw in others[: len(others) - cut]:
+                if isinstance(line := decode(path, 0, raw), Event):
+                    return None
+                found.take(path, 0, line)
+        except UnreadableInput:
+            return None
+        shapes = np.array([known[rest] for rest in rests], np.int64)
+        return found.lines(shapes, _integers(parts[1::4]), _integers(parts[2::4]), cut)
 
     def _lines(self, path: Path, header: TraceHeader, lines: Iterator[tuple[int, bytes]]) -> _Lines:
-        groups = {name: Group(name, "", members) for name, members in header.groups.items()}
-        shapes: list[int] = []
-        numbers: list[bytes] = []
-        others: list[Dropped | End] = []
+        """Raises UnreadableInput with the line that makes no sense."""
+        found = _Others({name: Group(name, "", members) for name, members in header.groups.items()}, [])
+        shapes, indices, times = list[int](), list[bytes](), list[bytes]()
         cut = False
-        match, known = _EVENT.match, self.shapes.numbers
         for number, raw in lines:
             if not raw.endswith(b"\n"):
                 cut = True
                 break
-            if (found := match(raw)) is not None:
-                index, time, rest = found.groups()
+            if (event := _EVENTS.fullmatch(raw)) is not None:
+                index, time, rest = event.groups()
             else:
                 line = decode(path, number, raw)
-                if isinstance(line, GroupLine):
-                    check_group(path, number, line.name, line.members)
-                    group = groups.setdefault(line.name, Group(line.name, line.description, line.members))
-                    if group.members != line.members:
-                        raise _bad(path, number, f"group {line.name} had other members before")
-                    continue
-                if isinstance(line, TraceHeader):
-                    raise _bad(path, number, "a second header line")
                 if not isinstance(line, Event):
-                    others.append(line)
+                    found.take(path, number, line)
                     continue
                 if not (0 <= line.index < LARGE and 0 <= line.time_ns < LARGE):
                     raise _bad(path, number, "a number out of bounds")
                 index, time, rest = b"%d" % line.index, b"%d" % line.time_ns, raw
-            shape = known.get(rest)
+            shape = self.shapes.numbers.get(rest)
             shapes.append(self.shapes.add(path, number, raw, rest) if shape is None else shape)
-            numbers += (index, time)
-        pairs = np.fromstring(b" ".join(numbers).decode(), dtype=np.int64, sep=" ").reshape(-1, 2)
-        dropped = [line for line in others if isinstance(line, Dropped)]
-        end = next((line for line in others if isinstance(line, End)), None)
-        return _Lines(groups, np.array(shapes, np.int64), pairs[:, 0], pairs[:, 1], dropped, end, cut)
+            indices.append(index)
+            times.append(time)
+        return found.lines(np.array(shapes, np.int64), _integers(indices), _integers(times), cut)
 
     def _record(self, path: Path, header: TraceHeader, lines: _Lines) -> RankRecord:
         end, dropped = lines.end, lines.dropped
