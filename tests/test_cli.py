@@ -31,8 +31,8 @@ FLAGS = {
     "record": "--out",
     "replay": "--format --out",
     "render": "--diff --format --out",
-    "docs": "",
-    "audit": "--out",
+    "docs": "--evidence --out",
+    "audit": "--mutant --run --out --format",
 }
 CHOICES = {
     "check --transport": "rendezvous stream",
@@ -41,6 +41,7 @@ CHOICES = {
     "check --symmetry": "auto on off",
     "check --format": "text json junit",
     "run --backend": "gloo nccl",
+    "audit --format": "text json",
     "render": "states sequence counterexample trace waits",
     "render states --format": "svg png dot mermaid html",
 }
