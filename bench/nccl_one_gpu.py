@@ -54,7 +54,7 @@ DEADLINES = ("startup=90", "payload=8", "header=8", "generate=30", "ack=20")
 
 @dataclass
 class Step:
-    """A command, within so many seconds. `folder` is what it leaves, beside its log."""
+    """A command, within so many seconds."""
 
     name: str
     command: Sequence[str]

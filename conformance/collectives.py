@@ -78,7 +78,7 @@ def judge(recording: Recording) -> Diagnosis:
         kind,
         {},
         suspects=() if found else tuple(sorted({r for h in stall.joint for r in parties(h, recording)})),
-        lifted=words.lifted.summary(),
+        lifted=words.lifted.summary() if words.lifted else "",
     )
 
 
@@ -227,12 +227,12 @@ def _at(
 ) -> Divergence:
     place = place or words.short(op)
     line, phase, chunk = words.line(op), words.site(op), None
-    key = Key(op.group, op.sequence)
-    if op.peer < 0 and key in words.lifted.places:
-        lifted = words.lifted.places[key]
-        of = f" of chunk {lifted.chunk}" if lifted.chunk else ""
-        place += f" ({lifted.line.name}{of} in {words.lifted.protocol.name})" + (f" at {phase}" if phase else "")
-        phase, chunk, state = lifted.line.phase, lifted.chunk, words.lifted.state(op.rank, key) or state
+    key, lifted = Key(op.group, op.sequence), words.lifted
+    if lifted is not None and op.peer < 0 and key in lifted.places:
+        what = lifted.places[key]
+        of = f" of chunk {what.chunk}" if what.chunk else ""
+        place += f" ({what.line.name}{of} in {lifted.protocol.name})" + (f" at {phase}" if phase else "")
+        phase, chunk, state = what.line.phase, what.chunk, lifted.state(op.rank, key) or state
     return Divergence(op.rank, line, op.entry, chunk, phase, None, None, state, observed, expected, why, place=place)
 
 

@@ -117,7 +117,7 @@ def _missed(noticed: Sequence[Divergence], ranks: Mapping[int, RankReplay], matc
     if not roots <= ranks.keys():  # of whom there is no trace may have waited, too: for one that fell silent
         roots |= silent
     told = {end.culprit for r in ranks.values() if (end := r.trace.end) and end.culprit is not None}
-    culprits = tuple(sorted(roots or told or silent or {first.rank}))
+    culprits = tuple(sorted(told or roots or silent or {first.rank}))
     own = next((ranks[r] for r in culprits if r in ranks), None)
     if own is not None and first.rank != own.trace.rank:
         first = _stamp(_stood(own, culprits, matched), own, matched)
@@ -130,10 +130,11 @@ def _stamp(divergence: Divergence, replayed: RankReplay, matched: Matched) -> Di
 
 
 def _is_detection(replayed: RankReplay) -> bool:
-    """Whether the rank failed because it noticed a peer's end, or that time had passed."""
+    """Whether the rank failed because it noticed a peer's end, or that time had passed, or was ended where it stood."""
     failure = replayed.failure
     row = replayed.role.rows_by_key.get((failure.state, failure.observed.split(" ")[0])) if failure else None
-    return row is not None and row.by is By.DETECTION
+    ended = failure is not None and failure.observed.startswith(NOTHING)
+    return ended or (row is not None and row.by is By.DETECTION)
 
 
 def _accused(found: Divergence, ranks: Mapping[int, RankReplay]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,9 +16,11 @@ from ..traces.collectives import Ended, RankRecord, Recording, Signature
 from ..traces.programs import line_of
 from .aligned import Aligned, Key, Op, ops_of
 from .habits import PAST, expected
-from .lifted import Lifted
 from .order import Order
 from .pairs import Pairs
+
+if TYPE_CHECKING:
+    from .lifted import Lifted
 
 Shape = Callable[[Signature], tuple[object, ...]]
 
@@ -74,9 +76,13 @@ class Words:
         return self.recording.sites[op.site]
 
     @cached_property
-    def lifted(self) -> Lifted:
+    def lifted(self) -> Lifted | None:
         """The recording as a run of TP v1.1, if it is one."""
-        return Lifted(self.recording)
+        if len({s.dtype for s in self.recording.signatures if s.kind == "broadcast"}) < 2:  # header and payload
+            return None
+        from .lifted import Lifted  # which brings the tables along
+
+        return Lifted(self.recording) or None
 
     def line(self, op: Op) -> int:
         """Line of the rank's file in which it was issued; entry of the recording where it is no file of lines."""

@@ -255,39 +255,52 @@ class _Issued:
         return self.latest if len(self.times) >= len(self.parts) else None
 
 
+class _Lane:
+    """The lines of one rank, and which of them are ends of collectives."""
+
+    def __init__(self, replayed: RankReplay, members: Mapping[str, Sequence[int]]) -> None:
+        self.rank, self.lines, self.clock = replayed.trace.rank, len(replayed.trace.lines), list[int]()
+        self.entries = {m.entered_at: (m.group, m.sequence) for m in replayed.meetings}
+        self.exits = {m.exited_at: m for m in replayed.meetings if m.exited_at is not None}
+        self._members = members
+        self._needed: dict[str, Sequence[int]] = {}
+
+    def advance(self, issued: Mapping[Key, _Issued]) -> bool:
+        """Give times to as many lines as possible; whether any got one."""
+        begin = len(self.clock)
+        for at in range(begin, self.lines):
+            time = self.clock[-1] + 1 if self.clock else 1
+            if meeting := self.exits.get(at):
+                after = issued[meeting.group, meeting.sequence].before(self._needs(meeting))
+                if after is None:
+                    break
+                time = max(time, after + 1)
+            elif key := self.entries.get(at):
+                issued[key].add(self.rank, time)
+            self.clock.append(time)
+        return len(self.clock) > begin
+
+    def _needs(self, meeting: Meeting) -> Sequence[int]:
+        event = meeting.row.event
+        if event not in self._needed:
+            self._needed[event] = depends_on_members(meeting, self.rank, self._members[meeting.group])
+        return self._needed[event]
+
+
 def _clocks(
     ranks: Mapping[int, RankReplay], meetings: Mapping[Key, Mapping[int, Meeting]]
 ) -> tuple[dict[int, list[int]], bool]:
     """Lamport times of all lines; a completion comes after the issues that it depends on."""
-    clocks: dict[int, list[int]] = {rank: [] for rank in ranks}
     issued = {key: _Issued(parts) for key, parts in meetings.items()}
-    entries = {rank: {m.entered_at: m for m in r.meetings} for rank, r in ranks.items()}
-    exits = {rank: {m.exited_at: m for m in r.meetings if m.exited_at is not None} for rank, r in ranks.items()}
-    needed: dict[tuple[int, str], Sequence[int]] = {}
-    waiting = set(ranks)
+    members = {group: _members(ranks, group) for group, _ in meetings}
+    lanes = [_Lane(ranks[rank], members) for rank in sorted(ranks)]
+    waiting = lanes
     while waiting:
-        moved = False
-        for rank in sorted(waiting):
-            clock, own, done = clocks[rank], entries[rank], exits[rank]
-            for at in range(len(clock), len(ranks[rank].trace.lines)):
-                time = clock[-1] + 1 if clock else 1
-                if meeting := done.get(at):
-                    kind = (rank, meeting.row.event)
-                    if kind not in needed:
-                        needed[kind] = depends_on_members(meeting, rank, _members(ranks, meeting.group))
-                    after = issued[meeting.group, meeting.sequence].before(needed[kind])
-                    if after is None:
-                        break
-                    time = max(time, after + 1)
-                elif meeting := own.get(at):
-                    issued[meeting.group, meeting.sequence].add(rank, time)
-                clock.append(time)
-                moved = True
-            else:
-                waiting.discard(rank)
-        if waiting and not moved:
-            for rank in waiting:
-                clock = clocks[rank]
-                clock += range(clock[-1] + 1 if clock else 1, len(ranks[rank].trace.lines) + 2)
-            return clocks, True
-    return clocks, False
+        moved = [lane.advance(issued) for lane in waiting]
+        waiting = [lane for lane in waiting if len(lane.clock) < lane.lines]
+        if not any(moved):
+            break
+    for lane in waiting:
+        clock = lane.clock
+        clock += range(clock[-1] + 1 if clock else 1, lane.lines + 2)
+    return {lane.rank: lane.clock for lane in lanes}, bool(waiting)

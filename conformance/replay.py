@@ -223,10 +223,13 @@ class _Rank:
         if end.index != self.next:
             return f"event {self.next} is missing"
         row = self.role.rows_by_key.get((self.state, end.cause))
-        if row is not None and row.by is By.DETECTION:
-            # ended where it stood: the end marker is all that is written of the move
-            self.failure = self.divergence(at, end, end.message)
-            self.witnessed.add(row.key)
+        noticed = row is not None and row.by is By.DETECTION
+        if noticed or (end.culprit is not None and not state.terminal):
+            # ended where it stood, by itself or by its guardian: the end marker is all that is written of it
+            if not state.failed:
+                found = self.divergence(at, end, end.message)
+                self.failure = found if noticed else replace(found, observed=f"{NOTHING}, until it was ended")
+                self.witnessed |= {row.key} if noticed and row else set()
             return None
         if not state.terminal:
             return f"the rank ends in {self.state}"

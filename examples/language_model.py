@@ -114,11 +114,11 @@ def mine(group: dist.ProcessGroup, device: torch.device) -> Mine:
 def converse(driver: Driver) -> None:
     encode, steps, tokens = nn.Embedding(BYTES, WIDTH, dtype=torch.bfloat16).requires_grad_(False), torch.arange(8), 0
     driver.warm_up(plain(torch.zeros(1, 8, BYTES).bfloat16(), steps, encode(torch.zeros(1, 4).long()), 0, updated=True))
-    for number, (prompt, part) in enumerate((p, part) for p in PROMPTS for part in range(2)):
+    for prompt, new in ((prompt, new) for prompt in PROMPTS for new in (True, False)):
         ids, noise = torch.tensor([list(prompt.encode())]), -torch.empty(1, 8, BYTES).exponential_().log()
-        fields = plain(noise.bfloat16(), steps, encode(ids), tokens, hard_cut=number == 0, updated=part == 0)
-        print(prompt if part == 0 else "", bytes(driver.chunk(fields).tolist()), flush=True)
-        tokens += len(steps) + (ids.shape[1] - 1 if part == 0 else 0)
+        said = driver.chunk(plain(noise.bfloat16(), steps, encode(ids), tokens, updated=new))
+        print(prompt if new else "", bytes(said.tolist()), flush=True)
+        tokens += len(steps) + (ids.shape[1] - 1 if new else 0)
 
 
 if __name__ == "__main__":

@@ -193,9 +193,9 @@ class Simulation:
         for rank, wait in sorted(self._waiting.items()):
             if rank in self.stalled:
                 continue
-            if self._may_complete(rank):
-                if wait.due is None:
-                    wait.due = self.now + self.random.expovariate(1 / LATENCY)
+            if wait.due is None and self._may_complete(rank):
+                wait.due = self.now + self.random.expovariate(1 / LATENCY)
+            if wait.due is not None:  # what may complete once may so for good: nobody takes back what it has issued
                 due.append((wait.due, rank, self.complete))
                 continue
             if self.gone:

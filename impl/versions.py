@@ -13,7 +13,7 @@ import torch
 
 from ..errors import UsageError
 
-TRIED = ("2.13.0", "2.11.0")
+TRIED = ("2.13.0", "2.12.0", "2.11.0")
 """Versions of torch with which the tests of the control plane have passed."""
 
 

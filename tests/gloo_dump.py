@@ -17,14 +17,19 @@ os.environ.update(TORCH_FR_BUFFER_SIZE="2000", TORCH_NCCL_TRACE_BUFFER_SIZE="200
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import _dump_fr_trace  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-GIVES_UP = 2
+GIVES_UP = 5
+"""Seconds for which a rank waits for a broken one."""
 
 
 def main(folder: Path, rank: int, world: int, what: str) -> None:
     store = f"file://{folder.parent / what}.store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=GIVES_UP))
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     pair = dist.new_group([0, 1], backend="gloo")
+    if what != "healthy":
+        dist.barrier()  # from here on, nobody is late by starting late
+        _set_pg_timeout(timedelta(seconds=GIVES_UP))
     with suppress(RuntimeError):
         if what == "healthy":
             everything(rank, world)

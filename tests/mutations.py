@@ -69,7 +69,7 @@ def _closed(lines: Sequence[Line]) -> list[Line]:
     return [lines[0], *({**line, "index": n} for n, line in enumerate(lines[1:]))]
 
 
-def _recounted(lines: Sequence[Line]) -> list[Line]:
+def recounted(lines: Sequence[Line]) -> list[Line]:
     """The same, with the collectives of each group and the calls of each chunk counted anew, as the rank would have."""
     sequence: Counter[str] = Counter()
     calls: Counter[int] = Counter()
@@ -96,7 +96,7 @@ def _drop_event(lines: Lines, at: int) -> Sequence[Line]:
 
 
 def _drop_operation(lines: Lines, at: int) -> Sequence[Line]:
-    return _recounted([*lines[:at], *lines[at + 2 :]])
+    return recounted([*lines[:at], *lines[at + 2 :]])
 
 
 def _repeat_line(lines: Lines, at: int) -> Sequence[Line]:
@@ -108,7 +108,7 @@ def _repeat_event(lines: Lines, at: int) -> Sequence[Line]:
 
 
 def _repeat_operation(lines: Lines, at: int) -> Sequence[Line]:
-    return _recounted([*lines[: at + 2], *lines[at:]])
+    return recounted([*lines[: at + 2], *lines[at:]])
 
 
 def _swap(lines: Lines, at: int) -> Sequence[Line]:
@@ -116,7 +116,7 @@ def _swap(lines: Lines, at: int) -> Sequence[Line]:
 
 
 def _swap_operations(lines: Lines, at: int) -> Sequence[Line]:
-    return _recounted([*lines[:at], *lines[at + 2 : at + 4], *lines[at : at + 2], *lines[at + 4 :]])
+    return recounted([*lines[:at], *lines[at + 2 : at + 4], *lines[at : at + 2], *lines[at + 4 :]])
 
 
 def _aimed(field: str, ends: int) -> Callable[[Lines, int], Sequence[Line]]:

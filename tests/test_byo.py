@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -73,13 +74,24 @@ def test_warm_up_is_a_chunk_like_any_other_and_leaves_nothing_behind(served: tup
         assert all(c.inside and c.inside["collectives"] == 6 * (c.call or 0) for c in calls)
 
 
-def test_without_torchrun_there_is_one_clear_line() -> None:
-    bare = {name: value for name, value in ENVIRONMENT.items() if name != "RANK"}
-    told = subprocess.run(
-        [sys.executable, str(EXAMPLE), "nowhere"], env=bare, capture_output=True, text=True, timeout=60
-    )
-    assert told.returncode == Exit.USAGE
-    assert told.stderr.splitlines() == ["genlock: the environment has no RANK; start the ranks with torchrun"]
+UNUSED: Any = None
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """For a `serve` in this process, which has no launcher to die with."""
+    monkeypatch.setattr("genlock.impl.serve.die_with_parent", lambda: None)
+    return monkeypatch
+
+
+def test_without_torchrun_there_is_one_clear_line(
+    tmp_path: Path, here: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here.delenv("RANK", raising=False)
+    assert serve(UNUSED, UNUSED, out=tmp_path) == Exit.USAGE
+    assert capfd.readouterr().err.splitlines() == [
+        "genlock: the environment has no RANK; start the ranks with torchrun"
+    ]
 
 
 BROKEN = {"weight": (1, "weight `"), "past": (0, "no collective is due")}
@@ -88,17 +100,15 @@ BROKEN = {"weight": (1, "weight `"), "past": (0, "no collective is due")}
 
 def test_a_user_s_weights_and_calls_are_held_to_the_plan(tmp_path: Path) -> None:
     program = str(Path(__file__).with_name("byo_broken.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program]
-    jobs = [
-        subprocess.Popen([*command, str(tmp_path / how), how], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-        for how in BROKEN
-    ]
-    try:
-        assert all(job.wait(timeout=100) != 0 for job in jobs)
-    finally:
-        for job in jobs:
-            job.kill()
-            job.wait()
+    done = subprocess.run(
+        [sys.executable, program, str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(BROKEN, True), done.stderr
     for how, (rank, words) in BROKEN.items():
         traces = [read(path) for path in find(tmp_path / how)]
         end = traces[rank].end
@@ -153,11 +163,10 @@ def test_plain_fields_pass_preflight() -> None:
 
 
 def test_a_trace_that_is_there_already_is_not_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, here: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    here.setenv("RANK", "0")
+    here.setenv("WORLD_SIZE", "2")
     (tmp_path / "rank0.trace.jsonl").write_text("")
-    unused: Any = None
-    assert serve(unused, unused, out=tmp_path) == Exit.USAGE
+    assert serve(UNUSED, UNUSED, out=tmp_path) == Exit.USAGE
     assert "there are traces in this folder already; choose another" in capsys.readouterr().err

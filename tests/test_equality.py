@@ -12,7 +12,7 @@ import pytest
 import torch
 from genlock.impl.cache import CacheScalars
 from genlock.impl.shape import ALL_REDUCES_PER_BLOCK, tiny
-from tp_worker import RANKS, SCENARIO
+from tp_worker import SCENARIO
 
 WORKER = Path(__file__).with_name("tp_worker.py")
 TOLERANCE = 1e-5
@@ -27,18 +27,9 @@ Runs = dict[tuple[str, int], dict[str, Any]]
 def started(folder: Path, worlds: tuple[str, ...], limit: float) -> Runs:
     """What each rank of each world saw in the worker's scenario, by (world, rank)."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks: list[subprocess.Popen[str]] = []
-    try:
-        for rank in range(RANKS):
-            command = [sys.executable, str(WORKER), str(rank), str(folder), *worlds]
-            ranks.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-        for process in ranks:
-            _, errors = process.communicate(timeout=limit)
-            assert process.returncode == 0, errors
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
+    command = [sys.executable, str(WORKER), str(folder), *worlds]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit, check=False)
+    assert done.returncode == 0, done.stderr
     return {(world, rank): torch.load(folder / f"world{world}-rank{rank}.pt") for world in worlds for rank in of(world)}
 
 

@@ -14,10 +14,10 @@ import pytest
 from genlock.conformance.explain import diagnose
 from genlock.conformance.report import as_json, as_junit, as_text
 from genlock.errors import UnreadableInput
-from genlock.traces.format import Dropped, End, Event, Trace, read
+from genlock.traces.format import Cause, Dropped, End, Event, Trace, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import Mutation, recorded, replayed
+from mutations import Mutation, recorded, recounted, replayed
 
 STEADY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 HEALTHY = corpus.names("healthy/") + corpus.names("refused/")
@@ -130,6 +130,21 @@ def test_calls_that_tell_different_things_of_their_insides_are_held_against_each
     assert "bytes is 1 here and None" in found.divergence.why
 
 
+def test_ranks_that_each_come_after_the_other_are_told() -> None:
+    """rank1 makes five calls where rank0 makes four, and both completed them: no run has such an order."""
+    run = recorded(corpus.CORPUS / "healthy/two-ranks")
+    lines = [dict(line) for line in run.lines[1]]
+    header = next(line for line in lines if isinstance(line.get("data"), dict) and line["data"].get("plan"))
+    header["data"] = {**header["data"], "plan": {**header["data"]["plan"], "steps": 5, "expected": 5}}
+    enters = next(at for at, line in enumerate(lines) if line.get("transition") == "enter_phase_b")
+    lines[enters]["data"] = 5
+    found = replayed(
+        run, Mutation("change", "of a plan", 1, 0), recounted([*lines[: enters + 3], *lines[enters + 1 :]])
+    )
+    assert (found.verdict, found.culprits) == ("divergent", (0, 1))
+    assert "happens-before has a cycle: are these files of one run?" in found.reasons
+
+
 def test_ranks_that_were_ended_where_they_stood_are_taken_at_their_word() -> None:
     """All stand in one collective and die there: who was first, only the one that could still say so knows."""
     traces = []
@@ -145,6 +160,43 @@ def test_ranks_that_were_ended_where_they_stood_are_taken_at_their_word() -> Non
     assert ("GENERATING", "peer_lost") in found.witnessed["rank0"]
     unsaid = [cut(t, len(t.lines) - isinstance(t.lines[-1], End)) for t in traces]
     assert diagnose(unsaid).verdict == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("cause", "stall", "observed"),
+    [("exception", None, "nothing, until it was ended"), ("deadline", "host", "deadline")],
+)
+@pytest.mark.parametrize("culprit", [0, 1, 2])
+def test_ranks_that_guardians_ended_are_told_by_the_end_markers_that_these_wrote(
+    cause: Cause, stall: str | None, observed: str, culprit: int
+) -> None:
+    """The culprit never issues its third call, and all are ended where they stand; one has just noticed."""
+    traces = []
+    for trace in traces_of("healthy/three-ranks"):
+        calls = [n for n, e in enumerate(trace.lines) if isinstance(e, Event) and (e.call, e.edge) == (3, "enter")]
+        at = calls[0] + (trace.rank != culprit)
+        why: Cause = cause if trace.rank == culprit else "peer_lost"
+        lines = [*trace.lines[:at]]
+        if trace.rank == (culprit + 1) % 3:
+            last = lines[-1]
+            assert isinstance(last, Event)
+            lost = {
+                "transition": "peer_lost",
+                "edge": "step",
+                "group": None,
+                "sequence": None,
+                "op": None,
+                "call": None,
+            }
+            lines.append(msgspec.structs.replace(last, index=at, **lost))
+        lines.append(End(len(lines), 0, why, 12, f"rank{culprit} died", culprit))
+        numbers = tuple(range(2, len(lines) + 2))
+        traces.append(msgspec.structs.replace(trace, lines=tuple(lines), numbers=numbers))
+    found = diagnose(traces)
+    assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-18", (culprit,))
+    assert found.stall == stall
+    assert found.divergence is not None
+    assert (found.divergence.rank, found.divergence.observed) == (culprit, observed)
 
 
 def test_replay_of_a_small_trace_starts_without_heavy_modules() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from graded import FORMS, diagnosed, grade
-from hangs import FAULTS, Hang, Mesh, Rank, dumps, hang, program, run
+from hangs import FAULTS, P2P, Hang, Mesh, Rank, dumps, hang, program, run
 
 SEEDS = range(1000, 1027)
 """No rule was made with these; docs/diagnosis.md has the figures of many more."""
@@ -112,3 +112,7 @@ def test_healthy_jobs_conform_in_any_form_that_is_whole() -> None:
             assert found.divergence is None, (seed, form)
             if form in ("full", "timed"):
                 assert (found.verdict, found.reasons) == ("conforming", ()), (seed, form)
+                issued = [op for rank in ranks for op in rank.issued]
+                collectives = {(op.step.group, op.number) for op in issued if op.step.kind not in P2P}
+                sends = sum(op.step.kind == "send" for op in issued)
+                assert found.matched_collectives == len(collectives) + sends

@@ -11,9 +11,12 @@ from typing import Any
 from genlock.traces.collectives import Interned, Recording, recording
 from genlock.traces.flight_recorder import read_dump
 from genlock.traces.format import Clock, Event, Trace, TraceHeader, encode, name_of, read
+from genlock.traces.load import load
 from genlock.traces.perfetto import write
 from hangs import dumps, hang
 from simulated import RANKS, healthy
+from test_programs import lines_of, pipeline
+from test_programs import write as write_program
 
 REQUIRED = {"X": {"name", "ts", "dur", "pid", "tid"}, "M": {"name", "pid", "args"}}
 REQUIRED |= {"s": {"name", "id", "ts", "pid", "tid", "cat"}, "f": {"name", "id", "ts", "pid", "tid", "cat", "bp"}}
@@ -92,3 +95,22 @@ def test_operations_that_overlap_lie_in_lanes_of_their_own(tmp_path: Path) -> No
     (tmp_path / name_of(0)).write_bytes(b"".join([encode(header), *map(encode, lines)]))
     events = written([read(tmp_path / name_of(0))], tmp_path)
     assert [(e["name"], e["tid"], e["dur"]) for e in events if e["ph"] == "X"] == [("op1", 0, 0.02), ("op2", 1, 0.02)]
+
+
+def test_an_arrow_from_a_send_leads_to_its_receive(tmp_path: Path) -> None:
+    """By tag, in programs; and none to a collective of the same number."""
+    (tmp_path / "run").mkdir()
+    ranks = pipeline()
+    write_program(tmp_path / "run", lines_of(ranks))
+    found = load([tmp_path / "run"])
+    events = written(found, tmp_path)
+    slices = {(e["pid"], e["tid"], e["ts"]): e["name"] for e in events if e["ph"] == "X"}
+    arrows: dict[str, list[str]] = {}
+    for e in events:
+        if e["ph"] in "sf":
+            arrows.setdefault(e["id"], []).append(slices[e["pid"], e["tid"], e["ts"]])
+    ends = sorted(map(sorted, arrows.values()))
+    assert ends.count(["recv", "send"]) == sum(
+        e.op == "send" and e.edge == "enter" for o in ranks.values() for e in o.lines
+    )
+    assert all(a == b or [a, b] == ["recv", "send"] for a, b in ends)

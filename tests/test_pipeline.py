@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from genlock.errors import UsageError
 from genlock.impl import envelope
 from genlock.impl.cache import RingCache
+from genlock.impl.envelope import Mode
 from genlock.impl.generator import Generator
 from genlock.impl.pipeline import Pipeline, PipelineConfig, TextEncoder, Vae, denoising_steps
 from genlock.impl.shape import tiny
@@ -163,6 +165,26 @@ def test_chunks_through_the_generator() -> None:
         assert frames.std() > 10
     assert recomputes == 2
     assert generator.cache.scalars == (2, 2, 2, 2)
+
+
+def test_the_anchor_is_encoded_anew_from_the_frames_that_were_shown() -> None:
+    rank0 = pipeline()
+    loud = 4 * rank0.prepare("a cat")["latents"]  # so that pixels are clipped
+    rank0.commit()
+    shown = torch.from_numpy(rank0.finish(loud)).permute(0, 3, 1, 2) / 127.5 - 1
+    anchor = rank0.prepare("a cat", recompute=True)["context_frames_override"][0, 0].float()
+    torch.testing.assert_close(anchor, rank0._vae.encode(shown[:1])[0], atol=0.06, rtol=0.01)  # 8 bits, then bf16
+    assert (anchor - loud[0, 0]).abs().max() > 0.5
+
+
+def test_in_optimize_mode_the_conditioning_goes_along_when_its_epoch_rises() -> None:
+    rank0, told = pipeline(replace(SMALL, mode=Mode.OPTIMIZE)), []
+    for prompt, cut in (("a cat", False), ("a cat", False), ("a dog", False), ("a dog", True), ("a dog", False)):
+        rank0.prepare("a bird", hard_cut=cut)  # refused, and its epoch with it
+        fields = rank0.prepare(prompt)
+        told.append((fields["conditioning_epoch"], fields["conditioning_embeds"] is not None))
+        grant(rank0, fields)
+    assert told == [(1, True), (1, False), (2, True), (3, True), (3, False)]
 
 
 def test_calls_out_of_order() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -367,3 +369,24 @@ def test_ranks_may_run_different_lines(tmp_path: Path) -> None:
     write(tmp_path, lines_of(ranks))
     found = judge_paths([tmp_path])
     assert (found.verdict, found.culprits, found.stall) == ("divergent", (2,), "host")
+
+
+LOADED = """
+import sys
+sys.argv = ["genlock", "replay", sys.argv[1]]
+from genlock.__main__ import main
+try:
+    main()
+except SystemExit as ended:
+    print(ended.code or 0, *sys.modules)
+"""
+
+
+def test_a_small_replay_loads_little(tmp_path: Path) -> None:
+    write(tmp_path, lines_of(pipeline()))
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    status, *loaded = done.stdout.splitlines()[-1].split()
+    assert status == "0"
+    assert not {"torch", "networkx", "graphviz", "transitions", "numba", "concurrent.futures.process"} & set(loaded)

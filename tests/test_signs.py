@@ -20,9 +20,12 @@ def divergence(observed: str, why: str = "", phase: str = "generate") -> Diverge
     return Divergence(1, 2, 0, 1, phase, None, 1, "SOMEWHERE", observed, (), why)
 
 
-@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if name != "OM-15"])
+@pytest.mark.parametrize("name", sorted(FAULTS.keys() - {"OM-13", "OM-15"}))
 def test_each_fault_of_the_matrix_is_recognised_from_its_traces_alone(name: str) -> None:
-    """A fault that preflight refuses ends nothing: its run conforms, as does OM-15, an orderly drain."""
+    """A fault that preflight refuses ends nothing: its run conforms, as does OM-15, an orderly drain.
+
+    OM-13, a rank that dies or stalls, was recorded at each place of the tables: see `test_corpus`.
+    """
     runs = [run for run in corpus.names() if re.search(rf"--inject {name}\b", corpus.expected(run).made)]
     assert runs
     for run in runs:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -245,6 +249,15 @@ def test_a_seed_replays_exactly() -> None:
         assert digest_of(one.traces) == digest_of(again.traces)
         assert any(line.time_ns for trace in one.traces for line in trace.lines if hasattr(line, "time_ns"))
     assert digest_of(run(3).traces) != digest_of(run(5).traces)
+
+
+def test_a_seed_replays_exactly_in_another_process() -> None:
+    """Neither the order of sets nor an address may show: among the seeds are facts that differ, and a refusal."""
+    seeds = (1, 5, 12)
+    program = f"from schedules import digest_of, run\nfor seed in {seeds}: print(digest_of(run(seed).traces))"
+    alike = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "1"}
+    told = subprocess.run([sys.executable, "-c", program], env=alike, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [digest_of(run(seed).traces) for seed in seeds]
 
 
 BROKEN: Mapping[str, Callable[[pytest.MonkeyPatch], None]] = {

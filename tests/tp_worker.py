@@ -1,12 +1,15 @@
-"""One of four gloo ranks: runs the same 20 chunks in worlds of 1, 2, 3 and 4 ranks and saves what it saw.
+"""Four gloo ranks that run the same 20 chunks in worlds of 1, 2, 3 and 4 ranks and save what they saw.
 
-Run as `python tests/tp_worker.py RANK FOLDER WORLD…`, all four at once; `test_equality` reads the folder. A world is
-its number of ranks, and after a dash how it sums: `functional`, or compiled by the torch.compile backend named.
+Run as `python tests/tp_worker.py FOLDER WORLD…`; `test_equality` reads the folder. A world is its number of ranks,
+and after a dash how it sums: `functional`, or compiled by the torch.compile backend named. Each rank is a process of
+its own, forked once torch is loaded.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -18,6 +21,7 @@ import torch.distributed as dist
 from genlock.impl import digest
 from genlock.impl.generator import Generator
 from genlock.impl.intercept import Operation, watching
+from genlock.impl.orphan import die_with_parent
 from genlock.impl.shape import GeneratorConfig, tiny
 from genlock.impl.tensor_parallel import Distributed, Solo, TensorParallel
 from torch import Tensor
@@ -117,7 +121,7 @@ def run(config: GeneratorConfig, comm: TensorParallel) -> dict[str, Any]:
 
 
 GRAPHS: dict[str, int] = {}
-"""Of what was compiled: graphs, all-reduces in them, and graph breaks."""
+"""Of what was compiled: graphs, and all-reduces in them."""
 
 
 def spied(backend: str) -> str:
@@ -151,7 +155,7 @@ def worlds(rank: int, wanted: list[str]) -> Iterator[tuple[str, GeneratorConfig,
         yield name, config, Distributed(group, functional=way == "functional") if len(members) > 1 else Solo()
 
 
-def main(rank: int, folder: Path, wanted: list[str]) -> None:
+def work(rank: int, folder: Path, wanted: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -166,5 +170,29 @@ def main(rank: int, folder: Path, wanted: list[str]) -> None:
     dist.destroy_process_group()
 
 
+def child(parent: int, rank: int, folder: Path, wanted: list[str]) -> None:
+    """One rank, to its end."""
+    die_with_parent(parent)
+    try:
+        work(rank, folder, wanted)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def main(folder: Path, wanted: list[str]) -> int:
+    """All ranks; the others are ended with the first one that fails."""
+    parent = os.getpid()
+    for rank in range(RANKS):
+        if os.fork() == 0:
+            child(parent, rank, folder, wanted)
+    for _ in range(RANKS):
+        _, status = os.wait()
+        if status:
+            return 1  # and die_with_parent does the rest
+    return 0
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -238,6 +238,8 @@ def recording(
 
 
 DEFAULT_GROUP = "default_pg"
+OWN = "genlock"
+"""The `source` of Genlock's own traces."""
 
 
 def _guessed(group: Group, seen: Sequence[int], world: int) -> Group:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ..errors import UnreadableInput, UsageError
-from .collectives import Interned, RankRecord, Recording, recording, renumbered
+from .collectives import OWN, Interned, RankRecord, Recording, recording, renumbered
 from .flight_recorder import decode_json, looks_like, rank_of, read_dump, read_pickle
 from .format import SUFFIX, Trace, TraceHeader, lines_of, opening
 from .kineto import MAX_BYTES, KinetoRank, read_kineto
@@ -79,7 +79,7 @@ def _own(files: Sequence[Path]) -> list[Trace] | Recording:
         records += renumbered([rank.record for rank in ranks], own, interned)
     unreadable = {rank_of(file): error.what for file, error in cut.items()}
     world = next(iter(headers.values())).world
-    return recording("genlock", interned, records, unreadable, world=world)
+    return recording(OWN, interned, records, unreadable, world=world)
 
 
 def _files(path: Path) -> Iterator[tuple[Path, bool]]:

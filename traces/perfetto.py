@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .collectives import Recording, Status
+from .collectives import OWN, Recording, Status
 from .format import Event, Trace
 from .twins import own_lines
 
@@ -86,29 +86,36 @@ def _recorded(recording: Recording) -> Iterator[Slice]:
     for rank, record in recording.ranks.items():
         ops = sorted(record.ops.tolist(), key=lambda op: op[1])
         for op, following in zip(ops, [*ops[1:], None], strict=True):
-            entry, time, sequence, group, signature, site, peer, _, status = op
+            entry, time, sequence, group, signature, site, peer, tag, status = op
             about = {"entry": entry, "group": recording.groups[group].name, "sequence": sequence}
             about |= {"signature": str(recording.signatures[signature]), "at": recording.sites[site]}
             about |= {"status": Status(status).name.lower()} | ({"peer": peer} if peer >= 0 else {})
             end = following[1] if following else time + 1000
-            key = (group, sequence) if peer < 0 else None
-            yield Slice(rank, recording.signatures[signature].kind, time, end, key, about)
+            kind = recording.signatures[signature].kind
+            # other recorders number sends and receives by what else there was in the group
+            told = peer < 0 or recording.source == OWN
+            yield Slice(rank, kind, time, end, _key(rank, group, sequence, kind, peer, tag) if told else None, about)
 
 
 def _own(traces: Sequence[Trace]) -> Iterator[Slice]:
     for trace in own_lines(traces):
         clock = trace.header.clock
         shift = clock.wall_ns - clock.monotonic_ns
-        open_ends: dict[tuple[object, ...], Event] = {}
+        open_ends: dict[int, Event] = {}
+        unnamed: dict[tuple[object, ...], int] = {}
         last = 0
         for event in trace.events:
             last = event.time_ns
-            key = (event.group, event.sequence, event.op)
             if event.edge == "enter":
-                open_ends[key] = event
-            elif event.edge == "exit" and key in open_ends:
-                yield _slice(trace, open_ends.pop(key), event.time_ns, shift)
-            elif event.edge == "step":
+                open_ends[event.index] = event
+                unnamed[event.group, event.sequence, event.op] = event.index
+            elif event.edge == "exit":
+                entered = event.entered
+                if entered is None:  # a move of a protocol, which has one at a time
+                    entered = unnamed.get((event.group, event.sequence, event.op), -1)
+                if entered in open_ends:
+                    yield _slice(trace, open_ends.pop(entered), event.time_ns, shift)
+            else:
                 yield Slice(trace.rank, event.transition, last + shift, last + shift, None, {"state": event.state})
         for event in open_ends.values():
             yield _slice(trace, event, last, shift)
@@ -118,4 +125,13 @@ def _slice(trace: Trace, event: Event, end: int, shift: int) -> Slice:
     about = {"group": event.group, "sequence": event.sequence, "op": event.op, "phase": event.phase}
     about |= {"chunk": event.chunk, "call": event.call}
     name = event.transition or str(event.op)
-    return Slice(trace.rank, name, event.time_ns + shift, end + shift, (event.group, event.sequence), about)
+    peer = -1 if event.peer is None else event.peer
+    key = _key(trace.rank, event.group, event.sequence, event.op, peer, event.tag or 0)
+    return Slice(trace.rank, name, event.time_ns + shift, end + shift, key, about)
+
+
+def _key(rank: int, group: object, sequence: object, op: str | None, peer: int, tag: int) -> tuple[object, ...]:
+    """What those who take part in an operation share."""
+    if peer < 0:
+        return (group, sequence)
+    return (group, sequence, *((rank, peer) if op == "send" else (peer, rank)), tag)
