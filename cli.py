@@ -23,7 +23,6 @@ from typer.core import TyperGroup
 
 from . import flags
 from .errors import Exit, GenlockError
-from .flags import unbuilt
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
@@ -208,10 +207,10 @@ def run(
     inject: flags.Inject = None,
     deadline: flags.Deadlines,
     observe: flags.Observe = False,
+    agent_per_rank: flags.AgentPerRank = False,
     out: flags.OutDir = None,
 ) -> None:
     """Run rank0 and its workers on torch.distributed, guarded and recorded."""
-    unbuilt("--observe", observe)
     seconds, broken = flags.seconds("--deadline", deadline), flags.injection(inject)
     from .impl import launch
     from .impl import scenario as scenarios
@@ -226,7 +225,7 @@ def run(
         deadlines=seconds,
         injection=scenarios.injection(broken.id, broken.settings) if broken else todo.inject,
     )
-    finished = launch.launch(config, ranks, echo=print)
+    finished = launch.launch(config, ranks, echo=print, observe=observe, agent_per_rank=agent_per_rank)
     print(launch.as_text(finished))
     raise typer.Exit(finished.exit)
 

@@ -57,12 +57,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--format", choices=("text", "json"), default="text")
     given = parser.parse_args()
+    load = os.getloadavg()[0]
     results = {world: measure(world, given.rounds) for world in given.ranks}
     missed = [name for name, bar in BARS.items() if 4 in results and results[4][name]["ratio"] > bar]
     if given.format == "json":
         print(json.dumps({str(world): found for world, found in results.items()}))
     else:
         print(table(results))
+        print(f"load of the machine before: {load:.1f} on {os.cpu_count()} cores")
         for name in missed:
             print(f"above its bar: {name}, {results[4][name]['ratio']:.2f} > {BARS[name]}")
     return int(bool(missed))

@@ -49,7 +49,7 @@ INJECTED = (
     "FM-13,rank=1", "C-01,rank=1", "OM-03,rank=1,kind=more", "FM-04",
 )  # fmt: skip
 HUNG = ("healthy", "skip", "kind", "strand", "stall")
-DEADLINES = ("startup=90", "payload=8", "header=8", "generate=30", "ack=20")
+DEADLINES = ("startup=90", "payload=8", "header=8", "generate=30", "ack=20", "collective=8")
 
 
 @dataclass

@@ -45,6 +45,9 @@ def diagnose(traces: Sequence[Trace]) -> Diagnosis:
     matched = match(ranks)
     found = _first(ranks, matched)
     reasons = _reasons(ranks, crew, traces[0].header.world, protocol, matched)
+    if matched.incomplete and not found and not reasons:
+        group, sequence = matched.incomplete
+        reasons.append(f"not every member is known to have completed number {sequence} of group {group}")
     verdict: Verdict = "divergent" if found else ("unknown" if reasons else "conforming")
     divergence, told = found.divergence if found else None, _told(ranks)
     if divergence is not None and told and divergence.observed.startswith("send_ack"):
@@ -165,7 +168,9 @@ def _stood(culprit: RankReplay, culprits: Sequence[int], matched: Matched) -> Di
     waiting = [w for w in matched.waits if set(w.missing) & set(culprits)]
     who = " and ".join(f"rank{w.rank} in {w.operation}" for w in waiting[:4])
     more = f" and {len(waiting) - 4} more ranks" if len(waiting) > 4 else ""
-    last = "its trace ends here" if found.observed == NOTHING else f"it says `{found.observed}`: {found.why}"
+    last = f"it says `{found.observed}`: {found.why}"
+    if found.observed.startswith(NOTHING):
+        last = "its trace ends here" if found.observed == NOTHING else found.why
     return replace(found, why=f"{last}; left waiting: {who}{more}" if waiting else f"{last}; its peers missed it")
 
 
@@ -219,9 +224,6 @@ def _reasons(
         if replayed.unknown:
             half = ", in half a line" if replayed.trace.cut else ""
             reasons.append(f"rank{rank}: {replayed.unknown}{half}")
-    if matched.incomplete and not reasons:
-        group, sequence = matched.incomplete
-        reasons.append(f"not every member is known to have completed number {sequence} of group {group}")
     if matched.cyclic:
         reasons.append("happens-before has a cycle: are these files of one run?")
     return reasons

@@ -18,11 +18,12 @@ DEADLINES: Mapping[str, float] = {
     "startup": 300.0,
     "warmup": 900.0,
     STEADY: 120.0,
+    "idle": 600.0,
     COLLECTIVE: 600.0,
     "meet": 60.0,
     "guardian": 10.0,
 }
-"""Seconds. The first three, and any other name, are phases that a page may name; one without a deadline of its own
+"""Seconds. The first four, and any other name, are phases that a page may name; one without a deadline of its own
 has that of `steady`. `collective`: ranks wait for each other alone. `meet`: rank0's guardian is not found.
 `guardian`: a guardian is silent.
 """

@@ -18,7 +18,7 @@ import mmap
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..guardian.page import DUMPS_STACKS, EVERYONE, NOBODY, SIZE, STACKS, VARIABLE, Page
 
@@ -26,7 +26,9 @@ from ..guardian.page import DUMPS_STACKS, EVERYONE, NOBODY, SIZE, STACKS, VARIAB
 class Beat:
     """The page of this process. Any thread may write."""
 
-    def __init__(self, memory: memoryview, flags: int = 0) -> None:
+    def __init__(self, memory: memoryview, flags: int = 0, *, guarded: bool = False) -> None:
+        self.guarded = guarded
+        """Whether somebody reads it."""
         self._memory, self._lock, self._edition = memory, threading.Lock(), 0
         self._page = Page()
         self._page.pid, self._page.flags = os.getpid(), flags
@@ -43,12 +45,18 @@ class Beat:
         # unbuffered, and open for good: faulthandler writes to the descriptor
         stacks = os.open(os.environ[STACKS], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
-        return cls(memory, DUMPS_STACKS)
+        return cls(memory, DUMPS_STACKS, guarded=True)
 
     def phase(self, name: str, *, deadline: float = 0.0) -> None:
         """Work of this kind begins. `deadline` in seconds overrides that of the phase; at most 16 bytes of name."""
         with self._lock:
             self._page.phase, self._page.deadline = name, deadline
+            self._write()
+
+    def move(self, phase: str, commit: str, deadline: float = 0.0) -> None:
+        """`phase`, `commit` and `progress` in one write."""
+        with self._lock:
+            self._page.phase, self._page.commit, self._page.deadline = phase, commit, deadline
             self._write()
 
     def progress(self) -> None:
@@ -83,6 +91,11 @@ class Beat:
             yield
         finally:
             self.leave()
+
+    def issue(self, operation: object) -> Callable[[str | None], None]:
+        """As a watcher of the interceptor: every collective of this process is waited in, until it has completed."""
+        self.enter()
+        return lambda outcome: self.leave()
 
     def _write(self) -> None:
         self._page.counter += 1

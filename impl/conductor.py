@@ -6,6 +6,7 @@ makes the same conductor serve a blocking transport and a simulator that schedul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -34,6 +35,8 @@ class Conductor:
         self.monitor, self.recorder = monitor, recorder
         self.result: Any = None
         """What the last coroutine returned."""
+        self.moved: Callable[[], None] = lambda: None
+        """Told after every move, and before every collective is issued."""
         self._moves: Moves[Any] | None = None
         self._waiting: Exchange | Call | None = None
         self._op: Collective | None = None
@@ -129,6 +132,7 @@ class Conductor:
         operation: Exchange | Call | None = None,
         **facts: Any,
     ) -> None:
+        self.moved()
         if self.recorder is None:
             return
         monitor, v = self.monitor, self.monitor.vars
@@ -142,7 +146,7 @@ class Conductor:
             else:
                 facts["call"] = v.observed + (edge == "enter")
         if facts.get("data") is not None:
-            facts["data"] = msgspec.to_builtins(facts["data"])
+            facts["data"] = _plain(facts["data"])
         self.recorder.event(
             event,
             edge,
@@ -153,3 +157,9 @@ class Conductor:
             epoch=v.cache_epoch,
             **facts,
         )
+
+
+def _plain(data: Data) -> Any:
+    """Data as a trace has it; what is a set, in an order that is the same in every process."""
+    plain = msgspec.to_builtins(data)
+    return sorted(plain, key=repr) if isinstance(data, frozenset) else plain

@@ -1,8 +1,8 @@
 """How faults are made in a real run, by the ids of the break-it matrix.
 
 A fault changes what the application hands to rank0, rank0's own code, what a rank says of itself, the bytes that
-it receives, or its generator; everything else of the run is the real thing. Left out: the rows that kill or stop
-a process from outside, and when a fault strikes (`rank`).
+it receives, or its generator; everything else of the run is the real thing. Left out: asking at each move (`rank`),
+and what is done to the process itself (`blow`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import torch.distributed as dist
 from ..errors import Refused, UsageError
 from ..model.protocol import Action
 from . import preflight, wire
+from .blow import blow
 from .envelope import Ids, encode
 from .generator import Generator as Video
 from .inbox import header_of
 from .operations import Exchange, Moves, Step
 from .roles import Generator, Rank0, Run
 from .rules import plan_in
-from .scenario import Injection
+from .scenario import RANK0_ALONE, Injection
 from .shape import ALL_REDUCES_PER_BLOCK, GeneratorConfig
 from .tensor_parallel import TensorParallel
 
@@ -251,6 +252,7 @@ FAULTS: Mapping[str, Fault] = {
     "OM-10": Fault(_no_override),
     "OM-11": Fault(received=_flip),
     "OM-12": Fault(generator=Rotting),
+    "OM-13": Fault(),
     "OM-14": Fault(_with(height=-1), cuts=True),
     "OM-15": Fault(),
     "OM-16": Fault(build=ForgedHeader),
@@ -266,11 +268,14 @@ FAULTS: Mapping[str, Fault] = {
 class Here:
     """The fault of a run, as far as it concerns one rank; without one, nothing happens."""
 
-    def __init__(self, injection: Injection | None, rank: int) -> None:
+    def __init__(self, injection: Injection | None, rank: int, struck: Callable[[], None] = lambda: None) -> None:
         self.injection, self.rank = injection, rank
+        self._struck = struck
+        """Told when the fault strikes here."""
         self.fault = FAULTS[injection.id] if injection else Fault()
         chosen = injection.rank if injection and injection.rank is not None else None
-        default = 0 if injection and injection.id == "OM-15" else 1
+        phase = injection.phase if injection else ""
+        default = 0 if phase in RANK0_ALONE or (injection and injection.id == "OM-15") else 1
         self.mine = injection is not None and rank == (default if chosen is None else chosen)
         self._on_rank0 = chosen is None
 
@@ -298,19 +303,29 @@ class Here:
     def received(self, collective: str, tensor: torch.Tensor, chunk_index: int) -> None:
         """A collective has delivered `tensor` to this rank."""
         if self.mine and self.fault.received and self.injection and chunk_index == self.injection.chunk:
+            self._struck()
             self.fault.received(collective, tensor)
 
     def reached(self, phase: str, chunk_index: int, launcher: int) -> bool:
-        """OM-15: this rank has come to the phase in which the launcher is to be told to end. Whether it was told."""
-        asked = self.injection if self.mine and self.injection and self.injection.id == "OM-15" else None
+        """OM-13 and OM-15: where this rank has come to the phase, the process is struck, or the launcher told to end.
+
+        Whether the launcher was told.
+        """
+        asked = self.injection if self.mine and self.injection and self.injection.id in AT_A_PHASE else None
         if asked is None or phase != (asked.phase or "generate"):
             return False
-        if phase != "startup" and chunk_index < asked.chunk - (phase in BEFORE):
+        if phase not in ("startup", "shutdown") and chunk_index < asked.chunk - (phase in BEFORE):
             return False
         self.mine = False
+        self._struck()
+        if asked.id == "OM-13":
+            blow(asked.kind or "kill", launcher)
+            return False
         os.kill(launcher, signal.SIGTERM)
         return True
 
 
+AT_A_PHASE = ("OM-13", "OM-15")
+"""The faults that strike when a rank comes to a phase."""
 BEFORE = ("idle", "preflight")
 """The phases in which the chunk index is still that of the chunk before."""

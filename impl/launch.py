@@ -1,7 +1,8 @@
 """Starts the ranks of `genlock run` under torchrun, waits for them, and sums up what their traces say.
 
 SIGTERM or Ctrl-C drains the run: every rank is signalled at once, rank0 finishes its chunk and sends SHUTDOWN.
-This module needs no torch itself. Left out: guarding the ranks (each watches its own deadline).
+Each rank is the child of a guardian, and dies with it; torchrun starts the guardians. This module needs no torch
+itself. Left out: when a rank is ended, and what is kept of it (`guardian`).
 """
 
 from __future__ import annotations
@@ -9,22 +10,30 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import msgspec
 
 from ..errors import Exit, UsageError
+from ..guardian import command as guardian
+from ..guardian.child import children
+from ..guardian.settings import TOKEN, TRACES
 from ..traces.format import End, Trace, find, name_of, read
 from ..traces.perfetto import write as write_perfetto
 from .devices import gpus
+from .orphan import die_with_parent
 from .profile import RankProfile, profile, slices
 from .profile import as_text as profile_text
 from .scenario import DEADLINES, RunConfig
@@ -41,6 +50,8 @@ class RankEnd(msgspec.Struct, frozen=True):
     role: str
     events: int
     end: End | None
+    evidence: str = ""
+    """The file with what its guardian kept of it before it was ended."""
 
 
 class RunResult(msgspec.Struct, frozen=True):
@@ -82,10 +93,19 @@ def require_torch() -> None:
         raise UsageError("torch is not installed", do="pip install 'genlock[run]'")
 
 
-def launch(config: RunConfig, ranks: int, *, echo: Callable[[str], None], limit: float = 600.0) -> RunResult:
-    """Run `ranks` ranks, and wait until all of them are gone.
+def launch(
+    config: RunConfig,
+    ranks: int,
+    *,
+    echo: Callable[[str], None],
+    limit: float = 600.0,
+    observe: bool = False,
+    agent_per_rank: bool = False,
+) -> RunResult:
+    """Run `ranks` ranks, each under its guardian, and wait until all of them are gone.
 
-    `echo` is given each line that a rank has for the user. After `limit` seconds everything is killed. Called in
+    `echo` is given each line that a rank or its guardian has for the user. After `limit` seconds everything is killed.
+    With `observe` guardians only report. One torchrun starts all ranks, or one each, as on several machines. Called in
     the main thread, it drains the run on the first SIGTERM or Ctrl-C, and ends it on the second.
     """
     require_torch()
@@ -96,30 +116,53 @@ def launch(config: RunConfig, ranks: int, *, echo: Callable[[str], None], limit:
     if list(out.glob("*.trace.jsonl")):
         raise UsageError("there are traces in this folder already", where=str(out), do="choose another --out")
     (out / CONFIG).write_bytes(msgspec.json.encode(msgspec.structs.replace(config, launcher=os.getpid())))
-    command = [
-        sys.executable,
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)),
-        *("--monitor-interval", "0.1", "-m", "genlock.impl.rank", str(out / CONFIG)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    deadlines = {name: s for name, s in {**DEADLINES, **config.deadlines}.items() if name != "drain"}
+    guarded = [*guardian(), *(f"--deadline={name}={s:g}" for name, s in deadlines.items()), *["--observe"] * observe]
+    program = [*guarded, "--", sys.executable, "-m", "genlock.impl.rank", str(out / CONFIG)]
+    own = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", TOKEN: secrets.token_hex(), TRACES: str(out)}
     begin = time.monotonic()
     with (out / LOG).open("w") as log, _signals(echo) as asked:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,
-        )
+        agents, said = _start(_agents(config.run, ranks, agent_per_rank), program, {**os.environ, **own})
         try:
-            threading.Thread(target=_drain, args=(asked, process, out, ranks), daemon=True).start()
-            _follow(process, log.write, echo, begin + limit)
+            threading.Thread(target=_drain, args=(asked, agents, out, ranks), daemon=True).start()
+            _follow(agents, said, log.write, echo, begin + limit)
         finally:
-            _end(process)
-    return summarise(out, process.returncode, time.monotonic() - begin)
+            said.close()
+            _end_all(agents)
+    return summarise(out, max(abs(agent.returncode) for agent in agents), time.monotonic() - begin)
+
+
+def _agents(run: str, ranks: int, agent_per_rank: bool) -> list[list[str]]:
+    """The flags of each torchrun."""
+    if not agent_per_rank:
+        return [["--standalone", f"--nproc-per-node={ranks}"]]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meet = ["--master-addr=127.0.0.1", f"--master-port={port}", f"--rdzv-id={run}", "--nproc-per-node=1"]
+    return [[*meet, f"--nnodes={ranks}", f"--node-rank={rank}"] for rank in range(ranks)]
+
+
+def _start(
+    agents: Sequence[Sequence[str]], program: Sequence[str], environ: Mapping[str, str]
+) -> tuple[list[subprocess.Popen[bytes]], TextIO]:
+    """The torchruns, and what they and all ranks say."""
+    read, write = os.pipe()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.1", "--no-python"]
+    own, started = os.getpid(), []
+    for flags in agents:
+        process = subprocess.Popen(
+            [*torchrun, *flags, *program],
+            stdin=subprocess.DEVNULL,
+            stdout=write,
+            stderr=write,
+            env=environ,
+            start_new_session=True,
+            preexec_fn=partial(die_with_parent, own),
+        )
+        started.append(process)
+    os.close(write)
+    return started, os.fdopen(read, encoding="utf-8", errors="replace")
 
 
 @contextlib.contextmanager
@@ -144,55 +187,54 @@ def _signals(echo: Callable[[str], None]) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _drain(asked: threading.Event, process: subprocess.Popen[str], out: Path, ranks: int) -> None:
+def _drain(asked: threading.Event, agents: Sequence[subprocess.Popen[bytes]], out: Path, ranks: int) -> None:
     """When asked to, signal every rank, as soon as all of them hold signals: they do once they have a trace."""
     asked.wait()
-    while process.poll() is None:
+    while any(agent.poll() is None for agent in agents):
         if all((out / name_of(rank)).exists() for rank in range(ranks)):
-            for child in _children(process.pid):
+            for child in [child for agent in agents for child in children(agent.pid)]:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGTERM)
+                    os.kill(child, signal.SIGTERM)  # its guardian passes it on
             return
         time.sleep(0.02)
 
 
-def _children(pid: int) -> list[int]:
-    """The processes that `pid` has started and that still are."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            # the name, in parentheses, may hold anything; the state and the parent's number follow it
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(entry.name))
-    return found
-
-
 def _follow(
-    process: subprocess.Popen[str], log: Callable[[str], object], echo: Callable[[str], None], until: float
+    agents: Sequence[subprocess.Popen[bytes]],
+    said: TextIO,
+    log: Callable[[str], object],
+    echo: Callable[[str], None],
+    until: float,
 ) -> None:
-    if process.stdout is None:
-        return
-    for line in process.stdout:
+    watchdog = threading.Timer(until - time.monotonic(), _end_all, (agents,))
+    watchdog.daemon = True
+    watchdog.start()
+    for line in said:
         log(line)
         if line.startswith("genlock: "):
             echo(line.removeprefix("genlock: ").rstrip())
-        if time.monotonic() > until:
-            break
-    process.wait(timeout=max(1.0, until - time.monotonic()))
+    for agent in agents:
+        agent.wait()
+    watchdog.cancel()
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """Make sure that the ranks are gone, which hold gentler signals, and then their launcher."""
-    if process.poll() is None:
-        for child in _children(process.pid):
+def _end_all(agents: Sequence[subprocess.Popen[bytes]]) -> None:
+    for agent in agents:
+        _end(agent)
+
+
+def _end(agent: subprocess.Popen[bytes]) -> None:
+    """Make sure that the guardians are gone, which hold gentler signals, and with them their ranks; then torchrun."""
+    if agent.poll() is None:
+        for child in children(agent.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        process.terminate()
+        agent.terminate()
         try:
-            process.wait(timeout=10)
+            agent.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            agent.kill()
+            agent.wait()
 
 
 def summarise(out: Path, status: int, seconds: float) -> RunResult:
@@ -201,12 +243,27 @@ def summarise(out: Path, status: int, seconds: float) -> RunResult:
     Raises UnreadableInput where no rank got as far as a trace.
     """
     traces = sorted((read(path) for path in find(out)), key=lambda t: t.rank)
-    ends = tuple(RankEnd(t.rank, t.header.role, sum(1 for _ in t.events), t.end) for t in traces)
-    failed = sorted((e.end.time_ns, e.end.exit) for e in ends if e.end is not None and e.end.exit != Exit.OK)
-    code = failed[0][1] if failed else (Exit.OK if status == 0 else Exit.PEER_DIED)
+    ends = tuple(_rank_end(out, t) for t in traces)
+    code = _exit_of([e for e in ends if e.end is None or e.end.exit != Exit.OK], status)
     driver = next((t for t in traces if t.rank == 0), None)
     write_perfetto(traces, out / PERFETTO, [piece for trace in traces for piece in slices(trace)])
     return RunResult(out, code, seconds, ends, *_counts(driver), tuple(profile(trace) for trace in traces))
+
+
+def _rank_end(out: Path, trace: Trace) -> RankEnd:
+    evidence = out / f"rank{trace.rank}.evidence.txt"
+    events = sum(1 for _ in trace.events)
+    return RankEnd(trace.rank, trace.header.role, events, trace.end, evidence.name if evidence.exists() else "")
+
+
+def _exit_of(failed: Sequence[RankEnd], status: int) -> int:
+    """The culprit's, where one is named and had a word to say; else that of whoever failed first."""
+    if not failed:
+        return Exit.OK if status == 0 else Exit.PEER_DIED
+    told = sorted((e.end.time_ns, e.end, e.rank) for e in failed if e.end is not None)
+    culprits = {end.culprit for _, end, _ in told if end.culprit is not None}
+    statuses = [end.exit for _, end, rank in told if not culprits or rank in culprits]
+    return statuses[0] if statuses and statuses[0] in (*Exit,) else Exit.PEER_DIED
 
 
 def _counts(driver: Trace | None) -> tuple[int, int, int, int, int]:
@@ -236,7 +293,8 @@ def as_text(result: RunResult) -> str:
         end = rank.end
         how = "killed: the trace has no end marker" if end is None else f"{end.cause}, exit {end.exit}"
         why = f": {end.message}" if end is not None and end.message else ""
-        lines.append(f"  rank{rank.rank} ({rank.role}) {rank.events} events, {how}{why}")
+        at = f"; evidence in {rank.evidence}" if rank.evidence else ""
+        lines.append(f"  rank{rank.rank} ({rank.role}) {rank.events} events, {how}{why}{at}")
     lines += profile_text(result.profiles)
     lines.append(f"traces in {result.out}, {PERFETTO} for ui.perfetto.dev; next: genlock replay {result.out}")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ import torch
 from ..errors import Refused
 from ..model.protocol import TP_V1_1
 from ..model.tables import Collective, Data, Row
-from . import digest, parity
+from . import blow, digest, parity
 from .envelope import Mode
 from .fence import Inside
 from .generator import Generator
@@ -65,7 +65,8 @@ def main(config_path: str) -> int:
     die_with_parent()
     config = msgspec.json.decode(Path(config_path).read_bytes(), type=RunConfig)
     torch.set_num_threads(1)
-    here = Here(config.injection, int(os.environ["RANK"]))
+    own = int(os.environ["RANK"])
+    here = Here(config.injection, own, lambda: blow.note(Path(config.out), own))
 
     def monitor(rank: int) -> Monitor:
         watched = _Watched(TP_V1_1.role(rank), rank, enforce=rank > 0 or here.fault.enforce)
@@ -154,8 +155,9 @@ def _chunk(rank0: Rank0, seat: Seat, pipeline: Pipeline, fields: dict[str, Any])
 
 
 def _arrived(here: Here, seat: Seat, config: RunConfig) -> None:
-    """Where a fault wants the launcher to be signalled: do so, and stay here until the signal has come back."""
+    """Where a fault waits for this rank to come here: have it strike; of a signal, stay until it has come back."""
     monitor = seat.monitor
+    seat.conductor.moved()  # the guardian has to know where it struck
     if here.reached(monitor.phase, monitor.vars.chunk_index, config.launcher):
         seat.drain.requested.wait(SIGNAL_COMES_BACK)
 

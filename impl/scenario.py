@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import NotBuiltYet, UnreadableInput, UsageError
+from ..errors import UnreadableInput, UsageError
 
 PROMPTS = ("a lighthouse at dusk", "the same lighthouse in a storm")
 
@@ -78,7 +78,7 @@ def default(chunks: int) -> Scenario:
 
 
 def load(path: Path) -> Scenario:
-    """A scenario from a JSON file, such as `check --out` writes. Raises UnreadableInput, for a fault NotBuiltYet."""
+    """A scenario from a JSON file, such as `check --out` writes. Raises UnreadableInput, for a fault UsageError."""
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Scenario)
         if found.inject is not None:
@@ -119,6 +119,10 @@ FAULTS: Mapping[str, FaultTitle] = {
     "OM-10": FaultTitle("recompute planned, no override", "FM-06", refused=True),
     "OM-11": FaultTitle("one payload byte flipped on one worker after receipt", "FM-05", ("chunk", "rank")),
     "OM-12": FaultTitle("a weight changed on one rank", "FM-11", ("chunk", "rank")),
+    "OM-13": FaultTitle(
+        "a rank dies or stalls in a phase; or its guardian, or the launcher, is killed", "FM-18",
+        ("chunk", "rank", "phase", "kind"), kinds=("kill", "stop", "loop", "gil", "guardian", "launcher"),
+    ),
     "OM-14": FaultTitle("a chunk with init_cache is refused, then a good one is sent", "FM-10", refused=True),
     "OM-15": FaultTitle("SIGTERM to the launcher while a rank is in a phase", "FM-18", ("chunk", "rank", "phase")),
     "OM-16": FaultTitle(
@@ -135,15 +139,10 @@ FAULTS: Mapping[str, FaultTitle] = {
 }  # fmt: skip
 """Every fault that can be injected, by id."""
 
-NOT_YET = ("OM-13",)
-"""Rows of the break-it matrix whose injection is not built yet."""
-
 
 def injection(id: str, settings: Mapping[str, str]) -> Injection:
-    """The fault `id` with its settings as text. Raises UsageError and NotBuiltYet."""
+    """The fault `id` with its settings as text. Raises UsageError."""
     known = f"choose one of {', '.join(FAULTS)}"
-    if id in NOT_YET:
-        raise NotBuiltYet(f"`--inject {id}` is not built yet", do=known)
     if id not in FAULTS:
         raise UsageError(f"no fault `{id}`", where="--inject", do=known)
     fault = FAULTS[id]
@@ -153,9 +152,11 @@ def injection(id: str, settings: Mapping[str, str]) -> Injection:
     chunk = _number(settings.get("chunk", str(Injection(id).chunk)), 1, "the number of a chunk")
     rank = _number(settings["rank"], 0, "a rank") if "rank" in settings else None
     phase, kind = settings.get("phase", ""), settings.get("kind", "")
-    for name, value, choices in (("kind", kind, fault.kinds), ("phase", phase, tuple(DEADLINES))):
+    for name, value, choices in (("kind", kind, fault.kinds), ("phase", phase, PHASES)):
         if value and value not in choices:
             raise UsageError(f"no {name} `{value}`", where="--inject", do=f"choose from {', '.join(choices)}")
+    if phase in RANK0_ALONE and rank:
+        raise UsageError(f"rank{rank} has no phase `{phase}`", where="--inject", do="leave `rank` out, or use rank=0")
     return Injection(id, chunk, rank, phase, kind)
 
 
@@ -181,11 +182,17 @@ DEADLINES: Mapping[str, float] = {
     "ack": 120.0,
     "shutdown": 30.0,
     "drain": 60.0,
+    "collective": 120.0,
 }
-"""Seconds without progress after which a rank ends itself, by the phase that it is in.
+"""Seconds without progress after which a rank is ended, by the phase that it is in.
 
-`drain` is no phase: the seconds that a drain may take in all, from the signal on.
+Two are no phases. `drain`: the seconds that a drain may take in all, from the signal on. `collective`: ranks wait for
+each other alone, which a guardian sees.
 """
+
+PHASES = tuple(name for name in DEADLINES if name not in ("drain", "collective"))
+RANK0_ALONE = ("preflight", "shutdown")
+"""The phases that no worker has."""
 
 
 class RunConfig(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from ..traces.format import FORMAT_VERSION, Cause, Clock, TraceHeader
 from ..traces.recorder import Recorder
 from . import devices as devices_of
 from . import flight
+from .beat import Beat
 from .conductor import Conductor
 from .deadline import Deadline
 from .drain import Drain
@@ -31,6 +33,7 @@ from .intercept import watch
 from .monitor import Monitor
 from .operations import Moves, T
 from .roles import Generator, Settings, Worker
+from .scenario import DEADLINES
 from .transport import PeerLost, TorchTransport
 
 BLIND_SPOTS = ("collectives inside a generator call are counted and hashed, not recorded one by one", *UNSEEN)
@@ -61,14 +64,19 @@ class Seat:
             self.drain.close()
             raise UsageError("there are traces in this folder already", where=str(out), do="choose another") from None
         self.conductor = Conductor(self.monitor, self.recorder)
-        self._deadline = Deadline(self.monitor, self.recorder, deadlines, self.drain)
+        self.beat = Beat.open()
+        self.conductor.moved = lambda: self._beat(deadlines)
+        # under a guardian its clocks count, which charge nobody for waiting
+        limits = {**dict.fromkeys(DEADLINES, inf), "drain": deadlines.get("drain", DEADLINES["drain"])}
+        self._deadline = Deadline(self.monitor, self.recorder, limits if self.beat.guarded else deadlines, self.drain)
         self._deadline.last_words = lambda: flight.dump(out, self.rank)
 
     def connect(self) -> TorchTransport:
         """Join the groups of all ranks; returns the transport, which has them by name."""
         if self.backend == "nccl":
             self._take_gpu()
-        self.transport = self._transport(self.backend, self.rank, self.world)
+        with self.beat.waiting():
+            self.transport = self._transport(self.backend, self.rank, self.world)
         return self.transport
 
     def _take_gpu(self) -> None:
@@ -90,7 +98,16 @@ class Seat:
         transport = self.transport
         fence = Fence(self.monitor, transport.names, {"generate": calls}, self.recorder, pieces=transport.pieces)
         watch(fence)
+        if self.beat.guarded:
+            watch(self.beat)
         return Fenced(generator, fence)
+
+    def _beat(self, deadlines: Mapping[str, float]) -> None:
+        """Tell the guardian where this rank is; of a phase that has no deadline of its own here, it has one."""
+        monitor = self.monitor
+        v, phase = monitor.vars, monitor.phase
+        committed = f"call_id={v.call_id}, chunk {v.chunk_index}" if v.call_id else ""
+        self.beat.move(phase, committed, deadlines.get(phase, 0.0))
 
     def run(self, moves: Moves[T]) -> T:
         """Run one of the role's coroutines to its end."""

@@ -16,8 +16,6 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-import networkx as nx
-
 from ..errors import ModelError
 
 Vars = Any
@@ -317,6 +315,8 @@ def _validate(role: Role, protocol: Protocol) -> None:
             raise ModelError("a slot belongs to a worker, and this row does not say to which", where=where, do=do)
         if row.op is not None and row.op not in protocol.schedule:
             raise ModelError(f"collective `{row.op.name}` is not in the schedule", where=where)
+    import networkx as nx  # slow to load, and nobody who replays a trace validates tables
+
     graph = nx.MultiDiGraph((r.state, r.target) for r in role.rows)
     reached = {role.initial} | (nx.descendants(graph, role.initial) if role.initial in graph else set())
     for state in role.states:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,24 +33,27 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Trace]]:
         port = probe.getsockname()[1]
     both = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
     command = [sys.executable, "-m", "torch.distributed.run", *both]
-    nodes = [
-        subprocess.Popen(
-            [*command, "--node-rank", str(node), "--nproc-per-node", str(ranks), str(EXAMPLE), str(out)],
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for node, ranks in enumerate((1, 2))
-    ]
-    try:
-        told = [node.communicate(timeout=100) for node in nodes]
+    nodes: list[subprocess.Popen[bytes]] = []
+    for number, ranks in enumerate((1, 2)):
+        own = [*command, "--node-rank", str(number), "--nproc-per-node", str(ranks), str(EXAMPLE), str(out)]
+        with (out / f"node{number}.out").open("w") as said, (out / f"node{number}.err").open("w") as errors:
+            nodes.append(subprocess.Popen(own, env=ENVIRONMENT, stdout=said, stderr=errors))
+    until = time.monotonic() + 100
+    try:  # an agent waits 5 minutes for one that has failed: the first to fail ends it here
+        while any(node.poll() is None for node in nodes) and not any(node.poll() for node in nodes):
+            assert time.monotonic() < until, told(out)
+            time.sleep(0.05)
     finally:
         for node in nodes:
             node.kill()
             node.wait()
-    assert [node.returncode for node in nodes] == [0, 0], told
-    return told[0][0], [read(path) for path in find(out)]
+    assert [node.returncode for node in nodes] == [0, 0], told(out)
+    return (out / "node0.out").read_text(), [read(path) for path in find(out)]
+
+
+def told(out: Path) -> dict[str, str]:
+    """What the agents and their ranks had to say."""
+    return {path.name: path.read_text() for path in out.glob("node*")}
 
 
 def test_serving_takes_under_30_lines() -> None:

@@ -26,7 +26,7 @@ FLAGS = {
     "demo": "",
     "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --format",
     "export promela": MODEL,
-    "run": "--ranks --backend --chunks --inject --deadline --observe --out",
+    "run": "--ranks --backend --chunks --inject --deadline --observe --agent-per-rank --out",
     "guard": "--deadline --observe --meet --interface --out",
     "record": "--out",
     "replay": "--format --out",
@@ -45,11 +45,6 @@ CHOICES = {
     "render": "states sequence counterexample trace waits",
     "render states --format": "svg png dot mermaid html",
 }
-UNBUILT = {
-    "run --observe": "--observe",
-    "run --inject OM-13": "--inject OM-13",
-}
-"""A command line, and what of it is not built yet."""
 HEAVY = {"torch", "numpy", "networkx", "transitions", "numba"}
 WIDE = {"COLUMNS": "300", "TERMINAL_WIDTH": "300"}
 
@@ -121,13 +116,6 @@ def test_wrong_usage_exits_2(line: str) -> None:
     assert result.exit_code == Exit.USAGE
     assert result.stdout == ""
     assert "Usage: genlock" in result.stderr
-
-
-@pytest.mark.parametrize("line", UNBUILT)
-def test_what_is_not_built_says_so(line: str) -> None:
-    result = genlock(line)
-    assert result.exit_code == Exit.USAGE
-    assert f"{UNBUILT[line]}` is not built yet" in one_line(result)
 
 
 def test_a_flag_that_is_not_built_is_refused_only_when_given() -> None:

@@ -215,7 +215,7 @@ def test_replay_of_a_small_trace_starts_without_heavy_modules() -> None:
 
 
 HEAVY = {
-    *("torch", "numba", "transitions", "graphviz", "hypothesis", "multiprocessing", "tarfile"),
+    *("torch", "numba", "networkx", "transitions", "graphviz", "hypothesis", "multiprocessing", "tarfile"),
     *("genlock.model.network", "genlock.model.chart", "genlock.conformance.witness", "genlock.traces.perfetto"),
 }
 

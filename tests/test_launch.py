@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from genlock.conformance.explain import diagnose
-from genlock.errors import Exit, NotBuiltYet, Refused, UnreadableInput, UsageError
+from genlock.errors import Exit, Refused, UnreadableInput, UsageError
 from genlock.impl import inject, launch, scenario
 from genlock.impl.generator import Generator as Video
 from genlock.impl.pipeline import Pipeline, PipelineConfig
@@ -25,7 +25,7 @@ from genlock.traces.format import Trace, find, read
 from real_ranks import alive
 from simulated import Job, fields
 
-DEADLINES = {"startup": 60.0, "header": 3.0, "payload": 3.0}
+DEADLINES = {"startup": 60.0, "header": 3.0, "payload": 3.0, "collective": 3.0}
 
 
 def run(out: Path, steps: Scenario, fault: Injection | None = None) -> tuple[launch.RunResult, list[str], list[Trace]]:
@@ -132,11 +132,9 @@ def test_fault_is_refused_by_name_and_the_next_chunk_works(name: str) -> None:
     assert {(m.vars.chunk_index, m.vars.cache_epoch) for m in job.monitors} == {(1, epoch)}
 
 
-def test_unknown_and_unbuilt_faults_are_told_apart() -> None:
+def test_a_fault_that_cannot_be_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="no fault `OM-99`"):
         scenario.injection("OM-99", {})
-    with pytest.raises(NotBuiltYet):
-        scenario.injection("OM-13", {})
     with pytest.raises(UsageError, match="count from 1"):
         scenario.injection("OM-01", {"chunk": "0"})
     assert scenario.injection("OM-01", {"chunk": "5"}).chunk == 5
@@ -146,6 +144,7 @@ def test_unknown_and_unbuilt_faults_are_told_apart() -> None:
         ("OM-01", {"phase": "ack"}, "OM-01 has no `phase`; it takes chunk"),
         ("OM-16", {"kind": "odd"}, "no kind `odd`; choose from stale, duplicate, truncated"),
         ("OM-15", {"phase": "lunch"}, "no phase `lunch`"),
+        ("OM-13", {"phase": "shutdown", "rank": "2"}, "rank2 has no phase `shutdown`"),
         ("OM-11", {"rank": "-1"}, "`-1` is not a rank; count from 0"),
     ):
         with pytest.raises(UsageError, match=text):
