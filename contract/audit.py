@@ -16,12 +16,15 @@ import msgspec
 from ..conformance import report as reports
 from ..conformance.judge import judge as judge_run
 from ..errors import Exit, UnreadableInput
+from ..traces.format import SUFFIX
 from ..traces.load import load
 from .evidence import Finding, Ledger, Ledgered, Tell, gather
 from .pages import line_text, pages, table
 from .verdict import Ship, ship
 
 EVIDENCE = "evidence.json"
+NCCL = Path(__file__).resolve().parent.parent / "traces" / "corpus" / "nccl"
+NO_NCCL = "NCCL evidence is missing: no run on NCCL is in traces/corpus/nccl; `bench/nccl_one_gpu.sh` records one."
 TP = "tp_v1.1"
 
 
@@ -34,15 +37,21 @@ class Audit:
     verdict: Ship
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What no finding can say: which evidence there is none of."""
+        return (NO_NCCL,) if self.verdict.lines and not any(NCCL.rglob(f"*{SUFFIX}")) else ()
+
+    @property
     def exit(self) -> Exit:
         return Exit.OK if self.verdict.ships else Exit.VIOLATED
 
     def as_text(self) -> str:
         """The verdict and its reasons first, then a line each."""
         good = sum(found.good for found in self.ledger.values())
+        notes = [*self.notes, ""] if self.notes else []
         head = [f"{self._word()}: {self.subject}", *(f"  because {reason}" for reason in self.verdict.reasons)]
         lines = [f"  {j.status.value:9}  {j.line.key}  {j.line.claim}" for j in self.verdict.lines]
-        return "\n".join([*head, "", *lines, "", f"{good} of {len(self.ledger)} findings are as claimed."])
+        return "\n".join([*head, "", *lines, "", *notes, f"{good} of {len(self.ledger)} findings are as claimed."])
 
     def as_json(self) -> dict[str, Any]:
         """The verdict, its reasons, each P0 line with its status, and all findings by name."""
@@ -51,6 +60,7 @@ class Audit:
             "subject": self.subject,
             "ship": self.verdict.ships,
             "reasons": list(self.verdict.reasons),
+            "notes": list(self.notes),
             "p0": [
                 {"key": j.line.key, "claim": j.line.claim, "status": j.status.value, "missing": j.missing,
                  "failed": sorted(j.failed)}
@@ -66,7 +76,7 @@ class Audit:
         head = [f"# {self._word()}", f"Of {self.subject}.", reasons, overview if self.verdict.lines else ""]
         found = table(("finding", "", "known by"), ((name, f"{'' if f.good else '**FAILS** '}{f.says}", f.known)
                                                     for name, f in self.ledger.items()))  # fmt: skip
-        parts = [*head, *map(line_text, self.verdict.lines), "## All findings", found]
+        parts = [*head, *self.notes, *map(line_text, self.verdict.lines), "## All findings", found]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _word(self) -> str:

@@ -146,3 +146,15 @@ def test_bad_evidence_is_one_line(text: str | None, says: str, tmp_path: Path) -
         path.write_text(text)
     with pytest.raises(UnreadableInput, match=says):
         audits.read_evidence(path)
+
+
+def test_missing_nccl_evidence_is_told_until_there_is_some(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = audits.Audit("tp_v1.1", ledger, ship(ledger))
+    assert audits.NO_NCCL in found.as_text()
+    assert found.as_json()["notes"] == [audits.NO_NCCL]
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run1" / "rank0.trace.jsonl").write_text("{}\n")
+    monkeypatch.setattr(audits, "NCCL", tmp_path)
+    assert audits.NO_NCCL not in found.as_text()
