@@ -327,11 +327,16 @@ def audit(
     report: flags.AuditChoice = flags.TextOrJson.text,
 ) -> None:
     """Ship or do not ship: go through the checklist of TP v1.1, or judge a protocol or runs of your own."""
+    from .contract.audit import TP, write
     from .contract.audit import audit as audited
-    from .contract.audit import write
 
     with progress("auditing") as tell:
-        found = audited(tell, protocol, mutant, runs)
+        rows = None
+        if protocol == TP and mutant is None and not runs:
+            from .contract.rows import run_matrix
+
+            rows = run_matrix(tell, out)
+        found = audited(tell, protocol, mutant, runs, rows)
     if out is not None:
         from .page.audits import story_of
         from .page.html import write as write_page

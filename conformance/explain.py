@@ -119,6 +119,9 @@ def _missed(noticed: Sequence[Divergence], ranks: Mapping[int, RankReplay], matc
     roots = set(blamed(matched.waits))
     if not roots <= ranks.keys():  # of whom there is no trace may have waited, too: for one that fell silent
         roots |= silent
+    left = {d.rank for d in noticed if d.observed.startswith("peer_lost")}
+    if silent and roots & left:  # who says that it lost a peer was left itself, though all it waited for came later
+        roots = (roots - left) | silent
     told = {end.culprit for r in ranks.values() if (end := r.trace.end) and end.culprit is not None}
     culprits = tuple(sorted(told or roots or silent or {first.rank}))
     own = next((ranks[r] for r in culprits if r in ranks), None)

@@ -249,6 +249,8 @@ class Guardian:
         elif kind == "abort":
             self.find(_finding(frame), int(str(frame["weight"])), source=rank)
         elif kind == "verdict":
+            if self.finding is None:  # it met us after its ABORT had gone out
+                self.find(_finding(frame), source=rank)
             self.finding, self.sealed = _finding(frame), True
 
     # ── what follows ────────────────────────────────────────────────────────────────────────────────

@@ -54,7 +54,10 @@ def blow(kind: str, launcher: int) -> None:
         while True:
             pass
     elif kind == "gil":
-        ctypes.PyDLL(None).pause()  # C code that never gives the interpreter back
+        # C code that never gives the interpreter back, also after a signal: a mutex that is locked twice
+        mutex = ctypes.create_string_buffer(64)
+        for _ in range(2):
+            ctypes.PyDLL(None).pthread_mutex_lock(mutex)
     else:
         victim = launcher if kind == "launcher" else os.getppid() if VARIABLE in os.environ else 0
         if not victim:
