@@ -155,14 +155,23 @@ def _accused(found: Divergence, ranks: Mapping[int, RankReplay]) -> tuple[int, .
 
 
 def _sender(replayed: RankReplay, state: str, ranks: Mapping[int, RankReplay]) -> tuple[int, ...]:
-    """Who sent what a rank rejects in this state; where it is not recorded what was sent, it may have got lost here."""
+    """Who sent what a rank rejects in this state.
+
+    Where it is not recorded what was sent, it may have got lost here, unless another rank was given the same.
+    """
     rank = replayed.trace.rank
     root = next((row.op.root or 0 for row in replayed.role.rows if row.target == state and row.op), 0)
     taken = replayed.meetings[-1] if replayed.meetings and not replayed.gap else None
-    known = root in ranks and any(
-        m.exited and taken and (m.group, m.sequence) == (taken.group, taken.sequence) for m in ranks[root].meetings
-    )
-    return (root,) if known else tuple(sorted({root, rank}))
+    if taken is None:
+        return tuple(sorted({root, rank}))
+    given = {
+        r: m.exited.data
+        for r, other in ranks.items()
+        for m in other.meetings
+        if m.exited and (m.group, m.sequence) == (taken.group, taken.sequence)
+    }
+    alike = any(r not in (root, rank) and rank in given and data == given[rank] for r, data in given.items())
+    return (root,) if root in given or alike else tuple(sorted({root, rank}))
 
 
 def _stood(culprit: RankReplay, culprits: Sequence[int], matched: Matched) -> Divergence:

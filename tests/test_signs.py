@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import corpus
 import pytest
 import schedules
 from genlock.conformance.explain import diagnose
+from genlock.conformance.judge import judge_paths
 from genlock.conformance.signs import FIELDS, SIGNS, accused_by_word, failure_mode
 from genlock.conformance.verdict import Divergence
 from genlock.impl import parity, wire
@@ -157,3 +160,26 @@ def test_whatever_ranks_must_agree_on_has_a_failure_mode() -> None:
 def test_every_sign_and_field_is_of_a_failure_mode() -> None:
     modes = {sign.mode for sign in SIGNS} | {mode for mode, _ in FIELDS}
     assert all(re.fullmatch(r"FM-(0[1-9]|1[0-8])", mode) for mode in modes)
+
+
+def ended_by_its_guardian(lines: list[str], move: str) -> list[str]:
+    """A rank's trace as if its guardian had ended it within the collective of the last such move."""
+    last = max(at for at, line in enumerate(lines) if f'"transition":"{move}","edge":"enter"' in line)
+    end = json.loads(lines[-1]) | {"index": json.loads(lines[last])["index"] + 1, "cause": "peer_lost", "exit": 11}
+    return [*lines[: last + 1], json.dumps(end | {"message": "rank1 exited with 10", "culprit": 1})]
+
+
+@pytest.mark.parametrize(("witness", "culprits"), [(True, (0,)), (False, (0, 1))])
+def test_a_header_that_another_rank_was_given_too_did_not_get_lost(
+    witness: bool, culprits: tuple[int, ...], tmp_path: Path
+) -> None:
+    """rank0 was ended before it could say what it sent: only what others were given can tell."""
+    for path in sorted((corpus.CORPUS / "broken" / "OM-16-duplicate").glob("rank*")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if path.name.startswith("rank0"):
+            lines = ended_by_its_guardian(lines, "send_header")
+        if path.name.startswith("rank2") and not witness:
+            lines = ended_by_its_guardian(lines, "receive_header")
+        (tmp_path / path.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-10", culprits)
