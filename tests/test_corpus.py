@@ -71,7 +71,7 @@ def names_of_this_machine(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "text", ["[/home/me/pair.cc:3]", "at /work/x.py:3", "[127.0.0.1]:51", f"on {socket.gethostname()}:4"]
+    "text", ["[/home/me/pair.cc:3]", "at /srv/x.py:3", "[127.0.0.1]:51", f"on {socket.gethostname()}:4"]
 )
 def test_names_of_machines_are_seen(text: str) -> None:
     assert names_of_this_machine(text)
