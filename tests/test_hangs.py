@@ -70,12 +70,11 @@ def test_the_kind_of_stall_is_told() -> None:
         assert told.count(kind) >= 0.95 * len(told), (fault, Counter(told))
 
 
-@pytest.mark.parametrize("seed", range(1000, 1006))
+@pytest.mark.parametrize("seed", [seed for seed in range(1000, 1006) if hang(seed, "device_before")])
 def test_a_device_that_stands_still_before_an_operation_cannot_be_told_from_its_peers(seed: int) -> None:
     """The same dumps come from each member that the answer names, and from no other rank; so the set is the answer."""
     job = hang(seed, "device_before")
-    if job is None:
-        pytest.skip("this seed's fault leaves nobody waiting")
+    assert job is not None
     found = diagnosed(job, "full")
     if found.verdict == "divergent":
         assert found.culprits == job.culprits

@@ -176,7 +176,7 @@ def _raise_in_split(*args: Any) -> Any:
 
 TestLockstep = Lockstep.TestCase
 TestLockstep.settings = settings(
-    max_examples=200,
+    max_examples=400,
     stateful_step_count=40,
     derandomize=True,
     database=None,
@@ -188,11 +188,11 @@ TestLockstep.settings = settings(
 def test_lockstep_saw_much_of_the_model() -> None:
     """It runs after the machine, which leaves its counts."""
     if not Lockstep.verdicts:
-        pytest.skip("the machine did not run")
+        pytest.skip("it asks what the state machine above has shown, and that was not selected")
     assert set(Lockstep.verdicts) >= {"conforming", "divergent"}
     total = sum(len(rows) for rows in ROWS.values())
     print(f"the machine has shown {len(Lockstep.witnessed)} of {total} transitions")
-    assert len(Lockstep.witnessed) >= 40, "what is drawn moves with every change of the sources: 45 to 55"
+    assert len(Lockstep.witnessed) >= 50
 
 
 # ── schedules from a seed ───────────────────────────────────────────────────────────────────────────
