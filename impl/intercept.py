@@ -15,9 +15,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -69,6 +70,9 @@ class Operation(NamedTuple):
 
 Leave = Callable[[str | None], None]
 """Told once, when the operation has completed (None) or failed (what went wrong), perhaps from another thread."""
+
+
+Issue = Callable[[Operation], Leave | None]
 
 
 class Watcher(Protocol):
@@ -132,16 +136,12 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 def watch(watcher: Watcher) -> None:
     """Let `watcher` know of every operation from now on."""
-    _interception.watchers += (watcher,)
-    if len(_interception.watchers) == 1:
-        _interception.install()
+    _interception.tell((*_interception.watchers, watcher))
 
 
 def unwatch(watcher: Watcher) -> None:
     """Leave `watcher` alone again. Without watchers torch is as it was."""
-    _interception.watchers = tuple(w for w in _interception.watchers if w is not watcher)
-    if not _interception.watchers:
-        _interception.remove()
+    _interception.tell(tuple(w for w in _interception.watchers if w is not watcher))
 
 
 def group_of(group: dist.ProcessGroup) -> Group:
@@ -155,11 +155,15 @@ def caller() -> str | None:
     while frame is not None and frame.f_code.co_filename != __file__:
         frame = frame.f_back
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_NOT_THE_PROGRAM):
+        if _is_program(name := frame.f_code.co_filename):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return None
+
+
+@cache
+def _is_program(file: str) -> bool:
+    return not file.startswith(_NOT_THE_PROGRAM)
 
 
 _NOT_THE_PROGRAM = (
@@ -177,6 +181,7 @@ _NOT_THE_PROGRAM = (
 MAX_UNWAITED = 4096
 """Works without a future beyond which those are forgotten that the program has dropped without waiting."""
 NOBODY: tuple[Callable[[], Any], Leave] = (lambda: None, lambda outcome: None)
+UNKNOWN: tuple[Callable[[], Any], None] = (lambda: None, None)
 
 
 class _Interception:
@@ -184,12 +189,24 @@ class _Interception:
 
     def __init__(self) -> None:
         self.watchers: tuple[Watcher, ...] = ()
+        self.issue: Issue = _nobody
+        """Tells the watchers."""
         self._library: Any = None
-        self._groups: WeakKeyDictionary[Any, Group] = WeakKeyDictionary()
+        self._groups: dict[int, tuple[ref[Any], Group]] = {}
+        """By the `id` of a ProcessGroup."""
         self._names: dict[str, int] = {}
         self._leaves: dict[int, tuple[ref[Any], Leave]] = {}
         """By the `id` of a work that someone may wait for: a dictionary with weak keys would take ten times as long."""
         self._newest = threading.local()
+
+    def tell(self, watchers: tuple[Watcher, ...]) -> None:
+        """These are the watchers from now on."""
+        self.watchers = watchers
+        self.issue = watchers[0].issue if len(watchers) == 1 else partial(_issue_to, watchers)
+        if watchers and self._library is None:
+            self.install()
+        elif not watchers:
+            self.remove()
 
     def install(self) -> None:
         self._library = _Library("c10d", "IMPL")
@@ -211,21 +228,16 @@ class _Interception:
         redispatch = operator.redispatch
 
         def kernel(keys: Any, *arguments: Any) -> Any:
-            below = keys.remove(KEY)
             operation = read(arguments)
-            if operation is None:
-                return redispatch(below, *arguments)
-            leaves: list[Leave] = []
+            leave = None if operation is None else self.issue(operation)
+            if leave is None or operation is None:
+                return redispatch(keys.remove(KEY), *arguments)
             try:
-                for watcher in self.watchers:
-                    if (leave := watcher.issue(operation)) is not None:
-                        leaves.append(leave)
-                result = redispatch(below, *arguments)
+                result = redispatch(keys.remove(KEY), *arguments)
             except BaseException as error:
-                _all(leaves)(_first_line(error))
+                leave(_first_line(error))
                 raise
-            if leaves:
-                self._follow(result, operation.asynchronous, _all(leaves))
+            self._follow(result, operation.asynchronous, leave)
             return result
 
         return kernel
@@ -262,8 +274,8 @@ class _Interception:
 
     def group(self, group: dist.ProcessGroup) -> Group:
         """Its name, unique in this process, and its members."""
-        known = self._groups.get(group)
-        if known is None:
+        alive, known = self._groups.get(id(group), UNKNOWN)
+        if known is None or alive() is not group:
             name = str(group.group_name)
             used = self._names[name] = self._names.get(name, 0) + 1
             try:
@@ -271,7 +283,8 @@ class _Interception:
             except (KeyError, ValueError, AssertionError):  # torch.distributed does not know it
                 members, backend = tuple(range(group.size())), ""
             known = Group(name if used == 1 else f"{name}#{used}", members, backend, group.group_desc)
-            self._groups[group] = known
+            living = {key: entry for key, entry in self._groups.items() if entry[0]() is not None}
+            self._groups = living | {id(group): (ref(group), known)}
         return known
 
     def _follow(self, result: Any, asynchronous: bool, leave: Leave) -> None:
@@ -321,17 +334,37 @@ def _described(tensors: Any) -> tuple[str, int]:
             return _described(tensors[0])
         parts = [_described(tensor) for tensor in tensors]
         return ",".join(dict.fromkeys(dtype for dtype, _ in parts)), sum(numel for _, numel in parts)
-    if tensors.device.type == "meta":
+    if tensors.is_meta:
         return "", 0
-    return str(tensors.dtype)[6:], tensors.numel()
+    return _name(tensors.dtype), tensors.numel()
 
 
-def _all(leaves: Sequence[Leave]) -> Leave:
-    def tell(outcome: str | None) -> None:
-        for leave in leaves:
-            leave(outcome)
+@cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype)[6:]
 
-    return leaves[0] if len(leaves) == 1 else tell
+
+def _nobody(operation: Operation) -> None:
+    return None
+
+
+def _issue_to(watchers: Sequence[Watcher], operation: Operation) -> Leave | None:
+    """Tell several watchers; where one refuses, those before it are told."""
+    leaves: list[Leave] = []
+
+    def leave(outcome: str | None) -> None:
+        for each in leaves:
+            each(outcome)
+
+    for watcher in watchers:
+        try:
+            own = watcher.issue(operation)
+        except BaseException as error:
+            leave(_first_line(error))
+            raise
+        if own is not None:
+            leaves.append(own)
+    return leave if leaves else None
 
 
 def _failure(future: Any) -> str | None:

@@ -12,14 +12,16 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from msgspec.structs import replace
 
 from ..errors import GenlockError
-from ..traces.format import FORMAT_VERSION, P2P, Clock, TraceHeader
+from ..traces.format import FORMAT_VERSION, NUMBER, P2P, Clock, Event, TraceHeader, blank
 from ..traces.recorder import Recorder
 from .intercept import BLIND_SPOTS, Leave, Operation, caller, unknown_operators, watch
 from .record import Recording
@@ -37,6 +39,21 @@ def attach() -> None:
     watch(session)
 
 
+MAX_KNOWN = 4096
+"""Kinds of operations beyond which those that were met are forgotten: a program may never issue the same twice."""
+
+
+class _Known(NamedTuple):
+    """What is written of an operation, all but numbers: a program issues the same ones again and again."""
+
+    enter: bytes
+    exit: bytes
+    left: Event
+    """The exit, where something has to be said of it."""
+    count: list[int]
+    """Where the sequence numbers of its kind are counted."""
+
+
 class Session:
     """The trace of this process, once it is a rank."""
 
@@ -51,7 +68,9 @@ class Session:
         self._who = (-1, 0)
         self._over = False
         self._groups: set[str] = set()
-        self._sequence: dict[tuple[object, ...], int] = {}
+        self._known: dict[tuple[Operation, str | None], _Known] = {}
+        self._counts: dict[tuple[object, ...], list[int]] = {}
+        """The last sequence number of each group, and of each way of p2p."""
 
     def issue(self, operation: Operation) -> Leave | None:
         """Write that the operation is issued, and leave word to write that it has completed."""
@@ -65,16 +84,36 @@ class Session:
             return None
 
     def _enter(self, recorder: Recorder, operation: Operation) -> Leave:
+        key = (operation, caller())
+        known = self._known.get(key)
+        if known is None:
+            known = self._learn(recorder, *key)
+        known.count[0] = sequence = known.count[0] + 1
+        return partial(self._leave, recorder, known, sequence, recorder.fill(known.enter, sequence))
+
+    def _leave(self, recorder: Recorder, known: _Known, sequence: int, entered: int, outcome: str | None) -> None:
+        if self._over:
+            return
+        if outcome is None:
+            recorder.fill(known.exit, sequence, entered)
+        else:
+            recorder.fill(blank(replace(known.left, outcome=outcome)), sequence, entered)
+
+    def _learn(self, recorder: Recorder, operation: Operation, site: str | None) -> _Known:
+        """The events of an operation that was not met before from that place."""
         op, group, root, peer, tag, dtype, numel, asynchronous, thread = operation
         if group.name not in self._groups:
             self._groups.add(group.name)
             recorder.group(group)
-        key = (group.name, op, peer, tag) if op in P2P else (group.name,)
-        sequence = self._sequence[key] = self._sequence.get(key, 0) + 1
-        index = recorder.event(
+        entered = Event(
+            NUMBER,
+            NUMBER,
+            transition="",
             edge="enter",
+            state="",
+            phase="",
             group=group.name,
-            sequence=sequence,
+            sequence=NUMBER,
             op=op,
             root=root,
             peer=peer,
@@ -83,16 +122,26 @@ class Session:
             numel=numel,
             asynchronous=asynchronous,
             thread=thread,
-            site=caller(),
+            site=site,
         )
-
-        def leave(outcome: str | None) -> None:
-            if not self._over:
-                recorder.event(
-                    edge="exit", group=group.name, sequence=sequence, op=op, peer=peer, entered=index, outcome=outcome
-                )
-
-        return leave
+        left = Event(
+            NUMBER,
+            NUMBER,
+            transition="",
+            edge="exit",
+            state="",
+            phase="",
+            group=group.name,
+            sequence=NUMBER,
+            op=op,
+            peer=peer,
+            entered=NUMBER,
+        )
+        count = self._counts.setdefault((group.name, op, peer, tag) if op in P2P else (group.name,), [0])
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        known = self._known[operation, site] = _Known(blank(entered), blank(left), left, count)
+        return known
 
     def open(self) -> None:
         """Begin the trace, if this process has become a rank since. A process is one rank in its life."""

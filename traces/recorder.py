@@ -44,9 +44,21 @@ class Recorder:
         if os.getpid() != self._pid:
             return -1
         with self._lock:
-            line = Event(self._next, time.monotonic_ns(), transition, edge, state, phase, **facts)
-            self._write(line)
-            return line.index
+            index = self._next
+            self._write(index, encode(Event(index, time.monotonic_ns(), transition, edge, state, phase, **facts)))
+            return index
+
+    def fill(self, form: bytes, *numbers: int) -> int:
+        """Record an event of which the line is there already but for its index, its time and those numbers (`blank`).
+
+        Returns its index. Where the same events come again and again, this takes a third of the time.
+        """
+        if os.getpid() != self._pid:
+            return -1
+        with self._lock:
+            index = self._next
+            self._write(index, form % (index, time.monotonic_ns(), *numbers))
+            return index
 
     def end(self, cause: Cause, exit: int, message: str = "", culprit: int | None = None) -> None:
         """Record why the rank ends. Only the first call counts: what came later did not cause the end."""
@@ -55,16 +67,18 @@ class Recorder:
         with self._lock:
             if not self._ended:
                 self._ended = True
-                self._write(End(self._next, time.monotonic_ns(), cause, exit, message, culprit))
+                end = End(self._next, time.monotonic_ns(), cause, exit, message, culprit)
+                self._write(self._next, encode(end))
 
-    def _write(self, line: Event | End) -> None:
-        self._next += 1
-        dropped = encode(Dropped(line.index - self._lost, self._lost)) if self._lost else b""
-        self._lost = 0 if self._append(dropped + encode(line)) else self._lost + 1
+    def _write(self, index: int, line: bytes) -> None:
+        self._next = index + 1
+        if self._lost:
+            line = encode(Dropped(index - self._lost, self._lost)) + line
+        self._lost = 0 if self._append(line) else self._lost + 1
 
     def _append(self, lines: bytes) -> bool:
         """One write, so that a killed rank leaves whole lines. Whether all of it was written; else none was."""
-        raw = self._due + lines
+        raw = self._due + lines if self._due else lines
         try:
             if os.write(self._file, raw) == len(raw):
                 self._size += len(raw)
