@@ -5,6 +5,11 @@ from any thread: torch.distributed, methods of a ProcessGroup, functional collec
 DDP. It tells the watchers, and goes on to the backend unless one of them raises. When an operation has completed
 is told by `Work.wait` where the host waits at once, else by the work's future.
 
+A kernel in Python costs much of what a small operation does: the dispatcher makes every argument anew, twice. So
+the two operations that programs wait for most have a short way (SHORT): where one of them is told already as a method
+of a ProcessGroup, its kernel is passed over. Only on gloo, with one dense tensor, at once waited for: what runs on
+then, with the kernels out of the way, makes no tensors, for which torch needs that key.
+
 Left out: what to do with what was seen (`fence` refuses, `record` writes), and `BLIND_SPOTS`.
 """
 
@@ -35,6 +40,13 @@ PRIVATE = (
     "_C._distributed_c10d.Work.wait",
     "_C._distributed_c10d.Work.get_future",
     "library.Library",
+    "_C._dispatch_tls_set_dispatch_key_excluded",
+    "_C._dispatch_tls_is_dispatch_key_excluded",
+    "_C._len_torch_dispatch_stack",
+    "distributed.AllreduceOptions",
+    "distributed.BroadcastOptions",
+    "distributed.ProcessGroupGloo",
+    "distributed.ProcessGroup._get_backend",
 )
 """What is leant on here and is no public interface of torch, below `torch`."""
 
@@ -50,8 +62,10 @@ BLIND_SPOTS = (
 """What passes unseen here."""
 
 
-KEY, _op_names, _unbox_group, _unbox_work, _wait, _, _Library = map(found, PRIVATE)
+KEY, _op_names, _unbox_group, _unbox_work, _wait, _, _Library, *_rest = map(found, PRIVATE)
+_exclude, _is_excluded, _modes, _AllreduceOptions, _BroadcastOptions, _Gloo, _backend_of = _rest
 _Work: Any = dist.Work
+_ProcessGroup: Any = dist.ProcessGroup
 
 
 class Operation(NamedTuple):
@@ -118,6 +132,20 @@ NO_PEERS = frozenset({"check_for_nan"})
 """The others."""
 
 
+class _Short(NamedTuple):
+    """A method of ProcessGroup that may be told itself."""
+
+    method: str
+    operator: str
+    options: Any
+
+
+SHORT = (_Short("allreduce", "allreduce_", _AllreduceOptions), _Short("broadcast", "broadcast_", _BroadcastOptions))
+METHODS = {short.method: vars(_ProcessGroup)[short.method] for short in SHORT}
+"""As torch has them."""
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def unknown_operators() -> list[str]:
     """Operators of the namespace `c10d` that this torch has and the table above does not: further blind spots."""
     here = {name.removeprefix("c10d::") for name in _op_names() if name.startswith("c10d::")}
@@ -181,7 +209,7 @@ _NOT_THE_PROGRAM = (
 MAX_UNWAITED = 4096
 """Works without a future beyond which those are forgotten that the program has dropped without waiting."""
 NOBODY: tuple[Callable[[], Any], Leave] = (lambda: None, lambda outcome: None)
-UNKNOWN: tuple[Callable[[], Any], None] = (lambda: None, None)
+UNKNOWN: tuple[Callable[[], Any], None, bool] = (lambda: None, None, False)
 
 
 class _Interception:
@@ -192,8 +220,8 @@ class _Interception:
         self.issue: Issue = _nobody
         """Tells the watchers."""
         self._library: Any = None
-        self._groups: dict[int, tuple[ref[Any], Group]] = {}
-        """By the `id` of a ProcessGroup."""
+        self._groups: dict[int, tuple[ref[Any], Group, bool]] = {}
+        """By the `id` of a ProcessGroup; and whether its operations may go the short way."""
         self._names: dict[str, int] = {}
         self._leaves: dict[int, tuple[ref[Any], Leave]] = {}
         """By the `id` of a work that someone may wait for: a dictionary with weak keys would take ten times as long."""
@@ -213,12 +241,16 @@ class _Interception:
         present = {name.removeprefix("c10d::") for name in _op_names() if name.startswith("c10d::")}
         for name in OPERATORS.keys() & present:
             self._library.impl(name, self._kernel(name), KEY.name, with_keyset=True)
+        for short in SHORT:
+            setattr(_ProcessGroup, short.method, self._short(short))
         _Work.wait = self._waiter()
 
     def remove(self) -> None:
         if self._library is not None:
             self._library._destroy()
             self._library = None
+            for name, method in METHODS.items():
+                setattr(_ProcessGroup, name, method)
             _Work.wait = _wait
 
     def _kernel(self, name: str) -> Callable[..., Any]:
@@ -242,6 +274,45 @@ class _Interception:
 
         return kernel
 
+    def _short(self, short: _Short) -> Callable[..., Any]:
+        original, op = getattr(_ProcessGroup, short.method), OPERATORS[short.operator].op
+        rooted = OPERATORS[short.operator].root is not None
+
+        def method(group: Any, *given: Any, **named: Any) -> Any:
+            if not self._may_go(group, short.options, given) or named:
+                return original(group, *given, **named)
+            (tensor,), options = given
+            known = self.group(group)
+            root = _global(known, options.rootRank) if rooted else None
+            described = (_name(tensor.dtype), tensor.numel(), False, _thread())
+            leave = self.issue(Operation(op, known, root, None, None, *described))
+            try:
+                _exclude(KEY, True)
+                work = original(group, *given)
+            except BaseException as error:
+                if leave is not None:
+                    leave(_first_line(error))
+                raise
+            finally:
+                _exclude(KEY, False)
+            if leave is not None:
+                self._await(work, leave)
+            return work
+
+        return method
+
+    def _may_go(self, group: Any, options: Any, given: Sequence[Any]) -> bool:
+        """Whether an operation may go the short way."""
+        if len(given) != 2 or type(given[1]) is not options or given[1].asyncOp or _is_excluded(KEY) or _modes():
+            return False
+        tensors = given[0]
+        if type(tensors) is not list or len(tensors) != 1 or type(tensors[0]) not in PLAIN:
+            return False
+        if not tensors[0].is_cpu or tensors[0].layout is not torch.strided or type(group) is not _ProcessGroup:
+            return False
+        self.group(group)
+        return self._groups[id(group)][2]
+
     def _reader(self, row: _Operator, names: Sequence[str]) -> Callable[[Sequence[Any]], Operation | None]:
         """Reads an operator's arguments, whose names are `names`; None for tensors without data, as a tracer has.
 
@@ -257,7 +328,6 @@ class _Interception:
             if dtype == "":
                 return None
             group = self.group(_unbox_group(given[group_at]))
-            main = threading.get_ident() == threading.main_thread().ident
             return Operation(
                 row.op,
                 group,
@@ -267,14 +337,14 @@ class _Interception:
                 dtype,
                 numel,
                 tag_at is not None if async_at is None else given[async_at] if async_at < len(given) else True,
-                None if main else threading.current_thread().name,
+                _thread(),
             )
 
         return read
 
     def group(self, group: dist.ProcessGroup) -> Group:
         """Its name, unique in this process, and its members."""
-        alive, known = self._groups.get(id(group), UNKNOWN)
+        alive, known, _ = self._groups.get(id(group), UNKNOWN)
         if known is None or alive() is not group:
             name = str(group.group_name)
             used = self._names[name] = self._names.get(name, 0) + 1
@@ -284,7 +354,7 @@ class _Interception:
                 members, backend = tuple(range(group.size())), ""
             known = Group(name if used == 1 else f"{name}#{used}", members, backend, group.group_desc)
             living = {key: entry for key, entry in self._groups.items() if entry[0]() is not None}
-            self._groups = living | {id(group): (ref(group), known)}
+            self._groups = living | {id(group): (ref(group), known, _on_gloo(group))}
         return known
 
     def _follow(self, result: Any, asynchronous: bool, leave: Leave) -> None:
@@ -300,6 +370,10 @@ class _Interception:
                 return
             except RuntimeError:  # it has no future
                 pass
+        self._await(work, leave)
+
+    def _await(self, work: Any, leave: Leave) -> None:
+        """Tell `leave` when someone has waited for the work."""
         # Python sees the same object again while it lives: until the caller has taken it, it lives here
         self._newest.work = work
         if len(self._leaves) >= MAX_UNWAITED:
@@ -322,6 +396,11 @@ class _Interception:
         return wait
 
 
+def _thread() -> str | None:
+    main = threading.get_ident() == threading.main_thread().ident
+    return None if main else threading.current_thread().name
+
+
 def _global(group: Group, rank: int) -> int:
     """The global rank of a rank of the group; a rank that it does not have is left to the backend to refuse."""
     return group.members[rank] if 0 <= rank < len(group.members) else rank
@@ -337,6 +416,14 @@ def _described(tensors: Any) -> tuple[str, int]:
     if tensors.is_meta:
         return "", 0
     return _name(tensors.dtype), tensors.numel()
+
+
+def _on_gloo(group: Any) -> bool:
+    """Whether what it does with tensors on the host is done by gloo itself, with nothing around it."""
+    try:
+        return type(_backend_of(group, torch.device("cpu"))) is _Gloo
+    except RuntimeError:
+        return False
 
 
 @cache
