@@ -79,7 +79,8 @@ PHASES = ("startup", "idle", "header", "payload", "generate", "ack", "shutdown")
 
 def _poisoned(ranks: int) -> Iterator[Row]:
     """Where two ranks are all there are, and what they say of each other differs, no third tells who is odd: both are
-    named. A miscount and a stray collective are on the rank that makes them, whatever the others say."""
+    named. A miscount and a stray collective are on the rank that makes them, weights are held against those of the
+    rank's own start-up, and a header of before can only have come from rank0 again."""
     last = ranks - 1
 
     def odd(rank: int) -> tuple[int, ...]:
@@ -89,9 +90,10 @@ def _poisoned(ranks: int) -> Iterator[Row]:
         yield Row((id,), ",rank=1", ranks, Exit.PARITY, odd(1))
     yield Row(("OM-03",), f",rank={last},kind=more", ranks, Exit.CONTRACT, (last,))
     yield Row(("OM-06",), f",rank={last}", ranks, Exit.CONTRACT, (last,))
-    for id in ("OM-11", "OM-12"):
-        yield Row((id,), f",rank={last}", ranks, Exit.CONTRACT, odd(last))
-    yield Row(("OM-16",), f",kind={('stale', 'duplicate', 'truncated')[ranks % 3]}", ranks, Exit.CONTRACT, odd(0))
+    yield Row(("OM-11",), f",rank={last}", ranks, Exit.CONTRACT, odd(last))
+    yield Row(("OM-12",), f",rank={last}", ranks, Exit.CONTRACT, (last,))
+    kind = ("truncated", "duplicate", "stale")[ranks % 3]
+    yield Row(("OM-16",), f",kind={kind}", ranks, Exit.CONTRACT, (0,))
 
 
 def _stricken(kind: str, phase: str, rank: int, ranks: int, layout: Layout = "one agent") -> Row:

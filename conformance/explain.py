@@ -16,7 +16,7 @@ from . import verdict
 from .crew import Crew
 from .match import Matched, Odd, Wait, blamed, clock_of, match
 from .replay import NOTHING, RankReplay, replay_rank
-from .signs import accused_by_word, failure_mode
+from .signs import ACKS, accused_by_word, changed_weights, failure_mode
 from .verdict import Divergence, Standing, Verdict
 
 
@@ -106,7 +106,9 @@ def _first(ranks: Mapping[int, RankReplay], matched: Matched) -> _Found | None:
             (noticed if _is_detection(r) else broken).append(_stamp(r.failure, r, matched))
     if broken:
         accused = {id(d): _accused(d, ranks) for d in broken}
-        first = min(broken, key=lambda d: (d.clock, d.rank not in accused[id(d)], d.rank))
+        # a tie that something else has settled is told of the rank that is to blame
+        told = [d for d in broken if not (isinstance(d, Odd) and d.rank not in accused[id(d)])]
+        first = min(told or broken, key=lambda d: (d.clock, d.rank not in accused[id(d)], d.rank))
         return _Found(first, accused[id(first)])
     noticed = noticed or list(_stranded(ranks, matched))
     return _missed(noticed, ranks, matched) if noticed else None
@@ -146,7 +148,9 @@ def _is_detection(replayed: RankReplay) -> bool:
 def _accused(found: Divergence, ranks: Mapping[int, RankReplay]) -> tuple[int, ...]:
     """The rank that left the model, unless the others show, or it says itself, that it is another's fault."""
     if isinstance(found, Odd):
-        return found.accused
+        # where two disagree, one may yet have left what it was itself
+        own = changed_weights(_told(ranks)) if len(found.accused) > 1 and found.observed.startswith(ACKS) else ()
+        return own if own and set(own) < set(found.accused) else found.accused
     replayed = ranks[found.rank]
     named = accused_by_word(found, replayed.trace.header.world)
     if not named and found.observed.startswith("reject"):

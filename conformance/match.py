@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 
+from ..model.protocol import HEADER
 from ..model.tables import Kind
 from ..model.transport import depends_on
 from ..traces.format import Event
@@ -185,7 +186,8 @@ def _delivered(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) ->
     """Where members of a broadcast were given something else than its root says that it sent.
 
     Members that were given something else are odd one by one, unless all of them were given the same: then, if
-    they are several, it is the root that sent it; if there is one, nothing tells which end is wrong.
+    they are several, it is the root that sent it; if there is one, nothing tells which end is wrong, unless it is a
+    header of before: a member takes each into an empty buffer, so that it can only have come from the root again.
     """
     root = next((p for rank, p in parts.items() if p.entered.op == Kind.BROADCAST and p.entered.root == rank), None)
     if root is None or root.exited is None:
@@ -193,13 +195,35 @@ def _delivered(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) ->
     given = {r: p for r, p in parts.items() if r != root.rank and p.exited is not None}
     other = {r: p for r, p in given.items() if p.exited and p.exited.data != root.exited.data}
     values = {repr(p.exited.data) for p in other.values() if p.exited}
-    if len(other) > 1 and len(other) == len(given) and len(values) == 1:
+    again = bool(other) and all(_sent_before(ranks[root.rank], part) for part in other.values())
+    if (len(other) > 1 or again) and len(other) == len(given) and len(values) == 1:
         why = f"what arrived on {_ranks(other)} is not what it says that it sent"
         yield _at_entry(ranks[root.rank], root, why, (root.rank,))
         return
     for rank, part in other.items():
         accused = (rank,) if len(given) > 1 else tuple(sorted((rank, root.rank)))
         yield _at_exit(ranks[rank], part, f"what arrived is not what rank{root.rank} sent", accused)
+
+
+def _sent_before(root: RankReplay, part: Meeting) -> bool:
+    """Whether what a member was given is a header that the root says it sent earlier."""
+    if part.row.op is not HEADER or part.exited is None:
+        return False
+    given = _named(part.exited.data)
+    return given is not None and any(
+        (m.group, m.row.op) == (part.group, HEADER)
+        and m.sequence < part.sequence
+        and m.exited is not None
+        and _named(m.exited.data) == given
+        for m in root.meetings
+    )
+
+
+def _named(header: object) -> dict[str, object] | None:
+    """All that a header says, but not how it was found to be; None for one that could not be read."""
+    if not isinstance(header, dict) or not header.get("call_id"):
+        return None
+    return {name: value for name, value in header.items() if name != "intact"}
 
 
 def _ranks(ranks: Iterable[int]) -> str:

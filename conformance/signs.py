@@ -66,6 +66,7 @@ _ACK_FIELD = re.compile(r"rank\d+ (ack\.\w+) = ")
 _ODD = re.compile(r"rank(\d+) has ")
 _RANK = re.compile(r"rank(\d+)")
 _SHARED = re.compile(r"(rank\d+(?: and rank\d+)+) have the same")
+_WEIGHTS = re.compile(r"rank(\d+) ack\.weights_fingerprint = ")
 _ODD_ACK = re.compile(r"rank(\d+) ack\.")
 
 
@@ -98,6 +99,11 @@ def accused_by_word(found: Divergence, world: int) -> tuple[int, ...]:
     tied = tuple(range(world)) if 2 * len(odd) >= world else odd
     shared = [rank for several in _SHARED.findall(found.why) for rank in _ranks(_RANK, several)]
     return tuple(sorted({*tied, *shared}))
+
+
+def changed_weights(told: str) -> tuple[int, ...]:
+    """The ranks whose weights are not those of their own start-up, by what rank0 found wrong with the acks."""
+    return _ranks(_WEIGHTS, told)
 
 
 def _ranks(pattern: re.Pattern[str], text: str) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ class Told(NamedTuple):
     flags: str
     expected: tuple[str | None, tuple[int, ...], int, str] | None = None
     """Failure mode, culprits, chunk and state of a broken one; a healthy one has none."""
+    stall: str | None = None
 
 
 TOLD = (
@@ -73,6 +74,30 @@ TOLD = (
         "broken/OM-16-truncated",
         "--ranks 3 --chunks 2 --inject OM-16,chunk=2,kind=truncated",
         ("FM-10", (0,), 2, "COMMITTED"),
+    ),
+    # struck in the move that leads to the phase: that one is not written any more
+    Told(
+        "broken/OM-13-kill",
+        "--ranks 3 --chunks 2 --inject OM-13,chunk=2,rank=1,phase=payload,kind=kill",
+        ("FM-18", (1,), 1, "HEADER_CHECK"),
+    ),
+    Told(
+        "broken/OM-13-stop",
+        "--ranks 3 --chunks 2 --inject OM-13,chunk=2,rank=0,phase=generate,kind=stop",
+        ("FM-18", (0,), 2, "PAYLOAD_SENT"),
+        "host",
+    ),
+    Told(
+        "broken/OM-13-loop",
+        "--ranks 3 --chunks 2 --inject OM-13,chunk=2,rank=2,phase=ack,kind=loop",
+        ("FM-18", (2,), 2, "GENERATING"),
+        "host",
+    ),
+    Told(
+        "broken/OM-13-gil",
+        "--ranks 3 --chunks 2 --inject OM-13,chunk=1,rank=1,phase=generate,kind=gil",
+        ("FM-18", (1,), 1, "READY"),
+        "host",
     ),
     Told("broken/C-01", "--ranks 3 --chunks 1 --inject C-01", ("FM-14", (1,), 0, "PARITY_CHECK")),
     Told("broken/C-04", "--ranks 3 --chunks 1 --inject C-04,rank=2", ("FM-14", (2,), 0, "PARITY_CHECK")),
@@ -156,7 +181,7 @@ def tell(run: Told, out: Path) -> Expected:
     if run.expected is None:
         return Expected(command)
     mode, culprits, chunk, state = run.expected
-    return Expected(command, "divergent", mode, culprits, chunk, state)
+    return Expected(command, "divergent", mode, culprits, chunk, state, run.stall)
 
 
 STEPS = Scenario((Heartbeat(), Chunk(recompute=True)))
