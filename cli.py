@@ -275,16 +275,18 @@ def replay(
 ) -> None:
     """Hold recorded ranks against the model: conforming, divergent or unknown."""
     from .conformance import report as reports
-    from .conformance.judge import judge
-    from .traces.load import load
+    from .conformance.judge import judge, judge_paths
 
-    traces = load(paths)
-    found = judge(traces)
-    if out is not None:
+    if out is None:
+        found = judge_paths(paths)
+    else:
         from .conformance.output import write
         from .page.html import write as write_page
         from .page.recorded import story_of
+        from .traces.load import load
 
+        traces = load(paths)
+        found = judge(traces)
         write(traces, found, out)
         write_page(out / "page.html", story_of(traces, found))
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))

@@ -3,6 +3,7 @@
     python bench/replay.py                    # all of it; some minutes, most of them torch's
     python bench/replay.py --torch 64         # beside torch with 64 ranks alone
     python bench/replay.py --torch            # not beside torch
+    python bench/replay.py --case program 64 100000      # one recording alone
 
 The recordings are synthetic. Flight Recorder dumps are as torch 2.13 writes them (2.10, NCCL, frames): tensor-parallel
 groups of 8 and one of all, and one rank never issues the last operation of all. Programs are the same job as `genlock
@@ -185,11 +186,11 @@ FORMATS: Mapping[str, Callable[[Path, int, int], None]] = {
 }
 
 
-def grow(cases: Sequence[tuple[int, int]]) -> None:
-    """What a replay of each format costs, for (ranks, events)."""
+def grow(cases: Sequence[tuple[int, int]], names: Sequence[str]) -> None:
+    """What a replay of each of these formats costs, for (ranks, events)."""
     print("genlock replay, by ranks and events a rank")
     print(f"  {'':16}{'ranks':>6}{'events':>8}{'files MB':>10}{'wall s':>8}{'user s':>8}{'MB':>6}")
-    for name in FORMATS:
+    for name in names:
         for ranks, events in cases:
             folder = Path(tempfile.mkdtemp(prefix="replay-bench-"))
             try:
@@ -241,12 +242,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--torch", type=int, nargs="*", default=[64, 512], help="ranks, multiples of 8")
     parser.add_argument("--write", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=3, metavar=("FORMAT", "RANKS", "EVENTS"))
     given = parser.parse_args()
+    if given.case:
+        name, ranks, events = given.case
+        grow([(int(ranks), int(events))], [name])
+        return
     if given.write:
         name, folder, ranks, events = given.write
         FORMATS[name](Path(folder), int(ranks), int(events))
         return
-    grow(CASES)
+    grow(CASES, list(FORMATS))
     for ranks in given.torch:
         compare(ranks, 2000)
 

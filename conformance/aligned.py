@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..traces.collectives import OPS, Ops, Recording, Signature, Status
+from ..traces.collectives import BALANCED, OPS, Ops, Recording, Signature, Status
 
 Flags = npt.NDArray[np.bool_]
 
@@ -163,7 +163,3 @@ class Aligned:
             return np.zeros(0, np.int64)
         found: npt.NDArray[np.int64] = by.reduceat(rows, self.starts, dtype=np.int64 if by is np.add else None)
         return found
-
-
-BALANCED = ("all_to_all", "all_gather", "reduce_scatter")
-"""Kinds in which all that members put in comes out again: once, at every member, or after a reduction of all."""

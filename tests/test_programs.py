@@ -6,14 +6,17 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import corpus
 import msgspec
 import pytest
+from genlock.conformance import judge
 from genlock.conformance.judge import judge_paths
 from genlock.conformance.report import as_json
-from genlock.errors import UsageError
+from genlock.errors import GenlockError, UsageError
 from genlock.traces.format import Clock, Dropped, End, Event, TraceHeader, encode, name_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -371,6 +374,62 @@ def test_ranks_may_run_different_lines(tmp_path: Path) -> None:
     assert (found.verdict, found.culprits, found.stall) == ("divergent", (2,), "host")
 
 
+# ── large ones, at a glance ─────────────────────────────────────────────────────────────────────────────
+
+
+def spoilt(rank: int, at: int) -> Iterator[dict[int, list[Any]]]:
+    """A healthy pipeline with one thing changed, at one line of one rank."""
+    for change in ("drop", "cut", "size", "kind", "site", "later"):
+        ranks = lines_of(pipeline())
+        own = ranks[rank]
+        if change == "drop":
+            del own[at]
+        elif change == "cut":
+            del own[at:]
+        elif change == "later":
+            own[at] = msgspec.structs.replace(own[at], time_ns=own[at].time_ns + 5)
+        else:
+            new = {"size": {"numel": 9}, "kind": {"op": "all_gather"}, "site": {"site": "job.py:10"}}[change]
+            own[at] = msgspec.structs.replace(own[at], **new)
+        yield ranks
+
+
+@pytest.mark.parametrize("rank", range(RANKS))
+def test_what_is_said_at_a_glance_is_what_the_whole_says(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glances = set()
+    for at in range(0, len(pipeline()[rank].lines), 3):
+        for ranks in spoilt(rank, at):
+            write(tmp_path, ranks)
+            monkeypatch.setattr(judge, "LARGE", 1 << 40)
+            whole = judge_paths([tmp_path])
+            monkeypatch.setattr(judge, "LARGE", 0)
+            glance = judge._at_a_glance([tmp_path])
+            assert (glance is not None) == (whole.verdict == "conforming")
+            assert glance in (None, whole)
+            glances.add(glance is not None)
+    assert glances == {True, False}
+
+
+@pytest.mark.parametrize("without", ["a rank", "an end", "a header"])
+def test_nothing_is_said_at_a_glance_of_what_is_not_whole(
+    without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "LARGE", 0)
+    write(tmp_path, lines_of(pipeline()), rank1=None if without == "an end" else End(18, 0, "stopped", -1))
+    path = tmp_path / name_of(1)
+    if without == "a rank":
+        path.unlink()
+    elif without == "a header":
+        path.write_bytes(path.read_bytes()[:40])
+    assert judge._at_a_glance([tmp_path]) is None
+    try:
+        assert judge_paths([tmp_path]).verdict != "conforming"
+    except GenlockError:
+        pass
+
+
 LOADED = """
 import sys
 sys.argv = ["genlock", "replay", sys.argv[1]]
@@ -382,11 +441,27 @@ except SystemExit as ended:
 """
 
 
-def test_a_small_replay_loads_little(tmp_path: Path) -> None:
-    write(tmp_path, lines_of(pipeline()))
+HEAVY = {"torch", "networkx", "graphviz", "transitions", "numba", "concurrent.futures.process"}
+
+
+def replayed(folder: Path) -> tuple[str, set[str]]:
+    """The exit status of a replay of the folder, and the modules that it loaded."""
     done = subprocess.run(
-        [sys.executable, "-c", LOADED, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", LOADED, str(folder)], capture_output=True, text=True, timeout=60, check=True
     )
     status, *loaded = done.stdout.splitlines()[-1].split()
+    return status, set(loaded)
+
+
+def test_a_small_replay_loads_little(tmp_path: Path) -> None:
+    write(tmp_path, lines_of(pipeline()))
+    status, loaded = replayed(tmp_path)
     assert status == "0"
-    assert not {"torch", "networkx", "graphviz", "transitions", "numba", "concurrent.futures.process"} & set(loaded)
+    assert not HEAVY & loaded
+
+
+@pytest.mark.parametrize(("run", "status"), [("healthy/three-ranks", "0"), ("broken/OM-11", "1")])
+def test_a_replay_of_a_protocol_does_without_numpy(run: str, status: str) -> None:
+    ended, loaded = replayed(corpus.CORPUS / run)
+    assert ended == status
+    assert not (HEAVY | {"numpy"}) & loaded

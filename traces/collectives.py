@@ -87,6 +87,8 @@ class Signature(NamedTuple):
 
 
 P2P = ("send", "recv")
+BALANCED = ("all_to_all", "all_gather", "reduce_scatter")
+"""Kinds in which all that members put in comes out again: once, at every member, or after a reduction of all."""
 
 OPS = np.dtype(
     [

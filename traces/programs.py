@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UnreadableInput, UsageError
+from ..errors import UnreadableInput
 from .collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
 from .format import P2P, Dropped, End, Event, Line, TraceHeader, check_group, decode, lines_of, opening
 from .format import Group as GroupLine
@@ -47,22 +47,8 @@ class ProgramRank(NamedTuple):
 def read_programs(paths: Sequence[Path]) -> tuple[Interned, list[ProgramRank]]:
     """The ranks whose traces these are. Raises UnreadableInput."""
     interned = Interned()
-    reader = _Reader(interned)
+    reader = Reader(interned)
     return interned, [reader.rank(path) for path in paths]
-
-
-def check_one_run(headers: Sequence[tuple[Path, TraceHeader]]) -> None:
-    """Raises UsageError if the traces are of several runs, or two of them of one rank."""
-    first_path, first = headers[0]
-    seen: dict[int, Path] = {}
-    for path, header in headers:
-        if (header.run, header.world) != (first.run, first.world):
-            what = f"this trace is of run {header.run}, {first_path} is of run {first.run}"
-            raise UsageError(what, where=str(path), do="replay one run at a time")
-        if header.rank in seen:
-            what = f"a second trace of rank {header.rank}, beside {seen[header.rank]}"
-            raise UsageError(what, where=str(path), do="name each rank's trace once")
-        seen[header.rank] = path
 
 
 def line_of(path: Path, index: int) -> int:
@@ -185,12 +171,17 @@ def _integers(texts: Sequence[bytes]) -> Numbers:
     return found
 
 
-class _Reader:
+class Reader:
     """Reads ranks one by one."""
 
     def __init__(self, interned: Interned) -> None:
         self.interned = interned
         self.shapes = _Shapes("", interned)
+
+    @property
+    def met(self) -> int:
+        """How many distinct events it remembers."""
+        return len(self.shapes.numbers)
 
     def rank(self, path: Path) -> ProgramRank:
         lines = lines_of(path)

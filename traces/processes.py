@@ -1,0 +1,31 @@
+"""Reads files in several processes, where there is much to read. Left out: what is read."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def in_processes(read: Callable[[Sequence[Path]], T], files: Sequence[Path]) -> Iterator[T]:
+    """Read in this process or, where there is much to read, in several."""
+    workers = os.cpu_count() or 1
+    if workers == 1 or sum(file.stat().st_size for file in files) < MUCH:
+        yield read(files)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+
+    chunks = [files[at : at + CHUNK] for at in range(0, len(files), CHUNK)]
+    # what is read makes no cycles, and looking for them costs
+    with ProcessPoolExecutor(min(workers, MAX_WORKERS), initializer=gc.disable) as pool:
+        yield from pool.map(read, chunks)
+
+
+MUCH = 48 << 20
+"""Bytes from which on starting processes pays."""
+CHUNK = 16
+MAX_WORKERS = 8
