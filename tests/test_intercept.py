@@ -32,6 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_ranks import Ranks, inject
 from simulated import header
+from torch.utils.flop_counter import FlopCounterMode
 
 HERE = Path(__file__).parent
 STEADY = settings(derandomize=True, database=None, deadline=None)
@@ -232,6 +233,111 @@ def test_watcher_told_before_a_refusal_is_told_of_it() -> None:
     with watching(First()), watching(Then()), pytest.raises(ContractViolation):
         dist.all_reduce(torch.ones(1))
     assert told == ["ContractViolation: no"]
+
+
+# ── the short way ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Told:
+    """What is issued, and how it ended."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[Operation, str | None, str | None]] = []
+
+    def issue(self, operation: Operation) -> intercept.Leave:
+        site = intercept.caller()
+        return lambda outcome: self.all.append((operation, site, outcome))
+
+
+def waited() -> None:
+    """Operations that may go the short way, on one line each time, and one that fails."""
+    world: Any = dist.group.WORLD
+    options = intercept._AllreduceOptions()
+    options.asyncOp = False
+    wrong = intercept._BroadcastOptions()
+    wrong.rootRank, wrong.asyncOp = 7, False
+    dist.all_reduce(torch.ones(3, dtype=torch.int64))
+    dist.broadcast(torch.nn.Parameter(torch.ones(2)).detach(), 0)
+    world.allreduce([torch.ones(2, 2)], options).wait()
+    with pytest.raises((RuntimeError, ValueError)):
+        world.broadcast([torch.ones(1)], wrong)
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_short_way_tells_what_the_kernels_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long, went = Told(), Told(), list[bool]()
+    may_go = intercept._Interception._may_go
+
+    def noted(self: Any, *given: Any) -> bool:
+        went.append(may_go(self, *given))
+        return went[-1]
+
+    monkeypatch.setattr(intercept._Interception, "_may_go", noted)
+    with watching(short):
+        waited()
+    assert went == [True] * 4
+    monkeypatch.setattr(intercept._Interception, "_may_go", lambda self, *given: False)
+    with watching(long):
+        waited()
+    assert short.all == long.all
+    assert [o.op for o, _, _ in short.all] == ["all_reduce", "broadcast", "all_reduce", "broadcast"]
+    assert [o.root for o, _, _ in short.all] == [None, 0, None, 7]
+    assert [outcome is None for _, _, outcome in short.all] == [True, True, True, False]
+
+
+class Refusing:
+    def issue(self, operation: Operation) -> None:
+        raise ContractViolation("no")
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_short_way_leaves_torch_as_it_was() -> None:
+    methods = {name: vars(dist.ProcessGroup)[name] for name in intercept.METHODS}
+    for watcher in (Told(), Refusing()):
+        with watching(watcher):
+            try:
+                waited()
+            except ContractViolation:
+                assert isinstance(watcher, Refusing)
+            assert not intercept._is_excluded(intercept.KEY)
+    assert {name: vars(dist.ProcessGroup)[name] for name in methods} == methods == intercept.METHODS
+
+
+def options(*, asynchronous: bool = False) -> Any:
+    found = intercept._AllreduceOptions()
+    found.asyncOp = asynchronous
+    return found
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    "given",
+    [
+        ([torch.ones(1)], options(asynchronous=True)),
+        ([torch.ones(1)],),
+        ([torch.ones(1), torch.ones(1)], options()),
+        ([torch.ones(2).to_sparse()], options()),
+        ([torch.ones(1, device="meta")], options()),
+        ((torch.ones(1),), options()),
+    ],
+    ids=["asynchronous", "by default", "several", "sparse", "without data", "no list"],
+)
+def test_what_may_make_tensors_goes_by_the_kernels(given: tuple[Any, ...]) -> None:
+    world: Any = dist.group.WORLD
+    assert intercept._interception._may_go(world, intercept._AllreduceOptions, ([torch.ones(1)], options()))
+    assert not intercept._interception._may_go(world, intercept._AllreduceOptions, given)
+
+
+@pytest.mark.usefixtures("alone")
+def test_under_a_mode_or_another_backend_operations_go_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    world: Any = dist.group.WORLD
+    asked = (world, intercept._AllreduceOptions, ([torch.ones(1)], options()))
+    assert intercept._interception._may_go(*asked)
+    with FlopCounterMode(display=False):
+        assert not intercept._interception._may_go(*asked)
+    monkeypatch.setattr(intercept, "_Gloo", object)
+    monkeypatch.setattr(intercept._interception, "_groups", {})
+    assert not intercept._interception._may_go(*asked)
 
 
 NAMES = {"0": "device", "1": "control"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -424,10 +425,8 @@ def test_nothing_is_said_at_a_glance_of_what_is_not_whole(
     elif without == "a header":
         path.write_bytes(path.read_bytes()[:40])
     assert judge._at_a_glance([tmp_path]) is None
-    try:
+    with contextlib.suppress(GenlockError):
         assert judge_paths([tmp_path]).verdict != "conforming"
-    except GenlockError:
-        pass
 
 
 LOADED = """

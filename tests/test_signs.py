@@ -196,7 +196,7 @@ def of_two(name: str) -> list[Trace]:
                 trace.header,
                 rank=int(text[trace.rank]),
                 world=2,
-                groups={group: (0, 1) for group in trace.header.groups},
+                groups=dict.fromkeys(trace.header.groups, (0, 1)),
             )
             lines = tuple(_renamed(line, other) for line in trace.lines)
             found.append(msgspec.structs.replace(trace, header=header, lines=lines, groups=header.groups))
