@@ -50,7 +50,7 @@ class _Known(NamedTuple):
     exit: bytes
     left: Event
     """The exit, where something has to be said of it."""
-    count: list[int]
+    counter: list[int]
     """Where the sequence numbers of its kind are counted."""
 
 
@@ -88,7 +88,7 @@ class Session:
         known = self._known.get(key)
         if known is None:
             known = self._learn(recorder, *key)
-        known.count[0] = sequence = known.count[0] + 1
+        known.counter[0] = sequence = known.counter[0] + 1
         return partial(self._leave, recorder, known, sequence, recorder.fill(known.enter, sequence))
 
     def _leave(self, recorder: Recorder, known: _Known, sequence: int, entered: int, outcome: str | None) -> None:
@@ -137,10 +137,10 @@ class Session:
             peer=peer,
             entered=NUMBER,
         )
-        count = self._counts.setdefault((group.name, op, peer, tag) if op in P2P else (group.name,), [0])
+        counter = self._counts.setdefault((group.name, op, peer, tag) if op in P2P else (group.name,), [0])
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
-        known = self._known[operation, site] = _Known(blank(entered), blank(left), left, count)
+        known = self._known[operation, site] = _Known(blank(entered), blank(left), left, counter)
         return known
 
     def open(self) -> None:

@@ -11,9 +11,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from genlock.errors import UnreadableInput
-from genlock.traces.format import MAX_LINE, Dropped, End, Event, Group, TraceHeader, encode, find, name_of, read
+from genlock.traces.format import (
+    MAX_LINE,
+    NUMBER,
+    Dropped,
+    End,
+    Event,
+    Group,
+    TraceHeader,
+    blank,
+    encode,
+    find,
+    name_of,
+    read,
+)
 from genlock.traces.recorder import Recorder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,6 +64,23 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     assert (trace.end, trace.cut) == (end, False)
 
 
+NAMES = st.text('ab%d\0\\"é', max_size=6)
+
+
+@STEADY
+@given(event=EVENTS, name=NAMES, sequence=st.integers(1, 2**40), entered=st.none() | st.integers(0, 2**40))
+def test_a_line_that_is_filled_in_is_the_line_itself(
+    event: Event, name: str, sequence: int, entered: int | None
+) -> None:
+    """Whatever stands in its texts."""
+    facts: dict[str, Any] = {"group": name, "op": name, "site": name, "sequence": sequence, "entered": entered}
+    event = msgspec.structs.replace(event, **facts)
+    told = {"index": event.index, "time_ns": event.time_ns, "sequence": sequence, "entered": entered}
+    numbers = {name: number for name, number in told.items() if number is not None}
+    form = blank(msgspec.structs.replace(event, **dict.fromkeys(numbers, NUMBER)))
+    assert form % tuple(numbers.values()) == encode(event)
+
+
 def test_half_a_line_is_a_cut_file(tmp_path: Path) -> None:
     path = tmp_path / name_of(1)
     whole = encode(header(1)) + encode(Event(0, 1, "x", "step", "A", "a"))
@@ -78,7 +109,7 @@ def test_folder_without_traces_says_what_to_do(tmp_path: Path) -> None:
         find(tmp_path)
 
 
-def test_recorder_numbers_its_events_and_keeps_the_first_end(tmp_path: Path) -> None:
+def test_recorder_numbersits_events_and_keeps_the_first_end(tmp_path: Path) -> None:
     writer = Recorder(tmp_path, header(2))
     writer.event("a", "step", "S", "s", call_id=7)
     writer.event("b", "enter", "S", "s", group="control", sequence=1)

@@ -390,7 +390,9 @@ def spoilt(rank: int, at: int) -> Iterator[dict[int, list[Any]]]:
         elif change == "later":
             own[at] = msgspec.structs.replace(own[at], time_ns=own[at].time_ns + 5)
         else:
-            new = {"size": {"numel": 9}, "kind": {"op": "all_gather"}, "site": {"site": "job.py:10"}}[change]
+            new: dict[str, Any] = {"size": {"numel": 9}, "kind": {"op": "all_gather"}, "site": {"site": "job.py:10"}}[
+                change
+            ]
             own[at] = msgspec.structs.replace(own[at], **new)
         yield ranks
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..errors import UnreadableInput
 from .collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
-from .format import P2P, Dropped, End, Event, Line, TraceHeader, check_group, decode, lines_of, opening
+from .format import MAX_LINE, P2P, Dropped, End, Event, Line, TraceHeader, check_group, decode, lines_of, opening
 from .format import Group as GroupLine
 
 KINDS = {
@@ -33,8 +33,8 @@ KINDS = {
 """Ways to call a collective, to the one that it is on the wire."""
 
 SMALL, LARGE = 1 << 31, 1 << 62
-MUCH = 64 << 20
-"""Bytes from which on a file is read line by line, to save memory."""
+BLOCK = 4 << 20
+"""Bytes that are taken apart at once."""
 
 
 class ProgramRank(NamedTuple):
@@ -126,6 +126,7 @@ class _Shapes:
 
 
 Numbers = npt.NDArray[np.int64]
+NONE: Numbers = np.zeros(0, np.int64)
 
 
 class _Lines(NamedTuple):
@@ -193,26 +194,39 @@ class Reader:
 
     def _quickly(self, path: Path, header: TraceHeader) -> _Lines | None:
         """The lines of a file that a recorder wrote; None for any other, which is read line by line."""
-        if path.stat().st_size > MUCH:
-            return None
-        parts = _EVENTS.split(path.read_bytes().partition(b"\n")[2])
+        found = _Others({name: Group(name, "", members) for name, members in header.groups.items()}, [])
+        columns: list[tuple[Numbers, Numbers, Numbers]] = [(NONE, NONE, NONE)]
+        with path.open("rb") as file:
+            file.readline()
+            rest = b""
+            while raw := file.read(BLOCK):
+                block, newline, rest = (rest + raw).rpartition(b"\n")
+                if len(rest) > MAX_LINE:
+                    return None
+                try:
+                    read = self._block(path, block + newline, found)
+                except UnreadableInput:
+                    return None
+                if read is None:
+                    return None
+                columns.append(read)
+        shapes, indices, times = (np.concatenate(column) for column in zip(*columns, strict=True))
+        return found.lines(shapes, indices, times, cut=bool(rest))
+
+    def _block(self, path: Path, raw: bytes, found: _Others) -> tuple[Numbers, Numbers, Numbers] | None:
+        """Whole lines of such a file: their events, by shape, index and time."""
+        parts = _EVENTS.split(raw)
         if not all(between == b"" or between.endswith(b"\n") for between in parts[:-1:4]):
             return None
         rests, known = parts[3::4], self.shapes.numbers
-        found = _Others({name: Group(name, "", members) for name, members in header.groups.items()}, [])
-        try:
-            for rest in {rest for rest in rests if rest not in known}:
-                self.shapes.add(path, 0, b'{"kind":"event","index":0,"time_ns":0,' + rest + b"\n", rest)
-            others = b"".join(parts[::4]).splitlines(keepends=True)
-            cut = bool(others) and not others[-1].endswith(b"\n")
-            for raw in others[: len(others) - cut]:
-                if isinstance(line := decode(path, 0, raw), Event):
-                    return None
-                found.take(path, 0, line)
-        except UnreadableInput:
-            return None
+        for rest in {rest for rest in rests if rest not in known}:
+            self.shapes.add(path, 0, b'{"kind":"event","index":0,"time_ns":0,' + rest + b"\n", rest)
+        for line in b"".join(parts[::4]).splitlines(keepends=True):
+            if isinstance(other := decode(path, 0, line), Event):
+                return None
+            found.take(path, 0, other)
         shapes = np.array([known[rest] for rest in rests], np.int64)
-        return found.lines(shapes, _integers(parts[1::4]), _integers(parts[2::4]), cut)
+        return shapes, _integers(parts[1::4]), _integers(parts[2::4])
 
     def _lines(self, path: Path, header: TraceHeader, lines: Iterator[tuple[int, bytes]]) -> _Lines:
         """Raises UnreadableInput with the line that makes no sense."""

@@ -28,7 +28,7 @@ KINDS_KEPT = 1 << 16
 class Done(NamedTuple):
     """What one rank did in one group, or one way of it."""
 
-    count: int
+    operations: int
     digest: bytes
 
 
@@ -136,8 +136,8 @@ def _together(surveys: Sequence[Survey]) -> Agreed | None:
     broadcast = frozenset[str]().union(*(survey.broadcast for survey in surveys))
     if not same or sends != _all(surveys, lambda survey: survey.receives) or not entries or len(broadcast) > 1:
         return None
-    matched = sum(next(iter(parts.values())).count for parts in done.values())
-    return Agreed(len(surveys), entries, matched + sum(way.count for way in sends.values()))
+    matched = sum(next(iter(parts.values())).operations for parts in done.values())
+    return Agreed(len(surveys), entries, matched + sum(way.operations for way in sends.values()))
 
 
 def _alike(parts: Iterable[Done]) -> bool:
