@@ -390,10 +390,12 @@ def spoilt(rank: int, at: int) -> Iterator[dict[int, list[Any]]]:
         elif change == "later":
             own[at] = msgspec.structs.replace(own[at], time_ns=own[at].time_ns + 5)
         else:
-            new: dict[str, Any] = {"size": {"numel": 9}, "kind": {"op": "all_gather"}, "site": {"site": "job.py:10"}}[
-                change
-            ]
-            own[at] = msgspec.structs.replace(own[at], **new)
+            new: dict[str, dict[str, Any]] = {
+                "size": {"numel": 9},
+                "kind": {"op": "all_gather"},
+                "site": {"site": "job.py:10"},
+            }
+            own[at] = msgspec.structs.replace(own[at], **new[change])
         yield ranks
 
 
