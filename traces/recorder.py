@@ -51,7 +51,7 @@ class Recorder:
     def fill(self, form: bytes, *numbers: int) -> int:
         """Record an event of which the line is there already but for its index, its time and those numbers (`blank`).
 
-        Returns its index. Where the same events come again and again, this takes a third of the time.
+        Returns its index. Where the same events come again and again, this takes half the time.
         """
         if os.getpid() != self._pid:
             return -1
