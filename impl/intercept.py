@@ -279,10 +279,10 @@ class _Interception:
         rooted = OPERATORS[short.operator].root is not None
 
         def method(group: Any, *given: Any, **named: Any) -> Any:
-            if not self._may_go(group, short.options, given) or named:
+            known = None if named else self._may_go(group, short.options, given)
+            if known is None:
                 return original(group, *given, **named)
             (tensor,), options = given
-            known = self.group(group)
             root = _global(known, options.rootRank) if rooted else None
             described = (_name(tensor.dtype), tensor.numel(), False, _thread())
             leave = self.issue(Operation(op, known, root, None, None, *described))
@@ -301,17 +301,19 @@ class _Interception:
 
         return method
 
-    def _may_go(self, group: Any, options: Any, given: Sequence[Any]) -> bool:
-        """Whether an operation may go the short way."""
+    def _may_go(self, group: Any, options: Any, given: Sequence[Any]) -> Group | None:
+        """The group of an operation that may go the short way; None for any other."""
         if len(given) != 2 or type(given[1]) is not options or given[1].asyncOp or _is_excluded(KEY) or _modes():
-            return False
+            return None
         tensors = given[0]
         if type(tensors) is not list or len(tensors) != 1 or type(tensors[0]) not in PLAIN:
-            return False
+            return None
         if not tensors[0].is_cpu or tensors[0].layout is not torch.strided or type(group) is not _ProcessGroup:
-            return False
-        self.group(group)
-        return self._groups[id(group)][2]
+            return None
+        alive, known, on_gloo = self._groups.get(id(group), UNKNOWN)
+        if alive() is not group:
+            known, on_gloo = self.group(group), self._groups[id(group)][2]
+        return known if on_gloo else None
 
     def _reader(self, row: _Operator, names: Sequence[str]) -> Callable[[Sequence[Any]], Operation | None]:
         """Reads an operator's arguments, whose names are `names`; None for tensors without data, as a tracer has.
@@ -397,8 +399,13 @@ class _Interception:
 
 
 def _thread() -> str | None:
-    main = threading.get_ident() == threading.main_thread().ident
-    return None if main else threading.current_thread().name
+    """The name of this thread; None for the main thread, which after a fork may be another."""
+    if threading.get_ident() == _MAIN or threading.current_thread() is threading.main_thread():
+        return None
+    return threading.current_thread().name
+
+
+_MAIN = threading.main_thread().ident
 
 
 def _global(group: Group, rank: int) -> int:
