@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from genlock.conformance import judge
 from genlock.conformance.judge import judge_paths
 from genlock.conformance.report import as_json
 from genlock.errors import GenlockError, UsageError
+from genlock.traces import processes
 from genlock.traces.format import Clock, Dropped, End, Event, TraceHeader, encode, name_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -431,6 +433,19 @@ def test_nothing_is_said_at_a_glance_of_what_is_not_whole(
     assert judge._at_a_glance([tmp_path]) is None
     with contextlib.suppress(GenlockError):
         assert judge_paths([tmp_path]).verdict != "conforming"
+
+
+def on_interrupt(paths: Sequence[Path]) -> str:
+    return str(signal.getsignal(signal.SIGINT))
+
+
+def test_a_process_that_reads_dies_of_an_interrupt_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "MUCH", 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    (tmp_path / "any").write_bytes(b"x")
+    assert list(processes.in_processes(on_interrupt, [tmp_path / "any"])) == [str(signal.SIG_DFL)]
 
 
 LOADED = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -20,9 +21,13 @@ def in_processes(read: Callable[[Sequence[Path]], T], files: Sequence[Path]) -> 
     from concurrent.futures import ProcessPoolExecutor
 
     chunks = [files[at : at + CHUNK] for at in range(0, len(files), CHUNK)]
-    # what is read makes no cycles, and looking for them costs
-    with ProcessPoolExecutor(min(workers, MAX_WORKERS), initializer=gc.disable) as pool:
+    with ProcessPoolExecutor(min(workers, MAX_WORKERS), initializer=_begin) as pool:
         yield from pool.map(read, chunks)
+
+
+def _begin() -> None:
+    gc.disable()  # what is read makes no cycles, and looking for them costs
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # of Ctrl-C, it is this process's parent that tells
 
 
 MUCH = 48 << 20
