@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import msgspec
 import torch
@@ -148,6 +149,7 @@ def chain(sequence: int, *item: str | int | bool | None) -> int:
     return of_bytes(_encode((sequence, *item)))
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """`bfloat16` for `torch.bfloat16`: the name that travels and that messages print."""
     return str(dtype).removeprefix("torch.")

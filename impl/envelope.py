@@ -182,7 +182,10 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def spec(self, key: str) -> TensorSpec | None:
         """The spec of `key`, or None where no tensor is sent for it."""
-        return next((spec for spec in self.tensor_specs if spec.key == key), None)
+        for spec in self.tensor_specs:
+            if spec.key == key:
+                return spec
+        return None
 
 
 MANIFEST_KEYS = ("tensor_specs", "none_tensors")

@@ -55,8 +55,13 @@ def plan_in(fields: Mapping[str, Any]) -> table.Plan:
 
 def plan_of(meta: Meta) -> table.Plan:
     """The plan bits that meta carries."""
-    named = {name: getattr(meta, name) for name in META_KEYS}
-    return plan_in({**named, "context_frames_override": meta.spec("context_frames_override")})
+    return table.Plan(
+        meta.tp_num_denoise_steps,
+        meta.tp_do_kv_recompute,
+        meta.init_cache,
+        meta.spec("context_frames_override") is not None,
+        meta.tp_expected_generator_calls,
+    )
 
 
 def id_problems(action: Action, ids: Ids, since: Committed, *, init_cache: bool = False) -> Iterator[Problem]:
