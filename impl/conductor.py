@@ -18,6 +18,9 @@ from .digest import dtype_name
 from .monitor import Monitor
 from .operations import Call, Decide, Exchange, Moves, Operation, Step
 
+ISSUED = (Exchange, Call)
+"""What a role yields that involves other ranks."""
+
 
 class Recording(Protocol):
     """What keeps a rank's trace: `traces.recorder.Recorder`, or the simulator's memory."""
@@ -74,7 +77,7 @@ class Conductor:
             operation = self._moves.send(result)
             while True:
                 try:
-                    if isinstance(operation, Exchange | Call):
+                    if isinstance(operation, ISSUED):
                         return self._issue(operation)
                     result = self._step(operation)
                 except ContractViolation as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -64,10 +63,11 @@ _NESTED_LIMIT = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Step 1's result: the ids, and a snapshot of the fields, which obey the schema."""
+    """Step 1's result: the ids, and a snapshot of the fields, which obey the schema, as they are and as meta."""
 
     ids: Ids
     fields: Mapping[str, object]
+    meta: Meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,9 @@ def check_schema(fields: Mapping[str, object], ids: Ids, since: Committed, mode:
             with _refusing(1, ids, path(key), value):
                 _refuse_first(_nested_tensors(key, value), 1, ids)
                 _refuse_first(_type_problems(key, value), 1, ids)
-        _refuse_first(plan_problems(ids, _describe(snapshot), since, mode), 1, ids)
-        return Checked(ids, snapshot)
+        meta = _describe(snapshot)
+        _refuse_first(plan_problems(ids, meta, since, mode), 1, ids)
+        return Checked(ids, snapshot, meta)
 
 
 def split(checked: Checked, cast: torch.dtype | None = None) -> Split:
@@ -131,7 +132,7 @@ def split(checked: Checked, cast: torch.dtype | None = None) -> Split:
     it nothing is cast.
     """
     with _refusing(2, checked.ids, "envelope", checked.fields):
-        meta = _describe(checked.fields, cast)
+        meta = checked.meta if cast is None else _describe(checked.fields, cast)
         tensors = _tensors(checked.fields)
         return Split(checked.ids, meta, tuple(tensors[spec.key] for spec in meta.tensor_specs))
 
@@ -315,13 +316,18 @@ def _refuse(problem: Problem, step: int, ids: Ids) -> NoReturn:
     )
 
 
-@contextmanager
-def _refusing(step: int, ids: Ids, field: str, value: object) -> Iterator[None]:
+class _refusing:
     """Whatever is raised in here becomes a refusal that names the field."""
-    try:
-        yield
-    except Refused:
-        raise
-    except Exception as error:
-        what = shown(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {shown(error)}"
-        _refuse(Problem(field, value, what), step, ids)
+
+    __slots__ = ("field", "ids", "step", "value")
+
+    def __init__(self, step: int, ids: Ids, field: str, value: object) -> None:
+        self.step, self.ids, self.field, self.value = step, ids, field, value
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, Refused):
+            what = shown(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {shown(error)}"
+            _refuse(Problem(self.field, self.value, what), self.step, self.ids)

@@ -225,8 +225,8 @@ def view_payload(specs: Sequence[TensorSpec], payload: torch.Tensor) -> dict[str
     return views
 
 
-def spec_digest(spec: TensorSpec, plain: torch.Tensor, policy: digest.Policy, chunk_index: int) -> str:
-    """What a spec says of a tensor's bytes, uint8[n]: their digest where one is due, else `NO_DIGEST`."""
+def spec_digest(spec: TensorSpec, plain: torch.Tensor | memoryview, policy: digest.Policy, chunk_index: int) -> str:
+    """What a spec says of a tensor's bytes, uint8[n] or on the host: their digest where due, else `NO_DIGEST`."""
     if not policy.due(chunk_index):
         return NO_DIGEST
     return digest.to_hex(policy.of_plain(spec.dtype, spec.shape, plain, chunk_index))
@@ -243,12 +243,13 @@ def unpack_payload(
     specs = meta.tensor_specs
     _sized(payload, torch.uint8, payload_nbytes(specs), "payload")
     views = view_payload(specs, payload)
-    plain = payload.contiguous()
+    due = policy.due(chunk_index)
+    plain = digest.host_bytes(payload) if due and not policy.sample else payload.contiguous()
     for spec, start, stop, end in slots(specs):
         found = spec_digest(spec, plain[start:stop], policy, chunk_index)
         if found != spec.digest:
             raise _bad(spec.key, spec, f"has digest {found}, but rank0 sent {spec.digest}", "payload")
-        if stop < end and policy.due(chunk_index) and bool(payload[stop:end].any()):
+        if stop < end and due and any(plain[stop:end].tolist()):
             raise _bad(spec.key, spec, "the padding after it is not zero", "payload")
     return {**views, **dict.fromkeys(meta.none_tensors)}
 

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+import msgspec
+
 from .tables import By, Collective, Frame, Kind, Protocol, Role, Row, Scope, State, changed
 
 
@@ -103,8 +105,7 @@ class Ack:
     """Digest of the collective sequence, the cache scalars and the generator's output."""
 
 
-@dataclass(frozen=True, slots=True)
-class TPVars:
+class TPVars(msgspec.Struct, frozen=True):
     """The variables of either role. Ids and epochs are 0 before the first commit."""
 
     call_id: int = 0

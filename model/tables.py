@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cache, cached_property
-from operator import attrgetter
+from functools import cached_property
 from typing import Any, TypeVar
+
+import msgspec
 
 from ..errors import ModelError
 
 Vars = Any
-"""A role's variables: a frozen dataclass, whose type belongs to the protocol."""
+"""A role's variables: a frozen dataclass or struct, whose type belongs to the protocol."""
 Data = Any
 """What a row is given: a choice of the environment, or what its collective delivered."""
 Guard = Callable[[Vars, Data], bool]
@@ -30,26 +31,11 @@ Choices = Callable[[Vars, "Scope"], Iterable[Data]]
 V = TypeVar("V")
 
 
-@cache
-def _slots(kind: type) -> tuple[Callable[[Any], tuple[Any, ...]], Mapping[str, Callable[[Any, Any], None]]]:
-    """How all fields of a dataclass with slots are read at once, and how each is set."""
-    names = [f.name for f in fields(kind)]
-    return attrgetter(*names), {name: getattr(kind, name).__set__ for name in names}
-
-
 def changed(value: V, **changes: Any) -> V:
-    """`dataclasses.replace` for a dataclass with slots, at least two fields and nothing done after its init.
-
-    More than twice as fast: rows change the variables in every move of every rank.
-    """
-    kind = type(value)
-    read, setters = _slots(kind)
-    made = object.__new__(kind)
-    for put, old in zip(setters.values(), read(value), strict=True):
-        put(made, old)
-    for name, new in changes.items():
-        setters[name](made, new)
-    return made
+    """`dataclasses.replace` for any frozen value: a struct of msgspec is some ten times as fast."""
+    if isinstance(value, msgspec.Struct):
+        return msgspec.structs.replace(value, **changes)
+    return replace(value, **changes)  # type: ignore[type-var]
 
 
 class Kind(StrEnum):
