@@ -115,7 +115,7 @@ def check_schema(fields: Mapping[str, object], ids: Ids, since: Committed, mode:
         snapshot = dict(fields)
         _refuse_first(_key_problems(snapshot, mode), 1, ids)
         for key, value in snapshot.items():
-            if type(value) is _EXACT.get(key):
+            if type(value) is _EXACT.get(key) or (key in TENSOR_KEYS and _is_plain(value)):
                 continue
             with _refusing(1, ids, path(key), value):
                 _refuse_first(_nested_tensors(key, value), 1, ids)
@@ -238,12 +238,17 @@ def _key_problems(fields: Mapping[str, object], mode: Mode) -> Iterator[Problem]
             yield Problem(path(key), None, "is missing", "supply it: even None must be explicit")
 
 
+def _is_plain(value: object) -> bool:
+    """A tensor field of a type that can travel: None, or a plain dense tensor."""
+    return value is None or (type(value) in _DENSE and isinstance(value, torch.Tensor) and not value.is_nested)
+
+
 def _type_problems(key: str, value: object) -> Iterator[Problem]:
     found = type(value).__name__
     if key in TENSOR_KEYS:
         if value is not None and not isinstance(value, torch.Tensor):
             yield Problem(key, value, f"must be a tensor or None, not {found}")
-        elif isinstance(value, torch.Tensor) and (type(value) not in _DENSE or value.is_nested):
+        elif not _is_plain(value):
             yield Problem(key, value, f"{found} is no plain dense tensor", "pass a plain torch.Tensor")
         return
     plain = _PLAIN[FIELD[key].type]

@@ -217,9 +217,12 @@ def view_payload(specs: Sequence[TensorSpec], payload: torch.Tensor) -> dict[str
     if payload.data_ptr() % ALIGNMENT or payload.storage_offset() % ALIGNMENT or not payload.is_contiguous():
         payload = payload.clone(memory_format=torch.contiguous_format)
     views: dict[str, torch.Tensor] = {}
-    for spec, start, stop, _ in slots(specs):
+    layout = slots(specs)
+    pieces = payload.split_with_sizes([slot.end - slot.start for slot in layout])
+    for (spec, start, stop, end), piece in zip(layout, pieces, strict=True):
         try:
-            views[spec.key] = payload[start:stop].view(WIRE_DTYPES[spec.dtype]).view(spec.shape)
+            plain = piece if stop == end else piece[: stop - start]
+            views[spec.key] = plain.view(WIRE_DTYPES[spec.dtype]).view(spec.shape)
         except (RuntimeError, OverflowError, TypeError, ValueError) as error:
             raise _bad(spec.key, spec, "no tensor has this shape", "payload") from error
     return views
