@@ -55,6 +55,7 @@ from .wire import (
 _PLAIN = {"str": str, "int": int, "int64": int, "bool": bool, "float": float}
 _EXACT = {key: _PLAIN[FIELD[key].type] for key in META_KEYS}
 """The type of each plain field; a value of just that type has nothing nested in it."""
+_KNOWN = frozenset((*META_KEYS, *TENSOR_KEYS))
 _DENSE = (torch.Tensor, torch.nn.Parameter)
 _CASTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NESTED_LIMIT = 1_000
@@ -222,6 +223,8 @@ def _wire_dtype(key: str, tensor: torch.Tensor, cast: torch.dtype | None) -> tor
 
 def _key_problems(fields: Mapping[str, object], mode: Mode) -> Iterator[Problem]:
     known = (*META_KEYS, *TENSOR_KEYS)
+    if fields.keys() == _KNOWN:
+        return
     for key, value in fields.items():
         if key in FORBIDDEN:
             yield Problem(key, value, f"is forbidden: {FIELD[key].why}", "leave the key out")

@@ -333,9 +333,10 @@ def _header(fields: tuple[int, ...], meta: bytes) -> Header:
 
 def _signed(names: Sequence[str], fields: Sequence[int], where: str) -> bytes:
     """The int64 fields of a message as bytes, then their digest, which is the last name."""
-    for name, value in zip(names, fields, strict=False):
-        if not isinstance(value, int) or not digest.INT64_MIN <= value <= digest.INT64_MAX:
-            raise _bad(name, value, "must be an int that fits int64", where)
+    if {*map(type, fields)} != {int} or min(fields) < digest.INT64_MIN or max(fields) > digest.INT64_MAX:
+        for name, value in zip(names, fields, strict=False):
+            if not isinstance(value, int) or not digest.INT64_MIN <= value <= digest.INT64_MAX:
+                raise _bad(name, value, "must be an int that fits int64", where)
     data = struct.pack(f"<{len(fields)}q", *fields)
     return data + struct.pack("<q", digest.of_bytes(data))
 
