@@ -6,7 +6,7 @@ Left out: what ranks owe each other (`match`), and the words for it (`explain`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from operator import attrgetter
 
 import msgspec
 
@@ -147,10 +147,10 @@ class _Rank:
             return f"{event.transition} completes, but was not issued"
         if row.event != event.transition:
             return f"{event.transition} completes, but {row.event} was issued"
-        for name in WIRE:
-            issued, completed = getattr(entered[0], name), getattr(event, name)
-            if issued != completed:
-                return f"{row.event} was issued with {name} {issued}, and completes with {completed}"
+        if _wire(entered[0]) != _wire(event):
+            pairs = zip(WIRE, _wire(entered[0]), _wire(event), strict=True)
+            name, issued, completed = next(p for p in pairs if p[1] != p[2])
+            return f"{row.event} was issued with {name} {issued}, and completes with {completed}"
         self.pending = self.entered = None
         self._meet(entered, (event, at))
         data = self._data(at, row, event)
@@ -198,10 +198,11 @@ class _Rank:
         call = None if event.call is None else v.observed + (event.edge == "enter")
         ours = (state, self.role.by_name[state].phase, v.call_id, v.chunk_index, v.cache_epoch, call)
         theirs = (event.state, event.phase, event.call_id, event.chunk, event.epoch, event.call)
-        for name, mine, its in zip(("state", "phase", "call_id", "chunk", "epoch", "call"), ours, theirs, strict=True):
-            if mine != its:
-                return f"the rank saw itself at {name} {its}, its events lead to {mine}"
-        return None
+        if ours == theirs:
+            return None
+        names = ("state", "phase", "call_id", "chunk", "epoch", "call")
+        name, mine, its = next(p for p in zip(names, ours, theirs, strict=True) if p[1] != p[2])
+        return f"the rank saw itself at {name} {its}, its events lead to {mine}"
 
     def _other_collective(self, row: Row, event: Event) -> str | None:
         """What of the issued collective is not as the schedule has it."""
@@ -251,14 +252,13 @@ class _Rank:
     def _data(self, at: int, row: Row, event: Event) -> Data:
         if event.data is None:
             return None
-        where = f"{self.trace.path}, line {self.trace.numbers[at]}"
-        if row.data is None:
-            raise UnreadableInput(f"{event.transition} is given no data, but has some here", where=where)
-        try:
-            found: Any = msgspec.convert(event.data, row.data)
-        except msgspec.ValidationError as error:
-            raise UnreadableInput(f"data of {event.transition}: {error}", where=where) from None
-        return found
+        what = f"{event.transition} is given no data, but has some here"
+        if row.data is not None:
+            try:
+                return msgspec.convert(event.data, row.data)
+            except msgspec.ValidationError as error:
+                what = f"data of {event.transition}: {error}"
+        raise UnreadableInput(what, where=f"{self.trace.path}, line {self.trace.numbers[at]}")
 
 
 NOTHING = "nothing"
@@ -266,6 +266,7 @@ REFUSED = "refused"
 """How the outcome begins of an operation that was kept from the backend."""
 WIRE = ("group", "sequence", "op", "root", "dtype", "numel")
 """What the two ends of a collective say alike."""
+_wire = attrgetter(*WIRE)
 
 
 def _seen(event: Event) -> str:

@@ -14,8 +14,12 @@ import msgspec
 from ..errors import ContractViolation, GenlockError
 from ..model.tables import By, Collective, Data
 from ..traces.format import Cause, Edge
+from .digest import dtype_name
 from .monitor import Monitor
 from .operations import Call, Decide, Exchange, Moves, Operation, Step
+
+ISSUED = (Exchange, Call)
+"""What a role yields that involves other ranks."""
 
 
 class Recording(Protocol):
@@ -73,7 +77,7 @@ class Conductor:
             operation = self._moves.send(result)
             while True:
                 try:
-                    if isinstance(operation, Exchange | Call):
+                    if isinstance(operation, ISSUED):
                         return self._issue(operation)
                     result = self._step(operation)
                 except ContractViolation as error:
@@ -139,10 +143,7 @@ class Conductor:
         if op is not None:
             facts |= {"group": op.group, "sequence": self._sequence[op.group], "op": op.kind.value, "root": op.root}
             if isinstance(operation, Exchange):
-                facts |= {
-                    "dtype": str(operation.tensor.dtype).removeprefix("torch."),
-                    "numel": operation.tensor.numel(),
-                }
+                facts |= {"dtype": dtype_name(operation.tensor.dtype), "numel": operation.tensor.numel()}
             else:
                 facts["call"] = v.observed + (edge == "enter")
         if facts.get("data") is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import msgspec
 import torch
@@ -58,8 +59,13 @@ class Policy:
         """The digest of a dense tensor, as far as it is looked at in a chunk that is due."""
         return self.of_plain(dtype_name(tensor.dtype), tensor.shape, _plain(tensor), chunk_index)
 
-    def of_plain(self, dtype: str, shape: Sequence[int], plain: torch.Tensor, chunk_index: int) -> int:
-        """`of` for a tensor that is given as dtype name, shape and its contiguous bytes, uint8[n] on any device."""
+    def of_plain(self, dtype: str, shape: Sequence[int], plain: torch.Tensor | memoryview, chunk_index: int) -> int:
+        """`of` for a tensor that is given as dtype name, shape and its contiguous bytes, uint8[n] on any device.
+
+        Of bytes that lie on the host already (a memoryview) all are digested.
+        """
+        if isinstance(plain, memoryview):
+            return of_content(dtype, shape, plain)
         sampled = _sampled(plain, self.sample, (chunk_index - 1) // self.every)
         return of_content(dtype, shape, sampled.cpu().numpy().data)
 
@@ -148,6 +154,7 @@ def chain(sequence: int, *item: str | int | bool | None) -> int:
     return of_bytes(_encode((sequence, *item)))
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """`bfloat16` for `torch.bfloat16`: the name that travels and that messages print."""
     return str(dtype).removeprefix("torch.")

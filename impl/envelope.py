@@ -9,6 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping
 from enum import Enum
+from operator import attrgetter
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -182,11 +183,15 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def spec(self, key: str) -> TensorSpec | None:
         """The spec of `key`, or None where no tensor is sent for it."""
-        return next((spec for spec in self.tensor_specs if spec.key == key), None)
+        for spec in self.tensor_specs:
+            if spec.key == key:
+                return spec
+        return None
 
 
 MANIFEST_KEYS = ("tensor_specs", "none_tensors")
 META_KEYS = tuple(name for name in Meta.__struct_fields__ if name not in MANIFEST_KEYS)
+_plain = attrgetter(*META_KEYS)
 
 
 class Envelope(msgspec.Struct, frozen=True, eq=False):
@@ -199,8 +204,8 @@ class Envelope(msgspec.Struct, frozen=True, eq=False):
 
     def fields(self) -> dict[str, object]:
         """Every field of the schema by its canonical name, for the generator."""
-        ids, plain = msgspec.structs.asdict(self.ids), {name: getattr(self.meta, name) for name in META_KEYS}
-        return {"action": self.action, **ids, **plain, **self.tensors}
+        ids, plain = msgspec.structs.asdict(self.ids), zip(META_KEYS, _plain(self.meta), strict=True)
+        return {"action": self.action, **ids, **dict(plain), **self.tensors}
 
 
 class Committed(msgspec.Struct, frozen=True):

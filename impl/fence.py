@@ -1,9 +1,8 @@
 """Lets through only the collectives that the table has this rank in: no other reaches the backend.
 
-A move of the control plane is exactly one collective, as its row has it; a large payload may go in pieces. A
-generator call is one abstract collective in the table, and many on the wire: all of that kind, on that group, counted
-and hashed here, so that a generator needs no ledger of its own. Whatever comes from another thread, or while no
-collective is due, is refused.
+A move of the control plane is exactly one collective, as its row has it. A generator call is one abstract collective
+in the table, and many on the wire: all of that kind, on that group, counted and hashed here, so that a generator
+needs no ledger of its own. Whatever comes from another thread, or while no collective is due, is refused.
 
 Left out: collectives that pass the interceptor unseen (`intercept.BLIND_SPOTS`).
 """
@@ -19,7 +18,6 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import ContractViolation
-from ..model.protocol import PAYLOAD
 from ..model.tables import Collective
 from ..traces.recorder import Recorder
 from . import digest
@@ -54,9 +52,8 @@ class Fence:
     """Watches the operations of this process on behalf of the monitor; the thread that makes it owns the protocol.
 
     `groups` gives the names of groups that the interceptor has (`group_of`) those of the table. `calls` has the
-    moves that stand for many collectives, by event; `pieces` is in how many a payload goes at most. A refusal is for
-    good: once there was one, everything is refused, so that code which swallows the exception, or raised it in
-    another thread, still ends the run.
+    moves that stand for many collectives, by event. A refusal is for good: once there was one, everything is
+    refused, so that code which swallows the exception, or raised it in another thread, still ends the run.
     """
 
     def __init__(
@@ -65,11 +62,8 @@ class Fence:
         groups: Mapping[str, str],
         calls: Mapping[str, Inside],
         recorder: Recorder | None = None,
-        *,
-        pieces: int = 1,
     ) -> None:
         self._monitor, self._groups, self._calls, self._recorder = monitor, groups, calls, recorder
-        self._pieces = pieces
         self._owner = threading.current_thread()
         self._refused: ContractViolation | None = None
         self._move = -1
@@ -135,8 +129,7 @@ class Fence:
             return f"{planned} is due"
         if inside is not None:
             return inside.why_not(operation, self._issued)
-        most = self._pieces if pending.op is PAYLOAD else 1
-        if (operation.root, operation.dtype) != (pending.op.root, pending.op.dtype) or self._issued >= most:
+        if (operation.root, operation.dtype) != (pending.op.root, pending.op.dtype) or self._issued:
             return f"one {planned} is due"
         return None
 

@@ -50,7 +50,8 @@ class Conditioning:
     def __init__(self) -> None:
         self.epoch = 0
         self._tensor: torch.Tensor | None = None
-        self._digests: list[int] = []
+        self._parts: list[tuple[torch.Tensor, int]] = []
+        """Views of it, and the digest that each had."""
 
     def adopt(self, epoch: int | None, tensor: torch.Tensor | None) -> None:
         """Keep a copy of what a committed chunk brought. In bring-up mode (`epoch` None) nothing is kept."""
@@ -58,7 +59,7 @@ class Conditioning:
             return
         # of its own: the tensor is a view of a payload that is let go
         self.epoch, self._tensor = epoch, tensor.clone(memory_format=torch.contiguous_format)
-        self._digests = [digest.of_tensor(part) for part in self._parts(self._tensor)]
+        self._parts = [(part, digest.of_tensor(part)) for part in self._tensor.view(-1).chunk(PARTS)]
 
     def of(self, epoch: int) -> torch.Tensor:
         """The conditioning of `epoch`. Raises ContractViolation where another one is held: there is no fallback."""
@@ -77,16 +78,12 @@ class Conditioning:
         """
         if self._tensor is None:
             return None
-        parts = self._parts(self._tensor)
-        at = turn % len(parts)
-        found, was = digest.of_tensor(parts[at]), self._digests[at]
+        at = turn % len(self._parts)
+        part, was = self._parts[at]
+        found = digest.of_tensor(part)
         if found == was:
             return None
         return (
             f"`conditioning_embeds`, held since conditioning_epoch {self.epoch}, has digest {digest.to_hex(found)} "
-            f"in part {at + 1} of {len(parts)}, but {digest.to_hex(was)} was received: something wrote into it"
+            f"in part {at + 1} of {len(self._parts)}, but {digest.to_hex(was)} was received: something wrote into it"
         )
-
-    @staticmethod
-    def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-        return list(tensor.view(-1).chunk(PARTS))

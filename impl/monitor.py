@@ -53,8 +53,11 @@ class Monitor:
 
     def decide(self) -> Row:
         """The one row that the checks of this state lead to; it is taken by `step`."""
-        rows = [r for r in self.role.leaving[self.state] if r.by in (By.PROTOCOL, By.VIOLATION)]
-        legal = [r for r in rows if self.role.enabled(self.state, r.event, self.vars, None) is r]
+        for by in (By.PROTOCOL, By.VIOLATION):  # none of the second is enabled where one of the first is
+            rows = [r for r in self.role.leaving[self.state] if r.by is by]
+            legal = [r for r in rows if self.role.enabled(self.state, r.event, self.vars, None) is r]
+            if legal:
+                break
         if len(legal) != 1:
             raise self.violation("a check", f"a check has {len(legal)} ways out")
         return legal[0]

@@ -7,8 +7,7 @@ result back in.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -17,8 +16,7 @@ from ..model.tables import Data
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """A move without a collective. `note` goes into the trace as its outcome."""
 
     event: str
@@ -26,8 +24,7 @@ class Step:
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decide:
+class Decide(NamedTuple):
     """Take whichever row the checks of this state lead to; sent back is its event.
 
     `why` is asked for more detail when the checks found something wrong.
@@ -36,8 +33,7 @@ class Decide:
     why: Callable[[], str | None] = lambda: None
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(NamedTuple):
     """The collective of `event`. `tensor` is sent from or received into; sent back is it, or all members' tensors.
 
     `project` says what was delivered in the table's terms; it never raises.
@@ -48,8 +44,7 @@ class Exchange:
     project: Callable[[Any], Data]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One generator call: `work` issues its collectives; `inside` counts and hashes them since the chunk began."""
 
     event: str

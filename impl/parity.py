@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -116,7 +117,11 @@ def pack(facts: Facts, marks: Facts | None = None) -> torch.Tensor:
 
 def unpack(record: torch.Tensor) -> Record:
     """What a record says; of another version its version alone, and of what is no record that it is none."""
-    raw = record.cpu().numpy().tobytes()
+    return _unpacked(record.cpu().numpy().tobytes())
+
+
+@lru_cache(maxsize=64)  # each rank asks for all of them three times
+def _unpacked(raw: bytes) -> Record:
     if not raw.startswith(_MAGIC):
         return Record({"record": f"none: it begins with {raw[: len(_MAGIC)]!r}"}, {})
     spoken = int.from_bytes(raw[len(_MAGIC) : len(_MAGIC) + 4], "little")

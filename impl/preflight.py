@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -56,6 +55,7 @@ from .wire import (
 _PLAIN = {"str": str, "int": int, "int64": int, "bool": bool, "float": float}
 _EXACT = {key: _PLAIN[FIELD[key].type] for key in META_KEYS}
 """The type of each plain field; a value of just that type has nothing nested in it."""
+_KNOWN = frozenset((*META_KEYS, *TENSOR_KEYS))
 _DENSE = (torch.Tensor, torch.nn.Parameter)
 _CASTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NESTED_LIMIT = 1_000
@@ -64,10 +64,11 @@ _NESTED_LIMIT = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Step 1's result: the ids, and a snapshot of the fields, which obey the schema."""
+    """Step 1's result: the ids, and a snapshot of the fields, which obey the schema, as they are and as meta."""
 
     ids: Ids
     fields: Mapping[str, object]
+    meta: Meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +116,14 @@ def check_schema(fields: Mapping[str, object], ids: Ids, since: Committed, mode:
         snapshot = dict(fields)
         _refuse_first(_key_problems(snapshot, mode), 1, ids)
         for key, value in snapshot.items():
-            if type(value) is _EXACT.get(key):
+            if type(value) is _EXACT.get(key) or (key in TENSOR_KEYS and _is_plain(value)):
                 continue
             with _refusing(1, ids, path(key), value):
                 _refuse_first(_nested_tensors(key, value), 1, ids)
                 _refuse_first(_type_problems(key, value), 1, ids)
-        _refuse_first(plan_problems(ids, _describe(snapshot), since, mode), 1, ids)
-        return Checked(ids, snapshot)
+        meta = _describe(snapshot)
+        _refuse_first(plan_problems(ids, meta, since, mode), 1, ids)
+        return Checked(ids, snapshot, meta)
 
 
 def split(checked: Checked, cast: torch.dtype | None = None) -> Split:
@@ -131,7 +133,7 @@ def split(checked: Checked, cast: torch.dtype | None = None) -> Split:
     it nothing is cast.
     """
     with _refusing(2, checked.ids, "envelope", checked.fields):
-        meta = _describe(checked.fields, cast)
+        meta = checked.meta if cast is None else _describe(checked.fields, cast)
         tensors = _tensors(checked.fields)
         return Split(checked.ids, meta, tuple(tensors[spec.key] for spec in meta.tensor_specs))
 
@@ -221,6 +223,8 @@ def _wire_dtype(key: str, tensor: torch.Tensor, cast: torch.dtype | None) -> tor
 
 def _key_problems(fields: Mapping[str, object], mode: Mode) -> Iterator[Problem]:
     known = (*META_KEYS, *TENSOR_KEYS)
+    if fields.keys() == _KNOWN:
+        return
     for key, value in fields.items():
         if key in FORBIDDEN:
             yield Problem(key, value, f"is forbidden: {FIELD[key].why}", "leave the key out")
@@ -237,12 +241,17 @@ def _key_problems(fields: Mapping[str, object], mode: Mode) -> Iterator[Problem]
             yield Problem(path(key), None, "is missing", "supply it: even None must be explicit")
 
 
+def _is_plain(value: object) -> bool:
+    """A tensor field of a type that can travel: None, or a plain dense tensor."""
+    return value is None or (type(value) in _DENSE and isinstance(value, torch.Tensor) and not value.is_nested)
+
+
 def _type_problems(key: str, value: object) -> Iterator[Problem]:
     found = type(value).__name__
     if key in TENSOR_KEYS:
         if value is not None and not isinstance(value, torch.Tensor):
             yield Problem(key, value, f"must be a tensor or None, not {found}")
-        elif isinstance(value, torch.Tensor) and (type(value) not in _DENSE or value.is_nested):
+        elif not _is_plain(value):
             yield Problem(key, value, f"{found} is no plain dense tensor", "pass a plain torch.Tensor")
         return
     plain = _PLAIN[FIELD[key].type]
@@ -315,13 +324,18 @@ def _refuse(problem: Problem, step: int, ids: Ids) -> NoReturn:
     )
 
 
-@contextmanager
-def _refusing(step: int, ids: Ids, field: str, value: object) -> Iterator[None]:
+class _refusing:
     """Whatever is raised in here becomes a refusal that names the field."""
-    try:
-        yield
-    except Refused:
-        raise
-    except Exception as error:
-        what = shown(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {shown(error)}"
-        _refuse(Problem(field, value, what), step, ids)
+
+    __slots__ = ("field", "ids", "step", "value")
+
+    def __init__(self, step: int, ids: Ids, field: str, value: object) -> None:
+        self.step, self.ids, self.field, self.value = step, ids, field, value
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, Refused):
+            what = shown(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {shown(error)}"
+            _refuse(Problem(self.field, self.value, what), self.step, self.ids)

@@ -40,6 +40,7 @@ ID_GUARDS: Mapping[Guard, str] = {
     table.control_epoch_holds: "control_epoch",
 }
 """The table's guards that speak of an id, and which."""
+_INTS = tuple(name for name in META_KEYS if FIELD[name].type.startswith("int"))
 
 
 def plan_in(fields: Mapping[str, Any]) -> table.Plan:
@@ -55,8 +56,13 @@ def plan_in(fields: Mapping[str, Any]) -> table.Plan:
 
 def plan_of(meta: Meta) -> table.Plan:
     """The plan bits that meta carries."""
-    named = {name: getattr(meta, name) for name in META_KEYS}
-    return plan_in({**named, "context_frames_override": meta.spec("context_frames_override")})
+    return table.Plan(
+        meta.tp_num_denoise_steps,
+        meta.tp_do_kv_recompute,
+        meta.init_cache,
+        meta.spec("context_frames_override") is not None,
+        meta.tp_expected_generator_calls,
+    )
 
 
 def id_problems(action: Action, ids: Ids, since: Committed, *, init_cache: bool = False) -> Iterator[Problem]:
@@ -160,9 +166,9 @@ def _manifest_problems(meta: Meta) -> Iterator[Problem]:
 
 
 def _value_problems(meta: Meta) -> Iterator[Problem]:
-    for name in META_KEYS:
+    for name in _INTS:
         value = getattr(meta, name)
-        if type(value) is int and not INT64_MIN <= value <= INT64_MAX:
+        if value is not None and not INT64_MIN <= value <= INT64_MAX:
             yield Problem(path(name), value, "does not fit int64")
     for name, least in (("height", 1), ("width", 1), ("current_start_frame", 0), ("tp_num_denoise_steps", 1)):
         if getattr(meta, name) < least:

@@ -96,7 +96,7 @@ class Seat:
     def fenced(self, generator: Uncounted, calls: Inside) -> Generator:
         """The generator with its calls held to what a call may issue; nothing else may be issued from here on."""
         transport = self.transport
-        fence = Fence(self.monitor, transport.names, {"generate": calls}, self.recorder, pieces=transport.pieces)
+        fence = Fence(self.monitor, transport.names, {"generate": calls}, self.recorder)
         watch(fence)
         if self.beat.guarded:
             watch(self.beat)

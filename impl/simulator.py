@@ -70,10 +70,11 @@ class Memory:
 
 @dataclass
 class _Instance:
-    """One collective: what each rank put in, and who has left."""
+    """One collective: what each rank put in."""
 
     issued: dict[int, tuple[Collective, Exchange | Call]] = field(default_factory=dict)
-    left: set[int] = field(default_factory=set)
+    seen: list[Contribution | None] = field(default_factory=list)
+    """By rank, as `model.transport` has it."""
 
 
 @dataclass
@@ -118,7 +119,8 @@ class Simulation:
         self.stalled: set[int] = set()
         """Ranks that take no steps, and say nothing."""
         self._queues: dict[str, list[_Instance]] = {}
-        self._issued: dict[tuple[int, str], int] = {}
+        self._issued: dict[str, list[int]] = {}
+        """Group to how many collectives each rank has issued there."""
         self._waiting: dict[int, _Wait] = {}
 
     def start(self, rank: int, moves: Moves[Any]) -> None:
@@ -137,7 +139,6 @@ class Simulation:
         """Let the collective of `rank` complete, and the rank run to its next one."""
         wait = self._waiting.pop(rank)
         instance = self._queues[wait.op.group][wait.at]
-        instance.left.add(rank)
         operation = instance.issued[rank][1]
         delivered = self._deliver(wait.op, rank, instance)
         if self.tamper is not None and isinstance(delivered, torch.Tensor):
@@ -232,21 +233,22 @@ class Simulation:
             self._issue(rank, *pending)
 
     def _issue(self, rank: int, op: Collective, operation: Exchange | Call) -> None:
-        at = self._issued.get((rank, op.group), 0)
-        self._issued[rank, op.group] = at + 1
+        ranks = len(self.conductors)
+        issued = self._issued.setdefault(op.group, [0] * ranks)
+        at = issued[rank]
+        issued[rank] += 1
         queue = self._queues.setdefault(op.group, [])
         if at == len(queue):
-            queue.append(_Instance())
+            queue.append(_Instance(seen=[None] * ranks))
         queue[at].issued[rank] = (op, operation)
+        queue[at].seen[rank] = Contribution(op, None)
         self._waiting[rank] = _Wait(op, at, self.now)
 
     def _may_complete(self, rank: int) -> bool:
         wait = self._waiting[rank]
-        issued = self._queues[wait.op.group][wait.at].issued
-        ranks = range(len(self.conductors))
-        seen = [Contribution(issued[r][0], None) if r in issued else None for r in ranks]
-        counts = [self._issued.get((r, wait.op.group), 0) for r in ranks]
-        return transport.may_complete(wait.op, rank, seen) and transport.in_reach(wait.at, counts)
+        group = wait.op.group
+        seen = self._queues[group][wait.at].seen
+        return transport.may_complete(wait.op, rank, seen) and transport.in_reach(wait.at, self._issued[group])
 
     @staticmethod
     def _deliver(op: Collective, rank: int, instance: _Instance) -> Any:

@@ -22,10 +22,6 @@ from .operations import Call, Exchange, Moves, T
 from .versions import found
 
 BroadcastOptions, GatherOptions = map(found, ("distributed.BroadcastOptions", "distributed.GatherOptions"))
-PIECES = 2
-"""Broadcasts, back to back, in which a large payload goes over gloo, whose tree passes on only what has come whole."""
-LARGE = 2 * 2**20
-"""Bytes from which on that pays."""
 
 
 class PeerLost(GenlockError):
@@ -55,8 +51,6 @@ class TorchTransport:
         self.groups = dict(groups)
         self.names = {group_of(group).name: name for name, group in self.groups.items()}
         """What the interceptor calls the groups, to what the table calls them."""
-        self.pieces = PIECES if dist.get_backend(self.groups["device"]) == "gloo" else 1
-        """Broadcasts in which a payload goes, at most."""
 
     def run(self, conductor: Conductor, moves: Moves[T]) -> T:
         """Run a coroutine to its end and return what it returns. Raises what it raises, and PeerLost."""
@@ -91,10 +85,9 @@ class TorchTransport:
         if op.kind is Kind.BROADCAST:
             broadcast = BroadcastOptions()
             broadcast.rootRank, broadcast.rootTensor, broadcast.asyncOp = root, 0, False
-            count = self.pieces if op.group == "device" and tensor.nbytes >= LARGE else 1
-            for work in [group.broadcast([piece], broadcast) for piece in tensor.chunk(count)]:
-                if work is not None:  # as NCCL gives where the device's stream waits, not the host (torch 2.8 on)
-                    work.wait()
+            work = group.broadcast([tensor], broadcast)
+            if work is not None:  # as NCCL gives where the device's stream waits, not the host (torch 2.8 on)
+                work.wait()
             return tensor
         if op.kind is Kind.GATHER:
             gather = GatherOptions()

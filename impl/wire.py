@@ -217,16 +217,19 @@ def view_payload(specs: Sequence[TensorSpec], payload: torch.Tensor) -> dict[str
     if payload.data_ptr() % ALIGNMENT or payload.storage_offset() % ALIGNMENT or not payload.is_contiguous():
         payload = payload.clone(memory_format=torch.contiguous_format)
     views: dict[str, torch.Tensor] = {}
-    for spec, start, stop, _ in slots(specs):
+    layout = slots(specs)
+    pieces = payload.split_with_sizes([slot.end - slot.start for slot in layout])
+    for (spec, start, stop, end), piece in zip(layout, pieces, strict=True):
         try:
-            views[spec.key] = payload[start:stop].view(WIRE_DTYPES[spec.dtype]).view(spec.shape)
+            plain = piece if stop == end else piece[: stop - start]
+            views[spec.key] = plain.view(WIRE_DTYPES[spec.dtype]).view(spec.shape)
         except (RuntimeError, OverflowError, TypeError, ValueError) as error:
             raise _bad(spec.key, spec, "no tensor has this shape", "payload") from error
     return views
 
 
-def spec_digest(spec: TensorSpec, plain: torch.Tensor, policy: digest.Policy, chunk_index: int) -> str:
-    """What a spec says of a tensor's bytes, uint8[n]: their digest where one is due, else `NO_DIGEST`."""
+def spec_digest(spec: TensorSpec, plain: torch.Tensor | memoryview, policy: digest.Policy, chunk_index: int) -> str:
+    """What a spec says of a tensor's bytes, uint8[n] or on the host: their digest where due, else `NO_DIGEST`."""
     if not policy.due(chunk_index):
         return NO_DIGEST
     return digest.to_hex(policy.of_plain(spec.dtype, spec.shape, plain, chunk_index))
@@ -243,12 +246,13 @@ def unpack_payload(
     specs = meta.tensor_specs
     _sized(payload, torch.uint8, payload_nbytes(specs), "payload")
     views = view_payload(specs, payload)
-    plain = payload.contiguous()
+    due = policy.due(chunk_index)
+    plain = digest.host_bytes(payload) if due and not policy.sample else payload.contiguous()
     for spec, start, stop, end in slots(specs):
         found = spec_digest(spec, plain[start:stop], policy, chunk_index)
         if found != spec.digest:
             raise _bad(spec.key, spec, f"has digest {found}, but rank0 sent {spec.digest}", "payload")
-        if stop < end and policy.due(chunk_index) and bool(payload[stop:end].any()):
+        if stop < end and due and any(plain[stop:end].tolist()):
             raise _bad(spec.key, spec, "the padding after it is not zero", "payload")
     return {**views, **dict.fromkeys(meta.none_tensors)}
 
@@ -329,9 +333,10 @@ def _header(fields: tuple[int, ...], meta: bytes) -> Header:
 
 def _signed(names: Sequence[str], fields: Sequence[int], where: str) -> bytes:
     """The int64 fields of a message as bytes, then their digest, which is the last name."""
-    for name, value in zip(names, fields, strict=False):
-        if not isinstance(value, int) or not digest.INT64_MIN <= value <= digest.INT64_MAX:
-            raise _bad(name, value, "must be an int that fits int64", where)
+    if {*map(type, fields)} != {int} or min(fields) < digest.INT64_MIN or max(fields) > digest.INT64_MAX:
+        for name, value in zip(names, fields, strict=False):
+            if not isinstance(value, int) or not digest.INT64_MIN <= value <= digest.INT64_MAX:
+                raise _bad(name, value, "must be an int that fits int64", where)
     data = struct.pack(f"<{len(fields)}q", *fields)
     return data + struct.pack("<q", digest.of_bytes(data))
 

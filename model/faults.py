@@ -17,7 +17,7 @@ from ..errors import UsageError
 from . import protocol as tp
 from .network import CRASH, STALL, Faults, Point
 from .protocol import TPVars
-from .tables import By, Collective, Kind, Protocol, Row, Scope
+from .tables import By, Collective, Kind, Protocol, Row, Scope, changed
 
 Edit = Callable[[Protocol], Protocol]
 
@@ -39,17 +39,17 @@ FLAGGED = Collective("flagged", Kind.ALL_REDUCE, "device", None, "model", "activ
 
 def odd_facts(v: TPVars, _: object) -> TPVars:
     """one flag of this rank differs from the others'"""
-    return replace(v, facts="odd")
+    return changed(v, facts="odd")
 
 
 def other_numbers(v: TPVars, _: object) -> TPVars:
     """weights, backend or compile mode of this rank differ, and so does what it computes"""
-    return replace(v, facts="other numbers")
+    return changed(v, facts="other numbers")
 
 
 def other_plan(v: TPVars, _: object) -> TPVars:
     """this rank runs another `tp_plan`"""
-    return replace(v, facts="other plan")
+    return changed(v, facts="other plan")
 
 
 def flag_is_set(v: TPVars, _: object) -> bool:
@@ -59,7 +59,7 @@ def flag_is_set(v: TPVars, _: object) -> bool:
 
 def flag_is_spent(v: TPVars, _: object) -> TPVars:
     """the flagged collective comes once a chunk"""
-    return replace(v, pending_cut=True)
+    return changed(v, pending_cut=True)
 
 
 def slipped_calls(v: TPVars, scope: Scope) -> Iterable[int]:
@@ -69,7 +69,7 @@ def slipped_calls(v: TPVars, scope: Scope) -> Iterable[int]:
 
 def begin_and_keep(v: TPVars, calls: int) -> TPVars:
     """the override is read, but not cleared"""
-    return replace(tp.begin_calls(v, calls), override=True)
+    return changed(tp.begin_calls(v, calls), override=True)
 
 
 def drifted_state(v: TPVars, scope: Scope) -> Iterable[int]:
@@ -119,7 +119,7 @@ def damaged_header(v: TPVars, _: object) -> TPVars:
     if not isinstance(header, tp.Header):
         return v
     plan = header.plan and replace(header.plan, steps=header.plan.steps + 1, expected=header.plan.expected + 1)
-    return replace(v, received=replace(header, plan=plan, intact=False))
+    return changed(v, received=replace(header, plan=plan, intact=False))
 
 
 def misread_header(v: TPVars, _: object) -> TPVars:
@@ -128,7 +128,7 @@ def misread_header(v: TPVars, _: object) -> TPVars:
     if not isinstance(header, tp.Header):
         return v
     action = tp.Action.SHUTDOWN if header.action is tp.Action.NOOP else tp.Action.NOOP
-    return replace(v, received=replace(header, action=action, intact=False))
+    return changed(v, received=replace(header, action=action, intact=False))
 
 
 def incoherent_header(v: TPVars, _: object) -> TPVars:
@@ -137,7 +137,7 @@ def incoherent_header(v: TPVars, _: object) -> TPVars:
     if not isinstance(header, tp.Header):
         return v
     plan = header.plan and replace(header.plan, expected=header.plan.expected + 1)
-    return replace(v, received=replace(header, plan=plan))
+    return changed(v, received=replace(header, plan=plan))
 
 
 def damaged_payload(v: TPVars, _: object) -> TPVars:
@@ -145,7 +145,7 @@ def damaged_payload(v: TPVars, _: object) -> TPVars:
     payload = v.received
     if not isinstance(payload, tp.Payload):
         return v
-    return replace(v, received=replace(payload, digest=-payload.digest, intact=False))
+    return changed(v, received=replace(payload, digest=-payload.digest, intact=False))
 
 
 def swapped_override(v: TPVars, _: object) -> TPVars:
@@ -153,7 +153,7 @@ def swapped_override(v: TPVars, _: object) -> TPVars:
     payload = v.received
     if not isinstance(payload, tp.Payload):
         return v
-    return replace(v, received=replace(payload, override=not payload.override))
+    return changed(v, received=replace(payload, override=not payload.override))
 
 
 def received_infer(v: TPVars, _: object) -> bool:

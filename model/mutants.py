@@ -30,7 +30,7 @@ from .properties import (
     Property,
 )
 from .protocol import TP_V1_1, TPVars
-from .tables import Collective, Guard, Kind, Protocol, Role, Row, Scope
+from .tables import Collective, Guard, Kind, Protocol, Role, Row, Scope, changed
 
 Edit = Callable[[Protocol], Protocol]
 
@@ -173,24 +173,24 @@ def falls_back(v: TPVars, scope: Scope) -> Iterable[int]:
 def bump_early(v: TPVars, plan: tp.Plan) -> TPVars:
     """hold the plan, and start the new cache epoch at once (one a chunk, to keep the search finite)"""
     first = v.pending_cut and v.cache_epoch <= v.chunk_index
-    return replace(tp.propose(v, plan), cache_epoch=v.cache_epoch + int(first), pending_cut=False)
+    return changed(tp.propose(v, plan), cache_epoch=v.cache_epoch + int(first), pending_cut=False)
 
 
 def reset_where_an_override_came(v: TPVars, data: object) -> TPVars:
     """an override came, so that the cache must be stale: reset it"""
     after = tp.adopt_payload(v, data)
-    return replace(after, cache_epoch=after.cache_epoch + int(after.override))
+    return changed(after, cache_epoch=after.cache_epoch + int(after.override))
 
 
 def draw_own_noise(v: TPVars, data: object) -> TPVars:
     """compute with noise of the rank's own generator"""
-    return replace(tp.adopt_payload(v, data), inputs=-1)
+    return changed(tp.adopt_payload(v, data), inputs=-1)
 
 
 def keep_conditioning(v: TPVars, data: object) -> TPVars:
     """compute with the conditioning of the chunk before, if there is one"""
     after = tp.adopt_payload(v, data)
-    return replace(after, inputs=after.inputs - int(after.chunk_index > 1))
+    return changed(after, inputs=after.inputs - int(after.chunk_index > 1))
 
 
 def requested_facts(v: TPVars) -> str:

@@ -14,10 +14,12 @@ one all-reduce; at run time they are counted and hashed, and the hash rides in t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
-from .tables import By, Collective, Frame, Kind, Protocol, Role, Row, Scope, State
+import msgspec
+
+from .tables import By, Collective, Frame, Kind, Protocol, Role, Row, Scope, State, changed
 
 
 class Action(IntEnum):
@@ -103,8 +105,7 @@ class Ack:
     """Digest of the collective sequence, the cache scalars and the generator's output."""
 
 
-@dataclass(frozen=True, slots=True)
-class TPVars:
+class TPVars(msgspec.Struct, frozen=True):
     """The variables of either role. Ids and epochs are 0 before the first commit."""
 
     call_id: int = 0
@@ -141,9 +142,9 @@ def start(finite: bool) -> TPVars:
 def rebase(value: object, by: int) -> object:
     """`value` with every call id in it moved on by `by`: only differences of call ids mean anything."""
     if isinstance(value, TPVars):
-        return replace(value, call_id=value.call_id + by, received=rebase(value.received, by))
+        return changed(value, call_id=value.call_id + by, received=rebase(value.received, by))
     if isinstance(value, Header | Ack):
-        return replace(value, call_id=value.call_id + by)
+        return changed(value, call_id=value.call_id + by)
     if isinstance(value, frozenset):
         return frozenset(rebase(item, by) for item in value)
     return value
@@ -374,42 +375,42 @@ def acks_agree(v: TPVars, _: object) -> bool:
 
 def receive(v: TPVars, data: object) -> TPVars:
     """keep what was delivered"""
-    return replace(v, received=data)
+    return changed(v, received=data)
 
 
 def take(v: TPVars, _: object) -> TPVars:
     """done with what was delivered"""
-    return replace(v, received=None)
+    return changed(v, received=None)
 
 
 def ask_cut(v: TPVars, _: object) -> TPVars:
     """the next committed chunk starts a new cache epoch"""
-    return replace(v, pending_cut=True)
+    return changed(v, pending_cut=True)
 
 
 def propose(v: TPVars, plan: Plan) -> TPVars:
     """hold the plan; nothing else changes before commit"""
-    return replace(v, plan=plan)
+    return changed(v, plan=plan)
 
 
 def hold_payload(v: TPVars, digest: int) -> TPVars:
     """the payload is ready to be sent, and has this digest"""
-    return replace(v, payload=digest)
+    return changed(v, payload=digest)
 
 
 def give_up(v: TPVars, _: object) -> TPVars:
     """forget the plan; ids, epochs and pending decisions stay as they were"""
-    return replace(v, plan=None, payload=0)
+    return changed(v, plan=None, payload=0)
 
 
 def next_call(v: TPVars, _: object) -> TPVars:
     """call_id + 1"""
-    return replace(v, call_id=v.call_id + 1)
+    return changed(v, call_id=v.call_id + 1)
 
 
 def commit_chunk(v: TPVars, _: object) -> TPVars:
     """ids and epoch advance; the pending cut and the override are spent on this chunk"""
-    return replace(
+    return changed(
         v,
         call_id=v.call_id + 1,
         chunk_index=v.chunk_index + 1,
@@ -425,7 +426,7 @@ def adopt_header(v: TPVars, _: object) -> TPVars:
     header = _header(v)
     if header is None:
         return v
-    return replace(
+    return changed(
         v,
         call_id=header.call_id,
         chunk_index=header.chunk_index,
@@ -442,27 +443,27 @@ def adopt_payload(v: TPVars, _: object) -> TPVars:
     payload = v.received
     if not isinstance(payload, Payload):
         return v
-    return replace(v, override=payload.override, inputs=payload.digest, payload=0, received=None)
+    return changed(v, override=payload.override, inputs=payload.digest, payload=0, received=None)
 
 
 def begin_calls(v: TPVars, calls: int) -> TPVars:
     """read and clear the override, count from 0"""
-    return replace(v, calls=calls, observed=0, override=False)
+    return changed(v, calls=calls, observed=0, override=False)
 
 
 def count_call(v: TPVars, _: object) -> TPVars:
     """observed + 1"""
-    return replace(v, observed=v.observed + 1)
+    return changed(v, observed=v.observed + 1)
 
 
 def close_calls(v: TPVars, state: int) -> TPVars:
     """keep the digest of this rank's state"""
-    return replace(v, calls=0, state=state)
+    return changed(v, calls=0, state=state)
 
 
 def end_chunk(v: TPVars, _: object) -> TPVars:
     """the chunk is done"""
-    return replace(v, plan=None, payload=0, inputs=0, observed=0, state=0, received=None)
+    return changed(v, plan=None, payload=0, inputs=0, observed=0, state=0, received=None)
 
 
 # ── rank0 ───────────────────────────────────────────────────────────────────────────────────────────

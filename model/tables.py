@@ -14,18 +14,28 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from ..errors import ModelError
 
 Vars = Any
-"""A role's variables: a frozen dataclass, whose type belongs to the protocol."""
+"""A role's variables: a frozen dataclass or struct, whose type belongs to the protocol."""
 Data = Any
 """What a row is given: a choice of the environment, or what its collective delivered."""
 Guard = Callable[[Vars, Data], bool]
 Effect = Callable[[Vars, Data], Vars]
 Send = Callable[[Vars], Data]
 Choices = Callable[[Vars, "Scope"], Iterable[Data]]
+V = TypeVar("V")
+
+
+def changed(value: V, **changes: Any) -> V:
+    """`dataclasses.replace` for any frozen value: a struct of msgspec is some ten times as fast."""
+    if isinstance(value, msgspec.Struct):
+        return msgspec.structs.replace(value, **changes)
+    return replace(value, **changes)  # type: ignore[type-var]
 
 
 class Kind(StrEnum):

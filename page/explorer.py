@@ -109,9 +109,8 @@ def _view(network: Network, state: NetworkState, rank: int) -> tuple[str, str, s
 
 def _shown(vars: object) -> str:
     """`call_id=1 observed=2`: the numbers and flags that are not at zero."""
-    if not is_dataclass(vars):
-        return ""
-    values = ((field.name, getattr(vars, field.name)) for field in fields(vars))
+    names = [field.name for field in fields(vars)] if is_dataclass(vars) else getattr(vars, "__struct_fields__", ())
+    values = ((name, getattr(vars, name)) for name in names)
     return " ".join(f"{name}={int(value)}" for name, value in values if isinstance(value, int) and value)
 
 

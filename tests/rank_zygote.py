@@ -1,8 +1,7 @@
 """Forks the ranks of real runs from one process that has torch loaded, so that a run takes a second and not five.
 
 Each line on stdin is a job, `{"config": PATH, "ranks": N, "facts": {rank: {key: value}}, "deaf": [rank], "limit":
-seconds, "large": bytes}`, of which `large` is the size from which on a payload goes in pieces; the answer on stdout
-is a list with each rank's exit status. Every rank is a process of its own that
+seconds}`; the answer on stdout is a list with each rank's exit status. Every rank is a process of its own that
 runs `genlock.impl.rank.main`, as under torchrun. This process plays the launcher: on SIGTERM it signals all ranks
 but the deaf ones at once.
 """
@@ -18,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from genlock.impl import parity, rank, transport
+from genlock.impl import parity, rank
 
 RANKS: list[int] = []
 DEAF: list[int] = []
@@ -34,7 +33,6 @@ def child(number: int, job: dict[str, Any], port: int) -> None:
     odd = job["facts"].get(str(number), {})
     own = parity.own_facts
     parity.own_facts = lambda *given: {**own(*given), **odd}
-    transport.LARGE = job["large"] or transport.LARGE
     status = 1
     with contextlib.suppress(BaseException):
         status = rank.main(job["config"])

@@ -65,7 +65,6 @@ class Ranks:
         facts: Mapping[int, Mapping[str, str]] | None = None,
         deadlines: Mapping[str, float] | None = None,
         deaf: Sequence[int] = (),
-        large: int = 0,
     ) -> Ended:
         """A run to the end of all its ranks."""
         out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +73,7 @@ class Ranks:
         path = out / launch.CONFIG
         path.write_bytes(msgspec.json.encode(config))
         odd = {str(rank): dict(values) for rank, values in (facts or {}).items()}
-        job = {"config": str(path), "ranks": ranks, "facts": odd, "deaf": list(deaf), "limit": 60, "large": large}
+        job = {"config": str(path), "ranks": ranks, "facts": odd, "deaf": list(deaf), "limit": 60}
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps(job) + "\n")

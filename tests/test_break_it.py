@@ -75,18 +75,6 @@ def test_a_chunk_takes_header_payload_calls_and_ack_and_no_other_collective(refu
     assert {op.name for op in SCHEDULE} == {"parity", "header", "payload", "generate", "ack"}
 
 
-def test_a_large_payload_goes_in_pieces_and_is_one_collective_of_the_table(ranks: Ranks, tmp_path: Path) -> None:
-    whole = ranks.run(tmp_path / "whole", scenario.default(4), ranks=4)
-    pieces = ranks.run(tmp_path / "pieces", scenario.default(4), ranks=4, large=64)
-
-    def moved(ended: Ended) -> list[list[tuple[str, object, object]]]:
-        return [[(e.transition, e.numel, e.data) for e in trace.events] for trace in ended.traces]
-
-    for ended in (whole, pieces):
-        assert (ended.statuses, ended.replayed().verdict) == ([OK] * 4, "conforming")
-    assert moved(whole) == moved(pieces), "of equal bytes, by the digests in the headers"
-
-
 # ── refused at start-up ─────────────────────────────────────────────────────────────────────────────
 
 DIFFERS = {

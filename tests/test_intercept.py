@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from genlock.impl.roles import Run
 from genlock.impl.shape import ALL_REDUCES_PER_BLOCK, tiny
 from genlock.impl.tensor_parallel import Distributed
 from genlock.model.protocol import GENERATE, HEADER, TP_V1_1, Plan
-from genlock.model.tables import Kind
+from genlock.model.tables import Kind, changed
 from genlock.traces.format import Group, read
 from genlock.traces.recorder import Recorder
 from hypothesis import given, settings
@@ -348,7 +347,7 @@ def generating(calls: int = 2) -> Monitor:
     """A worker's monitor that is about to make a generator call."""
     monitor = Monitor(TP_V1_1.role(1), 1)
     monitor.state = "GENERATING"
-    monitor.vars = replace(monitor.vars, calls=calls, call_id=1, plan=Plan(calls, False, False, False, calls))
+    monitor.vars = changed(monitor.vars, calls=calls, call_id=1, plan=Plan(calls, False, False, False, calls))
     monitor.enter("generate")
     return monitor
 

@@ -29,7 +29,7 @@ from genlock.model.protocol import (
     override_is_clear,
     plans,
 )
-from genlock.model.tables import By, Protocol, Scope
+from genlock.model.tables import By, Protocol, Scope, changed
 
 ALL = tuple(PROPERTIES.values())
 
@@ -89,11 +89,11 @@ def worker_keeps_the_override(protocol: Protocol) -> Protocol:
 
 def bumps_always(v: TPVars, data: Any) -> TPVars:
     after = commit_chunk(v, data)
-    return replace(after, cache_epoch=v.cache_epoch + 1)
+    return changed(after, cache_epoch=v.cache_epoch + 1)
 
 
 def goes_back(v: TPVars, data: Any) -> TPVars:
-    return replace(v, call_id=v.call_id + 3)
+    return changed(v, call_id=v.call_id + 3)
 
 
 def no_recompute(v: TPVars, scope: Scope) -> Iterable[Plan]:

@@ -11,7 +11,22 @@ from genlock.errors import ModelError
 from genlock.model.checker.reference import explore
 from genlock.model.network import Network
 from genlock.model.protocol import ACK, HEADER, TP_V1_1, Action
-from genlock.model.tables import By, Collective, Gate, Kind, Meet, Protocol, Put, Role, Row, Scope, Slot, State, Take
+from genlock.model.tables import (
+    By,
+    Collective,
+    Gate,
+    Kind,
+    Meet,
+    Protocol,
+    Put,
+    Role,
+    Row,
+    Scope,
+    Slot,
+    State,
+    Take,
+    changed,
+)
 
 SCOPE = Scope(ranks=2, chunks=2, steps=2)
 
@@ -195,14 +210,14 @@ Tamper = Callable[[Any, Any], tuple[Any, Any]]
 def received(**changes: Callable[[Any], Any]) -> Tamper:
     """What came, with fields as a function of the receiver's variables."""
     return lambda v, data: (
-        replace(v, received=replace(v.received, **{name: change(v) for name, change in changes.items()})),
+        changed(v, received=replace(v.received, **{name: change(v) for name, change in changes.items()})),
         data,
     )
 
 
 def also(other: object) -> Tamper:
     """One more, different value among those that came."""
-    return lambda v, data: (replace(v, received=v.received | {other}), data)
+    return lambda v, data: (changed(v, received=v.received | {other}), data)
 
 
 def own(change: Callable[[Any], Any]) -> Tamper:
@@ -237,23 +252,23 @@ ONLY_A_FAULT: dict[tuple[str, str], tuple[str, Tamper]] = {
     ),
     ("generate", "calls_left"): (
         "a rank's code makes exactly the calls of the plan, unless it is broken: here, fewer",
-        own(lambda v: replace(v, calls=v.observed)),
+        own(lambda v: changed(v, calls=v.observed)),
     ),
     ("generate", "call_is_expected"): (
         "a rank's code makes exactly the calls of the plan, unless it is broken: here, more",
-        own(lambda v: replace(v, observed=v.plan.expected, calls=v.plan.expected + 1)),
+        own(lambda v: changed(v, observed=v.plan.expected, calls=v.plan.expected + 1)),
     ),
     ("leave_phase_b", "calls_done"): (
         "a rank's code makes exactly the calls of the plan, unless it is broken: here, more",
-        own(lambda v: replace(v, calls=v.observed + 1)),
+        own(lambda v: changed(v, calls=v.observed + 1)),
     ),
     ("leave_phase_b", "count_is_expected"): (
         "a rank's code makes exactly the calls of the plan, unless it is broken: here, fewer",
-        own(lambda v: replace(v, observed=v.observed - 1, calls=v.observed - 1)),
+        own(lambda v: changed(v, observed=v.observed - 1, calls=v.observed - 1)),
     ),
     ("leave_phase_b", "override_is_clear"): (
         "phase B clears the override as it begins; only a rank's own code can fill it again",
-        own(lambda v: replace(v, override=True)),
+        own(lambda v: changed(v, override=True)),
     ),
     ("acks_agree", "acks_agree"): ("a rank drifted", also("another ack")),
     ("accept_infer", "header_is_intact"): ("damaged on the wire", DAMAGED),
