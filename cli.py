@@ -121,7 +121,8 @@ def check(
     any_world_size: flags.AnyWorldSize = False,
     properties: flags.Properties,
     engine: flags.EngineChoice = flags.Engine.auto,
-    symmetry: flags.SymmetryChoice = flags.Symmetry.auto,
+    symmetry: flags.SymmetryChoice = flags.AutoOnOff.auto,
+    reduction: flags.ReductionChoice = flags.AutoOnOff.auto,
     out: flags.OutDir = None,
     report: flags.ReportChoice = flags.ReportFormat.text,
 ) -> None:
@@ -154,6 +155,7 @@ def check(
             properties=properties,
             engine=engine.value,
             symmetry=symmetry.value,
+            reduction=reduction.value,
             progress=searching(tell),
         )
     if out is not None:

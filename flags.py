@@ -43,7 +43,7 @@ class Engine(StrEnum):
     numba = "numba"
 
 
-class Symmetry(StrEnum):
+class AutoOnOff(StrEnum):
     auto = "auto"
     on = "on"
     off = "off"
@@ -194,7 +194,10 @@ Mutants = Annotated[bool, typer.Option("--mutants", help="Break it in each known
 AnyWorldSize = Annotated[bool, typer.Option("--any-world-size", help="Prove it for any number of workers.")]
 Properties = Annotated[list[str], _repeated("--property", "NAME", "Only this property.")]
 EngineChoice = Annotated[Engine, typer.Option("--engine", help="Which search; all answer the same.")]
-SymmetryChoice = Annotated[Symmetry, typer.Option("--symmetry", help="Swap workers, where that is sound.")]
+SymmetryChoice = Annotated[AutoOnOff, typer.Option("--symmetry", help="Swap workers, where that is sound.")]
+ReductionChoice = Annotated[
+    AutoOnOff, typer.Option("--reduction", help="Leave out moves that show nothing new; auto: from 4 ranks on.")
+]
 
 Scenario = Annotated[str | None, typer.Argument(metavar="SCENARIO", help="A scenario, as `check` writes it.")]
 BackendChoice = Annotated[Backend, typer.Option("--backend", help="What carries the tensors.")]

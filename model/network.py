@@ -395,8 +395,9 @@ class Network:
         return -entry if contribution is None else -self.contributions(contribution._replace(lost=True))
 
     def _tidy(self, queues: tuple[int, ...], locals_: tuple[int, ...]) -> tuple[int, ...]:
-        """Drop what every member has left, or will never issue."""
-        gone = tuple(lts.info(n).terminal for lts, n in zip(self.lts, locals_, strict=True))
+        """Drop what every member has left, or has ended without. A failed one holds others up as a late one does."""
+        infos = [lts.info(n) for lts, n in zip(self.lts, locals_, strict=True)]
+        gone = tuple(i.terminal and not i.failed for i in infos)
         return tuple(self._without(queue, gone) if queue else 0 for queue in queues)
 
     @_once

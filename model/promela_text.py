@@ -98,9 +98,9 @@ RULES = """\
 /* ---- what a move does ------------------------------------------------------------------------------------------ */
 
 #define BUSY(g, me, m) (IN(g, m) > 0)
-#define IS_PAST(g, me, m) (OUT(g, m) > 0 || (IN(g, m) == 0 && GONE(m)))
+#define IS_PAST(g, me, m) (OUT(g, m) > 0 || (IN(g, m) == 0 && GONE(m) && !FAILED[at[m]]))
 
-inline tidy() {   /* drop the collectives that every member has left, or will never issue */
+inline tidy() {   /* drop the collectives that every member has left, or has ended without */
   for (g : 0 .. G - 1) {
     do
     :: SOME(BUSY, g, 0) && EVERY(IS_PAST, g, 0) ->

@@ -106,22 +106,32 @@ ALIKE = st.just({"crash": None, "exception": None})
 KINDS = st.dictionaries(st.sampled_from(("crash", "stall", "exception")), POINTS)
 
 
+def watched(table: list[Row]) -> list[Row]:
+    """The rows, so that detection can end the rank in each state; who has failed stays so."""
+    kept = [row for row in table if row.by is not By.DETECTION and row.state != "LOST"]
+    kept = [replace(row, target="END") if row.op is not None and row.target == "LOST" else row for row in kept]
+    return reachable([*kept, *(Row(state, "lost", "LOST", By.DETECTION) for state in "ABC")])
+
+
 def told_apart(row: Row) -> bool:
     return isinstance(row.gate, Put | Take) or (row.op is not None and bool(row.op.root))
 
 
 @st.composite
-def networks(draw: Draw, alike: bool = False) -> Network:
-    """Of two or three ranks, and not too many states. `alike`: nothing tells one worker from another."""
+def networks(draw: Draw, alike: bool = False, ended: bool = False) -> Network:
+    """Of two or three ranks, and not too many states. `alike`: nothing tells one worker from another. `ended`: once
+    a rank has failed, detection ends every other."""
     tables: list[list[Row]] = [draw(rows(driver)) for driver in (True, False)]
     if alike:
         tables = [reachable(row for row in table if not told_apart(row)) for table in tables]
+    if ended:
+        tables = [watched(table) for table in tables]
     protocol = Protocol(
         "program", "1", role("rank0", tables[0]), role("worker", tables[1]),
         tuple(op for op in SCHEDULE if not (alike and op.root)),
         slots=SLOTS, counter=same, streams=("h",), keeps=draw(st.booleans()),
     )  # fmt: skip
-    detection, stream, budget = draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 2))
+    detection, stream, budget = ended or draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 2))
     scope, kinds = Scope(draw(st.integers(2, 4 if alike else 3)), 1, 2), draw(ALIKE if alike else KINDS)
     network = Network(protocol, scope, faults=budget, kinds=kinds, detection=detection, stream=stream)
     seen = {network.initial()}
@@ -135,9 +145,11 @@ def networks(draw: Draw, alike: bool = False) -> Network:
     return network
 
 
-def any_network(examples: int, alike: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def any_network(
+    examples: int, alike: bool = False, ended: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     settled = settings(
         max_examples=examples, derandomize=True, deadline=None, database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )  # fmt: skip
-    return lambda test: settled(given(networks(alike))(test))
+    return lambda test: settled(given(networks(alike, ended))(test))

@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 MODEL = "--ranks --chunks --steps --faults --fault --transport --detection --param --mutant --out"
 FLAGS = {
     "demo": "",
-    "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --format",
+    "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --reduction --format",
     "export promela": MODEL,
     "run": "--ranks --backend --chunks --inject --deadline --observe --agent-per-rank --out",
     "guard": "--deadline --observe --meet --interface --out",
@@ -39,6 +39,7 @@ CHOICES = {
     "check --detection": "on off",
     "check --engine": "auto reference numpy numba",
     "check --symmetry": "auto on off",
+    "check --reduction": "auto on off",
     "check --format": "text json junit",
     "run --backend": "gloo nccl",
     "audit --format": "text json",

@@ -21,6 +21,7 @@ from .search import (
     BUDGET,
     DONE,
     EDGES,
+    FALLEN,
     FULL,
     FULL_EDGES,
     FULL_STATES,
@@ -54,6 +55,7 @@ from .space import (
     FAULTS,
     FIRST,
     FLAGS,
+    HASTY,
     KIND,
     LANE_FACTS,
     LENGTH,
@@ -289,7 +291,7 @@ def _gone_for(facts, columns, contributions, streams, shape, lanes, rank):
 
 @njit(cache=True)
 def _over(facts, columns, shape, lanes, group, place):
-    """Whether a collective has been issued, and every member has left it or will never issue it."""
+    """Whether a collective has been issued, and every member has left it or has come to its end without."""
     some = False
     for member in range(lanes.size):
         column = _column(shape, lanes, member, group)
@@ -297,14 +299,16 @@ def _over(facts, columns, shape, lanes, group, place):
             some = True
             if columns[column + ENTRIES + place] > 0:
                 return False
-        elif not _terminal(facts, shape, lanes, member):
+        elif (
+            facts[(lanes[member] + (shape[0] if member else 0)) * LANE_FACTS + FLAGS] & (TERMINAL | FAILED) != TERMINAL
+        ):
             return False
     return some
 
 
 @njit(cache=True)
 def _tidy(facts, columns, keys, outcomes, shape, lanes, control, misses):
-    """Drop what every member has left or will never issue. False where a lane has to be worked out first."""
+    """Drop what every member has left or has ended without. False where a lane has to be worked out first."""
     for group in range(shape[1]):
         by = 0
         while _over(facts, columns, shape, lanes, group, by):
@@ -350,35 +354,9 @@ def _sort(lanes, order):
 
 @njit(cache=True)
 def _successors(
-    facts,
-    columns,
-    options,
-    contributions,
-    keys,
-    outcomes,
-    strikes,
-    streams,
-    shape,
-    control,
-    states,
-    parent,
-    end,
-    width,
-    word,
-    shift,
-    mask,
-    misses,
-    out,
-    begins,
-    label,
-    seen,
-    went,
-    places,
-    table,
-    lanes,
-    after,
-    order,
-):
+    parent, end, facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states,
+    width, word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
+):  # fmt: skip
     """Write the successors of some states, up to the first that misses something; returns how many are done.
 
     Those of the n-th stand from `begins[n]` on.
@@ -386,10 +364,13 @@ def _successors(
     ranks, last, at, begin, words = control[RANKS], word.size - 1, 0, parent, len(width)
     size = np.uint64(table.size // (words + 1) - 1)
     symmetric = control[SYMMETRIC] != 0
+    in_place = np.uint64(0)
+    for worker in range(1, ranks - 1):
+        in_place |= np.uint64(worker) << np.uint64(4 * worker)
     while parent < end:
         begins[parent - begin], row = at, parent * words
         faults = np.int64((states[row + _at(width, word, last)] >> shift[last]) & mask[last])
-        flags, points, missed = 0, 0, False
+        flags, points, missed, hasty = 0, 0, False, -1
         for rank in range(ranks):
             lanes[rank] = np.int64((states[row + _at(width, word, rank)] >> shift[rank]) & mask[rank])
             here = (lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS
@@ -398,14 +379,19 @@ def _successors(
             if facts[here + FIRST] < 0:
                 _miss(control, misses, EXPANDED, lanes[rank], 1 if rank else 0)
                 missed = True
+            elif hasty < 0 and facts[here + FLAGS] & HASTY:
+                hasty = rank
         if missed:
             break
         may_fault, trouble = faults < control[BUDGET], (flags & FAILED) != 0
         for rank in range(ranks):
+            if hasty >= 0 and rank != hasty:
+                continue
             here = (lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS
-            option, over = facts[here + FIRST], facts[here + END]
+            option, over = facts[here + FIRST], facts[here + (END if hasty < 0 else FAULTS)]
             may_watch = trouble or (
-                facts[here + WATCHES] < facts[here + STRIKES]
+                (flags & TERMINAL) != 0
+                and facts[here + WATCHES] < facts[here + STRIKES]
                 and _gone_for(facts, columns, contributions, streams, shape, lanes, rank)
             )
             while option < over:
@@ -419,6 +405,8 @@ def _successors(
                 chosen, must, mispaired, slot, held, put = own, True, False, -1, 0, 0
                 kind = options[own + KIND]
                 option += 1
+                if hasty >= 0 and kind == DEVICE:
+                    continue
                 if kind == DEVICE or kind == COMPLETE:  # noqa: SIM109  numba compiles this to less
                     group, place, mine = options[own + A], options[own + B], options[own + C]
                     may, must, mispaired = _meet(
@@ -479,7 +467,13 @@ def _successors(
                 rebases = rank == 0 and (bits & NORMALISES) != 0 and facts[target * LANE_FACTS + BASE] != 0
                 for k in range(words):
                     out[at * words + k] = states[row + k]
-                if tidies or rebases or symmetric:
+                if target == control[FALLEN + (1 if rank else 0)]:
+                    for member in range(ranks):
+                        fallen = control[FALLEN + (1 if member else 0)]
+                        out[at * words + _at(width, word, member)] ^= np.uint64(lanes[member] ^ fallen) << shift[member]
+                    if symmetric:
+                        went[at] = in_place
+                elif tidies or rebases or symmetric:
                     for member in range(ranks):
                         after[member] = lanes[member]
                     after[rank] = target
@@ -518,69 +512,35 @@ def _successors(
 
 @njit(cache=True)
 def _search(
-    facts,
-    columns,
-    options,
-    contributions,
-    keys,
-    outcomes,
-    strikes,
-    streams,
-    shape,
-    control,
-    states,
-    parents,
-    degrees,
-    targets,
-    labels,
-    wents,
-    table,
-    width,
-    word,
-    shift,
-    mask,
-    first_seen,
-    misses,
-    out,
-    label,
-    seen,
-    went,
-    begins,
-    places,
-    lanes,
-    after,
-    order,
-):
+    facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states, parents, degrees,
+    targets, labels, wents, table, width, word, shift, mask, first_seen, misses, out, label, seen, went, begins, places,
+    lanes, after, order,
+):  # fmt: skip
     """Expand states from `control[NEXT]` on, until something is full, missing or `control[UNTIL]` is reached."""
-    facts, columns, options, contributions = (
-        _borrowed(facts),
-        _borrowed(columns),
-        _borrowed(options),
-        _borrowed(contributions),
-    )
-    keys, outcomes, strikes, streams = _borrowed(keys), _borrowed(outcomes), _borrowed(strikes), _borrowed(streams)
-    control, states, parents, degrees = _borrowed(control), _borrowed(states), _borrowed(parents), _borrowed(degrees)
-    targets, labels, wents, table = _borrowed(targets), _borrowed(labels), _borrowed(wents), _borrowed(table)
-    word, shift, mask, misses, out = (
+    facts, columns, options = _borrowed(facts), _borrowed(columns), _borrowed(options)
+    contributions, keys, outcomes = _borrowed(contributions), _borrowed(keys), _borrowed(outcomes)
+    strikes, streams, control, states = _borrowed(strikes), _borrowed(streams), _borrowed(control), _borrowed(states)
+    parents, degrees, targets, labels = _borrowed(parents), _borrowed(degrees), _borrowed(targets), _borrowed(labels)
+    wents, table, word, shift, mask = (
+        _borrowed(wents),
+        _borrowed(table),
         _borrowed(word),
         _borrowed(shift),
         _borrowed(mask),
+    )
+    misses, out, label, seen, went = (
         _borrowed(misses),
         _borrowed(out),
-    )
-    label, seen, went, begins, places = (
         _borrowed(label),
         _borrowed(seen),
         _borrowed(went),
-        _borrowed(begins),
-        _borrowed(places),
     )
-    lanes, after, order, first_seen = (
-        _borrowed(lanes),
-        _borrowed(after),
-        _borrowed(order),
-        _borrowed(first_seen),
-    )
+    begins, places, first_seen = _borrowed(begins), _borrowed(places), _borrowed(first_seen)
+    lanes, after, order = _borrowed(lanes), _borrowed(after), _borrowed(order)
+    given = (
+        facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states, width,
+        word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
+    )  # fmt: skip
     words, room, one = len(width), label.size, np.uint64(1)
     wide = np.uint64(words + 1)
     size = np.uint64(table.size // (words + 1) - 1)
@@ -597,36 +557,7 @@ def _search(
             return FULL_TABLE
         # the successors of a batch
         end = min(parent + BATCH, control[STATES], control[UNTIL])
-        done = parent + _successors(
-            facts,
-            columns,
-            options,
-            contributions,
-            keys,
-            outcomes,
-            strikes,
-            streams,
-            shape,
-            control,
-            states,
-            parent,
-            end,
-            width,
-            word,
-            shift,
-            mask,
-            misses,
-            out,
-            begins,
-            label,
-            seen,
-            went,
-            places,
-            table,
-            lanes,
-            after,
-            order,
-        )
+        done = parent + _successors(parent, end, *given)
         n = begins[done - parent]
         # which of them are new
         edge, count = control[EDGES], control[STATES]
@@ -668,36 +599,7 @@ def _search(
             # a look ahead, so that what is missing is worked out many at a time
             ahead = done + 1
             while ahead < min(count, done + LOOK_AHEAD) and control[MISSES] * 3 < misses.size:
-                _successors(
-                    facts,
-                    columns,
-                    options,
-                    contributions,
-                    keys,
-                    outcomes,
-                    strikes,
-                    streams,
-                    shape,
-                    control,
-                    states,
-                    ahead,
-                    ahead + 1,
-                    width,
-                    word,
-                    shift,
-                    mask,
-                    misses,
-                    out,
-                    begins,
-                    label,
-                    seen,
-                    went,
-                    places,
-                    table,
-                    lanes,
-                    after,
-                    order,
-                )
+                _successors(ahead, ahead + 1, *given)
                 ahead += 1
             return MISSED
     return DONE

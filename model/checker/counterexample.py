@@ -61,7 +61,7 @@ class Stuck:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A shortest run that shows that a property does not hold."""
+    """A run that shows that a property does not hold."""
 
     claim: str
     """Name of the property."""
@@ -69,6 +69,8 @@ class Counterexample:
     ranks: int
     stuck: tuple[Stuck, ...]
     steps: tuple[TraceStep, ...]
+    shortest: bool = True
+    """No run that shows it has fewer steps. A reduced search leaves out some that may."""
 
     @property
     def summary(self) -> str:
@@ -95,7 +97,9 @@ def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:
         final = path[-1][1] if path else final
     steps = numbered(network, path)
     stuck = _stuck(network, final, steps) if about_waiting else ()
-    return Counterexample(verdict.property.name, verdict.property.text, network.ranks, stuck, steps)
+    return Counterexample(
+        verdict.property.name, verdict.property.text, network.ranks, stuck, steps, shortest=not result.reduced
+    )
 
 
 def settle(network: Network, graph: StateGraph, state: int, final: NetworkState) -> list[tuple[Move, NetworkState]]:

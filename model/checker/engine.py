@@ -14,11 +14,14 @@ from ...errors import UsageError
 from ..network import Network
 from ..properties import Property
 from . import reference
+from .reduction import Reduction, Unfit, unfit
 from .reference import Progress, Result
 
 AUTO, REFERENCE, NUMPY, NUMBA = "auto", "reference", "numpy", "numba"
 ENGINES = (AUTO, REFERENCE, NUMPY, NUMBA)
 SYMMETRIES = (AUTO, "on", "off")
+REDUCED_FROM = 4
+"""Ranks from which on a search is reduced by itself. Below it takes no time, and the whole graph is of use."""
 
 
 def check(
@@ -27,29 +30,52 @@ def check(
     *,
     engine: str = AUTO,
     symmetry: str = AUTO,
+    reduction: str = AUTO,
     judge_all: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Search the whole state space and judge each property, as `reference.check` does.
 
     `symmetry`: states that differ only in which worker is where are searched once. `auto` does so where it is sound
-    and the engine can, `on` insists. A search that Ctrl-C or a lack of memory ends early leaves a result that says
-    so (`Result.stopped`), in which only what was seen violated is judged. Raises UsageError for what cannot be had.
+    and the engine can, `on` insists. `reduction`: moves that show nothing new are left out (see `reduction.py`); `auto`
+    does so from REDUCED_FROM ranks on, where workers are interchangeable and the tables allow it. A search that Ctrl-C
+    or a lack of memory ends early leaves a result that says so (`Result.stopped`), in which only what was seen violated
+    is judged. Raises UsageError for what cannot be had.
     """
     chosen = _engine(engine)
     symmetric = _symmetric(network, chosen, symmetry)
     if chosen == REFERENCE:
+        if reduction == "on":
+            raise unfit("the reference engine leaves nothing out")
         return reference.check(network, properties, judge_all=judge_all, progress=progress)
     from . import judge, search
 
     loops, sweeps = _loops(chosen)
     begin = time.perf_counter()
-    graph = search.explore(network, loops, symmetric=symmetric, progress=progress)
+    graph = None
+    if reduction == "on" or (reduction == AUTO and symmetric and network.ranks >= REDUCED_FROM and not judge_all):
+        try:
+            graph = search.explore(network, loops, symmetric=symmetric, reduction=Reduction(network), progress=progress)
+        except Unfit:
+            if reduction == "on":
+                raise
+    if graph is None:
+        graph = search.explore(network, loops, symmetric=symmetric, progress=progress)
     if graph.stopped:
         verdicts = tuple(reference.seen_on_an_edge(graph.seen, p) for p in properties)
         verdicts = tuple(v for v in verdicts if v.property.kind == "always" and not v.holds)
         seconds = time.perf_counter() - begin
-        return Result(network, graph, verdicts, 0, seconds, engine=chosen, symmetric=symmetric, stopped=graph.stopped)
+        return Result(
+            network,
+            graph,
+            verdicts,
+            0,
+            seconds,
+            engine=chosen,
+            symmetric=symmetric,
+            reduced=graph.reduced,
+            stopped=graph.stopped,
+        )
     judged = judge.Judge(graph, sweeps, judge_all=judge_all)
     verdicts = tuple(judged.verdict(p) for p in properties)
     return Result(
@@ -61,6 +87,7 @@ def check(
         worst_steps=judged.worst_steps_to_end(),
         engine=chosen,
         symmetric=symmetric,
+        reduced=graph.reduced,
         search_seconds=graph.seconds,
     )
 

@@ -71,7 +71,9 @@ class Judge:
         return int(self.graph.orbits[stuck].sum())
 
     def worst_steps_to_end(self) -> int | None:
-        """As `reference.worst_steps_to_end`."""
+        """As `reference.worst_steps_to_end`; None too where the search left out what follows a failure."""
+        if self.graph.reduced:
+            return None
         graph, unreached = self.graph, np.int32(1 << 30)
         starts = self.sweeps.entered(graph, self.failed)
         far = np.where(self.ended, np.int32(0), unreached)
@@ -86,6 +88,8 @@ class Judge:
         steps = [helps[label] & (1 | 1 << 32) if label & ADVANCES else 0 for label in range(8)]
         nowhere = np.full(len(self.failed), -1, np.int32)
         own = self.sweeps.marks(graph, nowhere, np.array(steps, np.uint64))
+        if graph.reduced:
+            own[self.failed] |= np.uint64(helped)  # nothing goes on from there, but detection ends everybody
         self.sweeps.carry(graph, np.array(helps, np.uint64), own)
         if not self.judge_all:
             own = np.where(self.faulty, own >> np.uint64(32), own)

@@ -167,6 +167,8 @@ class Result:
     """From a failure to the last rank's end, at worst, if nobody does anything else meanwhile."""
     engine: str = "reference"
     symmetric: bool = False
+    reduced: bool = False
+    """Moves were left out that lead to nothing new: see `reduction`."""
     stopped: str | None = None
     """Why the search did not come to its end; then only what is violated already is among the verdicts."""
     search_seconds: float = 0.0

@@ -70,6 +70,7 @@ class Report:
             "worst_steps_to_end": result.worst_steps,
             "engine": result.engine,
             "symmetry": result.symmetric,
+            "reduction": result.reduced,
             "searched": len(result.graph.states),
             "seconds": round(result.seconds, 3),
             "search_seconds": round(result.search_seconds, 3),
@@ -89,10 +90,15 @@ class Report:
             f"{self.protocol}{f' broken by {self.mutant}' if self.mutant else ''}: {scope.ranks} ranks, "
             f"{counted(scope.chunks, 'chunk')}, {counted(scope.steps, 'step')} a chunk, "
             f"{faults_text(self.network)}, {'stream' if self.network.stream else 'rendezvous'} transport",
-            f"{states:,} states, {transitions:,} transitions, depth {self.depth}, "
+            f"{states:,} {'states of a reduced search' if result.reduced else 'states'}, "
+            f"{transitions:,} transitions, depth {self.depth}, "
             f"{counted(result.deadlocks, 'deadlock')}, in {result.seconds:.1f} s by the {result.engine} engine",
         ]
-        if result.symmetric:
+        if result.reduced:
+            lines.append(
+                "left out are orders of steps and runs after a failure that show nothing new; --reduction off has all"
+            )
+        elif result.symmetric:
             lines.append(f"searched as {len(result.graph.states):,}: workers are interchangeable")
         if result.worst_steps:
             lines.append(f"at worst {counted(result.worst_steps, 'step')} from a failure to the last rank's end")
@@ -134,17 +140,24 @@ def run_check(
     properties: Sequence[str] = (),
     engine: str = AUTO,
     symmetry: str = AUTO,
+    reduction: str = AUTO,
     progress: Progress | None = None,
 ) -> Report:
     """Search a network and judge it by the properties of these names, or by all that its protocol has.
 
-    `engine` and `symmetry` as in `engine.check`. Raises UsageError for a name that does not exist.
+    `engine`, `symmetry` and `reduction` as in `engine.check`. Raises UsageError for a name that does not exist.
     """
     network = question.network()
     chosen = _properties(properties, network.protocol)
     first = find_mutant(question.mutant).killed_by if question.mutant else None
     result = check(
-        network, chosen, engine=engine, symmetry=symmetry, judge_all=not network.detection, progress=progress
+        network,
+        chosen,
+        engine=engine,
+        symmetry=symmetry,
+        reduction=reduction,
+        judge_all=not network.detection,
+        progress=progress,
     )
     violated = [v for v in result.verdicts if not v.holds]
     violated.sort(key=lambda v: v.property is not first)

@@ -19,6 +19,7 @@ import numpy as np
 from .. import transport
 from ..network import Network, NetworkState
 from .memory import available
+from .reduction import Reduction
 from .reference import Edge, Progress
 from .space import Array, Space, layout
 
@@ -26,8 +27,10 @@ T = TypeVar("T")
 
 DONE, PAUSED, MISSED, FULL_STATES, FULL_EDGES, FULL_TABLE = range(6)
 """Why an inner loop stopped."""
-NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH, BUDGET, SYMMETRIC, NOBODY, NOTHING, RANKS = range(13)
-"""What stands where in its control block."""
+NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH, BUDGET, SYMMETRIC, NOBODY, NOTHING, RANKS, FALLEN = range(
+    14
+)
+"""What stands where in its control block. FALLEN: two places, one a role."""
 BATCH = 16
 """Parents whose successors are looked up together."""
 PAUSE = 1 << 17
@@ -140,7 +143,13 @@ class PackedGraph:
         return count
 
     @property
+    def reduced(self) -> bool:
+        return self.space.reduction is not None
+
+    @property
     def counts(self) -> tuple[int, int]:
+        if self.reduced:  # what was left out is not counted, nor is what it would stand for
+            return len(self.packed), self.transitions
         return int(self.orbits.sum()), int((self.orbits[: len(self.degrees)] * self.degrees).sum())
 
     def stands_for(self, number: int, state: NetworkState) -> bool:
@@ -191,6 +200,8 @@ class Arrays:
             (NOBODY, space.nobody),
             (NOTHING, space.nothing),
             (RANKS, network.ranks),
+            (FALLEN, space.fallen[0]),
+            (FALLEN + 1, space.fallen[1]),
             (STATES, 1),
         ):
             self.control[at] = value
@@ -291,12 +302,19 @@ def _grown(array: Array, size: int) -> Array:
     return grown
 
 
-def explore(network: Network, loops: Any, *, symmetric: bool = False, progress: Progress | None = None) -> PackedGraph:
+def explore(
+    network: Network,
+    loops: Any,
+    *,
+    symmetric: bool = False,
+    reduction: Reduction | None = None,
+    progress: Progress | None = None,
+) -> PackedGraph:
     """Every reachable state, breadth first, by an inner loop (`compiled` or `vectors`).
 
     Ends early on Ctrl-C, and where memory will not do; the graph then says so, and holds what was covered.
     """
-    space = Space(network, symmetric=symmetric)
+    space = Space(network, symmetric=symmetric, reduction=reduction)
     arrays = Arrays(space)
     arrays.new_table(loops.rehash)
     control, stopped, levels = arrays.control, None, [0]

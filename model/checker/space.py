@@ -23,6 +23,7 @@ from ..lts import CRASHED, Interner, Lts, Step
 from ..network import CRASH, STALL, Network, NetworkState
 from ..properties import NO_MISPAIRING
 from ..tables import By, Data, Kind, Meet, Put, Take
+from .reduction import Reduction
 
 Array = NDArray[Any]
 Columns = tuple[tuple[int, ...], ...]
@@ -65,8 +66,8 @@ class Memo(IntEnum):
 
 DETECTS, ADVANCES, ORDINARY, TIDIES, NORMALISES, COSTS = 1, 2, 4, 8, 16, 32
 """Bits of an option. The first three are those of a packed edge."""
-TERMINAL, FAILED, STALLED, CLOSING = 1, 2, 4, 8
-"""Bits of a lane. CLOSING: rank0 is on its way to STOPPED."""
+TERMINAL, FAILED, STALLED, CLOSING, HASTY = 1, 2, 4, 8, 16
+"""Bits of a lane. CLOSING: rank0 is on its way to STOPPED. HASTY: see `reduction`; known once it is worked out."""
 ROOT, ALL, OWN = 0, 1, 2
 """Whose contributions a member is given: the root's, everyone's, nobody's."""
 BIAS = 1 << 20
@@ -118,10 +119,10 @@ class Layout(NamedTuple):
 class Space:
     """A network, unfolded into lanes as far as a search asks for it. `symmetric`: workers are interchangeable."""
 
-    def __init__(self, network: Network, *, symmetric: bool = False) -> None:
+    def __init__(self, network: Network, *, symmetric: bool = False, reduction: Reduction | None = None) -> None:
         if network.ranks > MAX_RANKS:
             raise UsageError(f"{network.ranks} ranks are too many to search", do=f"take at most {MAX_RANKS}")
-        self.network, self.symmetric = network, symmetric
+        self.network, self.symmetric, self.reduction = network, symmetric, reduction
         self.layout: Layout
         self.lanes: tuple[Interner[tuple[int, Columns]], ...] = (Interner(), Interner())
         self.data: Interner[Data] = Interner()
@@ -151,6 +152,10 @@ class Space:
         self._memo = (np.full(1024, -1, np.int64), np.zeros(1024, np.int32))
         self._memo_count = 0
         self._strikes = self._strike_table()
+        self.fallen = [-1, -1]
+        """With a reduction, per role: the lane of every rank once any has failed or stalled."""
+        if reduction is not None:
+            self.fallen = [self.lane(n, self.lts(n).crashed(self.lts(n).initial), ((),) * groups) for n in (0, 1)]
         self.initial = tuple(
             self.lane(min(rank, 1), number, ((),) * groups) for rank, number in enumerate(network.initial().locals)
         )
@@ -222,11 +227,15 @@ class Space:
 
     def expand(self, role: int, number: int) -> None:
         """Work out a lane's options, in the order of `Network.successors`."""
+        hasty = self.reduction is not None and self.reduction.is_hasty(role, self.lanes[role].items[number][0])
         bounds = [self._option_count]
         for part in (self._own_steps, self._faults, self._detection, self._strike):
-            part(role, number)
+            if not hasty or part == self._own_steps:
+                part(role, number)
             bounds.append(self._option_count)
         self._lanes[role, number, FIRST : END + 1] = bounds
+        if hasty:
+            self._lanes[role, number, FLAGS] |= HASTY
         self.most_options = max(self.most_options, bounds[-1] - bounds[0])
 
     def _own_steps(self, role: int, number: int) -> None:
@@ -279,7 +288,9 @@ class Space:
         if CRASH in self.network.kinds:
             self._add(Option.CRASH, self._dead(role, local, columns), ADVANCES | TIDIES | COSTS)
         if STALL in self.network.kinds:
-            self._add(Option.STALL, self.lane(role, self.lts(role).stalled(local, True), columns), COSTS)
+            stalled = self.lts(role).stalled(local, True)
+            target = self.lane(role, stalled, columns) if self.reduction is None else self.fallen[role]
+            self._add(Option.STALL, target, COSTS)
 
     def _device(self, role: int, number: int, group: int) -> None:
         """The earliest collective on the stream, unless the host waits in it."""
@@ -337,8 +348,6 @@ class Space:
             group = self.network.protocol.groups.index(step.contribution.op.group)
             entry = self.network.contributions(step.contribution)
             columns = (*columns[:group], (*columns[group], entry), *columns[group + 1 :])
-        elif info.failed:
-            columns = self._gone(columns)
         by = step.row.by
         bits = (
             ORDINARY * (by not in (By.FAULT, By.DETECTION))
@@ -348,18 +357,24 @@ class Space:
             | TIDIES * info.terminal
             | NORMALISES
         )
-        return self._add(
-            option, self.lane(role, step.target, columns), bits, a, b, c, striking, self._names_of(step.seen)
-        )
+        fails = info.failed and step.contribution is None
+        target = self._failed(role, step.target, columns) if fails else self.lane(role, step.target, columns)
+        return self._add(option, target, bits, a, b, c, striking, self._names_of(step.seen))
 
     def _names_of(self, seen: Iterable[str]) -> int:
         return sum(1 << bit for bit in {self.seen_names(name) for name in seen})
 
     def _dead(self, role: int, local: int, columns: Columns) -> int:
-        return self.lane(role, self.lts(role).crashed(local), self._gone(columns))
+        return self._failed(role, self.lts(role).crashed(local), columns)
+
+    def _failed(self, role: int, local: int, columns: Columns) -> int:
+        """The lane of a rank that has failed: with a reduction the one that all then share."""
+        return self.lane(role, local, self._gone(columns)) if self.reduction is None else self.fallen[role]
 
     def _gone(self, columns: Columns) -> Columns:
         """What a rank leaves behind that is no longer in any collective."""
+        if not any(map(any, columns)):
+            return columns
         return tuple(tuple(self.network.lost(entry) if entry > 0 else entry for entry in column) for column in columns)
 
     def _add(
@@ -527,13 +542,15 @@ class Space:
                 yield role, self.lanes[role].items[lane][0], self.data.items[key & 0xFFFFFFF]
 
     def encode(self, state: NetworkState) -> list[int]:
-        """The fields of a state; with symmetry, of the one that stands for it."""
+        """The fields of a state; with symmetry or a reduction, of the one that stands for it."""
         network = self.network
         fields = []
         for rank, local in enumerate(state.locals):
             queues = (network.queues.items[queue] for queue in state.queues)
             columns = tuple(tuple(entry for instance in queue if (entry := instance[rank])) for queue in queues)
             fields.append(self.lane(min(rank, 1), local, columns))
+        if self.reduction is not None and network.verdict(state)[0]:
+            fields = [self.fallen[min(rank, 1)] for rank in range(network.ranks)]
         if self.symmetric:
             fields[1:] = sorted(fields[1:])
         workers = network.ranks - 1

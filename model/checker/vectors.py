@@ -16,6 +16,7 @@ from .search import (
     BUDGET,
     DONE,
     EDGES,
+    FALLEN,
     FULL,
     FULL_EDGES,
     FULL_STATES,
@@ -44,8 +45,10 @@ from .space import (
     END,
     ENTRIES,
     FAILED,
+    FAULTS,
     FIRST,
     FLAGS,
+    HASTY,
     KIND,
     LENGTH,
     LOST,
@@ -222,13 +225,18 @@ class _Successors:
         if (first < 0).any():
             at, rank = np.nonzero(first < 0)
             raise _Missing(Memo.EXPANDED, self.lanes[at, rank], np.minimum(rank, 1))
-        counts = (self._facts(END) - first).reshape(-1)
+        hasty = self._facts(FLAGS) & HASTY
+        one_goes = hasty.any(axis=1)
+        goes = np.arange(self.ranks) == hasty.argmax(axis=1)[:, None]
+        until = np.where(one_goes[:, None], np.where(goes, self._facts(FAULTS), first), self._facts(END))
+        counts = (until - first).reshape(-1)
         whose = np.repeat(np.arange(counts.size), counts)
         within = np.arange(len(whose)) - np.repeat(np.cumsum(counts) - counts, counts)
         self.option = first.reshape(-1)[whose] + within
         self.parent, self.rank = whose // self.ranks, whose % self.ranks
         self.must = np.ones(len(whose), bool)
         self.mispaired = np.zeros(len(whose), bool)
+        self._only(~one_goes[self.parent] | (self._of(KIND) != Option.DEVICE))
 
     def _only(self, keep: Array) -> None:
         for name in ("option", "parent", "rank", "must", "mispaired"):
@@ -381,9 +389,11 @@ class _Successors:
         bits, before = self.t.options[self.chosen, BITS], self.lanes[self.parent]
         after = before.copy()
         after[rows, self.rank] = self.t.options[self.chosen, TARGET]
-        self._tidy(after, np.flatnonzero(bits & TIDIES))
+        fallen = after[rows, self.rank] == self.control[FALLEN + np.minimum(self.rank, 1)]
+        after[fallen] = self.control[[FALLEN, *[FALLEN + 1] * (self.ranks - 1)]]
+        self._tidy(after, np.flatnonzero((bits & TIDIES != 0) & ~fallen))
         by = self.t.lanes[0, after[:, 0], BASE]
-        self._rebase(after, np.flatnonzero((bits & NORMALISES != 0) & (by != 0)))
+        self._rebase(after, np.flatnonzero((bits & NORMALISES != 0) & (by != 0) & ~fallen))
         self.went = np.zeros(len(rows), np.uint64)
         if symmetric:
             order = np.argsort(after[:, 1:], axis=1, kind="stable")
@@ -405,12 +415,13 @@ class _Successors:
         self.seen = self.t.options[self.chosen, SEES] | np.where(self.mispaired, self.control[MISPAIRED], 0)
 
     def _tidy(self, after: Array, rows: Array) -> None:
-        """Drop what every member has left or will never issue."""
+        """Drop what every member has left or has ended without."""
         columns, depth = self.t.columns, self.t.columns.shape[3] - ENTRIES
         for group in range(columns.shape[2]):
             lengths = np.stack([columns[min(m, 1), after[rows, m], group, LENGTH] for m in range(self.ranks)], axis=1)
             ended = np.stack(
-                [self.t.lanes[min(m, 1), after[rows, m], FLAGS] & TERMINAL for m in range(self.ranks)], axis=1
+                [self.t.lanes[min(m, 1), after[rows, m], FLAGS] & (TERMINAL | FAILED) for m in range(self.ranks)],
+                axis=1,
             )
             by, open_ = np.zeros(len(rows), np.int64), np.ones(len(rows), bool)
             for place in range(depth):
@@ -418,7 +429,7 @@ class _Successors:
                     [columns[min(m, 1), after[rows, m], group, ENTRIES + place] for m in range(self.ranks)], axis=1
                 )
                 issued = lengths > place
-                open_ &= issued.any(axis=1) & (np.where(issued, entries < 0, ended != 0)).all(axis=1)
+                open_ &= issued.any(axis=1) & (np.where(issued, entries < 0, ended == TERMINAL)).all(axis=1)
                 by += open_
             for member in range(self.ranks):
                 moves = (by > 0) & (lengths[:, member] > 0)
