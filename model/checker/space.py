@@ -142,12 +142,17 @@ class Space:
         self._sources: dict[int, tuple[int, int]] = {}
         self._taking: dict[int, Step] = {}
         groups = len(network.protocol.groups)
-        self._lanes = np.zeros((2, 256, LANE_FACTS), np.int32)
-        self._columns = np.zeros((2, 256, max(groups, 1), ENTRIES + 4), np.int32)
-        self._options = np.zeros((1024, 8), np.int64)
+        # lists, which are quick to add to; what is new in them goes into arrays when an engine asks for those
+        self._facts: tuple[list[list[int]], list[list[int]]] = ([], [])
+        self._fresh: tuple[list[int], list[int]] = ([], [])
+        self._options: list[tuple[int, ...]] = []
+        self._lane_array = np.zeros((2, 256, LANE_FACTS), np.int32)
+        self._column_array = np.zeros((2, 256, max(groups, 1), ENTRIES + 4), np.int32)
+        self._option_array = np.zeros((1024, 8), np.int64)
+        self._written = [0, 0, 0]
+        """How many columns of either role, and options, are in their arrays."""
         self._contributions = np.zeros((64, 8), np.int32)
         self._known_contributions = 1
-        self._option_count = 0
         self.most_options = 0
         self._memo = (np.full(1024, -1, np.int64), np.zeros(1024, np.int32))
         self._memo_count = 0
@@ -169,31 +174,23 @@ class Space:
         if number is not None:
             return number
         number = lanes((local, columns))
-        self._lanes = _room(self._lanes, number + 1, axis=1)
-        self._columns = _room(self._columns, number + 1, axis=1)
-        self._describe(role, number, local, columns)
+        self._facts[role].append(self._describe(role, local))
+        self._fresh[role].append(number)
         return number
 
-    def _describe(self, role: int, number: int, local: int, columns: Columns) -> None:
+    def _describe(self, role: int, local: int) -> list[int]:
         lts = self.lts(role)
         info = lts.info(local)
         closing = role == 0 and info.state != CRASHED and lts.role.by_name[info.state].phase in ("shutdown", "stopped")
         state = self._points.index.get(info.state)
-        facts = self._lanes[role, number]
+        facts = [0] * LANE_FACTS
         facts[FLAGS] = TERMINAL * info.terminal | FAILED * info.failed | STALLED * info.stalled | CLOSING * closing
         facts[COUNTER] = info.counter
         facts[BASE] = lts.base(local) if role == 0 else 0
         facts[POINTS] = 0 if state is None else 1 << state
         facts[FIRST] = -1
         facts[WAITS_IN] = -1 if info.op is None else self.network.protocol.groups.index(info.op.group)
-        self._columns = _room(self._columns, ENTRIES + max(map(len, columns), default=0), axis=3)
-        for group, column in enumerate(columns):
-            to = self._columns[role, number, group]
-            to[LENGTH] = len(column)
-            to[EARLIEST] = next((n for n, entry in enumerate(column) if entry > 0), -1)
-            to[ENTRIES : ENTRIES + len(column)] = column
-            for entry in column:
-                self._know(abs(entry))
+        return facts
 
     def lts(self, role: int) -> Lts:
         return self.network.lts[min(role, self.network.ranks - 1)]
@@ -228,14 +225,15 @@ class Space:
     def expand(self, role: int, number: int) -> None:
         """Work out a lane's options, in the order of `Network.successors`."""
         hasty = self.reduction is not None and self.reduction.is_hasty(role, self.lanes[role].items[number][0])
-        bounds = [self._option_count]
+        bounds = [len(self._options)]
         for part in (self._own_steps, self._faults, self._detection, self._strike):
             if not hasty or part == self._own_steps:
                 part(role, number)
-            bounds.append(self._option_count)
-        self._lanes[role, number, FIRST : END + 1] = bounds
-        if hasty:
-            self._lanes[role, number, FLAGS] |= HASTY
+            bounds.append(len(self._options))
+        facts = self._facts[role][number]
+        facts[FIRST : END + 1] = bounds
+        facts[FLAGS] |= HASTY * hasty
+        self._fresh[role].append(number)
         self.most_options = max(self.most_options, bounds[-1] - bounds[0])
 
     def _own_steps(self, role: int, number: int) -> None:
@@ -299,7 +297,7 @@ class Space:
         if at is None:
             return
         last = at == len(columns[group]) - 1
-        if last and self._lanes[role, number, WAITS_IN] == group:
+        if last and self._facts[role][number][WAITS_IN] == group:
             return
         after = self.lane(role, local, _left(columns, group, at))
         self._add(Option.DEVICE, after, TIDIES, group, at, columns[group][at])
@@ -388,20 +386,17 @@ class Space:
         striking: int = 0,
         seen: int = 0,
     ) -> int:
-        number = self._option_count
-        self._options = _room(self._options, number + 1)
         if not self.network.protocol.groups:
             bits &= ~TIDIES
-        self._options[number] = (option, target, bits, a, b, c, striking, seen)
-        self._option_count += 1
-        return number
+        self._options.append((option, target, bits, a, b, c, striking, seen))
+        return len(self._options) - 1
 
     # ── outcomes ────────────────────────────────────────────────────────────────────────────────────
 
     def resolve(self, memo: int, one: int, other: int) -> None:
         """Work out what a search missed: see `Memo` for what `one` and `other` are."""
         if memo == Memo.EXPANDED:
-            if self._lanes[other, one, FIRST] < 0:
+            if self._facts[other][one][FIRST] < 0:
                 self.expand(other, one)
             return
         key = memo_key(memo, one, other)
@@ -429,7 +424,7 @@ class Space:
     def _completed(self, option: int, data: int) -> int:
         role, number = self._sources[option]
         local, columns = self.lanes[role].items[number]
-        group, at = self._options[option, [A, B]].tolist()
+        group, at = self._options[option][A], self._options[option][B]
         step = self.lts(role).complete(local, self.data.items[data])
         target = self.lane(role, step.target, _left(columns, group, at))
         bits = ADVANCES * (step.target != local) | DETECTS * (step.row.by is By.DETECTION) | TIDIES | NORMALISES
@@ -438,7 +433,7 @@ class Space:
     def _taken(self, option: int, value: int) -> int:
         role, number = self._sources[option]
         local, columns = self.lanes[role].items[number]
-        channel = self.channels[int(self._options[option, C])]
+        channel = self.channels[self._options[option][C]]
         step = self.lts(role).take(local, self._taking[option].row, channel.items[value])
         return -1 if step is None else self._step(Option.FREE, role, local, columns, step)
 
@@ -469,15 +464,38 @@ class Space:
 
     def tables(self) -> Tables:
         """Everything worked out so far."""
+        self._write_down()
         return Tables(
-            self._lanes,
-            self._columns,
-            self._options,
+            self._lane_array,
+            self._column_array,
+            self._option_array,
             self._contributions,
             *self._memo,
             self._strikes,
             np.array(self.network.stream_groups, np.int32),
         )
+
+    def _write_down(self) -> None:
+        """Into the arrays with what is new."""
+        for role, facts in enumerate(self._facts):
+            self._lane_array = _room(self._lane_array, len(facts), axis=1)
+            self._column_array = _room(self._column_array, len(facts), axis=1)
+            if fresh := self._fresh[role]:
+                self._lane_array[role, fresh] = [facts[number] for number in fresh]
+                fresh.clear()
+            columns = [columns for _, columns in self.lanes[role].items[self._written[role] :]]
+            if columns and columns[0]:
+                deepest = max(len(column) for lane in columns for column in lane)
+                self._column_array = _room(self._column_array, ENTRIES + deepest, axis=3)
+                rows = [[_column_facts(column, deepest) for column in lane] for lane in columns]
+                self._column_array[role, self._written[role] : len(facts), :, : ENTRIES + deepest] = rows
+                for entry in {abs(entry) for lane in columns for column in lane for entry in column}:
+                    self._know(entry)
+            self._written[role] = len(facts)
+        self._option_array = _room(self._option_array, len(self._options))
+        if new := self._options[self._written[2] :]:
+            self._option_array[self._written[2] : len(self._options)] = new
+        self._written[2] = len(self._options)
 
     def _strike_table(self) -> Array:
         """Per kind without a row, and rank: the states of any rank in which it strikes."""
@@ -564,6 +582,11 @@ def _room(array: Array, size: int, axis: int = 0) -> Array:
     while array.shape[axis] < size:
         array = np.concatenate([array, np.zeros_like(array)], axis=axis)
     return array
+
+
+def _column_facts(column: Sequence[int], deepest: int) -> list[int]:
+    earliest = next((n for n, entry in enumerate(column) if entry > 0), -1)
+    return [len(column), earliest, *column, *[0] * (deepest - len(column))]
 
 
 def _left(columns: Columns, group: int, at: int) -> Columns:

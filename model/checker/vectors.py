@@ -226,7 +226,7 @@ class _Successors:
             at, rank = np.nonzero(first < 0)
             raise _Missing(Memo.EXPANDED, self.lanes[at, rank], np.minimum(rank, 1))
         hasty = self._facts(FLAGS) & HASTY
-        one_goes = hasty.any(axis=1)
+        one_goes = np.asarray(hasty.any(axis=1))
         goes = np.arange(self.ranks) == hasty.argmax(axis=1)[:, None]
         until = np.where(one_goes[:, None], np.where(goes, self._facts(FAULTS), first), self._facts(END))
         counts = (until - first).reshape(-1)
