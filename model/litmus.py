@@ -395,6 +395,11 @@ def _gone() -> Iterator[Litmus]:
             yield Litmus(f"killed_before_{name}_{dead}", text, before)
         inside = ((step(dies=True),), (step(),), (Control.LATE, step()))
         yield Litmus(f"killed_in_{name}", f"rank 0 of 3 is killed inside the {called}, rank 2 comes later", inside)
+    for ranks in (3, 4):
+        several = tuple(_broadcast(f"broadcast {n}") for n in range(ranks.bit_length()))
+        past = tuple((Control.LATE, Control.DIE) if rank == ranks - 1 else several for rank in range(ranks))
+        text = f"{len(several)} broadcasts in a row, rank {ranks - 1} of {ranks} is killed before the first"
+        yield Litmus(f"run_ahead_killed_{ranks}", text, past)
     first, dies = _broadcast("first"), (_broadcast("first"), Control.LATE, Control.DIE)
     yield Litmus("killed_idle", "rank 1 is killed while rank 0 is in no collective", ((first,), dies))
     again = (first, Control.LATE, _broadcast("second"))
