@@ -30,6 +30,7 @@ class Beat:
         self.guarded = guarded
         """Whether somebody reads it."""
         self._memory, self._lock, self._edition = memory, threading.Lock(), 0
+        self._pending = 0
         self._page = Page()
         self._page.pid, self._page.flags = os.getpid(), flags
         self.phase("startup")
@@ -93,9 +94,20 @@ class Beat:
             self.leave()
 
     def issue(self, operation: object) -> Callable[[str | None], None]:
-        """As a watcher of the interceptor: every collective of this process is waited in, until it has completed."""
-        self.enter()
-        return lambda outcome: self.leave()
+        """As a watcher of the interceptor: every collective of this process is waited in, until all have completed."""
+        with self._lock:
+            self._pending += 1
+            self._page.position += 1
+            self._page.waiting = EVERYONE
+            self._write()
+        return self._complete
+
+    def _complete(self, outcome: str | None) -> None:
+        with self._lock:
+            self._pending -= 1
+            if not self._pending:
+                self._page.waiting = NOBODY
+            self._write()
 
     def _write(self) -> None:
         self._page.counter += 1

@@ -7,7 +7,7 @@ backend unblocks a pending operation, so whoever watches the deadline ends the p
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Self
 
@@ -66,6 +66,9 @@ class TorchTransport:
         result: T = conductor.result
         return result
 
+    issued: Callable[[str], None] = staticmethod(lambda name: None)
+    """Told when a collective of the control plane, or a piece of one, is with the backend, before it is waited for."""
+
     def perform(self, op: Collective, operation: Exchange | Call) -> Any:
         """Issue one collective and wait for it; returns what it delivered to this rank."""
         try:
@@ -92,7 +95,8 @@ class TorchTransport:
             broadcast = BroadcastOptions()
             broadcast.rootRank, broadcast.rootTensor, broadcast.asyncOp = root, 0, False
             count = self.pieces if op.group == "device" and tensor.nbytes >= LARGE else 1
-            for work in [group.broadcast([piece], broadcast) for piece in tensor.chunk(count)]:
+            works = [self._begun(op, group.broadcast([piece], broadcast)) for piece in tensor.chunk(count)]
+            for work in works:
                 if work is not None:  # as NCCL gives where the device's stream waits, not the host (torch 2.8 on)
                     work.wait()
             return tensor
@@ -100,10 +104,14 @@ class TorchTransport:
             gather = GatherOptions()
             gather.rootRank = root
             everyone = [torch.empty_like(tensor) for _ in range(self.world)] if self.rank == root else []
-            group.gather([everyone] if everyone else [], [tensor], gather).wait()
+            self._begun(op, group.gather([everyone] if everyone else [], [tensor], gather)).wait()
             return everyone or None
         if op.kind is Kind.ALL_GATHER:
             everyone = [torch.empty_like(tensor) for _ in range(self.world)]
-            dist.all_gather(everyone, tensor, group=group)
+            self._begun(op, dist.all_gather(everyone, tensor, group=group, async_op=True)).wait()
             return everyone
         raise ValueError(f"{op.name} is no collective of the control plane")
+
+    def _begun(self, op: Collective, work: Any) -> Any:
+        self.issued(op.name)
+        return work

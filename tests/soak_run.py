@@ -67,7 +67,8 @@ def soak(out: Path, chunks: int, ranks: int, seed: int) -> Soaked:
     path = out / "scenario.json"
     path.write_bytes(msgspec.json.encode(scenario))
     command = [sys.executable, "-c", RUN, str(path), str(out), str(ranks)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with (out / "said.txt").open("w") as file:  # a pipe would be full after some hundred refusals
+        process = subprocess.Popen(command, stdout=file, stderr=file)
     samples: dict[int, list[Sample]] = {}
     trace = out / "rank0.trace.jsonl"
     while process.poll() is None:
@@ -76,7 +77,7 @@ def soak(out: Path, chunks: int, ranks: int, seed: int) -> Soaked:
             if (sample := _look(pid, done)) is not None:
                 samples.setdefault(pid, []).append(sample)
         time.sleep(0.2 if chunks < 1000 else 5)
-    said = process.communicate()[0]
+    said = (out / "said.txt").read_text(errors="replace")
     refusals = said.count("refused a chunk, nothing was sent")
     found = judge_paths([out])
     wrong = [text for pid, seen in samples.items() if (text := _grown(pid, seen))]
