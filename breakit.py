@@ -36,6 +36,8 @@ Layout = Literal["one agent", "one per rank"]
 ONE: Layout = "one agent"
 EACH: Layout = "one per rank"
 LAYOUTS = (ONE, EACH)
+PROGRAM = ("genlock.__main__", "genlock.cli")
+"""What a row runs, loaded."""
 STALLED, STARTING, COLD_START = 2.0, 6.0, 30.0
 """Seconds: deadlines of a phase, and of the start, in runs in which a rank stalls."""
 LIMIT = 100.0
@@ -178,7 +180,7 @@ def run_rows(rows: Sequence[Row], tell: Callable[[str], None], out: Path) -> lis
 
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         for _ in range(min(SIDE_BY_SIDE, len(rows))):
-            free.put(stack.enter_context(Zygote()))
+            free.put(stack.enter_context(Zygote(PROGRAM)))
         return [outcome for found in pool.map(one, range(len(rows))) for outcome in found]
 
 

@@ -25,6 +25,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -62,11 +63,14 @@ class Process:
 
 
 class Zygote:
-    """The process that is forked from; it runs one program after the other, and ends with this process."""
+    """The process that is forked from; it runs one program after the other, and ends with this process.
 
-    def __init__(self) -> None:
+    `modules` are further ones for it to load; with a `main`, one is run by its name, as by `python -m`.
+    """
+
+    def __init__(self, modules: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-m", __name__, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -198,8 +202,9 @@ def _program(words: list[str]) -> int:
     raise AssertionError("unreachable")
 
 
-def _done(nothing: None) -> int:
-    """A program that has come to its end."""
+def _run(main: Callable[[], object], arguments: Sequence[str]) -> int:
+    """A program that reads `sys.argv`."""
+    main()
     return 0
 
 
@@ -218,16 +223,15 @@ def _load() -> None:
     import torch.distributed.run as torchrun
     from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
-    from .. import __main__ as genlock
-    from .. import cli
     from ..guardian import child, watch
     from . import launch, rank
 
     PROGRAMS[""] = (GUARDIAN, watch.main)
     PROGRAMS["genlock.impl.rank"] = (RANK, lambda arguments: rank.main(*arguments))
-    PROGRAMS["genlock"] = ("", lambda arguments: _done(genlock.main()))
-    PROGRAMS["torch.distributed.run"] = ("", lambda arguments: _done(torchrun.main(arguments)))
-    assert cli.app
+    PROGRAMS["torch.distributed.run"] = ("", lambda arguments: torchrun.main(arguments) or 0)
+    for module in map(import_module, sys.argv[1:]):
+        if hasattr(module, "main"):
+            PROGRAMS[module.__name__.removesuffix(".__main__")] = ("", partial(_run, module.main))
     handler: Any = SubprocessHandler
     assert callable(handler._popen)
     handler._popen = _torchrun_forks
