@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -166,21 +165,14 @@ def run_rows(rows: Sequence[Row], tell: Callable[[str], None], out: Path) -> lis
     if out.exists() and any(out.iterdir()):
         raise UsageError("there are runs in this folder already", where=str(out), do="choose another --out")
     done: list[int] = []
-    free: SimpleQueue[Zygote] = SimpleQueue()
 
     def one(number: int) -> list[Outcome]:
-        zygote = free.get()
-        try:
-            found = _run(rows[number], out / f"{number:03}-{rows[number].ids[0]}", zygote)
-        finally:
-            free.put(zygote)
+        found = _run(rows[number], out / f"{number:03}-{rows[number].ids[0]}", zygote)
         done.append(number)
         tell(f"{len(done)} of {len(rows)} runs")
         return found
 
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        for _ in range(min(SIDE_BY_SIDE, len(rows))):
-            free.put(stack.enter_context(Zygote(PROGRAM)))
+    with Zygote(PROGRAM) as zygote, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         return [outcome for found in pool.map(one, range(len(rows))) for outcome in found]
 
 

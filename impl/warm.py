@@ -16,7 +16,6 @@ import ctypes
 import gc
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -39,22 +38,22 @@ SET_NAME = 15
 
 
 class Process:
-    """A program that a zygote runs; like a Popen, as far as it goes."""
+    """A program that a zygote has forked; like a Popen, as far as it goes. `status` is where its end is told."""
 
-    def __init__(self, zygote: subprocess.Popen[str], pid: int) -> None:
-        self._zygote, self.pid = zygote, pid
+    def __init__(self, pid: int, status: Path) -> None:
+        self.pid, self._status = pid, status
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """Its exit status, once it has ended."""
-        out = self._zygote.stdout
-        if self.returncode is None and out is not None and select.select([out], [], [], 0)[0]:
-            self.returncode = int(out.readline() or -signal.SIGKILL)
+        if self.returncode is None and self._status.exists():
+            self.returncode = int(self._status.read_text())
         return self.returncode
 
     def kill(self) -> None:
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
         while self.poll() is None:
@@ -63,14 +62,15 @@ class Process:
 
 
 class Zygote:
-    """The process that is forked from; it runs one program after the other, and ends with this process.
+    """The process that is forked from; it ends with this one, and what it has forked ends with it.
 
     `modules` are further ones for it to load; with a `main`, one is run by its name, as by `python -m`.
     """
 
     def __init__(self, modules: Sequence[str] = ()) -> None:
+        self._asking = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *modules],
+            [sys.executable, "-c", f"from {__name__} import main; main()", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -87,12 +87,14 @@ class Zygote:
         self._process.wait()
 
     def start(self, words: Sequence[str], said: Path) -> Process:
-        """Run a program; what it says goes to a file. The one before must have ended."""
+        """Run a program; what it says goes to a file, and its exit status to another beside it."""
+        status = said.with_suffix(".status")
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(json.dumps([list(words), str(said)]) + "\n")
-        self._process.stdin.flush()
-        return Process(self._process, int(self._process.stdout.readline()))
+        with self._asking:
+            self._process.stdin.write(json.dumps([list(words), str(said), str(status)]) + "\n")
+            self._process.stdin.flush()
+            return Process(int(self._process.stdout.readline()), status)
 
 
 # ── in the zygote, and in what it forks ─────────────────────────────────────────────────────────────
@@ -191,8 +193,8 @@ def _be(
 def _program(words: list[str]) -> int:
     """Do what a command line asks for; what this process has not loaded is started."""
     count = len(guardian())
-    module = words[2] if words[1:2] == ["-m"] else ""
-    if words[:count] == guardian() or module in PROGRAMS:
+    module = words[2] if words[1:2] == ["-m"] else "" if words[:count] == guardian() else None
+    if module in PROGRAMS:
         name, run = PROGRAMS[module]
         sys.argv = words[2:] if module else words
         if name:
@@ -240,16 +242,27 @@ def _load() -> None:
 
 
 def main() -> None:
-    """Each line of the input is a program, with where what it says goes; the answer is its id, then its exit status."""
+    """Each line of the input is a program, and where what it says and its end go; the answer is its id."""
     die_with_parent()
     _load()
+    own = os.getpid()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     for line in sys.stdin:
-        words, said = json.loads(line)
+        if os.fork() == 0:
+            words, said, status = json.loads(line)
+            _keep(words, said, status, own)
+
+
+def _keep(words: Sequence[str], said: str, status: str, zygote: int) -> None:
+    """In a process of its own: start a program, wait for it, and tell its end."""
+    try:
+        die_with_parent(zygote)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with open(said, "wb") as file:
             process = Forked(words, stdout=file, stderr=file, preexec_fn=partial(die_with_parent, os.getpid()))
         print(process.pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1]), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        ended = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
+        Path(f"{status}.new").write_text(str(ended))
+        os.rename(f"{status}.new", status)
+    finally:
+        os._exit(0)
