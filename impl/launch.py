@@ -29,7 +29,7 @@ import msgspec
 from ..errors import Exit, UsageError
 from ..guardian import command as guardian
 from ..guardian.child import children
-from ..guardian.settings import TOKEN, TRACES
+from ..guardian.settings import LIMITS, TOKEN, TRACES, Wrong, limits
 from ..traces.format import End, Trace, find, name_of, read
 from ..traces.perfetto import write as write_perfetto
 from .devices import gpus
@@ -97,11 +97,17 @@ def new_folder() -> Path:
     return Path("out") / time.strftime("%Y%m%d-%H%M%S")
 
 
-def check_deadlines(seconds: Mapping[str, float]) -> None:
-    """Raises UsageError for a phase that has no deadline."""
-    for phase in seconds:
-        if phase not in DEADLINES:
-            raise UsageError(f"no phase `{phase}`", where="--deadline", do=f"choose from {', '.join(DEADLINES)}")
+def deadlines_of(flags: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by phase, as flags and the environment say. Raises UsageError for a phase that has no deadline."""
+    try:
+        told = limits(os.environ.get(LIMITS, "").split(","), LIMITS)
+    except Wrong as error:
+        raise UsageError(str(error), do=f"name phases, as in {LIMITS}=header=5,ack=5") from None
+    for where, seconds in ((LIMITS, told), ("--deadline", flags)):
+        for phase in seconds:
+            if phase not in DEADLINES:
+                raise UsageError(f"no phase `{phase}`", where=where, do=f"choose from {', '.join(DEADLINES)}")
+    return {**told, **flags}
 
 
 def require_torch() -> None:

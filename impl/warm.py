@@ -78,6 +78,10 @@ class Zygote:
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def __enter__(self) -> Self:
         return self
 
