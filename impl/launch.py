@@ -233,7 +233,7 @@ def _release(agents: Sequence[Started]) -> None:
         idle = idle + 1 if failed and not any(True for agent in left for _ in children(agent.pid)) else 0
         if idle > 5:
             for agent in left:
-                agent.terminate()
+                agent.kill()  # it waits in C++, where no signal is handled
             return
 
 

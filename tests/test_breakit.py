@@ -16,7 +16,7 @@ SHORT = (
     Row(REFUSED, "", 2, Exit.OK),
     Row(("OM-06",), ",rank=1", 2, Exit.CONTRACT, (1,)),
     Row(("OM-13",), ",kind=kill,rank=0,phase=idle", 2, Exit.PEER_DIED, (0,), "one per rank"),
-    Row(("OM-13",), ",kind=gil,rank=1,phase=ack", 2, Exit.DEADLINE, (1,)),
+    Row(("OM-13",), ",kind=gil,rank=1,phase=ack,chunk=2", 2, Exit.DEADLINE, (1,)),
     Row(("OM-13",), ",kind=stop,rank=0,phase=payload,chunk=2,where=inside", 2, Exit.DEADLINE, (0,)),
     Row(("OM-13",), ",kind=kill,rank=1,phase=generate,chunk=2,where=inside", 2, Exit.PEER_DIED, (1,), "one per rank"),
     # the others have ended well by then, and their torchruns wait for the one that fails
