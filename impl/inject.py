@@ -124,6 +124,8 @@ FORGE: Mapping[str, Callable[[Sequence[torch.Tensor]], torch.Tensor]] = {
 
 MIDDLE = 3
 """So many collectives of a generator call are done when it is struck inside."""
+HEARD = 0.3
+"""Seconds for the others to have the payload too, so that they can say what it was, before this rank's is damaged."""
 COME = 0.05
 """Seconds that a struck rank stays in its collective first, for the others to come there."""
 
@@ -342,6 +344,7 @@ class Here:
     def received(self, collective: str, tensor: torch.Tensor, chunk_index: int) -> None:
         """A collective has delivered `tensor` to this rank."""
         if self.mine and self.fault.received and self.injection and chunk_index == self.injection.chunk:
+            time.sleep(HEARD)
             self._struck()
             self.fault.received(collective, tensor)
 

@@ -49,6 +49,13 @@ def go_on(path: str) -> None:
         work(0.05)
 
 
+def meet(path: str) -> None:
+    """Go on once every rank has come here."""
+    Path(f"{path}{os.environ['RANK']}").touch()
+    for rank in range(int(os.environ["WORLD_SIZE"])):
+        go_on(f"{path}{rank}")
+
+
 def keep(path: str) -> None:
     beat.last_words(lambda: Path(path).write_text("kept"))
 
@@ -73,6 +80,7 @@ WORDS: dict[str, Callable[[Any], Any]] = {
     "raise": fail,
     "helper": helper,
     "until": go_on,
+    "meet": meet,
     "keep": keep,
     "slow": lambda _: beat.last_words(lambda: time.sleep(60)),
     "traced": lambda _: ctypes.CDLL(None).ptrace(0, 0, 0, 0),

@@ -310,9 +310,12 @@ STALLS = {
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("stall", STALLS)
-def test_a_rank_that_stalls_is_named_and_its_stacks_are_kept(start: Callable[..., Job], stall: str, rank: int) -> None:
+def test_a_rank_that_stalls_is_named_and_its_stacks_are_kept(
+    start: Callable[..., Job], tmp_path: Path, stall: str, rank: int
+) -> None:
     what, stacks = STALLS[stall]
-    job = start(broken(rank, (stall, None)), flags={-1: LIMITS})
+    here = ("meet", str(tmp_path / "here"))
+    job = start({rank: [here, *broken(rank, (stall, None))[rank]], "*": [here, *BUSY]}, flags={-1: LIMITS})
     assert job.ends() == [DEADLINE if n == rank else PEER_DIED for n in range(3)]
     for said in job.said:
         assert re.search(rf"rank{rank} {what} \d\.\d s in phase steady, since call_id=7 \(deadline 0\.5 s\)", said)
