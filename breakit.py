@@ -119,17 +119,17 @@ def _stricken(kind: str, place: tuple[str, str], rank: int, ranks: int, layout: 
 
 
 def _strikes() -> Iterator[Row]:
-    """Each kind at each place on each of three ranks; the number of ranks and the layout go round."""
+    """Each kind at each place on rank0 and on a worker; which worker, the number of ranks and the layout go round."""
     for k, kind in enumerate(KINDS):
         for p, place in enumerate(PLACES):
-            for rank in range(1 if place[0] == "shutdown" else 3):
-                ranks = max((2, 3, 4)[(k + p + rank) % 3], rank + 1)
-                hit = 3 if rank == 2 and ranks == 4 else rank
-                yield _stricken(kind, place, hit, ranks, LAYOUTS[(k + p + rank) % 2])
+            for worker in range(1 if place[0] == "shutdown" else 2):
+                turn = k + p + worker
+                ranks = (2, 3, 4)[turn % 3]
+                hit = 1 + (k + p // 3) % (ranks - 1) if worker else 0
+                yield _stricken(kind, place, hit, ranks, LAYOUTS[turn % 2])
     for n, kind in enumerate(("guardian", "launcher")):
         for ranks in (2, 3, 4):
-            for layout in LAYOUTS:
-                yield _stricken(kind, PLACES[1 + 3 * n], ranks - 2, ranks, layout)
+            yield _stricken(kind, PLACES[1 + 3 * n], ranks - 2, ranks, LAYOUTS[(n + ranks) % 2])
 
 
 def _every_strike() -> Iterator[Row]:
@@ -142,7 +142,7 @@ def _every_strike() -> Iterator[Row]:
 
 
 def plan(*, full: bool = False) -> list[Row]:
-    """Every row with 2, 3 and 4 ranks in either layout. OM-13: each kind at each place on each of three ranks, with 2,
+    """Every row with 2, 3 and 4 ranks in either layout. OM-13: each kind at each place on rank0 and a worker, with 2,
     3 and 4 ranks and the layouts in turn; with `full` on each rank of each number of ranks in either layout."""
     rows = []
     for n, layout in enumerate(LAYOUTS):
@@ -231,7 +231,7 @@ def _follow(process: subprocess.Popen[bytes] | Process) -> tuple[float, list[int
                     handles[pid] = os.pidfd_open(pid)
             if _of_a_rank(pid):
                 ranks.add(pid)
-        gone = select.select(list(handles.values()), [], [], 0.02)[0]
+        gone = select.select(list(handles.values()), [], [], 0.05)[0]
         for pid in [pid for pid, handle in handles.items() if handle in gone]:
             os.close(handles.pop(pid))
             last = time.monotonic() if pid in ranks else last

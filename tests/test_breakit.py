@@ -68,7 +68,7 @@ def test_the_plan_has_every_row_with_two_three_and_four_ranks_in_either_layout()
             injection(name, dict(text.split("=") for text in settings))
 
 
-def test_the_plan_strikes_every_rank_at_every_place_in_every_way() -> None:
+def test_the_plan_strikes_rank0_and_a_worker_at_every_place_in_every_way() -> None:
     def struck(row: Row) -> tuple[str, tuple[str, str], int]:
         s = dict(text.split("=") for text in row.settings.split(",")[1:])
         return s["kind"], (s["phase"], s.get("where", "")), int(s["rank"])
@@ -76,14 +76,15 @@ def test_the_plan_strikes_every_rank_at_every_place_in_every_way() -> None:
     rows = [row for row in plan() if row.ids == ("OM-13",)]
     for kind in KINDS:
         for place in PLACES:
-            here = [row for row in rows if struck(row)[:2] == (kind, place)]
-            hit = {min(struck(row)[2], 2) for row in here}
-            assert hit == ({0} if place[0] == "shutdown" else {0, 1, 2})
+            here = [row for row in rows if struck(row)[:2] == (kind, place) and not row.cold]
+            assert {min(struck(row)[2], 1) for row in here} == ({0} if place[0] == "shutdown" else {0, 1})
             assert place[0] == "shutdown" or {row.layout for row in here} == {*LAYOUTS}
-        assert {row.ranks for row in rows if struck(row)[0] == kind} == {2, 3, 4}
-        assert any(struck(row)[::2] == (kind, 3) for row in rows)
+        own = [row for row in rows if struck(row)[0] == kind]
+        assert {(row.ranks, row.layout) for row in own} >= {(n, layout) for n in (2, 3, 4) for layout in LAYOUTS}
+        assert {struck(row)[2] for row in own} == {0, 1, 2, 3}
     for kind in ("guardian", "launcher"):
-        assert len({(row.ranks, row.layout) for row in rows if struck(row)[0] == kind}) == 6
+        own = [row for row in rows if struck(row)[0] == kind]
+        assert ({row.ranks for row in own}, {row.layout for row in own}) == ({2, 3, 4}, {*LAYOUTS})
     full = {(*struck(row), row.ranks, row.layout) for row in plan(full=True) if row.ids == ("OM-13",)}
     assert len(full) == 6 * (len(PLACES) - 1) * (2 + 3 + 4) * 2 + 6 * 3 * 2
 
