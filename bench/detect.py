@@ -8,7 +8,8 @@ faults that only a deadline can find (stop, loop, gil) from that deadline on. `a
 `agents`: one each, as on several machines. Which rank is hit goes round, rank0 among them; ranks sleep between beats
 (idle), so that nothing but a guardian can notice. The torchruns are forked from a process that has torch loaded;
 guardians and ranks are started. Several jobs wait ready while one is hit; none starts meanwhile. Beside it, fewer
-times: torchrun without guardians, and gloo ranks in an all-reduce or idle, for CAP seconds at most.
+times: torchrun without guardians, and gloo ranks in an all-reduce or idle, for CAP seconds at most; and ranks that are
+all killed at once, which is what the kernel needs.
 
 With --keep each row is also added to a file, so that the whole can be run in parts; --table prints what a file has.
 Exit status 1 where a bar of DESIGN.md is missed or somebody else was blamed.
@@ -56,6 +57,8 @@ JOBS, GB = 5, 8.0
 POPULATE, NO_HUGE_PAGES = 23, 15
 """MADV_POPULATE_WRITE and MADV_NOHUGEPAGE."""
 GUARDED = "guardians"
+AT_ONCE = "all killed at once"
+"""No faster can it be: what the kernel needs to end such ranks, on this machine, as busy as it is."""
 
 
 class Case(NamedTuple):
@@ -141,10 +144,12 @@ def measured(given: argparse.Namespace, zygote: Zygote) -> Iterator[Result]:
         cases = [Case("torchrun alone", layout, (3,), 0, f) for f in ("kill", "stop") for layout in given.layouts]
         works = ("gloo alone, in an all-reduce", "gloo alone, idle")
         cases += [Case(work, "none", (3,), 0, f) for f in ("kill", "stop") for work in works]
+        cases += [Case(AT_ONCE, "none", (4,), gb, "kill") for gb in given.gb]
         rounds: list[list[tuple[float, bool]]] = [[] for _ in cases]
         for n in range(given.beside):
-            for some in ([*range(0, len(cases), 2)], [*range(1, len(cases), 2)]):
-                for k, found in zip(some, hit_all([(cases[k], 3, n % 3) for k in some], zygote), strict=True):
+            for some in (range(k, len(cases), 3) for k in range(3)):
+                jobs = [(cases[k], cases[k].ranks[0], n % 3) for k in some]
+                for k, found in zip(some, hit_all(jobs, zygote), strict=True):
                     rounds[k].append(found)
         yield from (
             Result(case, [seconds for seconds, _ in found], 0) for case, found in zip(cases, rounds, strict=True)
@@ -225,7 +230,8 @@ class Job:
         (self.folder / "fault").write_text(self.case.fault)
         number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(self.case.fault, signal.SIGUSR1)
         self.begun = time.monotonic()
-        os.kill(self.pids[self.hit], number)
+        for pid in self.pids if self.case.kind == AT_ONCE else [self.pids[self.hit]]:
+            os.kill(pid, number)
         self.begun += 0.0 if self.case.fault == "kill" else DEADLINE
 
     def ended(self, handle: int) -> None:
@@ -280,7 +286,7 @@ def launch(folder: str, case_text: str, ranks_text: str) -> int:
     else:
         world = {**environ, "WORLD_SIZE": str(ranks)}
         forked = [sys.executable, "-m", "detect", *program[2:]]
-        starts = [(forked, {**world, "RANK": str(n)}) for n in range(ranks)]
+        starts = [(program if kind == AT_ONCE else forked, {**world, "RANK": str(n)}) for n in range(ranks)]
     end = partial(die_with_parent, os.getpid())
     running = [warm.Forked(words, env=env, start_new_session=True, preexec_fn=end) for words, env in starts]
     for process in running:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-MARK = f"GENLOCK_TESTS={uuid.uuid4().hex}"
-os.environ.update([MARK.split("=")])
+MARK = uuid.uuid4().hex
+os.environ["GENLOCK_TESTS"] = MARK
 OF_A_RUN = (b"genlock.impl", b"guardian/__main__.py", b"torch.distributed.run")
 """Found in the command lines of ranks, guardians, launchers, and zygotes with what they have forked."""
 
