@@ -176,7 +176,8 @@ def hit_all(jobs: Sequence[tuple[Case, int, int]], zygote: Zygote) -> list[tuple
         for job in ready:
             job.strike()
             until = time.monotonic() + APART
-            while time.monotonic() < until or (job.case.fault in ("kill", "loop") and not job.over):
+            alone = job.case.kind in (GUARDED, AT_ONCE) and job.case.fault in ("kill", "loop")
+            while time.monotonic() < until or (alone and not job.over):
                 watch(ready)
         while not all(job.over for job in ready):
             watch(ready)
@@ -299,6 +300,7 @@ def launch(folder: str, case_text: str, ranks_text: str) -> int:
 
 def rank(folder: str, kind: str, gb: str) -> None:
     """One rank: fills its memory, says that it is there, and does next to nothing from then on."""
+    die_with_parent()
     work = None
     if kind.startswith("gloo"):
         import torch
