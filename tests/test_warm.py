@@ -22,7 +22,7 @@ from genlock.impl.warm import Zygote
 def zygote() -> Iterator[Zygote]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_FR_BUFFER_SIZE", "200")  # torch reads it once
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         with Zygote((*PROGRAM, "open_files")) as warm:
             yield warm
 
