@@ -217,7 +217,7 @@ def run(
     from .impl import launch
     from .impl import scenario as scenarios
 
-    launch.check_deadlines(seconds)
+    seconds = launch.deadlines_of(seconds)
     todo = scenarios.load(Path(scenario)) if scenario else scenarios.default(chunks)
     config = scenarios.RunConfig(
         run=launch.new_run(),
@@ -326,6 +326,7 @@ def audit(
     protocol: flags.ProtocolName = "tp_v1.1",
     *,
     mutant: flags.Mutant = None,
+    full: flags.FullMatrix = False,
     runs: flags.RunFolders,
     out: flags.OutDir = None,
     report: flags.AuditChoice = flags.TextOrJson.text,
@@ -339,7 +340,7 @@ def audit(
         if protocol == TP and mutant is None and not runs:
             from .contract.rows import run_matrix
 
-            rows = run_matrix(tell, out)
+            rows = run_matrix(tell, out, full=full)
         found = audited(tell, protocol, mutant, runs, rows)
     if out is not None:
         from .page.audits import story_of

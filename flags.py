@@ -219,6 +219,9 @@ ReportChoice = Annotated[ReportFormat, typer.Option("--format", help="How to pri
 OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", file_okay=False, help="Where to write.")]
 
 AuditChoice = Annotated[TextOrJson, typer.Option("--format", help="How to print the verdict.")]
+FullMatrix = Annotated[
+    bool, typer.Option("--full", help="Strike every rank of every number of ranks, in either layout: hours.")
+]
 RunFolders = Annotated[
     list[Path],
     typer.Option(

@@ -18,15 +18,15 @@ from .evidence import Finding, Ledger, Tell
 MATRIX = "breakit.json"
 
 
-def run_matrix(tell: Tell, out: Path | None) -> Ledger:
-    """Run the whole matrix; with `out`, its outcomes and the traces of all its runs are kept there.
+def run_matrix(tell: Tell, out: Path | None, *, full: bool = False) -> Ledger:
+    """Run the matrix, or all that can be struck; with `out`, its outcomes and all traces are kept there.
 
     Raises UsageError where `out` has an earlier one.
     """
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            return findings(run_rows(plan(), tell, Path(folder)))
-    outcomes = run_rows(plan(), tell, out / "runs")
+            return findings(run_rows(plan(full=full), tell, Path(folder)))
+    outcomes = run_rows(plan(full=full), tell, out / "runs")
     (out / MATRIX).write_bytes(msgspec.json.format(msgspec.json.encode(outcomes), indent=1) + b"\n")
     return findings(outcomes)
 

@@ -14,7 +14,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 LINUX = sys.platform == "linux"
 PDEATHSIG, SUBREAPER = 1, 36
@@ -22,6 +22,8 @@ FLAGS, EXIT_CODE, PF_EXITING = 6, 49, 4
 """Of /proc/PID/stat: two fields, counted after the name, and a flag in the first."""
 HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 """Signals that a guardian handles; its child starts with their defaults."""
+become: Callable[[str, list[str], dict[str, str]], object] = os.execvpe
+"""How a child becomes its program."""
 
 
 def _prctl(option: int, value: int) -> None:
@@ -117,7 +119,7 @@ def _become(program: Sequence[str], environ: Mapping[str, str], guardian: int, t
         signal.set_wakeup_fd(-1)
         for number in HELD:
             signal.signal(number, signal.SIG_DFL)
-        os.execvpe(program[0], list(program), dict(environ))
+        become(program[0], list(program), dict(environ))
     except OSError as error:
         os.write(told, str(error.errno).encode())
     finally:

@@ -12,7 +12,7 @@ import time
 
 from .child import Child, descends, read
 from .judge import COLLECTIVE, Finding
-from .page import DUMPS_STACKS, EVERYONE, NOBODY, Page
+from .page import ASKED, DUMPS_STACKS, EVERYONE, HAS_SPOKEN, HAS_WORDS, NOBODY, Page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,22 +21,59 @@ if TYPE_CHECKING:
 STACKS_TIME = {"deadline": 0.4, COLLECTIVE: 0.4}
 """Seconds that a rank has to write its stacks, by cause; where a rank has died, HURRY."""
 HURRY = 0.05
-DUMP_TIME = 0.5
-"""Seconds that Flight Recorder has to write its dump, where it can be asked for one."""
+WORDS_TIME = 0.5
+"""Seconds that it has for its last words, where it has any, and Flight Recorder for a dump by NCCL's pipe."""
 TAIL = 1 << 20
 """No line of a trace is longer."""
 
 
-def gather(path: str, found: Finding, page: Page, child: Child, stacks: int, environ: Mapping[str, str]) -> bool:
+class Words:
+    """The pipe by which a rank is asked for its last words: what only itself can keep, as Flight Recorder's dump."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        environ[ASKED] = f"/proc/{os.getpid()}/fd/{self._read}"
+
+    def ask(self, page: Page) -> None:
+        if page.flags & HAS_WORDS:
+            try:
+                os.write(self._write, b"1")
+            except OSError:  # it has been asked too often
+                return
+
+    def come(self, page: Page, memory: memoryview, child: Child) -> str:
+        """Whether they have come by now, or come in time; empty where there are none."""
+        if not page.flags & HAS_WORDS:
+            return ""
+        until = time.monotonic() + WORDS_TIME
+        while child.alive and not child.stopped:
+            if (Page.read(memory) or page).flags & HAS_SPOKEN:
+                return "last words: kept by the rank"
+            if time.monotonic() > until:
+                return f"last words: none came in {WORDS_TIME:g} s"
+            time.sleep(0.003)
+        return f"last words: none, the rank is {'stopped' if child.stopped else 'dead'}"
+
+
+def gather(
+    path: str,
+    found: Finding,
+    page: Page,
+    child: Child,
+    stacks: int,
+    words: Words,
+    memory: memoryview,
+    environ: Mapping[str, str],
+) -> bool:
     """Write what can be known of a rank to a file; whether it could be written."""
+    words.ask(page)
     pid = page.pid if page.pid and descends(page.pid, child.pid) else child.pid
     parts = [found.what, "", *_page(page)]
     if child.alive:
         parts += ["", *_process(pid)]
     parts += ["", *_host(), "", *_stacks(page, pid, child, stacks, STACKS_TIME.get(found.cause, HURRY))]
-    dump = _flight_recorder(environ)
-    if dump:
-        parts += ["", dump]
+    for told in (words.come(page, memory, child), _flight_recorder(environ)):
+        parts += ["", told] if told else []
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
@@ -117,12 +154,12 @@ def _flight_recorder(environ: Mapping[str, str]) -> str:
         os.close(pipe)
     except OSError as error:
         return f"no Flight Recorder dump: {error.strerror}"
-    until = time.monotonic() + DUMP_TIME
+    until = time.monotonic() + WORDS_TIME
     while time.monotonic() < until:
         if os.path.exists(dump) and os.stat(dump).st_mtime_ns != before:
             return f"Flight Recorder dump: {dump}"
         time.sleep(0.01)
-    return f"no Flight Recorder dump came to {dump} in {DUMP_TIME:g} s"
+    return f"no Flight Recorder dump came to {dump} in {WORDS_TIME:g} s"
 
 
 def mark(path: str, cause: str, exit_status: int, message: str, culprit: int) -> bool:

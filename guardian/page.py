@@ -12,11 +12,13 @@ VARIABLE = "GENLOCK_PAGE"
 """Names the page of a rank in its environment."""
 STACKS = "GENLOCK_STACKS"
 """Names what the rank's stacks are written to on SIGUSR2."""
+ASKED = "GENLOCK_ASKED"
+"""Names a pipe: a byte in it asks the rank to keep what only itself can, its last words."""
 
 NOBODY, EVERYONE = -1, -2
 """`waiting`: the rank does work of its own; or it waits for whoever has not issued the collective yet."""
-DUMPS_STACKS = 1
-"""In `flags`: SIGUSR2 writes the rank's stacks."""
+DUMPS_STACKS, HAS_WORDS, HAS_SPOKEN = 1, 2, 4
+"""In `flags`: SIGUSR2 writes the rank's stacks; it has last words to keep; it has kept them."""
 
 MAGIC = b"GLKPAGE1"
 EDITION = struct.Struct("<I")

@@ -52,7 +52,7 @@ class Settings:
             raise Wrong(f"RANK={self.rank} is not one of WORLD_SIZE={self.world} ranks")
         self.run = environ.get("TORCHELASTIC_RUN_ID", "none")
         self.restart = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        given = {**_limits(environ.get(LIMITS, "").split(","), LIMITS), **_limits(flags["--deadline"], "--deadline")}
+        given = {**limits(environ.get(LIMITS, "").split(","), LIMITS), **limits(flags["--deadline"], "--deadline")}
         self.explicit = frozenset(given)
         self.deadlines = {**DEADLINES, **given}
         self.observe = "--observe" in flags or environ.get(OBSERVE, "") not in ("", "0")
@@ -120,7 +120,8 @@ def _one(flags: Mapping[str, list[str]], name: str) -> str:
     return flags[name][-1] if flags[name] else ""
 
 
-def _limits(given: Sequence[str], where: str) -> dict[str, float]:
+def limits(given: Sequence[str], where: str) -> dict[str, float]:
+    """Seconds by name, of texts like `steady=30`. Raises Wrong."""
     found = {}
     for text in filter(None, given):
         name, _, value = text.partition("=")

@@ -36,8 +36,8 @@ RETRY = 0.02
 """Seconds between two calls of rank0's guardian."""
 GRACE = 0.1
 """Seconds that rank0's guardian waits for a better explanation before it names the culprit."""
-VERDICT = 0.5
-"""Seconds that the others wait for its word."""
+VERDICT = 1.0
+"""Seconds that the others wait for its word; it gathers evidence meanwhile."""
 KILL = 10.0
 """Seconds that a killed rank may take to go; gigabytes have to be given back."""
 FAREWELL = 2.0
@@ -76,6 +76,7 @@ class Guardian:
         self.parent = parent
         self.memory = mmap.mmap(self._shared(VARIABLE, SIZE), SIZE)
         self.stacks = self._shared(STACKS, 0)
+        self.words = evidence.Words(self.environ)
         self.child = Child(self.settings.program, self.environ)
         self.page = Page()
         self.local = Local(self.rank, self.settings.deadlines, time.monotonic())
@@ -307,7 +308,8 @@ class Guardian:
         more = [str(len(self._told))] if len(self._told) > 1 else []
         name = ".".join([f"rank{self.rank}", *again, *more, "evidence.txt"])
         path = os.path.join(self.settings.evidence, name)
-        if evidence.gather(path, finding, self.page, self.child, self.stacks, self.environ):
+        kept = (self.page, self.child, self.stacks, self.words, memoryview(self.memory), self.environ)
+        if evidence.gather(path, finding, *kept):
             self.kept = path
 
     def _ended(self, status: int) -> None:

@@ -20,7 +20,18 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-from ..guardian.page import DUMPS_STACKS, EVERYONE, NOBODY, SIZE, STACKS, VARIABLE, Page
+from ..guardian.page import (
+    ASKED,
+    DUMPS_STACKS,
+    EVERYONE,
+    HAS_SPOKEN,
+    HAS_WORDS,
+    NOBODY,
+    SIZE,
+    STACKS,
+    VARIABLE,
+    Page,
+)
 
 
 class Beat:
@@ -30,6 +41,7 @@ class Beat:
         self.guarded = guarded
         """Whether somebody reads it."""
         self._memory, self._lock, self._edition = memory, threading.Lock(), 0
+        self._pending = 0
         self._page = Page()
         self._page.pid, self._page.flags = os.getpid(), flags
         self.phase("startup")
@@ -46,6 +58,29 @@ class Beat:
         stacks = os.open(os.environ[STACKS], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
         return cls(memory, DUMPS_STACKS, guarded=True)
+
+    def last_words(self, speak: Callable[[], object]) -> None:
+        """Have `speak` called, in a thread of its own, when the guardian is about to end this process: to keep what
+        only this process can. It has half a second at most; nobody who is stopped or holds the GIL is heard.
+        Once for a process.
+        """
+        path = os.environ.get(ASKED)
+        if path is None or not self.guarded:
+            return
+        asked = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        threading.Thread(target=self._await_asked, args=(asked, speak), name="genlock-words", daemon=True).start()
+        self._flag(HAS_WORDS)
+
+    def _await_asked(self, asked: int, speak: Callable[[], object]) -> None:
+        while os.read(asked, 1):
+            with contextlib.suppress(Exception):
+                speak()
+            self._flag(HAS_SPOKEN)
+
+    def _flag(self, flag: int) -> None:
+        with self._lock:
+            self._page.flags |= flag
+            self._edition = self._page.write(self._memory, self._edition)
 
     def phase(self, name: str, *, deadline: float = 0.0) -> None:
         """Work of this kind begins. `deadline` in seconds overrides that of the phase; at most 16 bytes of name."""
@@ -93,9 +128,20 @@ class Beat:
             self.leave()
 
     def issue(self, operation: object) -> Callable[[str | None], None]:
-        """As a watcher of the interceptor: every collective of this process is waited in, until it has completed."""
-        self.enter()
-        return lambda outcome: self.leave()
+        """As a watcher of the interceptor: every collective of this process is waited in, until all have completed."""
+        with self._lock:
+            self._pending += 1
+            self._page.position += 1
+            self._page.waiting = EVERYONE
+            self._write()
+        return self._complete
+
+    def _complete(self, outcome: str | None) -> None:
+        with self._lock:
+            self._pending -= 1
+            if not self._pending:
+                self._page.waiting = NOBODY
+            self._write()
 
     def _write(self) -> None:
         self._page.counter += 1

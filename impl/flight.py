@@ -7,6 +7,7 @@ once, when it starts. `genlock replay FOLDER/flight_recorder` reads what is writ
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import torch
@@ -20,13 +21,19 @@ def wanted() -> bool:
     return any(os.environ.get(name, "0") not in ("", "0") for name in SIZES)
 
 
-def dump(out: Path, rank: int) -> Path | None:
-    """Write what torch has kept; None where it keeps nothing, or this torch cannot say."""
+def dump(out: Path, rank: int, *, hurry: bool = False) -> Path | None:
+    """Write what torch has kept; None where it keeps nothing, or this torch cannot say.
+
+    Its stacks come second, since finding their symbols can take torch seconds; not at all in a `hurry`.
+    """
     c10d = torch._C._distributed_c10d
     how = getattr(c10d, "_dump_fr_trace", None) or getattr(c10d, "_dump_nccl_trace", None)
     if how is None or not wanted():
         return None
     path = out / FOLDER / f"trace_{rank}"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(how())
+    part = path.with_name(f".{path.name}.{threading.get_ident()}")  # whoever else writes one, it is whole
+    for stacks in (False,) if hurry else (False, True):
+        part.write_bytes(how(includeStackTraces=stacks))
+        part.replace(path)
     return path

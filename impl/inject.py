@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -121,6 +122,14 @@ FORGE: Mapping[str, Callable[[Sequence[torch.Tensor]], torch.Tensor]] = {
 """From the header packets of all chunks so far, the last of which is due, the one that leaves instead."""
 
 
+MIDDLE = 3
+"""So many collectives of a generator call are done when it is struck inside."""
+HEARD = 0.3
+"""Seconds for the others to have the payload too, so that they can say what it was, before this rank's is damaged."""
+COME = 0.05
+"""Seconds that a struck rank stays in its collective first, for the others to come there."""
+
+
 class Wrapped:
     """A generator that is someone else's but for what a subclass changes."""
 
@@ -174,6 +183,19 @@ class Drifting(Wrapped):
         return self.inner.chunk({**fields, "current_start_frame": fields["current_start_frame"] + drift})
 
 
+class Interrupted(Wrapped):
+    """OM-13 inside a generator call: it strikes between two collectives of the call, the others wait in the next."""
+
+    def __init__(self, inner: Video, injection: Injection, strike: Callable[[], None]) -> None:
+        super().__init__(inner, injection)
+        self._strike = strike
+
+    def chunk(self, fields: Mapping[str, Any]) -> Run:
+        if fields["chunk_index"] == self.injection.chunk:
+            self.inner.comm = _StrikeBetween(self.inner.comm, self._strike)
+        return self.inner.chunk(fields)
+
+
 class Broadcasting(Wrapped):
     """OM-06: each block of this rank's generator begins with a broadcast of its own."""
 
@@ -183,13 +205,28 @@ class Broadcasting(Wrapped):
         return self.inner.chunk(fields)
 
 
-class _BroadcastFirst:
+class _Comm:
+    """A group that is someone else's but for what a subclass changes."""
+
     def __init__(self, comm: TensorParallel) -> None:
         self._comm = comm
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._comm, name)
 
+
+class _StrikeBetween(_Comm):
+    def __init__(self, comm: TensorParallel, strike: Callable[[], None]) -> None:
+        super().__init__(comm)
+        self._strike = strike
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._comm.observed == MIDDLE:
+            self._strike()
+        return self._comm.all_reduce(tensor)
+
+
+class _BroadcastFirst(_Comm):
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._comm.observed % ALL_REDUCES_PER_BLOCK == 0:
             dist.broadcast(tensor.new_zeros(1), 0)
@@ -268,8 +305,10 @@ FAULTS: Mapping[str, Fault] = {
 class Here:
     """The fault of a run, as far as it concerns one rank; without one, nothing happens."""
 
-    def __init__(self, injection: Injection | None, rank: int, struck: Callable[[], None] = lambda: None) -> None:
-        self.injection, self.rank = injection, rank
+    def __init__(
+        self, injection: Injection | None, rank: int, struck: Callable[[], None] = lambda: None, launcher: int = 0
+    ) -> None:
+        self.injection, self.rank, self.launcher = injection, rank, launcher
         self._struck = struck
         """Told when the fault strikes here."""
         self.fault = FAULTS[injection.id] if injection else Fault()
@@ -288,6 +327,8 @@ class Here:
         return change(config) if change else config
 
     def generator(self, generator: Video) -> Generator:
+        if self.injection is not None and self.mine and self.injection.where and self.injection.phase == "generate":
+            return Interrupted(generator, self.injection, self._blow)
         wraps = self.fault.generator is not None and self.mine and self.injection is not None
         if wraps and not (self.fault.spoil and self._on_rank0):
             return self.fault.generator(generator, self.injection)  # type: ignore[misc, arg-type]
@@ -303,29 +344,48 @@ class Here:
     def received(self, collective: str, tensor: torch.Tensor, chunk_index: int) -> None:
         """A collective has delivered `tensor` to this rank."""
         if self.mine and self.fault.received and self.injection and chunk_index == self.injection.chunk:
+            time.sleep(HEARD)
             self._struck()
             self.fault.received(collective, tensor)
 
-    def reached(self, phase: str, chunk_index: int, launcher: int) -> bool:
+    def issued(self, collective: str, chunk_index: int) -> None:
+        """This rank has issued a collective, which is not complete: OM-13 strikes where it has to strike inside."""
+        one = self.injection if self.mine else None
+        if one is None or not one.where or COLLECTIVE_OF.get(one.phase) != collective:
+            return
+        if collective == "parity" or chunk_index >= one.chunk - self._early(one.phase):
+            time.sleep(COME)
+            self._blow()
+
+    def _early(self, phase: str) -> bool:
+        """Whether this rank's chunk index is still that of the chunk before."""
+        return phase in ("idle", "preflight") or (phase == "header" and self.rank > 0)
+
+    def _blow(self) -> None:
+        self.mine = False
+        self._struck()
+        blow(self.injection.kind or "kill" if self.injection else "kill", self.launcher)
+
+    def reached(self, phase: str, chunk_index: int) -> bool:
         """OM-13 and OM-15: where this rank has come to the phase, the process is struck, or the launcher told to end.
 
         Whether the launcher was told.
         """
         asked = self.injection if self.mine and self.injection and self.injection.id in AT_A_PHASE else None
-        if asked is None or phase != (asked.phase or "generate"):
+        if asked is None or asked.where or phase != (asked.phase or "generate"):
             return False
-        if phase not in ("startup", "shutdown") and chunk_index < asked.chunk - (phase in BEFORE):
+        if phase not in ("startup", "shutdown") and chunk_index < asked.chunk - self._early(phase):
+            return False
+        if asked.id == "OM-13":
+            self._blow()
             return False
         self.mine = False
         self._struck()
-        if asked.id == "OM-13":
-            blow(asked.kind or "kill", launcher)
-            return False
-        os.kill(launcher, signal.SIGTERM)
+        os.kill(self.launcher, signal.SIGTERM)
         return True
 
 
+COLLECTIVE_OF = {"startup": "parity", "header": "header", "payload": "payload", "ack": "ack"}
+"""Of the phases in which a rank can be struck inside; a generator call has many collectives of its own."""
 AT_A_PHASE = ("OM-13", "OM-15")
 """The faults that strike when a rank comes to a phase."""
-BEFORE = ("idle", "preflight")
-"""The phases in which the chunk index is still that of the chunk before."""

@@ -22,14 +22,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import msgspec
 
 from ..errors import Exit, UsageError
 from ..guardian import command as guardian
 from ..guardian.child import children
-from ..guardian.settings import TOKEN, TRACES
+from ..guardian.settings import LIMITS, TOKEN, TRACES, Wrong, limits
 from ..traces.format import End, Trace, find, name_of, read
 from ..traces.perfetto import write as write_perfetto
 from .devices import gpus
@@ -41,6 +41,23 @@ from .scenario import DEADLINES, RunConfig
 CONFIG = "run.json"
 LOG = "launcher.log"
 PERFETTO = "perfetto.json"
+
+
+class Started(Protocol):
+    """A torchrun, as a subprocess."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+start_process: Callable[..., Started] = subprocess.Popen
+"""How a torchrun is started."""
 
 
 class RankEnd(msgspec.Struct, frozen=True):
@@ -80,11 +97,17 @@ def new_folder() -> Path:
     return Path("out") / time.strftime("%Y%m%d-%H%M%S")
 
 
-def check_deadlines(seconds: Mapping[str, float]) -> None:
-    """Raises UsageError for a phase that has no deadline."""
-    for phase in seconds:
-        if phase not in DEADLINES:
-            raise UsageError(f"no phase `{phase}`", where="--deadline", do=f"choose from {', '.join(DEADLINES)}")
+def deadlines_of(flags: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by phase, as flags and the environment say. Raises UsageError for a phase that has no deadline."""
+    try:
+        told = limits(os.environ.get(LIMITS, "").split(","), LIMITS)
+    except Wrong as error:
+        raise UsageError(str(error), do=f"name phases, as in {LIMITS}=header=5,ack=5") from None
+    for where, seconds in ((LIMITS, told), ("--deadline", flags)):
+        for phase in seconds:
+            if phase not in DEADLINES:
+                raise UsageError(f"no phase `{phase}`", where=where, do=f"choose from {', '.join(DEADLINES)}")
+    return {**told, **flags}
 
 
 def require_torch() -> None:
@@ -121,15 +144,16 @@ def launch(
     program = [*guarded, "--", sys.executable, "-m", "genlock.impl.rank", str(out / CONFIG)]
     own = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", TOKEN: secrets.token_hex(), TRACES: str(out)}
     begin = time.monotonic()
-    with (out / LOG).open("w") as log, _signals(echo) as asked:
+    with (out / LOG).open("w", buffering=1) as log, _signals(echo) as asked:
         agents, said = _start(_agents(config.run, ranks, agent_per_rank), program, {**os.environ, **own})
         try:
             threading.Thread(target=_drain, args=(asked, agents, out, ranks), daemon=True).start()
+            threading.Thread(target=_release, args=(agents,), daemon=True).start()
             _follow(agents, said, log.write, echo, begin + limit)
         finally:
             said.close()
             _end_all(agents)
-    return summarise(out, max(abs(agent.returncode) for agent in agents), time.monotonic() - begin)
+    return summarise(out, max(abs(agent.returncode or 0) for agent in agents), time.monotonic() - begin)
 
 
 def _agents(run: str, ranks: int, agent_per_rank: bool) -> list[list[str]]:
@@ -145,13 +169,13 @@ def _agents(run: str, ranks: int, agent_per_rank: bool) -> list[list[str]]:
 
 def _start(
     agents: Sequence[Sequence[str]], program: Sequence[str], environ: Mapping[str, str]
-) -> tuple[list[subprocess.Popen[bytes]], TextIO]:
+) -> tuple[list[Started], TextIO]:
     """The torchruns, and what they and all ranks say."""
     read, write = os.pipe()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.1", "--no-python"]
     own, started = os.getpid(), []
     for flags in agents:
-        process = subprocess.Popen(
+        process = start_process(
             [*torchrun, *flags, *program],
             stdin=subprocess.DEVNULL,
             stdout=write,
@@ -187,7 +211,7 @@ def _signals(echo: Callable[[str], None]) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _drain(asked: threading.Event, agents: Sequence[subprocess.Popen[bytes]], out: Path, ranks: int) -> None:
+def _drain(asked: threading.Event, agents: Sequence[Started], out: Path, ranks: int) -> None:
     """When asked to, signal every rank, as soon as all of them hold signals: they do once they have a trace."""
     asked.wait()
     while any(agent.poll() is None for agent in agents):
@@ -199,8 +223,22 @@ def _drain(asked: threading.Event, agents: Sequence[subprocess.Popen[bytes]], ou
         time.sleep(0.02)
 
 
+def _release(agents: Sequence[Started]) -> None:
+    """Once one torchrun has failed, end those whose ranks are gone: they would wait 300 s for it at their exit."""
+    idle = 0
+    while any(agent.poll() is None for agent in agents):
+        time.sleep(0.1)
+        left = [agent for agent in agents if agent.poll() is None]
+        failed = any(agent.poll() for agent in agents)
+        idle = idle + 1 if failed and not any(True for agent in left for _ in children(agent.pid)) else 0
+        if idle > 5:
+            for agent in left:
+                agent.kill()  # it waits in C++, where no signal is handled
+            return
+
+
 def _follow(
-    agents: Sequence[subprocess.Popen[bytes]],
+    agents: Sequence[Started],
     said: TextIO,
     log: Callable[[str], object],
     echo: Callable[[str], None],
@@ -218,12 +256,12 @@ def _follow(
     watchdog.cancel()
 
 
-def _end_all(agents: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end_all(agents: Sequence[Started]) -> None:
     for agent in agents:
         _end(agent)
 
 
-def _end(agent: subprocess.Popen[bytes]) -> None:
+def _end(agent: Started) -> None:
     """Make sure that the guardians are gone, which hold gentler signals, and with them their ranks; then torchrun."""
     if agent.poll() is None:
         for child in children(agent.pid):

@@ -66,7 +66,7 @@ def main(config_path: str) -> int:
     config = msgspec.json.decode(Path(config_path).read_bytes(), type=RunConfig)
     torch.set_num_threads(1)
     own = int(os.environ["RANK"])
-    here = Here(config.injection, own, lambda: blow.note(Path(config.out), own))
+    here = Here(config.injection, own, lambda: blow.note(Path(config.out), own), config.launcher)
 
     def monitor(rank: int) -> Monitor:
         watched = _Watched(TP_V1_1.role(rank), rank, enforce=rank > 0 or here.fault.enforce)
@@ -79,11 +79,12 @@ def main(config_path: str) -> int:
 
 def _work(seat: Seat, config: RunConfig, here: Here) -> None:
     """The rank's life between its start and its end."""
-    transport = seat.connect()
-    assert isinstance(transport, _Transport)
-    transport.received = lambda name, tensor: here.received(name, tensor, seat.monitor.vars.chunk_index)
+    groups = seat.connect()
+    assert isinstance(groups, _Transport)
+    groups.received = lambda name, tensor: here.received(name, tensor, seat.monitor.vars.chunk_index)
+    groups.issued = lambda name: here.issued(name, seat.monitor.vars.chunk_index)
     shape = here.config(tiny())
-    own = Generator(shape, Distributed(transport.groups["device"]), device=seat.device)
+    own = Generator(shape, Distributed(groups.groups["device"]), device=seat.device)
     settings = _settings(config, seat.world, shape, own, here)
     generator = seat.fenced(here.generator(own), PLAN)
     if seat.rank == 0:
@@ -158,7 +159,7 @@ def _arrived(here: Here, seat: Seat, config: RunConfig) -> None:
     """Where a fault waits for this rank to come here: have it strike; of a signal, stay until it has come back."""
     monitor = seat.monitor
     seat.conductor.moved()  # the guardian has to know where it struck
-    if here.reached(monitor.phase, monitor.vars.chunk_index, config.launcher):
+    if here.reached(monitor.phase, monitor.vars.chunk_index):
         seat.drain.requested.wait(SIGNAL_COMES_BACK)
 
 

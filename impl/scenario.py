@@ -41,13 +41,17 @@ Step = Heartbeat | Chunk | Wait
 
 
 class Injection(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Which fault, and where: at which chunk of the run (from 1; refused chunks count), rank, phase, of which kind."""
+    """Which fault, and where: at which chunk of the run (from 1; refused chunks count), rank, phase, of which kind.
+
+    `where`: `inside` the collective of that phase, when this rank has issued it and it is not complete; else before.
+    """
 
     id: str
     chunk: int = 3
     rank: int | None = None
     phase: str = ""
     kind: str = ""
+    where: str = ""
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -121,7 +125,7 @@ FAULTS: Mapping[str, FaultTitle] = {
     "OM-12": FaultTitle("a weight changed on one rank", "FM-11", ("chunk", "rank")),
     "OM-13": FaultTitle(
         "a rank dies or stalls in a phase; or its guardian, or the launcher, is killed", "FM-18",
-        ("chunk", "rank", "phase", "kind"), kinds=("kill", "stop", "loop", "gil", "guardian", "launcher"),
+        ("chunk", "rank", "phase", "kind", "where"), kinds=("kill", "stop", "loop", "gil", "guardian", "launcher"),
     ),
     "OM-14": FaultTitle("a chunk with init_cache is refused, then a good one is sent", "FM-10", refused=True),
     "OM-15": FaultTitle("SIGTERM to the launcher while a rank is in a phase", "FM-18", ("chunk", "rank", "phase")),
@@ -151,13 +155,14 @@ def injection(id: str, settings: Mapping[str, str]) -> Injection:
             raise UsageError(f"{id} has no `{name}`", where="--inject", do=f"it takes {', '.join(fault.settings)}")
     chunk = _number(settings.get("chunk", str(Injection(id).chunk)), 1, "the number of a chunk")
     rank = _number(settings["rank"], 0, "a rank") if "rank" in settings else None
-    phase, kind = settings.get("phase", ""), settings.get("kind", "")
-    for name, value, choices in (("kind", kind, fault.kinds), ("phase", phase, PHASES)):
+    phase, kind, where = (settings.get(name, "") for name in ("phase", "kind", "where"))
+    phases = PHASES if not where else INSIDE
+    for name, value, choices in (("where", where, ("inside",)), ("kind", kind, fault.kinds), ("phase", phase, phases)):
         if value and value not in choices:
             raise UsageError(f"no {name} `{value}`", where="--inject", do=f"choose from {', '.join(choices)}")
     if phase in RANK0_ALONE and rank:
         raise UsageError(f"rank{rank} has no phase `{phase}`", where="--inject", do="leave `rank` out, or use rank=0")
-    return Injection(id, chunk, rank, phase, kind)
+    return Injection(id, chunk, rank, phase, kind, where)
 
 
 def _number(text: str, least: int, what: str) -> int:
@@ -191,6 +196,8 @@ each other alone, which a guardian sees.
 """
 
 PHASES = tuple(name for name in DEADLINES if name not in ("drain", "collective"))
+INSIDE = ("startup", "header", "payload", "generate", "ack")
+"""The phases in whose collective a rank can be struck."""
 RANK0_ALONE = ("preflight", "shutdown")
 """The phases that no worker has."""
 

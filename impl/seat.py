@@ -66,6 +66,8 @@ class Seat:
         self.conductor = Conductor(self.monitor, self.recorder)
         self.beat = Beat.open()
         self.conductor.moved = lambda: self._beat(deadlines)
+        if flight.wanted():
+            self.beat.last_words(lambda: flight.dump(out, self.rank, hurry=True))
         # under a guardian its clocks count, which charge nobody for waiting
         limits = {**dict.fromkeys(DEADLINES, inf), "drain": deadlines.get("drain", DEADLINES["drain"])}
         self._deadline = Deadline(self.monitor, self.recorder, limits if self.beat.guarded else deadlines, self.drain)

@@ -7,7 +7,7 @@ backend unblocks a pending operation, so whoever watches the deadline ends the p
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Self
 
@@ -60,6 +60,9 @@ class TorchTransport:
         result: T = conductor.result
         return result
 
+    issued: Callable[[str], None] = staticmethod(lambda name: None)
+    """Told when a collective of the control plane is with the backend, before it is waited for."""
+
     def perform(self, op: Collective, operation: Exchange | Call) -> Any:
         """Issue one collective and wait for it; returns what it delivered to this rank."""
         try:
@@ -85,7 +88,7 @@ class TorchTransport:
         if op.kind is Kind.BROADCAST:
             broadcast = BroadcastOptions()
             broadcast.rootRank, broadcast.rootTensor, broadcast.asyncOp = root, 0, False
-            work = group.broadcast([tensor], broadcast)
+            work = self._begun(op, group.broadcast([tensor], broadcast))
             if work is not None:  # as NCCL gives where the device's stream waits, not the host (torch 2.8 on)
                 work.wait()
             return tensor
@@ -93,10 +96,14 @@ class TorchTransport:
             gather = GatherOptions()
             gather.rootRank = root
             everyone = [torch.empty_like(tensor) for _ in range(self.world)] if self.rank == root else []
-            group.gather([everyone] if everyone else [], [tensor], gather).wait()
+            self._begun(op, group.gather([everyone] if everyone else [], [tensor], gather)).wait()
             return everyone or None
         if op.kind is Kind.ALL_GATHER:
             everyone = [torch.empty_like(tensor) for _ in range(self.world)]
-            dist.all_gather(everyone, tensor, group=group)
+            self._begun(op, dist.all_gather(everyone, tensor, group=group, async_op=True)).wait()
             return everyone
         raise ValueError(f"{op.name} is no collective of the control plane")
+
+    def _begun(self, op: Collective, work: Any) -> Any:
+        self.issued(op.name)
+        return work

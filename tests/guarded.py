@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from genlock.impl.beat import Beat
@@ -42,6 +43,23 @@ def helper(_: object) -> None:
     subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)", *sys.argv[1:]])
 
 
+def go_on(path: str) -> None:
+    """Work until there is such a file."""
+    while not Path(path).exists():
+        work(0.05)
+
+
+def meet(path: str) -> None:
+    """Go on once every rank has come here."""
+    Path(f"{path}{os.environ['RANK']}").touch()
+    for rank in range(int(os.environ["WORLD_SIZE"])):
+        go_on(f"{path}{rank}")
+
+
+def keep(path: str) -> None:
+    beat.last_words(lambda: Path(path).write_text("kept"))
+
+
 def fail(_: object) -> None:
     raise RuntimeError("a mistake")
 
@@ -61,6 +79,10 @@ WORDS: dict[str, Callable[[Any], Any]] = {
     "exit": sys.exit,
     "raise": fail,
     "helper": helper,
+    "until": go_on,
+    "meet": meet,
+    "keep": keep,
+    "slow": lambda _: beat.last_words(lambda: time.sleep(60)),
     "traced": lambda _: ctypes.CDLL(None).ptrace(0, 0, 0, 0),
     "say": lambda text: print(text, flush=True),
 }

@@ -67,7 +67,8 @@ def soak(out: Path, chunks: int, ranks: int, seed: int) -> Soaked:
     path = out / "scenario.json"
     path.write_bytes(msgspec.json.encode(scenario))
     command = [sys.executable, "-c", RUN, str(path), str(out), str(ranks)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with (out / "said.txt").open("w") as file:  # a pipe would be full after some hundred refusals
+        process = subprocess.Popen(command, stdout=file, stderr=file)
     samples: dict[int, list[Sample]] = {}
     trace = out / "rank0.trace.jsonl"
     while process.poll() is None:
@@ -76,7 +77,7 @@ def soak(out: Path, chunks: int, ranks: int, seed: int) -> Soaked:
             if (sample := _look(pid, done)) is not None:
                 samples.setdefault(pid, []).append(sample)
         time.sleep(0.2 if chunks < 1000 else 5)
-    said = process.communicate()[0]
+    said = (out / "said.txt").read_text(errors="replace")
     refusals = said.count("refused a chunk, nothing was sent")
     found = judge_paths([out])
     wrong = [text for pid, seen in samples.items() if (text := _grown(pid, seen))]
@@ -123,15 +124,18 @@ def _look(pid: int, done: int) -> Sample | None:
 
 def _grown(pid: int, seen: list[Sample]) -> str:
     """What has grown between a quarter of the run and its last tenth; empty where nothing has."""
-    middle = [s for s in seen if s.done > 0.25 * seen[-1].done][:-2]
-    if len(middle) < 2:
-        return ""
-    first, last = middle[0], middle[-1]
+    first, last = _ends(seen)
     if last.kilobytes > first.kilobytes * 9 / 8 + SLACK:
         return f"process {pid} has grown from {first.kilobytes} to {last.kilobytes} kB"
     if last.descriptors > first.descriptors or last.threads > first.threads:
         return f"process {pid}: {first} became {last}"
     return ""
+
+
+def _ends(seen: list[Sample]) -> tuple[Sample, Sample]:
+    """The looks at a quarter of the run, and shortly before its end."""
+    middle = [s for s in seen if s.done > 0.25 * seen[-1].done][:-2]
+    return (middle[0], middle[-1]) if middle else (seen[-1], seen[-1])
 
 
 def main() -> int:
@@ -146,6 +150,10 @@ def main() -> int:
     took = time.monotonic() - begin
     peak = max((s.kilobytes for seen in found.samples.values() for s in seen), default=0)
     print(f"{found.chunks} chunks, {found.refused} refused, {took:.0f} s, peak {peak >> 10} MiB: {found.verdict}")
+    for pid, seen in found.samples.items():
+        first, last = _ends(seen)
+        grown = f"{first.kilobytes >> 10} to {last.kilobytes >> 10} MiB, {first.descriptors} to {last.descriptors}"
+        print(f"  process {pid}: {grown} descriptors, {first.threads} to {last.threads} threads")
     print("\n".join(found.wrong) or "nothing is left, nothing has grown")
     return int(bool(found.wrong))
 

@@ -32,7 +32,7 @@ FLAGS = {
     "replay": "--format --out",
     "render": "--diff --format --out",
     "docs": "--evidence --out",
-    "audit": "--mutant --run --out --format",
+    "audit": "--mutant --full --run --out --format",
 }
 CHOICES = {
     "check --transport": "rendezvous stream",

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import selectors
 import signal
 import socket
 import subprocess
@@ -32,7 +33,8 @@ from genlock.guardian.ending import (
     status_of,
     weight_of,
 )
-from genlock.guardian.links import STRANGERS
+from genlock.guardian.links import STRANGERS, Listener
+from genlock.guardian.settings import Settings
 from genlock.traces.format import FORMAT_VERSION, Clock, Group, TraceHeader, read
 from genlock.traces.recorder import Recorder
 
@@ -209,6 +211,53 @@ def test_a_killed_guardian_takes_its_rank_along_and_the_others_end(start: Callab
     assert re.search(f"the guardian of rank{rank} (is gone|was not met)", job.said[2])
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_guardian_is_noticed_and_its_rank_ends_with_it(start: Callable[..., Job], rank: int) -> None:
+    job = start({"*": [("say", "here"), *BUSY]}, flags={-1: ["--deadline=guardian=1.5"]})
+    assert [ready(job, n) for n in range(3)] == [True] * 3
+    until(lambda: connected(job))
+    job.guardians[rank].send_signal(signal.SIGSTOP)
+    for n, guardian in enumerate(job.guardians):
+        if n != rank:
+            said = guardian.communicate(timeout=30)[1]
+            assert guardian.returncode == PEER_DIED
+            assert f"genlock: rank{n} was ended: the guardian of rank{rank} is silent" in said
+    until(lambda: len(job.ranks()) == 1)
+    job.guardians[rank].kill()  # as a launcher does whose other ranks have failed
+    until(lambda: not alive(job.mark))
+
+
+@pytest.mark.parametrize(("late", "blamed"), [(0.4, 0), (2.5, 1)])
+def test_the_blame_is_what_the_verdict_says_if_it_comes_in_time(tmp_path: Path, late: float, blamed: int) -> None:
+    """rank0's guardian is played here. rank1 dies first, but rank0's guardian knows of an earlier cause."""
+    port = free_port()
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"TORCHELASTIC_RUN_ID": "a job", "RANK": "1", "SCRIPT": json.dumps({"1": [["work", 0.1], ["kill", 0]]})}
+    heard: list[str] = []
+    selector = selectors.DefaultSelector()
+    token = Settings(["--", "x"], common).token
+    hub = Listener(selector, lambda rank, frame: heard.append(str((frame or {}).get("kind"))), heard.append, token, 2)
+    hub.listen("127.0.0.1", [port + 1])
+    with subprocess.Popen(
+        [*command(), f"--out={tmp_path}", "--", sys.executable, str(PROGRAM)],
+        env={**os.environ, **common}, stderr=subprocess.PIPE, text=True,
+    ) as guardian:  # fmt: skip
+        end, told = time.monotonic() + 30, False
+        while guardian.poll() is None and time.monotonic() < end:
+            for key, _ in selector.select(0.01):
+                key.data()
+            if "abort" not in heard:
+                begin = time.monotonic()
+            elif not told and time.monotonic() - begin > late:
+                told = True
+                hub.send(1, "verdict", {"cause": "died", "culprit": 0, "what": "rank0 died by SIGKILL"})
+        assert told == (blamed == 0), "it does not wait for ever"
+        assert guardian.stderr
+        assert f"rank1 was ended: rank{blamed} died by SIGKILL" in guardian.stderr.read()
+    hub.close()
+    selector.close()
+
+
 def connected(job: Job) -> bool:
     """Whether two guardians have called rank0's."""
     ports = {f"{job.port + k:04X}" for k in range(1, 9)}
@@ -261,9 +310,12 @@ STALLS = {
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("stall", STALLS)
-def test_a_rank_that_stalls_is_named_and_its_stacks_are_kept(start: Callable[..., Job], stall: str, rank: int) -> None:
+def test_a_rank_that_stalls_is_named_and_its_stacks_are_kept(
+    start: Callable[..., Job], tmp_path: Path, stall: str, rank: int
+) -> None:
     what, stacks = STALLS[stall]
-    job = start(broken(rank, (stall, None)), flags={-1: LIMITS})
+    here = ("meet", str(tmp_path / "here"))
+    job = start({rank: [here, *broken(rank, (stall, None))[rank]], "*": [here, *BUSY]}, flags={-1: LIMITS})
     assert job.ends() == [DEADLINE if n == rank else PEER_DIED for n in range(3)]
     for said in job.said:
         assert re.search(rf"rank{rank} {what} \d\.\d s in phase steady, since call_id=7 \(deadline 0\.5 s\)", said)
@@ -390,6 +442,27 @@ def test_traces_end_with_cause_and_culprit(start: Callable[..., Job], tmp_path: 
     assert "rank1 died by SIGKILL in phase steady, since call_id=7" in ends[0].message
 
 
+def test_last_words_are_kept_before_the_kill_where_a_rank_can_be_reached(
+    start: Callable[..., Job], tmp_path: Path
+) -> None:
+    """rank0 keeps something, rank1 dies, rank2 is too slow, rank3 holds the GIL."""
+    kept = [str(tmp_path / name) for name in "ab"]
+    here = [("phase", "steady"), ("say", "here"), ("enter", None)]
+    job = start({
+        0: [("keep", kept[0]), *here, FOREVER],
+        1: [("keep", kept[1]), *here, FOREVER],
+        2: [("slow", None), *here, FOREVER],
+        3: [("keep", kept[1]), *here, ("gil", None)],
+    }, world=4)  # fmt: skip
+    assert [ready(job, n) for n in range(4)] == [True] * 4
+    time.sleep(0.2)
+    os.kill(job.ranks()[1], signal.SIGKILL)
+    assert job.ends() == [PEER_DIED, KILLED, PEER_DIED, PEER_DIED]
+    words = [re.findall("last words: (.*)", job.evidence(rank)) for rank in range(4)]
+    assert words == [["kept by the rank"], ["none, the rank is dead"], *[["none came in 0.5 s"]] * 2]
+    assert [Path(path).exists() for path in kept] == [True, False]
+
+
 def test_half_a_line_is_left_as_it_is(tmp_path: Path) -> None:
     recorder(tmp_path, 0)
     path = tmp_path / "rank0.trace.jsonl"
@@ -418,9 +491,10 @@ def test_exit_statuses_are_those_of_the_house() -> None:
     )  # fmt: skip
 
 
-def test_strangers_get_nothing_and_the_job_goes_on(start: Callable[..., Job]) -> None:
-    job = start({0: [("say", "here"), ("work", 1.5)], "*": [("work", 1.5)]})
-    assert ready(job)
+def test_strangers_get_nothing_and_the_job_goes_on(start: Callable[..., Job], tmp_path: Path) -> None:
+    enough = tmp_path / "enough"
+    job = start({"*": [("say", "here"), ("until", str(enough))]})
+    assert [ready(job, n) for n in range(3)] == [True] * 3
     until(lambda: connected(job))
     port = next(p for p in range(job.port + 1, job.port + 9) if greeted(p))
     words = [os.urandom(56), b"", b"GET / HTTP/1.1\r\n\r\n".ljust(56), b"\xff" * (1 << 16), b"GLK1" + bytes(52)]
@@ -437,6 +511,7 @@ def test_strangers_get_nothing_and_the_job_goes_on(start: Callable[..., Job]) ->
     [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{job.guardians[0].pid}/status").read_text())
     for one in crowd:
         one.close()
+    enough.touch()
     assert job.ends() == [0, 0, 0]
     assert "a stranger was refused: it does not speak GLK1" in job.said[0]
     assert "a stranger was refused: it does not know the token" in job.said[0]

@@ -167,6 +167,24 @@ def test_a_beat_without_a_guardian_goes_nowhere(monkeypatch: pytest.MonkeyPatch)
         beat.progress()
 
 
+def test_who_waits_in_two_collectives_waits_until_both_are_complete() -> None:
+    """As in a payload that goes in pieces: the first piece has come, and somebody has not sent the second."""
+    memory = memoryview(bytearray(SIZE))
+    beat = Beat(memory)
+
+    def waiting() -> int:
+        page = Page.read(memory)
+        assert page is not None
+        return page.waiting
+
+    complete = [beat.issue(None), beat.issue(None)]
+    seen = []
+    for done in complete:
+        seen.append(waiting())
+        done(None)
+    assert [*seen, waiting()] == [EVERYONE, EVERYONE, NOBODY]
+
+
 @given(st.text(max_size=8), st.text(max_size=20), st.integers(-2, 600), st.floats(0, 1e6))
 def test_a_page_is_read_as_it_was_written(phase: str, commit: str, rank: int, deadline: float) -> None:
     memory = memoryview(bytearray(SIZE))

@@ -180,9 +180,15 @@ def test_default_scenario_has_a_heartbeat_a_hard_cut_and_a_recompute() -> None:
     assert sum(c.recompute for c in chunks) == 1
 
 
-def test_deadline_for_no_phase_is_refused() -> None:
+def test_deadlines_come_from_flags_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENLOCK_DEADLINES", "ack=5,header=6")
+    assert launch.deadlines_of({"header": 7.0}) == {"ack": 5, "header": 7}
     with pytest.raises(UsageError, match="no phase `lunch`"):
-        launch.check_deadlines({"lunch": 1.0})
+        launch.deadlines_of({"lunch": 1.0})
+    for text in ("lunch=1", "ack"):
+        monkeypatch.setenv("GENLOCK_DEADLINES", text)
+        with pytest.raises(UsageError, match="GENLOCK_DEADLINES"):
+            launch.deadlines_of({})
 
 
 def test_pipeline_and_generator_fit_the_roles() -> None:

@@ -1,0 +1,41 @@
+"""After each file of tests: no process of a run is alive two seconds later.
+
+A process is known by a mark in its environment, which all descendants inherit, whoever their parent is by now.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+MARK = uuid.uuid4().hex
+os.environ["GENLOCK_TESTS"] = MARK
+OF_A_RUN = (b"genlock.impl", b"guardian/__main__.py", b"torch.distributed.run")
+"""Found in the command lines of ranks, guardians, launchers, and zygotes with what they have forked."""
+
+
+def of_these_tests() -> list[str]:
+    """The command lines of all processes of runs that these tests have started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes()
+            if any(name in command for name in OF_A_RUN) and MARK.encode() in (entry / "environ").read_bytes():
+                found.append(f"{entry.name}: {command.replace(bytes(1), b' ').decode(errors='replace')[:200]}")
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_outlives_its_tests() -> Iterator[None]:
+    yield
+    until = time.monotonic() + 2
+    while (left := of_these_tests()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not left
