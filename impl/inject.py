@@ -125,7 +125,7 @@ FORGE: Mapping[str, Callable[[Sequence[torch.Tensor]], torch.Tensor]] = {
 MIDDLE = 3
 """So many collectives of a generator call are done when it is struck inside."""
 HEARD = 0.3
-"""Seconds for the others to have the payload too, so that they can say what it was, before this rank's is damaged."""
+"""Seconds for the others to have the same message, so that their traces say what it was, before this rank objects."""
 COME = 0.05
 """Seconds that a struck rank stays in its collective first, for the others to come there."""
 
@@ -317,6 +317,7 @@ class Here:
         default = 0 if phase in RANK0_ALONE or (injection and injection.id == "OM-15") else 1
         self.mine = injection is not None and rank == (default if chosen is None else chosen)
         self._on_rank0 = chosen is None
+        self._heard = False
 
     def facts(self, facts: Facts) -> Facts:
         change = self.fault.facts if self.mine else None
@@ -347,6 +348,12 @@ class Here:
             time.sleep(HEARD)
             self._struck()
             self.fault.received(collective, tensor)
+
+    def poisoned(self) -> None:
+        """This rank has found something wrong, and not said it yet: of a header, the other workers have it by then."""
+        if self.injection is not None and self.injection.id == "OM-16" and not self._heard:
+            self._heard = True
+            time.sleep(HEARD)
 
     def issued(self, collective: str, chunk_index: int) -> None:
         """This rank has issued a collective, which is not complete: OM-13 strikes where it has to strike inside."""

@@ -159,6 +159,8 @@ def _arrived(here: Here, seat: Seat, config: RunConfig) -> None:
     """Where a fault waits for this rank to come here: have it strike; of a signal, stay until it has come back."""
     monitor = seat.monitor
     seat.conductor.moved()  # the guardian has to know where it struck
+    if monitor.failed:
+        here.poisoned()
     if here.reached(monitor.phase, monitor.vars.chunk_index):
         seat.drain.requested.wait(SIGNAL_COMES_BACK)
 
