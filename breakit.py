@@ -37,7 +37,7 @@ EACH: Layout = "one per rank"
 LAYOUTS = (ONE, EACH)
 PROGRAM = ("genlock.__main__", "genlock.cli")
 """What a row runs, loaded."""
-STALLED, STARTING, COLD_START = 2.0, 6.0, 30.0
+STALLED, STARTING, COLD_START = 2.0, 6.0, 25.0
 """Seconds: deadlines of a phase, and of the start, in runs in which a rank stalls."""
 LIMIT = 100.0
 """Seconds after which a run is ended from here, and counts as a rank left behind."""
@@ -147,7 +147,8 @@ def _every_strike() -> Iterator[Row]:
 def plan(*, full: bool = False) -> list[Row]:
     """Every row with 2, 3 and 4 ranks in either layout. OM-13: each kind at each place on rank0 and a worker, with 2,
     3 and 4 ranks and the layouts in turn; with `full` on each rank of each number of ranks in either layout."""
-    rows = []
+    rows = [_stricken("stop", ("startup", ""), 1, 2, ONE, cold=True)]  # the longest first
+    rows += [_stricken("kill", ("idle", ""), 0, 3, layout, cold=True) for layout in LAYOUTS]
     for n, layout in enumerate(LAYOUTS):
         for ranks in (2, 3, 4):
             rows.append(Row(REFUSED, "", ranks, Exit.OK, layout=layout))
@@ -155,8 +156,6 @@ def plan(*, full: bool = False) -> list[Row]:
             rows.append(Row(("OM-15",), f",phase={phase}", ranks, Exit.OK, layout=layout))
             rows += _poisoned(ranks, layout)
     rows += _every_strike() if full else _strikes()
-    rows += [_stricken("kill", ("idle", ""), 0, 3, layout, cold=True) for layout in LAYOUTS]
-    rows.append(_stricken("stop", ("startup", ""), 1, 2, ONE, cold=True))
     return rows
 
 
