@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from genlock.model.faults import FAULTS
+
 GENLOCK = [sys.executable, "-m", "genlock"]
 EXAMPLE = str(Path(__file__).resolve().parent.parent / "examples" / "protocol_m.py")
 
@@ -33,6 +35,8 @@ class Case:
     name: str
     arguments: Sequence[str]
     large: bool = False
+    whole_space: bool = True
+    """Else the search is reduced, and Spin, which is not, is left out."""
     states: int = 0
     searched: int = 0
     ours: list[float] = field(default_factory=list)
@@ -53,6 +57,7 @@ def tp(ranks: int, chunks: int, *more: str) -> list[str]:
     return ["tp_v1.1", f"--ranks={ranks}", f"--chunks={chunks}", *more]
 
 
+ANY_FAULT = [f"--fault={kind}" for kind in FAULTS]
 CASES = (
     Case("M (3,2,3)", m(3, 2, 3)),
     Case("M (4,2,3)", m(4, 2, 3)),
@@ -60,15 +65,20 @@ CASES = (
     Case("TP v1.1, 3 ranks, 1 chunk", tp(3, 1)),
     Case("TP v1.1, 3 ranks, 2 chunks", tp(3, 2)),
     Case("TP v1.1, 3 ranks, 2 chunks, stream", tp(3, 2, "--transport=stream")),
-    Case("TP v1.1, 4 ranks, 1 chunk", tp(4, 1)),
+    Case("TP v1.1, 4 ranks, 1 chunk", tp(4, 1, "--reduction=off")),
+    Case("TP v1.1, 4 ranks, 2 chunks, reduced", tp(4, 2), whole_space=False),
+    Case("the same, one fault of any of 17 kinds", tp(4, 2, *ANY_FAULT), whole_space=False),
+    Case("the same, stream", tp(4, 2, *ANY_FAULT, "--transport=stream"), whole_space=False),
+    Case("TP v1.1, 8 ranks, 2 chunks, reduced", tp(8, 2), whole_space=False),
+    Case("TP v1.1, 8 ranks, 2 chunks, reduced, stream", tp(8, 2, "--transport=stream"), whole_space=False),
     Case("M (6,2,3)", m(6, 2, 3), large=True),
-    Case("TP v1.1, 4 ranks, 2 chunks", tp(4, 2), large=True),
+    Case("TP v1.1, 4 ranks, 2 chunks", tp(4, 2, "--reduction=off"), large=True),
 )
 
 
 def build(case: Case, folder: Path) -> Path | None:
     """Spin's verifier of the same network; None where it cannot be made."""
-    if not all(map(shutil.which, ("spin", "gcc"))):
+    if not case.whole_space or not all(map(shutil.which, ("spin", "gcc"))):
         return None
     folder.mkdir()
     subprocess.run(
