@@ -56,6 +56,9 @@ class Beat:
             memory = memoryview(mmap.mmap(file.fileno(), SIZE))
         # unbuffered, and open for good: faulthandler writes to the descriptor
         stacks = os.open(os.environ[STACKS], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        if threading.current_thread() is threading.main_thread():
+            # in force again once Python, on its way out, has let go of faulthandler: else stacks asked for then kill it
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
         return cls(memory, DUMPS_STACKS, guarded=True)
 

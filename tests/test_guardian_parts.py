@@ -6,13 +6,16 @@ import contextlib
 import os
 import re
 import selectors
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from genlock.guardian import wire
 from genlock.guardian.judge import Graph, Local, lags, stuck, waits_for
 from genlock.guardian.links import Caller, Listener
-from genlock.guardian.page import EVERYONE, NOBODY, SIZE, Page
+from genlock.guardian.page import EVERYONE, NOBODY, SIZE, STACKS, VARIABLE, Page
 from genlock.guardian.settings import Settings, Wrong
 from genlock.impl.beat import Beat
 from hypothesis import given, settings
@@ -263,3 +266,16 @@ def test_progress_sets_the_clock_back_and_waiting_suspends_it() -> None:
     assert [at(95.0), at(99.2)] == [False, True]
     page.deadline = 20.0
     assert at(100.0) is False
+
+
+def test_stacks_asked_for_at_the_very_end_kill_nobody(tmp_path: Path) -> None:
+    """As Python comes to its end it lets go of faulthandler, and the signal has the effect of before."""
+    page, stacks = tmp_path / "page", tmp_path / "stacks"
+    page.write_bytes(bytes(SIZE))
+    stacks.touch()
+    program = (
+        "import faulthandler, os, signal; from genlock.impl.beat import Beat; Beat.open(); "
+        "faulthandler.unregister(signal.SIGUSR2); os.kill(os.getpid(), signal.SIGUSR2)"
+    )
+    environment = {**os.environ, VARIABLE: str(page), STACKS: str(stacks)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False, timeout=60).returncode == 0

@@ -50,6 +50,8 @@ WIDTH = {
     "receiver_smaller": (3, 3),
     "receiver_smaller_4": (27, 27),
     "run_ahead_3": (4, 1),
+    "run_ahead_killed_3": (4, 16),
+    "run_ahead_killed_4": (22, 176),
     "run_ahead_4": (22, 1),
     "run_ahead_8": (8985, 1),
     "run_ahead_two_groups": (79, 1),
