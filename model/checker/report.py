@@ -90,7 +90,7 @@ class Report:
             f"{self.protocol}{f' broken by {self.mutant}' if self.mutant else ''}: {scope.ranks} ranks, "
             f"{counted(scope.chunks, 'chunk')}, {counted(scope.steps, 'step')} a chunk, "
             f"{faults_text(self.network)}, {'stream' if self.network.stream else 'rendezvous'} transport",
-            f"{states:,} {'states of a reduced search' if result.reduced else 'states'}, "
+            f"{states:,} states{' of a reduced search' if result.reduced else ''}, "
             f"{transitions:,} transitions, depth {self.depth}, "
             f"{counted(result.deadlocks, 'deadlock')}, in {result.seconds:.1f} s by the {result.engine} engine",
         ]
@@ -103,7 +103,8 @@ class Report:
         if result.worst_steps:
             lines.append(f"at worst {counted(result.worst_steps, 'step')} from a failure to the last rank's end")
         if result.stopped:
-            lines.append(f"STOPPED: {result.stopped}; every run of up to {self.depth - 1} steps was covered")
+            of = " of the reduced search" if result.reduced else ""
+            lines.append(f"STOPPED: {result.stopped}; every run{of} of up to {self.depth - 1} steps was covered")
         lines.append("")
         for verdict in self.result.verdicts:
             mark = "holds   " if verdict.holds else "VIOLATED"
