@@ -15,33 +15,8 @@ from llvmlite import ir
 from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
-from . import space as names
-from .search import (
-    BATCH,
-    BUDGET,
-    DONE,
-    EDGES,
-    FALLEN,
-    FULL,
-    FULL_EDGES,
-    FULL_STATES,
-    FULL_TABLE,
-    MISPAIRED,
-    MISSED,
-    MISSES,
-    NEXT,
-    NOBODY,
-    NOTHING,
-    PAUSED,
-    RANKS,
-    REACH,
-    SEEN,
-    STATES,
-    SYMMETRIC,
-    UNTIL,
-    Arrays,
-)
-from .space import (
+from . import facts as names
+from .facts import (
     ALL,
     BASE,
     BIAS,
@@ -85,6 +60,31 @@ from .space import (
     Memo,
     Option,
     Tables,
+)
+from .search import (
+    BATCH,
+    BUDGET,
+    DONE,
+    EDGES,
+    FALLEN,
+    FULL,
+    FULL_EDGES,
+    FULL_STATES,
+    FULL_TABLE,
+    MISPAIRED,
+    MISSED,
+    MISSES,
+    NEXT,
+    NOBODY,
+    NOTHING,
+    PAUSED,
+    RANKS,
+    REACH,
+    SEEN,
+    STATES,
+    SYMMETRIC,
+    UNTIL,
+    Arrays,
 )
 
 A, B, C = names.A, names.B, names.C

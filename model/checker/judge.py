@@ -21,9 +21,9 @@ from ..properties import (
     NO_STRANDING,
     Property,
 )
+from .facts import CLOSING, FAILED, FLAGS, STALLED, TERMINAL, Array
 from .reference import ADVANCES, DETECTS, ORDINARY, Verdict, seen_on_an_edge
 from .search import PackedGraph
-from .space import CLOSING, FAILED, FLAGS, STALLED, TERMINAL, Array
 
 
 class Judge:

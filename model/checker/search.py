@@ -18,10 +18,11 @@ import numpy as np
 
 from .. import transport
 from ..network import Network, NetworkState
+from .facts import Array, layout
 from .memory import available
 from .reduction import Reduction
 from .reference import Edge, Progress
-from .space import Array, Space, layout
+from .space import Space
 
 T = TypeVar("T")
 

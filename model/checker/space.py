@@ -6,26 +6,60 @@ is worked out once, when a search first meets it: its options, in the order of `
 also depends on (who has issued, what was delivered, what is in a slot) is either a rule on the ranks' entries, as in
 `..transport`, or an outcome that is looked up; one that is not there yet is *missed*, and worked out by `resolve`.
 
-Left out: the search itself (`compiled.py`, `vectors.py`).
+What stands where in the arrays says `facts.py`. Left out: the search itself (`compiled.py`, `vectors.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ..lts import CRASHED, Interner, Lts, Step
 from ..network import CRASH, STALL, Network, NetworkState
 from ..properties import NO_MISPAIRING
 from ..tables import By, Data, Kind, Meet, Put, Take
+from .facts import (
+    ADVANCES,
+    ALL,
+    BASE,
+    BIAS,
+    CLOSING,
+    COSTS,
+    COUNTER,
+    DETECTS,
+    END,
+    ENTRIES,
+    FAILED,
+    FIRST,
+    FLAGS,
+    HASTY,
+    LANE_FACTS,
+    NORMALISES,
+    ORDINARY,
+    OWN,
+    POINTS,
+    ROOT,
+    STALLED,
+    TERMINAL,
+    TIDIES,
+    WAITS_IN,
+    A,
+    Array,
+    B,
+    C,
+    Layout,
+    Memo,
+    Option,
+    Tables,
+    layout,
+    memo_key,
+    memo_place,
+)
 from .reduction import Reduction
 
-Array = NDArray[Any]
 Columns = tuple[tuple[int, ...], ...]
 """Per group what a rank has put into its unfinished collectives: +c issued and waiting, -c issued and gone."""
 
@@ -35,85 +69,6 @@ MAX_SORTED = 16
 """Workers that can be sorted: a place is four bits."""
 SPARE_BITS = 8
 """So many bits a lane may have to spare."""
-
-
-class Option(IntEnum):
-    """What a step of a lane waits for."""
-
-    FREE = 0
-    DEVICE = 1
-    COMPLETE = 2
-    PUT = 3
-    TAKE = 4
-    MEET = 5
-    FAULT = 6
-    DETECT = 7
-    CRASH = 8
-    STALL = 9
-
-
-class Memo(IntEnum):
-    """What an outcome is looked up by: an option and what was delivered, a lane and how far it moves, …"""
-
-    COMPLETED = 0
-    TAKEN = 1
-    SHIFTED = 2
-    REBASED = 3
-    JOINED = 4
-    EXPANDED = 5
-    """Not looked up: the lane's options are asked for."""
-
-
-DETECTS, ADVANCES, ORDINARY, TIDIES, NORMALISES, COSTS = 1, 2, 4, 8, 16, 32
-"""Bits of an option. The first three are those of a packed edge."""
-TERMINAL, FAILED, STALLED, CLOSING, HASTY = 1, 2, 4, 8, 16
-"""Bits of a lane. CLOSING: rank0 is on its way to STOPPED. HASTY: see `reduction`; known once it is worked out."""
-ROOT, ALL, OWN = 0, 1, 2
-"""Whose contributions a member is given: the root's, everyone's, nobody's."""
-BIAS = 1 << 20
-"""Makes a signed distance a key."""
-
-
-class Tables(NamedTuple):
-    """All that a search needs to know of a network, in a few arrays: what stands where say the names below."""
-
-    lanes: Array
-    """[role, lane, fact]; role 0 is rank0's, 1 the workers'."""
-    columns: Array
-    """[role, lane, group, ENTRIES + n]: the lane's entry in each unfinished collective."""
-    options: Array
-    """[option, fact]."""
-    contributions: Array
-    """[contribution, fact]."""
-    keys: Array
-    outcomes: Array
-    """Of each key; -1 where there is none."""
-    strikes: Array
-    """[kind, rank]: the points that let a crash or a stall strike; all bits are set where it strikes anywhere."""
-    streams: Array
-    """The groups that run on a device stream."""
-
-
-FLAGS, COUNTER, BASE, POINTS, WAITS_IN, FIRST, FAULTS, WATCHES, STRIKES, END = range(10)
-"""Facts of a lane. WAITS_IN: the group, or -1. From FIRST (-1: not worked out) to END its options: its own steps,
-from FAULTS on what faults do to it, from WATCHES on detection, from STRIKES on crash and stall."""
-LANE_FACTS = 16
-LENGTH, EARLIEST, ENTRIES = range(3)
-"""Of a column: how many entries, the first that is still waiting (-1: none), and the entries themselves."""
-KIND, TARGET, BITS, A, B, C, STRIKING, SEES = range(8)
-"""Facts of an option. A, B, C: group, place and contribution, or base, worker and value of a slot.
-STRIKING: the ranks that a fault may strike. SEES: the properties that a ghost names."""
-VALUE, WIRE, NAME, LOST, REDUCES, ROOT_RANK, TO_OTHERS, TO_ROOT = range(8)
-"""Facts of a contribution. WIRE: equal where the backend pairs. TO_…: whose value a member is given."""
-
-
-class Layout(NamedTuple):
-    """Where each field of a state lies: lanes by rank, then slots, then the faults."""
-
-    word: Array
-    shift: Array
-    mask: Array
-    words: int
 
 
 class Space:
@@ -593,34 +548,6 @@ def _left(columns: Columns, group: int, at: int) -> Columns:
     """The columns of a rank that has left collective `at` of a group."""
     column = columns[group]
     return (*columns[:group], (*column[:at], -column[at], *column[at + 1 :]), *columns[group + 1 :])
-
-
-def memo_key(memo: int, one: int, other: int) -> int:
-    """What an outcome is kept under."""
-    return memo << 60 | one << 28 | other
-
-
-def memo_place(key: int, size: int) -> int:
-    """Where a key is looked for first."""
-    return (key * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) >> 32 & (size - 1)
-
-
-def layout(widths: Sequence[int]) -> Layout:
-    """Pack fields into 64-bit words, none across two."""
-    word, shift, used, at = [], [], 0, 0
-    for width in widths:
-        if used + width > 64:
-            at, used = at + 1, 0
-        word.append(at)
-        shift.append(used)
-        used += width
-    masks = [(1 << width) - 1 for width in widths]
-    return Layout(np.array(word, np.int64), np.array(shift, np.uint64), np.array(masks, np.uint64), at + 1)
-
-
-def in_place(ranks: int) -> np.uint64:
-    """Every worker's lane where it was, four bits a worker."""
-    return np.uint64(sum(n << 4 * n for n in range(ranks - 1)) & (1 << 64) - 1)
 
 
 def indexes_a_worker(network: Network) -> str | None:

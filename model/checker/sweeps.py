@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from .facts import ADVANCES, Array, in_place
 from .search import PackedGraph
-from .space import ADVANCES, Array, in_place
 
 
 @njit(cache=True)

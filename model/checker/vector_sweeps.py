@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from . import reference
+from .facts import ADVANCES, Array, in_place
 from .search import PackedGraph
-from .space import ADVANCES, Array, in_place
 
 
 def carry(graph: PackedGraph, allow: Array, own: Array) -> None:

@@ -12,29 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .search import (
-    BUDGET,
-    DONE,
-    EDGES,
-    FALLEN,
-    FULL,
-    FULL_EDGES,
-    FULL_STATES,
-    FULL_TABLE,
-    MISPAIRED,
-    MISSED,
-    MISSES,
-    NEXT,
-    NOBODY,
-    NOTHING,
-    PAUSED,
-    REACH,
-    SEEN,
-    STATES,
-    UNTIL,
-    Arrays,
-)
-from .space import (
+from .facts import (
     ALL,
     BASE,
     BIAS,
@@ -78,6 +56,28 @@ from .space import (
     Memo,
     Option,
     Tables,
+)
+from .search import (
+    BUDGET,
+    DONE,
+    EDGES,
+    FALLEN,
+    FULL,
+    FULL_EDGES,
+    FULL_STATES,
+    FULL_TABLE,
+    MISPAIRED,
+    MISSED,
+    MISSES,
+    NEXT,
+    NOBODY,
+    NOTHING,
+    PAUSED,
+    REACH,
+    SEEN,
+    STATES,
+    UNTIL,
+    Arrays,
 )
 
 PARENTS = 1 << 13
