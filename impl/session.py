@@ -105,38 +105,10 @@ class Session:
         if group.name not in self._groups:
             self._groups.add(group.name)
             recorder.group(group)
-        entered = Event(
-            NUMBER,
-            NUMBER,
-            transition="",
-            edge="enter",
-            state="",
-            phase="",
-            group=group.name,
-            sequence=NUMBER,
-            op=op,
-            root=root,
-            peer=peer,
-            tag=tag,
-            dtype=dtype,
-            numel=numel,
-            asynchronous=asynchronous,
-            thread=thread,
-            site=site,
-        )
-        left = Event(
-            NUMBER,
-            NUMBER,
-            transition="",
-            edge="exit",
-            state="",
-            phase="",
-            group=group.name,
-            sequence=NUMBER,
-            op=op,
-            peer=peer,
-            entered=NUMBER,
-        )
+        left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
+        about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
+        entered = replace(about, edge="enter", thread=thread, site=site)
+        left = replace(left, entered=NUMBER)
         counter = self._counts.setdefault((group.name, op, peer, tag) if op in P2P else (group.name,), [0])
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()

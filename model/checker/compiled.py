@@ -4,6 +4,8 @@ It follows `Network.successors` option by option, so that states are met in the 
 meets them. Parents are taken a few at a time: the places of all their successors in the hash table are fetched before
 any of them is looked up, so that the cache misses overlap.
 
+All of it is one module: what numba keeps compiled is made anew only when the outermost function's file changes.
+
 Left out: everything that grows. The loop stops where an array is full or an outcome is missing, says so, and is
 called again.
 """
@@ -71,6 +73,7 @@ from .search import (
     FULL_EDGES,
     FULL_STATES,
     FULL_TABLE,
+    IN_PLACE,
     MISPAIRED,
     MISSED,
     MISSES,
@@ -99,6 +102,9 @@ LOOK_AHEAD = 2048
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
+
+
+# ── arrays and the hash table ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @intrinsic
@@ -153,6 +159,9 @@ def _at(width, word, field):
     return 0 if len(width) == 1 else word[field]
 
 
+# ── outcomes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 @njit(cache=True, inline="always")
 def _find(keys, outcomes, key):
     """The outcome under this key; -2 where it is not known."""
@@ -181,6 +190,9 @@ def _miss(control, misses, memo, one, other):
     if n * 3 < misses.size:
         misses[n * 3], misses[n * 3 + 1], misses[n * 3 + 2] = memo, one, other
         control[MISSES] = n + 1
+
+
+# ── collectives, as in `..transport` and `..network` ───────────────────────────────────────────────────────────────
 
 
 @njit(cache=True, inline="always")
@@ -337,6 +349,9 @@ def _rebase(facts, keys, outcomes, shape, lanes, control, misses):
     return True
 
 
+# ── moves ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 @njit(cache=True)
 def _sort(lanes, order):
     """Sort the workers' lanes; returns where each went, four bits a worker."""
@@ -364,9 +379,6 @@ def _successors(
     ranks, last, at, begin, words = control[RANKS], word.size - 1, 0, parent, len(width)
     size = np.uint64(table.size // (words + 1) - 1)
     symmetric = control[SYMMETRIC] != 0
-    in_place = np.uint64(0)
-    for worker in range(1, ranks - 1):
-        in_place |= np.uint64(worker) << np.uint64(4 * worker)
     while parent < end:
         begins[parent - begin], row = at, parent * words
         faults = np.int64((states[row + _at(width, word, last)] >> shift[last]) & mask[last])
@@ -472,7 +484,7 @@ def _successors(
                         fallen = control[FALLEN + (1 if member else 0)]
                         out[at * words + _at(width, word, member)] ^= np.uint64(lanes[member] ^ fallen) << shift[member]
                     if symmetric:
-                        went[at] = in_place
+                        went[at] = np.uint64(control[IN_PLACE])
                 elif tidies or rebases or symmetric:
                     for member in range(ranks):
                         after[member] = lanes[member]
@@ -508,6 +520,9 @@ def _successors(
     if parent == end:
         begins[parent - begin] = at
     return parent - begin
+
+
+# ── the search ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @njit(cache=True)
@@ -631,6 +646,9 @@ def _repack(states, count, words, word, shift, mask, to, new_words, new_word, ne
         for f in range(word.size):
             value = (states[n * words + word[f]] >> shift[f]) & mask[f]
             to[n * new_words + new_word[f]] |= value << new_shift[f]
+
+
+# ── for `search.py` ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def rehash(states: Array, count: int, table: Array) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import transport
 from ..network import Network, NetworkState
-from .facts import Array, layout
+from .facts import Array, in_place, layout
 from .memory import available
 from .reduction import Reduction
 from .reference import Edge, Progress
@@ -28,9 +28,8 @@ T = TypeVar("T")
 
 DONE, PAUSED, MISSED, FULL_STATES, FULL_EDGES, FULL_TABLE = range(6)
 """Why an inner loop stopped."""
-NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH, BUDGET, SYMMETRIC, NOBODY, NOTHING, RANKS, FALLEN = range(
-    14
-)
+NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH = range(8)
+BUDGET, SYMMETRIC, NOBODY, NOTHING, RANKS, IN_PLACE, FALLEN = range(8, 15)
 """What stands where in its control block. FALLEN: two places, one a role."""
 BATCH = 16
 """Parents whose successors are looked up together."""
@@ -201,6 +200,7 @@ class Arrays:
             (NOBODY, space.nobody),
             (NOTHING, space.nothing),
             (RANKS, network.ranks),
+            (IN_PLACE, int(in_place(network.ranks).astype(np.int64))),
             (FALLEN, space.fallen[0]),
             (FALLEN + 1, space.fallen[1]),
             (STATES, 1),
