@@ -48,7 +48,7 @@ def story_of(report: Report, bound: int = BOUND) -> Story:
     return Story(
         title=title,
         verdict="violated",
-        summary=f"{searched}; shortest counterexample to {example.claim}, {len(example.steps)} steps",
+        summary=f"{searched}; {example.title}",
         lanes=range(network.ranks),
         moments=moments,
         links=links,

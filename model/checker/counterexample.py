@@ -73,6 +73,12 @@ class Counterexample:
     """No run that shows it has fewer steps. A reduced search leaves out some that may."""
 
     @property
+    def title(self) -> str:
+        """`shortest counterexample to no_stranding, 27 steps`."""
+        number = len(self.steps)
+        return f"{'shortest ' * self.shortest}counterexample to {self.claim}, {number} step{'s' * (number != 1)}"
+
+    @property
     def summary(self) -> str:
         """One sentence for each rank that is stuck, or what the last step did."""
         if not self.stuck:

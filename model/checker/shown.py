@@ -61,8 +61,7 @@ def counterexample_json(cex: Counterexample) -> dict[str, Any]:
 
 def counterexample_text(cex: Counterexample) -> list[str]:
     """Lines: the numbered steps, then where it ends."""
-    found = "Shortest counterexample" if cex.shortest else "Counterexample"
-    lines = [f"{found} to {cex.claim}, {counted(len(cex.steps), 'step')}:"]
+    lines = [f"{cex.title[0].upper()}{cex.title[1:]}:"]
     for step in cex.steps:
         lines.append(
             f"  {step.number:3}. {step.text}{'   ← commitment point' if _commits(step.edge, step.commits) else ''}"
