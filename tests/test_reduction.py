@@ -131,7 +131,7 @@ def test_so_many_states_are_left(ranks: int, chunks: int) -> None:
 
 
 def test_it_is_done_where_it_pays() -> None:
-    few, many = (Question("tp_v1.1", Scope(ranks, 1, 1)).network() for ranks in (REDUCED_FROM - 1, REDUCED_FROM))
+    few, many = (Question("tp_v1.1", Scope(ranks, 1, 1), faults=0).network() for ranks in (REDUCED_FROM - 1, REDUCED_FROM))
     assert not check(few, GENERIC).reduced
     assert check(many, GENERIC).reduced
     assert not check(many, GENERIC, reduction="off").reduced
@@ -176,7 +176,7 @@ def refused(network: Network) -> str:
 
 def tp(*rows: Row, without: tuple[tuple[str, str], ...] = (), detection: bool = True) -> Network:
     driver = replace(TP_V1_1.driver, rows=tuple(r for r in TP_V1_1.driver.rows if r.key not in without) + rows)
-    return Network(replace(TP_V1_1, driver=driver), Scope(4, 1, 1), detection=detection)
+    return Network(replace(TP_V1_1, driver=driver), Scope(4, 1, 1), faults=0, detection=detection)
 
 
 @pytest.mark.parametrize(
