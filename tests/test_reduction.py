@@ -131,7 +131,9 @@ def test_so_many_states_are_left(ranks: int, chunks: int) -> None:
 
 
 def test_it_is_done_where_it_pays() -> None:
-    few, many = (Question("tp_v1.1", Scope(ranks, 1, 1), faults=0).network() for ranks in (REDUCED_FROM - 1, REDUCED_FROM))
+    few, many = (
+        Question("tp_v1.1", Scope(ranks, 1, 1), faults=0).network() for ranks in (REDUCED_FROM - 1, REDUCED_FROM)
+    )
     assert not check(few, GENERIC).reduced
     assert check(many, GENERIC).reduced
     assert not check(many, GENERIC, reduction="off").reduced

@@ -64,6 +64,7 @@ from .facts import (
     Tables,
 )
 from .search import (
+    AHEAD,
     BATCH,
     BUDGET,
     DONE,
@@ -74,6 +75,7 @@ from .search import (
     FULL_STATES,
     FULL_TABLE,
     IN_PLACE,
+    LATE,
     MISPAIRED,
     MISSED,
     MISSES,
@@ -95,10 +97,10 @@ DEVICE, COMPLETE, PUT, TAKE = int(Option.DEVICE), int(Option.COMPLETE), int(Opti
 MEET, FAULT, DETECT, CRASH = int(Option.MEET), int(Option.FAULT), int(Option.DETECT), int(Option.CRASH)
 STALL = int(Option.STALL)
 COMPLETED, TAKEN, SHIFTED, REBASED, JOINED, EXPANDED = (int(m) for m in Memo)
+FRUITLESS = 1024
+"""States that are looked at for more misses after one that had some."""
 REHASHED = 16
 """States whose places in a new table are fetched ahead."""
-LOOK_AHEAD = 2048
-"""Parents that are looked at for more misses once one is found."""
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
@@ -186,10 +188,25 @@ def _outcome(keys, outcomes, control, misses, memo, one, other):
 
 @njit(cache=True)
 def _miss(control, misses, memo, one, other):
+    """Ask for an outcome; where there is no room for it, it will be missed again."""
     n = control[MISSES]
-    if n * 3 < misses.size:
-        misses[n * 3], misses[n * 3 + 1], misses[n * 3 + 2] = memo, one, other
-        control[MISSES] = n + 1
+    if n < misses.size:
+        misses[n], control[MISSES] = (memo << 60) | (one << 28) | other, n + 1
+
+
+@njit(cache=True)
+def _once(control, misses, known, asked):
+    """Of the misses from number `known` on, leave those that were not asked for before; returns how many there are."""
+    count, last = known, asked.size - 1
+    for n in range(known, control[MISSES]):
+        at = np.int64((np.uint64(misses[n]) * _ODD) >> np.uint64(32)) & last
+        while asked[at] >= 0 and asked[at] != misses[n]:
+            at = (at + 1) & last
+        if asked[at] < 0:
+            asked[at] = misses[count] = misses[n]
+            count += 1
+    control[MISSES] = count
+    return count
 
 
 # ── collectives, as in `..transport` and `..network` ───────────────────────────────────────────────────────────────
@@ -528,8 +545,8 @@ def _successors(
 @njit(cache=True)
 def _search(
     facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states, parents, degrees,
-    targets, labels, wents, table, width, word, shift, mask, first_seen, misses, out, label, seen, went, begins, places,
-    lanes, after, order,
+    targets, labels, wents, table, width, word, shift, mask, first_seen, misses, late, asked, out, label, seen, went,
+    begins, places, lanes, after, order,
 ):  # fmt: skip
     """Expand states from `control[NEXT]` on, until something is full, missing or `control[UNTIL]` is reached."""
     facts, columns, options = _borrowed(facts), _borrowed(columns), _borrowed(options)
@@ -543,8 +560,10 @@ def _search(
         _borrowed(shift),
         _borrowed(mask),
     )
-    misses, out, label, seen, went = (
+    misses, late, asked, out, label, seen, went = (
         _borrowed(misses),
+        _borrowed(late),
+        _borrowed(asked),
         _borrowed(out),
         _borrowed(label),
         _borrowed(seen),
@@ -559,22 +578,44 @@ def _search(
     words, room, one = len(width), label.size, np.uint64(1)
     wide = np.uint64(words + 1)
     size = np.uint64(table.size // (words + 1) - 1)
+    again, kept, known, enough, looking = 0, 0, 0, 0, False
     control[MISSES] = 0
-    while control[NEXT] < control[STATES]:
-        parent = control[NEXT]
-        if parent >= control[UNTIL]:
-            return PAUSED
-        if control[STATES] + room > parents.size:
-            return FULL_STATES
-        if control[EDGES] + room > targets.size:
-            return FULL_EDGES
-        if (control[STATES] + room) * 8 > table.size // (words + 1) * FULL:
-            return FULL_TABLE
-        # the successors of a batch
-        end = min(parent + BATCH, control[STATES], control[UNTIL])
+    while looking or control[NEXT] < control[STATES]:
+        if looking:
+            # what is missing is worked out many at a time: another look at what missed before, then at what follows
+            if again < control[LATE]:
+                parent, again = late[again], again + 1
+                if parent < control[NEXT]:
+                    continue
+            elif control[AHEAD] < min(control[STATES], enough) and kept < late.size and known < misses.size // 2:
+                parent = control[AHEAD]
+                control[AHEAD] = parent + 1
+            else:
+                control[LATE] = kept
+                return MISSED
+            end = parent + 1
+        else:
+            parent = control[NEXT]
+            if parent >= control[UNTIL]:
+                return PAUSED
+            if control[STATES] + room > parents.size:
+                return FULL_STATES
+            if control[EDGES] + room > targets.size:
+                return FULL_EDGES
+            if (control[STATES] + room) * 8 > table.size // (words + 1) * FULL:
+                return FULL_TABLE
+            end = min(parent + BATCH, control[STATES], control[UNTIL])
+        # the successors of a batch: called at one place, so that it is compiled into this loop
         done = parent + _successors(parent, end, *given)
-        n = begins[done - parent]
+        if looking:
+            if done < end:
+                before, known = known, _once(control, misses, known, asked)
+                late[kept], kept = parent, kept + 1
+                if known > before:
+                    enough = max(enough, parent + FRUITLESS)
+            continue
         # which of them are new
+        n = begins[done - parent]
         edge, count = control[EDGES], control[STATES]
         for owner in range(parent, done):
             first, after_last = begins[owner - parent], begins[owner - parent + 1]
@@ -583,13 +624,13 @@ def _search(
                 place = places[m]
                 while True:
                     cell = place * wide
-                    known = table[cell + wide - one]
-                    if known == 0:
-                        known = np.uint64(count) + one
+                    found = table[cell + wide - one]
+                    if found == 0:
+                        found = np.uint64(count) + one
                         for k in range(words):
                             table[cell + np.uint64(k)] = out[m * words + k]
                             states[count * words + k] = out[m * words + k]
-                        table[cell + wide - one] = known
+                        table[cell + wide - one] = found
                         parents[count] = owner
                         count += 1
                         break
@@ -599,7 +640,7 @@ def _search(
                     if same:
                         break
                     place = _beside(place, places[m], size)
-                targets[edge + m] = known - one
+                targets[edge + m] = found - one
                 labels[edge + m] = label[m]
                 if wents.size > 1:
                     wents[edge + m] = went[m]
@@ -611,12 +652,8 @@ def _search(
                     control[SEEN] |= fresh
         control[EDGES], control[STATES], control[NEXT] = edge + n, count, done
         if done < end:
-            # a look ahead, so that what is missing is worked out many at a time
-            ahead = done + 1
-            while ahead < min(count, done + LOOK_AHEAD) and control[MISSES] * 3 < misses.size:
-                _successors(ahead, ahead + 1, *given)
-                ahead += 1
-            return MISSED
+            looking, control[AHEAD], asked[:] = True, max(control[AHEAD], done + 1), -1
+            known, enough = _once(control, misses, 0, asked), control[AHEAD] + FRUITLESS
     return DONE
 
 
@@ -694,7 +731,9 @@ def search(arrays: Arrays, tables: Tables) -> int:
         arrays.layout.shift,
         arrays.layout.mask,
         arrays.first_seen.reshape(-1),
-        arrays.misses.reshape(-1),
+        arrays.misses,
+        arrays.late,
+        arrays.asked,
         arrays.out.reshape(-1),
         arrays.label,
         arrays.seen,

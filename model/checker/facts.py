@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Number = TypeVar("Number", int, Array)
 
 
 class Option(IntEnum):
@@ -95,9 +96,14 @@ class Layout(NamedTuple):
     words: int
 
 
-def memo_key(memo: int, one: int, other: int) -> int:
+def memo_key(memo: int, one: Number, other: Number) -> Number:
     """What an outcome is kept under."""
     return memo << 60 | one << 28 | other
+
+
+def memo_parts(key: int) -> tuple[int, int, int]:
+    """What the key was made of."""
+    return key >> 60, key >> 28 & 0xFFFFFFFF, key & 0xFFFFFFF
 
 
 def memo_place(key: int, size: int) -> int:

@@ -8,8 +8,10 @@ Left out: the inner loop (`compiled.py`, `vectors.py`), and what is judged on th
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar, overload
@@ -29,8 +31,11 @@ T = TypeVar("T")
 DONE, PAUSED, MISSED, FULL_STATES, FULL_EDGES, FULL_TABLE = range(6)
 """Why an inner loop stopped."""
 NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH = range(8)
-BUDGET, SYMMETRIC, NOBODY, NOTHING, RANKS, IN_PLACE, FALLEN = range(8, 15)
-"""What stands where in its control block. FALLEN: two places, one a role."""
+BUDGET, SYMMETRIC, NOBODY, NOTHING, RANKS, IN_PLACE, AHEAD, LATE, FALLEN = range(8, 17)
+"""What stands where in its control block. AHEAD, LATE: how far it has looked ahead for misses, and how many states
+have missed there. FALLEN: two places, one a role."""
+MOST_MISSES = 1 << 12
+"""Outcomes that are asked for at once, about."""
 BATCH = 16
 """Parents whose successors are looked up together."""
 PAUSE = 1 << 17
@@ -189,8 +194,10 @@ class Arrays:
         self.cells = _aligned(4 * size * (words + 1))
         self.table = self._cleared(1 << 16)
         self.first_seen = np.zeros((64, 2), np.int64)
-        self.misses = np.zeros((512, 3), np.int64)
-        self.control = np.zeros(16, np.int64)
+        self.misses = np.zeros(2 * MOST_MISSES, np.int64)
+        """Keys of outcomes that are asked for: see `memo_key`."""
+        self.late, self.asked = np.zeros(1 << 16, np.int64), np.zeros(4 * MOST_MISSES, np.int64)
+        self.control = np.zeros(18, np.int64)
         network = space.network
         for at, value in (
             (MISPAIRED, space.mispaired),
@@ -256,8 +263,8 @@ class Arrays:
 
     def resolve(self, rehash: Callable[..., None], repack: Callable[..., None]) -> None:
         """Work out what was missed; widen the fields where a lane or a value no longer fits."""
-        for memo, one, other in self.misses[: self.control[MISSES]].tolist():
-            self.space.resolve(memo, one, other)
+        for key in self.misses[: self.control[MISSES]].tolist():
+            self.space.resolve(key)
         if not self.space.fits(self.layout):
             old, self.layout = self.layout, layout(self.space.widths())
             self.space.layout = self.layout
@@ -323,30 +330,40 @@ def explore(
     begin = time.perf_counter()
     control[UNTIL] = PAUSE
     try:
-        while True:
-            status = loops.search(arrays, space.tables())
-            if status == MISSED:
-                arrays.resolve(loops.rehash, loops.repack)
-            elif status == FULL_STATES:
-                raise OutOfMemory(f"room for {len(arrays.states):,} states")
-            elif status == FULL_EDGES:
-                arrays.grow_edges()
-            elif status == FULL_TABLE:
-                arrays.new_table(loops.rehash)
-            elif status == DONE:
-                break
-            else:
-                _afford(0)
-                control[UNTIL] = control[NEXT] + PAUSE
-            if progress is not None:
-                states, done = int(control[STATES]), int(control[NEXT])
-                levels = _levels(arrays.parents[:states], levels)
-                progress(states, int(np.searchsorted(levels, done, side="right")) - 1, states - done)
+        with _nothing_collected():
+            while (status := loops.search(arrays, space.tables())) != DONE:
+                if status == MISSED:
+                    arrays.resolve(loops.rehash, loops.repack)
+                elif status == FULL_STATES:
+                    raise OutOfMemory(f"room for {len(arrays.states):,} states")
+                elif status == FULL_EDGES:
+                    arrays.grow_edges()
+                elif status == FULL_TABLE:
+                    arrays.new_table(loops.rehash)
+                else:
+                    _afford(0)
+                    control[UNTIL] = control[NEXT] + PAUSE
+                if progress is not None:
+                    states, done = int(control[STATES]), int(control[NEXT])
+                    levels = _levels(arrays.parents[:states], levels)
+                    progress(states, int(np.searchsorted(levels, done, side="right")) - 1, states - done)
     except KeyboardInterrupt:
         stopped = "interrupted"
     except MemoryError as error:
         stopped = f"out of memory ({error})"
     return _graph(space, arrays, stopped, time.perf_counter() - begin)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """No garbage collection: a space is a great many tuples without a cycle, each looked at again by every one."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _graph(space: Space, arrays: Arrays, stopped: str | None, seconds: float) -> PackedGraph:

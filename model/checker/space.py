@@ -12,12 +12,12 @@ What stands where in the arrays says `facts.py`. Left out: the search itself (`c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import UsageError
-from ..lts import CRASHED, Interner, Lts, Step
+from ..lts import CRASHED, Interner, Step
 from ..network import CRASH, STALL, Network, NetworkState
 from ..properties import NO_MISPAIRING
 from ..tables import By, Data, Kind, Meet, Put, Take
@@ -55,7 +55,7 @@ from .facts import (
     Option,
     Tables,
     layout,
-    memo_key,
+    memo_parts,
     memo_place,
 )
 from .reduction import Reduction
@@ -67,8 +67,35 @@ MAX_RANKS = 32
 """A rank is two bits of a mask."""
 MAX_SORTED = 16
 """Workers that can be sorted: a place is four bits."""
+CLOSING_PHASES = ("shutdown", "stopped")
 SPARE_BITS = 8
 """So many bits a lane may have to spare."""
+
+
+class Move(NamedTuple):
+    """A move of a rank's local, as far as it does not depend on the collectives that the rank is in."""
+
+    option: Option
+    to: int
+    """The local that it leads to; -1 where that depends on what is in a slot."""
+    bits: int
+    a: int = 0
+    b: int = 0
+    c: int = 0
+    striking: int = 0
+    sees: int = 0
+    issues: tuple[int, int] | None = None
+    """The group and the contribution of the collective that it issues."""
+    fails: bool = False
+    """It takes the rank out of every collective."""
+    syncs: bool = False
+    """It waits until nothing is outstanding on a stream."""
+    takes: Step | None = None
+    """The step that takes something out of a slot."""
+
+
+Menu = tuple[tuple[Move, ...], ...]
+"""A local's own moves, and what faults, detection, and a crash or a stall do to it."""
 
 
 class Space:
@@ -78,6 +105,7 @@ class Space:
         if network.ranks > MAX_RANKS:
             raise UsageError(f"{network.ranks} ranks are too many to search", do=f"take at most {MAX_RANKS}")
         self.network, self.symmetric, self.reduction = network, symmetric, reduction
+        self._lts = network.lts[0], network.lts[min(1, network.ranks - 1)]
         self.layout: Layout
         self.lanes: tuple[Interner[tuple[int, Columns]], ...] = (Interner(), Interner())
         self.data: Interner[Data] = Interner()
@@ -94,6 +122,8 @@ class Space:
         for kind in (CRASH, STALL):
             for point in network.kinds.get(kind) or ():
                 self._points(point.state)
+        self._described: tuple[dict[int, list[int]], ...] = ({}, {})
+        self._menus: tuple[dict[int, Menu], ...] = ({}, {})
         self._sources: dict[int, tuple[int, int]] = {}
         self._taking: dict[int, Step] = {}
         groups = len(network.protocol.groups)
@@ -115,7 +145,7 @@ class Space:
         self.fallen = [-1, -1]
         """With a reduction, per role: the lane of every rank once any has failed or stalled."""
         if reduction is not None:
-            self.fallen = [self.lane(n, self.lts(n).crashed(self.lts(n).initial), ((),) * groups) for n in (0, 1)]
+            self.fallen = [self.lane(n, self._lts[n].crashed(self._lts[n].initial), ((),) * groups) for n in (0, 1)]
         self.initial = tuple(
             self.lane(min(rank, 1), number, ((),) * groups) for rank, number in enumerate(network.initial().locals)
         )
@@ -134,21 +164,22 @@ class Space:
         return number
 
     def _describe(self, role: int, local: int) -> list[int]:
-        lts = self.lts(role)
-        info = lts.info(local)
-        closing = role == 0 and info.state != CRASHED and lts.role.by_name[info.state].phase in ("shutdown", "stopped")
-        state = self._points.index.get(info.state)
-        facts = [0] * LANE_FACTS
-        facts[FLAGS] = TERMINAL * info.terminal | FAILED * info.failed | STALLED * info.stalled | CLOSING * closing
-        facts[COUNTER] = info.counter
-        facts[BASE] = lts.base(local) if role == 0 else 0
-        facts[POINTS] = 0 if state is None else 1 << state
-        facts[FIRST] = -1
-        facts[WAITS_IN] = -1 if info.op is None else self.network.protocol.groups.index(info.op.group)
-        return facts
-
-    def lts(self, role: int) -> Lts:
-        return self.network.lts[min(role, self.network.ranks - 1)]
+        """The facts of a lane in this local: all but what depends on its collectives."""
+        known = self._described[role].get(local)
+        if known is None:
+            lts = self._lts[role]
+            info = lts.info(local)
+            closing = role == 0 and info.state != CRASHED and lts.role.by_name[info.state].phase in CLOSING_PHASES
+            state = self._points.index.get(info.state)
+            known = [0] * LANE_FACTS
+            known[FLAGS] = TERMINAL * info.terminal | FAILED * info.failed | STALLED * info.stalled | CLOSING * closing
+            known[COUNTER] = info.counter
+            known[BASE] = lts.base(local) if role == 0 else 0
+            known[POINTS] = 0 if state is None else 1 << state
+            known[FIRST] = -1
+            known[WAITS_IN] = -1 if info.op is None else self.network.protocol.groups.index(info.op.group)
+            self._described[role][local] = known
+        return known.copy()
 
     def _know(self, contribution: int) -> None:
         """Write down every contribution up to this one."""
@@ -179,11 +210,16 @@ class Space:
 
     def expand(self, role: int, number: int) -> None:
         """Work out a lane's options, in the order of `Network.successors`."""
-        hasty = self.reduction is not None and self.reduction.is_hasty(role, self.lanes[role].items[number][0])
+        local, columns = self.lanes[role].items[number]
+        hasty = self.reduction is not None and self.reduction.is_hasty(role, local)
         bounds = [len(self._options)]
-        for part in (self._own_steps, self._faults, self._detection, self._strike):
-            if not hasty or part == self._own_steps:
-                part(role, number)
+        self._collectives(role, number)
+        outstanding = any(entry > 0 for group in self.network.stream_groups for entry in columns[group])
+        for part, moves in enumerate(self._menu(role, local)):
+            if not hasty or part == 0:
+                for move in moves:
+                    if not (move.syncs and outstanding):
+                        self._option(role, local, columns, move)
             bounds.append(len(self._options))
         facts = self._facts[role][number]
         facts[FIRST : END + 1] = bounds
@@ -191,117 +227,86 @@ class Space:
         self._fresh[role].append(number)
         self.most_options = max(self.most_options, bounds[-1] - bounds[0])
 
-    def _own_steps(self, role: int, number: int) -> None:
-        network, lts = self.network, self.lts(role)
-        local, columns = self.lanes[role].items[number]
-        info = lts.info(local)
-        for group in network.stream_groups:
-            self._device(role, number, group)
-        if info.terminal:
-            return
-        if info.stalled:
-            self._add(Option.FREE, self.lane(role, lts.stalled(local, False), columns), ADVANCES)
-            if network.detection:
-                self._add(Option.FREE, self._dead(role, local, columns), ADVANCES | DETECTS | TIDIES)
-            return
-        if info.op is not None:
-            self._host(role, number, network.protocol.groups.index(info.op.group))
-        outstanding = any(entry > 0 for group in network.stream_groups for entry in columns[group])
-        for step in lts.menu(local).own:
-            if not (step.row.syncs and outstanding):
-                self._own(role, local, columns, step)
+    def _option(self, role: int, local: int, columns: Columns, move: Move) -> int:
+        """A move of a local as an option of the lane that it is in with these columns: see `Network._take`."""
+        if move.fails and self.reduction is not None:
+            target = self.fallen[role]
+        elif move.to < 0:  # what it leads to depends on what is in the slot
+            target = 0
+        else:
+            if move.issues is not None:
+                group, entry = move.issues
+                columns = (*columns[:group], (*columns[group], entry), *columns[group + 1 :])
+            elif move.fails:
+                columns = self._gone(columns)
+            target = self.lane(role, move.to, columns)
+        option = self._add(move.option, target, move.bits, move.a, move.b, move.c, move.striking, move.sees)
+        if move.takes is not None:
+            self._sources[option] = (role, self.lanes[role].index[local, columns])
+            self._taking[option] = move.takes
+        return option
 
-    def _faults(self, role: int, number: int) -> None:
-        local, columns = self.lanes[role].items[number]
-        info = self.lts(role).info(local)
-        if info.terminal or info.stalled:
-            return
-        for step in self.lts(role).menu(local).faults:
+    def _menu(self, role: int, local: int) -> Menu:
+        """The moves of a local: its own steps, then what faults, detection, and a crash or a stall do to it."""
+        menu = self._menus[role].get(local)
+        if menu is None:
+            lts = self._lts[role]
+            info = lts.info(local)
+            if info.terminal:
+                menu = ((), (), (), ())
+            elif info.stalled:
+                menu = (self._awakening(role, local), (), (), ())
+            else:
+                steps = lts.menu(local)
+                detects = steps.detects if self.network.detection else ()
+                menu = (
+                    tuple(self._own(role, local, step) for step in steps.own),
+                    tuple(self._faults(role, local, steps.faults)),
+                    tuple(self._move(Option.DETECT, role, local, step) for step in detects),
+                    tuple(self._strikes_on(role, local)),
+                )
+            self._menus[role][local] = menu
+        return menu
+
+    def _awakening(self, role: int, local: int) -> tuple[Move, ...]:
+        wakes = Move(Option.FREE, self._lts[role].stalled(local, False), ADVANCES)
+        killed = Move(Option.FREE, self._lts[role].crashed(local), ADVANCES | DETECTS | TIDIES, fails=True)
+        return (wakes, killed) if self.network.detection else (wakes,)
+
+    def _faults(self, role: int, local: int, steps: Iterable[Step]) -> Iterator[Move]:
+        state = self._lts[role].info(local).state
+        for step in steps:
             points = self.network.kinds.get(step.row.fault, frozenset())
             here = [
                 rank
                 for rank in range(self.network.ranks)
-                if points is None or any(p.state == info.state and p.rank in (None, rank) for p in points)
+                if points is None or any(p.state == state and p.rank in (None, rank) for p in points)
             ]
             if here:
-                self._step(Option.FAULT, role, local, columns, step, striking=sum(1 << rank for rank in here))
+                yield self._move(Option.FAULT, role, local, step)._replace(striking=sum(1 << rank for rank in here))
 
-    def _detection(self, role: int, number: int) -> None:
-        local, columns = self.lanes[role].items[number]
-        info = self.lts(role).info(local)
-        if self.network.detection and not info.terminal and not info.stalled:
-            for step in self.lts(role).menu(local).detects:
-                self._step(Option.DETECT, role, local, columns, step)
-
-    def _strike(self, role: int, number: int) -> None:
-        local, columns = self.lanes[role].items[number]
-        info = self.lts(role).info(local)
-        if info.terminal or info.stalled:
-            return
+    def _strikes_on(self, role: int, local: int) -> Iterator[Move]:
+        lts = self._lts[role]
         if CRASH in self.network.kinds:
-            self._add(Option.CRASH, self._dead(role, local, columns), ADVANCES | TIDIES | COSTS)
-        if STALL in self.network.kinds:
-            stalled = self.lts(role).stalled(local, True)
-            target = self.lane(role, stalled, columns) if self.reduction is None else self.fallen[role]
-            self._add(Option.STALL, target, COSTS)
+            yield Move(Option.CRASH, lts.crashed(local), ADVANCES | TIDIES | COSTS, fails=True)
+        if STALL in self.network.kinds:  # whoever stalls leaves nothing, unless all that follows is one state
+            yield Move(Option.STALL, lts.stalled(local, True), COSTS, fails=self.reduction is not None)
 
-    def _device(self, role: int, number: int, group: int) -> None:
-        """The earliest collective on the stream, unless the host waits in it."""
-        local, columns = self.lanes[role].items[number]
-        at = next((n for n, entry in enumerate(columns[group]) if entry > 0), None)
-        if at is None:
-            return
-        last = at == len(columns[group]) - 1
-        if last and self._facts[role][number][WAITS_IN] == group:
-            return
-        after = self.lane(role, local, _left(columns, group, at))
-        self._add(Option.DEVICE, after, TIDIES, group, at, columns[group][at])
-
-    def _host(self, role: int, number: int, group: int) -> None:
-        """The collective that the host waits in, once nothing that it issued before is unfinished."""
-        columns = self.lanes[role].items[number][1]
-        at = next((n for n, entry in enumerate(columns[group]) if entry > 0), None)
-        if at is not None and at == len(columns[group]) - 1:
-            option = self._add(Option.COMPLETE, number, 0, group, at, columns[group][at])
-            self._sources[option] = (role, number)
-
-    def _own(self, role: int, local: int, columns: Columns, step: Step) -> None:
+    def _own(self, role: int, local: int, step: Step) -> Move:
         gate = step.row.gate
         if isinstance(gate, Meet):
-            self._step(Option.MEET, role, local, columns, step)
-        elif isinstance(gate, Put | Take) and step.slot is not None:
+            return self._move(Option.MEET, role, local, step)
+        if isinstance(gate, Put | Take) and step.slot is not None:
             channel = self.network.protocol.slots.index(step.slot[0])
             base = channel * (self.network.ranks - 1)
             if isinstance(gate, Put):
                 value = self.channels[channel](step.data)
-                self._step(Option.PUT, role, local, columns, step, a=base, b=step.slot[1], c=value)
-            else:
-                option = self._add(Option.TAKE, 0, 0, base, step.slot[1], channel)
-                self._sources[option] = (role, self.lanes[role].index[local, columns])
-                self._taking[option] = step
-        else:
-            self._step(Option.FREE, role, local, columns, step)
+                return self._move(Option.PUT, role, local, step)._replace(a=base, b=step.slot[1], c=value)
+            return Move(Option.TAKE, -1, 0, base, step.slot[1], channel, syncs=step.row.syncs, takes=step)
+        return self._move(Option.FREE, role, local, step)
 
-    def _step(
-        self,
-        option: Option,
-        role: int,
-        local: int,
-        columns: Columns,
-        step: Step,
-        *,
-        a: int = 0,
-        b: int = 0,
-        c: int = 0,
-        striking: int = 0,
-    ) -> int:
-        """An option that takes `step`: see `Network._take`."""
-        info = self.lts(role).info(step.target)
-        if step.contribution is not None:
-            group = self.network.protocol.groups.index(step.contribution.op.group)
-            entry = self.network.contributions(step.contribution)
-            columns = (*columns[:group], (*columns[group], entry), *columns[group + 1 :])
-        by = step.row.by
+    def _move(self, option: Option, role: int, local: int, step: Step) -> Move:
+        info, by = self._lts[role].info(step.target), step.row.by
         bits = (
             ORDINARY * (by not in (By.FAULT, By.DETECTION))
             | DETECTS * (by is By.DETECTION)
@@ -310,19 +315,47 @@ class Space:
             | TIDIES * info.terminal
             | NORMALISES
         )
-        fails = info.failed and step.contribution is None
-        target = self._failed(role, step.target, columns) if fails else self.lane(role, step.target, columns)
-        return self._add(option, target, bits, a, b, c, striking, self._names_of(step.seen))
+        issues = None
+        if step.contribution is not None:
+            group = self.network.protocol.groups.index(step.contribution.op.group)
+            issues = (group, self.network.contributions(step.contribution))
+        fails = info.failed and issues is None
+        own = by not in (By.FAULT, By.DETECTION)
+        return Move(
+            option,
+            step.target,
+            bits,
+            sees=self._names_of(step.seen),
+            issues=issues,
+            fails=fails,
+            syncs=own and step.row.syncs,
+        )
+
+    def _collectives(self, role: int, number: int) -> None:
+        """What a rank is in: the earliest of each device stream, and the one that its host waits in."""
+        local, columns = self.lanes[role].items[number]
+        for group in self.network.stream_groups:
+            self._device(role, number, group)
+        info = self._lts[role].info(local)
+        if info.op is not None and not info.terminal and not info.stalled:
+            group = self.network.protocol.groups.index(info.op.group)
+            at = _earliest(columns[group])
+            if 0 <= at == len(columns[group]) - 1:  # nothing that it issued before is unfinished
+                option = self._add(Option.COMPLETE, number, 0, group, at, columns[group][at])
+                self._sources[option] = (role, number)
+
+    def _device(self, role: int, number: int, group: int) -> None:
+        """The earliest collective on the stream, unless the host waits in it."""
+        local, columns = self.lanes[role].items[number]
+        at = _earliest(columns[group])
+        last = at == len(columns[group]) - 1
+        if at < 0 or (last and self._facts[role][number][WAITS_IN] == group):
+            return
+        after = self.lane(role, local, _left(columns, group, at))
+        self._add(Option.DEVICE, after, TIDIES, group, at, columns[group][at])
 
     def _names_of(self, seen: Iterable[str]) -> int:
         return sum(1 << bit for bit in {self.seen_names(name) for name in seen})
-
-    def _dead(self, role: int, local: int, columns: Columns) -> int:
-        return self._failed(role, self.lts(role).crashed(local), columns)
-
-    def _failed(self, role: int, local: int, columns: Columns) -> int:
-        """The lane of a rank that has failed: with a reduction the one that all then share."""
-        return self.lane(role, local, self._gone(columns)) if self.reduction is None else self.fallen[role]
 
     def _gone(self, columns: Columns) -> Columns:
         """What a rank leaves behind that is no longer in any collective."""
@@ -348,13 +381,13 @@ class Space:
 
     # ── outcomes ────────────────────────────────────────────────────────────────────────────────────
 
-    def resolve(self, memo: int, one: int, other: int) -> None:
-        """Work out what a search missed: see `Memo` for what `one` and `other` are."""
+    def resolve(self, key: int) -> None:
+        """Work out what a search missed: see `memo_key`, and `Memo` for what the parts are."""
+        memo, one, other = memo_parts(key)
         if memo == Memo.EXPANDED:
             if self._facts[other][one][FIRST] < 0:
                 self.expand(other, one)
             return
-        key = memo_key(memo, one, other)
         if self._find(key) < 0:
             self._remember(key, self._outcome(memo, one, other))
 
@@ -374,13 +407,13 @@ class Space:
             return self.lane(role, local, (*columns[:group], columns[group][by:], *columns[group + 1 :]))
         by = other - BIAS
         moved = tuple(tuple(self.network.rebased_entry(entry, by) for entry in column) for column in columns)
-        return self.lane(role, self.lts(role).rebased(local, by), moved)
+        return self.lane(role, self._lts[role].rebased(local, by), moved)
 
     def _completed(self, option: int, data: int) -> int:
         role, number = self._sources[option]
         local, columns = self.lanes[role].items[number]
         group, at = self._options[option][A], self._options[option][B]
-        step = self.lts(role).complete(local, self.data.items[data])
+        step = self._lts[role].complete(local, self.data.items[data])
         target = self.lane(role, step.target, _left(columns, group, at))
         bits = ADVANCES * (step.target != local) | DETECTS * (step.row.by is By.DETECTION) | TIDIES | NORMALISES
         return self._add(Option.FREE, target, bits, seen=self._names_of(step.seen))
@@ -389,8 +422,8 @@ class Space:
         role, number = self._sources[option]
         local, columns = self.lanes[role].items[number]
         channel = self.channels[self._options[option][C]]
-        step = self.lts(role).take(local, self._taking[option].row, channel.items[value])
-        return -1 if step is None else self._step(Option.FREE, role, local, columns, step)
+        step = self._lts[role].take(local, self._taking[option].row, channel.items[value])
+        return -1 if step is None else self._option(role, local, columns, self._move(Option.FREE, role, local, step))
 
     def _find(self, key: int) -> int:
         keys, _ = self._memo
@@ -510,9 +543,10 @@ class Space:
     def completed(self) -> Iterator[tuple[int, int, Data]]:
         """(role, local, what was delivered) of every end of a collective that was met."""
         for key in self._memo[0][self._memo[0] >= 0].tolist():
-            if key >> 60 == Memo.COMPLETED:
-                role, lane = self._sources[key >> 28 & 0xFFFFFFFF]
-                yield role, self.lanes[role].items[lane][0], self.data.items[key & 0xFFFFFFF]
+            memo, option, data = memo_parts(key)
+            if memo == Memo.COMPLETED:
+                role, lane = self._sources[option]
+                yield role, self.lanes[role].items[lane][0], self.data.items[data]
 
     def encode(self, state: NetworkState) -> list[int]:
         """The fields of a state; with symmetry or a reduction, of the one that stands for it."""
@@ -539,9 +573,16 @@ def _room(array: Array, size: int, axis: int = 0) -> Array:
     return array
 
 
+def _earliest(column: Sequence[int]) -> int:
+    """The first collective of a column that the rank has not left; -1: none."""
+    for at, entry in enumerate(column):
+        if entry > 0:
+            return at
+    return -1
+
+
 def _column_facts(column: Sequence[int], deepest: int) -> list[int]:
-    earliest = next((n for n, entry in enumerate(column) if entry > 0), -1)
-    return [len(column), earliest, *column, *[0] * (deepest - len(column))]
+    return [len(column), _earliest(column), *column, *[0] * (deepest - len(column))]
 
 
 def _left(columns: Columns, group: int, at: int) -> Columns:

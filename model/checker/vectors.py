@@ -56,6 +56,7 @@ from .facts import (
     Memo,
     Option,
     Tables,
+    memo_key,
 )
 from .search import (
     BUDGET,
@@ -87,10 +88,10 @@ _MIX = np.uint64(0xD6E8FEB86659FD93)
 
 
 class _Missing(Exception):
-    """Outcomes that have to be worked out first, as rows of (memo, one, other)."""
+    """Outcomes that have to be worked out first, by their keys."""
 
     def __init__(self, memo: Memo, one: Array, other: Array) -> None:
-        self.rows = np.unique(np.stack([np.full(len(one), memo), one, other], axis=1), axis=0)
+        self.keys = np.unique(memo_key(int(memo), one.astype(np.int64), other.astype(np.int64)))
 
 
 def search(arrays: Arrays, tables: Tables) -> int:
@@ -103,7 +104,7 @@ def search(arrays: Arrays, tables: Tables) -> int:
         try:
             found = _Successors(arrays, tables, parents)
         except _Missing as missing:
-            arrays.misses, control[MISSES] = missing.rows, len(missing.rows)
+            arrays.misses, control[MISSES] = missing.keys, len(missing.keys)
             return MISSED
         arrays.wanted = len(found.out)
         if control[STATES] + len(found.out) > len(arrays.parents):
@@ -370,7 +371,7 @@ class _Successors:
     def _outcome(self, memo: Memo, one: Array, other: Array) -> Array:
         """What is kept under each key. Raises `_Missing` where there is nothing yet."""
         keys, last = self.t.keys, self.t.keys.size - 1
-        key = (int(memo) << 60) | (one.astype(np.int64) << 28) | other.astype(np.int64)
+        key = memo_key(int(memo), one.astype(np.int64), other.astype(np.int64))
         at = ((key.astype(np.uint64) * _ODD) >> np.uint64(32)).astype(np.int64) & last
         while True:
             probing = (keys[at] != key) & (keys[at] >= 0)
