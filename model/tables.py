@@ -325,10 +325,9 @@ def _validate(role: Role, protocol: Protocol) -> None:
             raise ModelError("a slot belongs to a worker, and this row does not say to which", where=where, do=do)
         if row.op is not None and row.op not in protocol.schedule:
             raise ModelError(f"collective `{row.op.name}` is not in the schedule", where=where)
-    import networkx as nx  # slow to load, and nobody who replays a trace validates tables
-
-    graph = nx.MultiDiGraph((r.state, r.target) for r in role.rows)
-    reached = {role.initial} | (nx.descendants(graph, role.initial) if role.initial in graph else set())
+    reached = {role.initial}
+    while fresh := {r.target for r in role.rows if r.state in reached} - reached:
+        reached |= fresh
     for state in role.states:
         if state.name not in reached:
             raise ModelError(f"state `{state.name}` cannot be reached", where=role.name, do="remove it or add a row")
