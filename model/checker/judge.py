@@ -106,6 +106,8 @@ class Judge:
         """The first state after a failure from which some fair run goes on for ever, or stands still."""
         graph = self.graph
         troubled = self.failed & ~self.ended
+        if not troubled.any():
+            return None
         component = self.sweeps.components(graph, troubled)
         # the places of the ranks that detection takes out of the component, from this state and from all that follow
         detects = np.array([label & DETECTS for label in range(8)], np.uint64)
