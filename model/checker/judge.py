@@ -21,7 +21,7 @@ from ..properties import (
     NO_STRANDING,
     Property,
 )
-from .facts import CLOSING, FAILED, FLAGS, STALLED, TERMINAL, Array
+from .facts import Array
 from .reference import ADVANCES, DETECTS, ORDINARY, Verdict, seen_on_an_edge
 from .search import PackedGraph
 
@@ -32,16 +32,7 @@ class Judge:
     def __init__(self, graph: PackedGraph, sweeps: Any, *, judge_all: bool = False) -> None:
         self.graph, self.sweeps, self.judge_all = graph, sweeps, judge_all
         self.ranks = graph.space.network.ranks
-        lanes, count = graph.space.tables().lanes, len(graph.packed)
-        self.failed, self.ended, self.closing = np.zeros(count, bool), np.ones(count, bool), np.zeros(count, bool)
-        self.idle = np.zeros(count, np.uint64)
-        """Per state, a bit for each rank that has ended or is stalled."""
-        for rank in range(self.ranks):
-            flags = lanes[min(rank, 1), :, FLAGS].astype(np.uint8)[graph.field(rank)]
-            self.failed |= (flags & (FAILED | STALLED)) != 0
-            self.ended &= (flags & TERMINAL) != 0
-            self.closing |= (flags & CLOSING) != 0
-            self.idle |= ((flags & (TERMINAL | STALLED)) != 0).astype(np.uint64) << np.uint64(rank)
+        self.failed, self.ended, self.closing, self.idle = sweeps.standing(graph)
         self.faulty = graph.field(-1) > 0
 
     # ── the properties ──────────────────────────────────────────────────────────────────────────────

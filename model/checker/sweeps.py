@@ -8,8 +8,32 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .facts import ADVANCES, Array, in_place
+from .facts import ADVANCES, CLOSING, FAILED, FLAGS, STALLED, TERMINAL, Array, in_place
 from .search import PackedGraph
+
+
+@njit(cache=True)
+def _standing(packed, word, shift, mask, ranks, flags, failed, ended, closing, idle):
+    for n in range(len(packed)):
+        some, every = 0, TERMINAL
+        for rank in range(ranks):
+            lane = (packed[n, word[rank]] >> shift[rank]) & mask[rank]
+            found = flags[1 if rank else 0, lane]
+            some |= found
+            every &= found
+            if found & (TERMINAL | STALLED):
+                idle[n] |= np.uint64(1) << np.uint64(rank)
+        failed[n], ended[n], closing[n] = some & (FAILED | STALLED) != 0, every != 0, some & CLOSING != 0
+
+
+def standing(graph: PackedGraph) -> tuple[Array, Array, Array, Array]:
+    """Per state: a rank has failed or stalled; all have ended; rank0 is closing; a bit for each that has no move."""
+    count, lay = len(graph.packed), graph.space.layout
+    failed, ended, closing = (np.empty(count, bool) for _ in range(3))
+    idle, flags = np.zeros(count, np.uint64), np.ascontiguousarray(graph.space.tables().lanes[:, :, FLAGS])
+    ranks = graph.space.network.ranks
+    _standing(graph.packed, lay.word, lay.shift, lay.mask, ranks, flags, failed, ended, closing, idle)
+    return failed, ended, closing, idle
 
 
 @njit(cache=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from . import reference
-from .facts import ADVANCES, Array, in_place
+from .facts import ADVANCES, CLOSING, FAILED, FLAGS, STALLED, TERMINAL, Array, in_place
 from .search import PackedGraph
 
 
@@ -45,6 +45,20 @@ def keep(graph: PackedGraph, component: Array, own: Array) -> None:
         return np.bitwise_and.reduceat(np.where(inner[edges], theirs, ~np.uint64(0)), begins)
 
     _settle(graph, own, found, np.bitwise_and)
+
+
+def standing(graph: PackedGraph) -> tuple[Array, Array, Array, Array]:
+    """As `sweeps.standing`."""
+    lanes, count = graph.space.tables().lanes, len(graph.packed)
+    failed, ended, closing = np.zeros(count, bool), np.ones(count, bool), np.zeros(count, bool)
+    idle = np.zeros(count, np.uint64)
+    for rank in range(graph.space.network.ranks):
+        flags = lanes[min(rank, 1), :, FLAGS].astype(np.uint8)[graph.field(rank)]
+        failed |= (flags & (FAILED | STALLED)) != 0
+        ended &= (flags & TERMINAL) != 0
+        closing |= (flags & CLOSING) != 0
+        idle |= ((flags & (TERMINAL | STALLED)) != 0).astype(np.uint64) << np.uint64(rank)
+    return failed, ended, closing, idle
 
 
 def components(graph: PackedGraph, inside: Array) -> Array:
