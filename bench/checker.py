@@ -81,8 +81,9 @@ def build(case: Case, folder: Path) -> Path | None:
     if not case.whole_space or not all(map(shutil.which, ("spin", "gcc"))):
         return None
     folder.mkdir()
+    network = [argument for argument in case.arguments if not argument.startswith("--reduction")]
     subprocess.run(
-        [*GENLOCK, "export", "promela", *case.arguments, "--out", str(folder)], check=True, capture_output=True
+        [*GENLOCK, "export", "promela", *network, "--out", str(folder)], check=True, capture_output=True
     )
     [model] = folder.glob("*.pml")
     subprocess.run(["spin", "-a", model.name], cwd=folder, check=True, capture_output=True)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -112,12 +113,14 @@ def rank(config: dict[str, Any], number: int) -> None:
 
 
 def calibrated(of: Callable[[int], float], seconds: float) -> int:
-    """Elements of an all-reduce that takes about so long. Both ranks try the same sizes."""
-    numel = 1 << 10
-    for _ in range(11):  # up to 2**21: a fixed number, whatever each rank sees
-        of(numel)
-        numel *= 2
-    return min((abs(of(n) - seconds), n) for n in (1 << k for k in range(12, 21)))[1]
+    """Elements of an all-reduce that takes about so long. Both ranks try the same sizes, whatever each of them sees."""
+    for power in range(10, 21):
+        of(1 << power)
+    took = [(1 << power, of(1 << power)) for power in range(12, 21)]
+    for (small, less), (large, more) in pairwise(took):
+        if less <= seconds <= more:
+            return small + round((large - small) * (seconds - less) / (more - less))
+    return min(took, key=lambda found: abs(found[1] - seconds))[0]
 
 
 if __name__ == "__main__":
