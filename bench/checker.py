@@ -87,7 +87,7 @@ def build(case: Case, folder: Path) -> Path | None:
     )
     [model] = folder.glob("*.pml")
     subprocess.run(["spin", "-a", model.name], cwd=folder, check=True, capture_output=True)
-    build = ["gcc", "-O2", "-DNOREDUCE", "-DSAFETY", "-w", "-o", "pan", "pan.c"]
+    build = ["gcc", "-O2", "-DNOREDUCE", "-DSAFETY", "-DMEMLIM=16000", "-w", "-o", "pan", "pan.c"]
     subprocess.run(build, cwd=folder, check=True)
     return folder / "pan"
 
