@@ -76,7 +76,7 @@ def export(network: Network, name: str | None = None, tell: Tell | None = None) 
 def _search(network: Network, tell: Tell | None) -> Met:
     """Search every state; returns what the tables must have: locals, deliveries, what is in the slots."""
     progress = None if tell is None else (lambda states, depth, queue: tell(states))
-    result = check(network, [NO_FALSE_ABORT], engine=fast(), progress=progress)
+    result = check(network, [NO_FALSE_ABORT], engine=fast(), reduction="off", progress=progress)
     graph = result.graph
     assert isinstance(graph, PackedGraph)
     if graph.stopped:

@@ -125,6 +125,7 @@ TP = {
         15622,
     ),
     "v0": (Question("tp_v0", Scope(2, 2, 2)), 4699),
+    "four-ranks": (Question("tp_v0", Scope(4, 0, 1), faults=0), 22508),
 }
 
 
