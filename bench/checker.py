@@ -82,9 +82,7 @@ def build(case: Case, folder: Path) -> Path | None:
         return None
     folder.mkdir()
     network = [argument for argument in case.arguments if not argument.startswith("--reduction")]
-    subprocess.run(
-        [*GENLOCK, "export", "promela", *network, "--out", str(folder)], check=True, capture_output=True
-    )
+    subprocess.run([*GENLOCK, "export", "promela", *network, "--out", str(folder)], check=True, capture_output=True)
     [model] = folder.glob("*.pml")
     subprocess.run(["spin", "-a", model.name], cwd=folder, check=True, capture_output=True)
     build = ["gcc", "-O2", "-DNOREDUCE", "-DSAFETY", "-DMEMLIM=16000", "-w", "-o", "pan", "pan.c"]
@@ -119,27 +117,26 @@ def run_ours(case: Case) -> None:
     case.ours.append(report["search_seconds"])
 
 
-def table(cases: Sequence[Case]) -> str:
-    """Markdown."""
-    lines = [
-        "| network | states | searched | Genlock, search | Genlock, whole command | Spin, search |"
-        " rate over Spin's | time over Spin's |",
-        "|---|---|---|---|---|---|---|---|",
+HEAD = (
+    "| network | states | searched | Genlock, search | Genlock, whole command | Spin, search |"
+    " rate over Spin's | time over Spin's |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(case: Case) -> str:
+    """A line of a table in Markdown."""
+    spin = median(case.spin) if case.spin else None
+    cells = [
+        case.name,
+        f"{case.states:,}",
+        f"{case.searched:,}",
+        f"{median(case.ours):.2f} s, {case.searched / median(case.ours) / 1e6:.2f} M/s",
+        f"{median(case.whole):.2f} s",
+        "absent" if spin is None else f"{spin:.2f} s, {case.states / spin / 1e6:.2f} M/s",
+        "" if case.ratio is None else f"{case.ratio:.1f}×",
+        "" if spin is None else f"{median(case.ours) / spin:.2f}×",
     ]
-    for case in cases:
-        spin = median(case.spin) if case.spin else None
-        cells = [
-            case.name,
-            f"{case.states:,}",
-            f"{case.searched:,}",
-            f"{median(case.ours):.2f} s, {case.searched / median(case.ours) / 1e6:.2f} M/s",
-            f"{median(case.whole):.2f} s",
-            "absent" if spin is None else f"{spin:.2f} s, {case.states / spin / 1e6:.2f} M/s",
-            "" if case.ratio is None else f"{case.ratio:.1f}×",
-            "" if spin is None else f"{median(case.ours) / spin:.2f}×",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return f"| {' | '.join(cells)} |"
 
 
 def plot(cases: Sequence[Case], path: Path) -> None:
@@ -166,6 +163,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write checker.md and checker.svg into this folder")
     given = parser.parse_args()
     cases = [case for case in CASES if (given.large or not case.large) and given.only in case.name]
+    print(HEAD, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for number, case in enumerate(cases):
             print(f"{case.name} …", file=sys.stderr, flush=True)
@@ -177,12 +175,12 @@ def main() -> None:
                 run_ours(case)
                 if pan is not None:
                     run_spin(pan, case)
-    print(table(cases))
+            print(row(case), flush=True)
     if not cases[0].spin:
         print("\nSpin is absent (packages spin and gcc): Genlock was measured alone.")
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "checker.md").write_text(table(cases) + "\n", encoding="utf-8")
+        (given.out / "checker.md").write_text("\n".join([HEAD, *map(row, cases), ""]), encoding="utf-8")
         plot(cases, given.out / "checker.svg")
 
 
