@@ -6,13 +6,13 @@ is worked out once, when a search first meets it: its options, in the order of `
 also depends on (who has issued, what was delivered, what is in a slot) is either a rule on the ranks' entries, as in
 `..transport`, or an outcome that is looked up; one that is not there yet is *missed*, and worked out by `resolve`.
 
-What stands where in the arrays says `facts.py`. Left out: the search itself (`compiled.py`, `vectors.py`).
+What stands where in the arrays says `facts.py`; what a rank may do wherever it is, `menus.py`. Left out: the search itself (`compiled.py`, `vectors.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +20,13 @@ from ...errors import UsageError
 from ..lts import CRASHED, Interner, Step
 from ..network import CRASH, STALL, Network, NetworkState
 from ..properties import NO_MISPAIRING
-from ..tables import By, Data, Kind, Meet, Put, Take
+from ..tables import By, Data, Kind, Put, Take
 from .facts import (
     ADVANCES,
     ALL,
     BASE,
     BIAS,
     CLOSING,
-    COSTS,
     COUNTER,
     DETECTS,
     END,
@@ -38,7 +37,6 @@ from .facts import (
     HASTY,
     LANE_FACTS,
     NORMALISES,
-    ORDINARY,
     OWN,
     POINTS,
     ROOT,
@@ -58,6 +56,7 @@ from .facts import (
     memo_parts,
     memo_place,
 )
+from .menus import Menus, Move
 from .reduction import Reduction
 
 Columns = tuple[tuple[int, ...], ...]
@@ -68,34 +67,9 @@ MAX_RANKS = 32
 MAX_SORTED = 16
 """Workers that can be sorted: a place is four bits."""
 CLOSING_PHASES = ("shutdown", "stopped")
+"""In these rank0 is on its way to STOPPED."""
 SPARE_BITS = 8
 """So many bits a lane may have to spare."""
-
-
-class Move(NamedTuple):
-    """A move of a rank's local, as far as it does not depend on the collectives that the rank is in."""
-
-    option: Option
-    to: int
-    """The local that it leads to; -1 where that depends on what is in a slot."""
-    bits: int
-    a: int = 0
-    b: int = 0
-    c: int = 0
-    striking: int = 0
-    sees: int = 0
-    issues: tuple[int, int] | None = None
-    """The group and the contribution of the collective that it issues."""
-    fails: bool = False
-    """It takes the rank out of every collective."""
-    syncs: bool = False
-    """It waits until nothing is outstanding on a stream."""
-    takes: Step | None = None
-    """The step that takes something out of a slot."""
-
-
-Menu = tuple[tuple[Move, ...], ...]
-"""A local's own moves, and what faults, detection, and a crash or a stall do to it."""
 
 
 class Space:
@@ -116,6 +90,7 @@ class Space:
         self.channels: tuple[Interner[Data], ...] = tuple(Interner() for _ in network.protocol.slots)
         for channel in self.channels:
             channel(Ellipsis)  # 0 is empty
+        self._menus = Menus(network, self._lts, self.channels, self.seen_names, reduced=reduction is not None)
         self._wires: Interner[tuple[Any, ...]] = Interner()
         self._names: Interner[str] = Interner()
         self._points: Interner[str] = Interner()
@@ -123,7 +98,6 @@ class Space:
             for point in network.kinds.get(kind) or ():
                 self._points(point.state)
         self._described: tuple[dict[int, list[int]], ...] = ({}, {})
-        self._menus: tuple[dict[int, Menu], ...] = ({}, {})
         self._sources: dict[int, tuple[int, int]] = {}
         self._taking: dict[int, Step] = {}
         groups = len(network.protocol.groups)
@@ -215,7 +189,7 @@ class Space:
         bounds = [len(self._options)]
         self._collectives(role, number)
         outstanding = any(entry > 0 for group in self.network.stream_groups for entry in columns[group])
-        for part, moves in enumerate(self._menu(role, local)):
+        for part, moves in enumerate(self._menus.of(role, local)):
             if not hasty or part == 0:
                 for move in moves:
                     if not (move.syncs and outstanding):
@@ -246,91 +220,6 @@ class Space:
             self._taking[option] = move.takes
         return option
 
-    def _menu(self, role: int, local: int) -> Menu:
-        """The moves of a local: its own steps, then what faults, detection, and a crash or a stall do to it."""
-        menu = self._menus[role].get(local)
-        if menu is None:
-            lts = self._lts[role]
-            info = lts.info(local)
-            if info.terminal:
-                menu = ((), (), (), ())
-            elif info.stalled:
-                menu = (self._awakening(role, local), (), (), ())
-            else:
-                steps = lts.menu(local)
-                detects = steps.detects if self.network.detection else ()
-                menu = (
-                    tuple(self._own(role, local, step) for step in steps.own),
-                    tuple(self._faults(role, local, steps.faults)),
-                    tuple(self._move(Option.DETECT, role, local, step) for step in detects),
-                    tuple(self._strikes_on(role, local)),
-                )
-            self._menus[role][local] = menu
-        return menu
-
-    def _awakening(self, role: int, local: int) -> tuple[Move, ...]:
-        wakes = Move(Option.FREE, self._lts[role].stalled(local, False), ADVANCES)
-        killed = Move(Option.FREE, self._lts[role].crashed(local), ADVANCES | DETECTS | TIDIES, fails=True)
-        return (wakes, killed) if self.network.detection else (wakes,)
-
-    def _faults(self, role: int, local: int, steps: Iterable[Step]) -> Iterator[Move]:
-        state = self._lts[role].info(local).state
-        for step in steps:
-            points = self.network.kinds.get(step.row.fault, frozenset())
-            here = [
-                rank
-                for rank in range(self.network.ranks)
-                if points is None or any(p.state == state and p.rank in (None, rank) for p in points)
-            ]
-            if here:
-                yield self._move(Option.FAULT, role, local, step)._replace(striking=sum(1 << rank for rank in here))
-
-    def _strikes_on(self, role: int, local: int) -> Iterator[Move]:
-        lts = self._lts[role]
-        if CRASH in self.network.kinds:
-            yield Move(Option.CRASH, lts.crashed(local), ADVANCES | TIDIES | COSTS, fails=True)
-        if STALL in self.network.kinds:  # whoever stalls leaves nothing, unless all that follows is one state
-            yield Move(Option.STALL, lts.stalled(local, True), COSTS, fails=self.reduction is not None)
-
-    def _own(self, role: int, local: int, step: Step) -> Move:
-        gate = step.row.gate
-        if isinstance(gate, Meet):
-            return self._move(Option.MEET, role, local, step)
-        if isinstance(gate, Put | Take) and step.slot is not None:
-            channel = self.network.protocol.slots.index(step.slot[0])
-            base = channel * (self.network.ranks - 1)
-            if isinstance(gate, Put):
-                value = self.channels[channel](step.data)
-                return self._move(Option.PUT, role, local, step)._replace(a=base, b=step.slot[1], c=value)
-            return Move(Option.TAKE, -1, 0, base, step.slot[1], channel, syncs=step.row.syncs, takes=step)
-        return self._move(Option.FREE, role, local, step)
-
-    def _move(self, option: Option, role: int, local: int, step: Step) -> Move:
-        info, by = self._lts[role].info(step.target), step.row.by
-        bits = (
-            ORDINARY * (by not in (By.FAULT, By.DETECTION))
-            | DETECTS * (by is By.DETECTION)
-            | ADVANCES * (step.target != local)
-            | COSTS * (by is By.FAULT)
-            | TIDIES * info.terminal
-            | NORMALISES
-        )
-        issues = None
-        if step.contribution is not None:
-            group = self.network.protocol.groups.index(step.contribution.op.group)
-            issues = (group, self.network.contributions(step.contribution))
-        fails = info.failed and issues is None
-        own = by not in (By.FAULT, By.DETECTION)
-        return Move(
-            option,
-            step.target,
-            bits,
-            sees=self._names_of(step.seen),
-            issues=issues,
-            fails=fails,
-            syncs=own and step.row.syncs,
-        )
-
     def _collectives(self, role: int, number: int) -> None:
         """What a rank is in: the earliest of each device stream, and the one that its host waits in."""
         local, columns = self.lanes[role].items[number]
@@ -353,9 +242,6 @@ class Space:
             return
         after = self.lane(role, local, _left(columns, group, at))
         self._add(Option.DEVICE, after, TIDIES, group, at, columns[group][at])
-
-    def _names_of(self, seen: Iterable[str]) -> int:
-        return sum(1 << bit for bit in {self.seen_names(name) for name in seen})
 
     def _gone(self, columns: Columns) -> Columns:
         """What a rank leaves behind that is no longer in any collective."""
@@ -416,14 +302,16 @@ class Space:
         step = self._lts[role].complete(local, self.data.items[data])
         target = self.lane(role, step.target, _left(columns, group, at))
         bits = ADVANCES * (step.target != local) | DETECTS * (step.row.by is By.DETECTION) | TIDIES | NORMALISES
-        return self._add(Option.FREE, target, bits, seen=self._names_of(step.seen))
+        return self._add(Option.FREE, target, bits, seen=self._menus.names_of(step.seen))
 
     def _taken(self, option: int, value: int) -> int:
         role, number = self._sources[option]
         local, columns = self.lanes[role].items[number]
         channel = self.channels[self._options[option][C]]
         step = self._lts[role].take(local, self._taking[option].row, channel.items[value])
-        return -1 if step is None else self._option(role, local, columns, self._move(Option.FREE, role, local, step))
+        return (
+            -1 if step is None else self._option(role, local, columns, self._menus.made(Option.FREE, role, local, step))
+        )
 
     def _find(self, key: int) -> int:
         keys, _ = self._memo
