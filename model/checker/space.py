@@ -6,7 +6,8 @@ is worked out once, when a search first meets it: its options, in the order of `
 also depends on (who has issued, what was delivered, what is in a slot) is either a rule on the ranks' entries, as in
 `..transport`, or an outcome that is looked up; one that is not there yet is *missed*, and worked out by `resolve`.
 
-What stands where in the arrays says `facts.py`; what a rank may do wherever it is, `menus.py`. Left out: the search itself (`compiled.py`, `vectors.py`).
+What stands where in the arrays says `facts.py`; what a rank may do whatever it is in, `menus.py`. Left out: the search
+itself (`compiled.py`, `vectors.py`).
 """
 
 from __future__ import annotations
