@@ -12,9 +12,11 @@ called again.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba import njit, types
 from numba.extending import intrinsic
 
 from . import facts as names
@@ -83,7 +85,6 @@ from .search import (
     NOBODY,
     NOTHING,
     PAUSED,
-    RANKS,
     REACH,
     SEEN,
     STATES,
@@ -106,11 +107,28 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 
 
+class Shape(NamedTuple):
+    """How many there are of each: what is read through `_data` does not know its own length."""
+
+    lanes: int
+    groups: int
+    entries: int
+    """Numbers in a column."""
+    streams: int
+    keys: int
+    ranks: int
+    fields: int
+    cells: int
+    misses: int
+
+
 # ── arrays and the hash table ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @intrinsic
-def _pointer(typing, array):
+def _data(typing, array):
+    """Where an array begins. Reading from it counts no references and checks no index: half of a search."""
+
     def first(context, builder, signature, arguments):
         return context.make_array(signature.args[0])(context, builder, arguments[0]).data
 
@@ -118,23 +136,16 @@ def _pointer(typing, array):
 
 
 @intrinsic
-def _prefetch(typing, array, index):
+def _prefetch(typing, data, index):
     def ask(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        place = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
         number = ir.IntType(32)
         takes = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
         prefetch = builder.module.declare_intrinsic("llvm.prefetch", [place.type], takes)
         builder.call(prefetch, [place, number(0), number(3), number(1)])
         return context.get_dummy_value()
 
-    return types.void(array, types.int64), ask
-
-
-@njit(cache=True)
-def _borrowed(array):
-    """The same memory, one index, not counted: counting references would take most of the time of a search."""
-    return carray(_pointer(array), (array.size,))
+    return types.void(data, types.int64), ask
 
 
 @njit(cache=True, inline="always")
@@ -165,9 +176,9 @@ def _at(width, word, field):
 
 
 @njit(cache=True, inline="always")
-def _find(keys, outcomes, key):
+def _find(keys, outcomes, shape, key):
     """The outcome under this key; -2 where it is not known."""
-    last = keys.size - 1
+    last = shape.keys - 1
     at = np.int64((np.uint64(key) * _ODD) >> np.uint64(32)) & last
     while True:
         if keys[at] == key:
@@ -178,19 +189,19 @@ def _find(keys, outcomes, key):
 
 
 @njit(cache=True, inline="always")
-def _outcome(keys, outcomes, control, misses, memo, one, other):
+def _outcome(keys, outcomes, shape, control, misses, memo, one, other):
     """The outcome; -2 where it has to be worked out first, which is then asked for."""
-    found = _find(keys, outcomes, (memo << 60) | (one << 28) | other)
+    found = _find(keys, outcomes, shape, (memo << 60) | (one << 28) | other)
     if found == -2:
-        _miss(control, misses, memo, one, other)
+        _miss(shape, control, misses, memo, one, other)
     return found
 
 
 @njit(cache=True)
-def _miss(control, misses, memo, one, other):
+def _miss(shape, control, misses, memo, one, other):
     """Ask for an outcome; where there is no room for it, it will be missed again."""
     n = control[MISSES]
-    if n < misses.size:
+    if n < shape.misses:
         misses[n], control[MISSES] = (memo << 60) | (one << 28) | other, n + 1
 
 
@@ -215,8 +226,8 @@ def _once(control, misses, known, asked):
 @njit(cache=True, inline="always")
 def _column(shape, lanes, rank, group):
     """Where the column of a rank begins."""
-    lane = lanes[rank] + (shape[0] if rank else 0)
-    return (lane * shape[1] + group) * shape[2]
+    lane = lanes[rank] + (shape.lanes if rank else 0)
+    return (lane * shape.groups + group) * shape.entries
 
 
 @njit(cache=True, inline="always")
@@ -232,7 +243,7 @@ def _meet(columns, contributions, shape, lanes, rank, group, place, mine, reach)
     own = mine * 8
     root, everyone = contributions[own + ROOT_RANK], _needs_all(contributions, mine, rank)
     may, must, mispaired, slowest = True, True, False, 1 << 30
-    for member in range(lanes.size):
+    for member in range(shape.ranks):
         column = _column(shape, lanes, member, group)
         slowest = min(slowest, columns[column + LENGTH])
         entry = columns[column + ENTRIES + place]
@@ -265,10 +276,10 @@ def _delivered(columns, contributions, keys, outcomes, shape, lanes, rank, group
         entry = columns[_column(shape, lanes, root, group) + ENTRIES + place]
         return np.int64(contributions[abs(entry) * 8 + VALUE])
     found = control[NOBODY]
-    for member in range(lanes.size):
+    for member in range(shape.ranks):
         entry = np.int64(abs(columns[_column(shape, lanes, member, group) + ENTRIES + place]))
         if entry:
-            found = _outcome(keys, outcomes, control, misses, JOINED, found, entry)
+            found = _outcome(keys, outcomes, shape, control, misses, JOINED, found, entry)
             if found < 0:
                 break
     return found
@@ -276,7 +287,7 @@ def _delivered(columns, contributions, keys, outcomes, shape, lanes, rank, group
 
 @njit(cache=True, inline="always")
 def _terminal(facts, shape, lanes, rank):
-    return (facts[(lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS + FLAGS] & TERMINAL) != 0
+    return (facts[(lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS + FLAGS] & TERMINAL) != 0
 
 
 @njit(cache=True)
@@ -286,7 +297,7 @@ def _gone_in(facts, columns, contributions, shape, lanes, rank, group, place):
     root, everyone = contributions[mine * 8 + ROOT_RANK], _needs_all(contributions, mine, rank)
     for needed_only in (True, False):
         waits, gone = False, False
-        for member in range(lanes.size):
+        for member in range(shape.ranks):
             asked = member != rank and (everyone or member == root or not needed_only)
             if asked and columns[_column(shape, lanes, member, group) + ENTRIES + place] == 0:
                 waits = True
@@ -294,7 +305,7 @@ def _gone_in(facts, columns, contributions, shape, lanes, rank, group, place):
         if waits:
             return True, gone
     waits, gone = False, False
-    for member in range(lanes.size):
+    for member in range(shape.ranks):
         other = abs(columns[_column(shape, lanes, member, group) + ENTRIES + place]) * 8
         if contributions[other + LOST] or contributions[other + WIRE] != contributions[mine * 8 + WIRE]:
             waits = True
@@ -305,11 +316,12 @@ def _gone_in(facts, columns, contributions, shape, lanes, rank, group, place):
 @njit(cache=True)
 def _gone_for(facts, columns, contributions, streams, shape, lanes, rank):
     """Whether a member that `rank` waits for is no longer there to come: as `Network._gone_for`."""
-    group = facts[(lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS + WAITS_IN]
+    group = facts[(lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS + WAITS_IN]
     if group >= 0:
         place = columns[_column(shape, lanes, rank, group) + EARLIEST]
         return place >= 0 and _gone_in(facts, columns, contributions, shape, lanes, rank, group, place)[1]
-    for group in streams:
+    for n in range(shape.streams):
+        group = streams[n]
         place = columns[_column(shape, lanes, rank, group) + EARLIEST]
         if place >= 0:
             waits, gone = _gone_in(facts, columns, contributions, shape, lanes, rank, group, place)
@@ -322,14 +334,15 @@ def _gone_for(facts, columns, contributions, streams, shape, lanes, rank):
 def _over(facts, columns, shape, lanes, group, place):
     """Whether a collective has been issued, and every member has left it or has come to its end without."""
     some = False
-    for member in range(lanes.size):
+    for member in range(shape.ranks):
         column = _column(shape, lanes, member, group)
         if columns[column + LENGTH] > place:
             some = True
             if columns[column + ENTRIES + place] > 0:
                 return False
         elif (
-            facts[(lanes[member] + (shape[0] if member else 0)) * LANE_FACTS + FLAGS] & (TERMINAL | FAILED) != TERMINAL
+            facts[(lanes[member] + (shape.lanes if member else 0)) * LANE_FACTS + FLAGS] & (TERMINAL | FAILED)
+            != TERMINAL
         ):
             return False
     return some
@@ -338,15 +351,15 @@ def _over(facts, columns, shape, lanes, group, place):
 @njit(cache=True)
 def _tidy(facts, columns, keys, outcomes, shape, lanes, control, misses):
     """Drop what every member has left or has ended without. False where a lane has to be worked out first."""
-    for group in range(shape[1]):
+    for group in range(shape.groups):
         by = 0
         while _over(facts, columns, shape, lanes, group, by):
             by += 1
         if by:
-            for member in range(lanes.size):
+            for member in range(shape.ranks):
                 if columns[_column(shape, lanes, member, group) + LENGTH]:
                     lane = (lanes[member] << 1) | (1 if member else 0)
-                    moved = _outcome(keys, outcomes, control, misses, SHIFTED, lane, (group << 16) | by)
+                    moved = _outcome(keys, outcomes, shape, control, misses, SHIFTED, lane, (group << 16) | by)
                     if moved < 0:
                         return False
                     lanes[member] = moved
@@ -358,8 +371,10 @@ def _rebase(facts, keys, outcomes, shape, lanes, control, misses):
     """Count ids from rank0's. False where a lane has to be worked out first."""
     by = BIAS - facts[lanes[0] * LANE_FACTS + BASE]
     if by != BIAS:
-        for member in range(lanes.size):
-            moved = _outcome(keys, outcomes, control, misses, REBASED, (lanes[member] << 1) | (1 if member else 0), by)
+        for member in range(shape.ranks):
+            moved = _outcome(
+                keys, outcomes, shape, control, misses, REBASED, (lanes[member] << 1) | (1 if member else 0), by
+            )
             if moved < 0:
                 return False
             lanes[member] = moved
@@ -370,16 +385,16 @@ def _rebase(facts, keys, outcomes, shape, lanes, control, misses):
 
 
 @njit(cache=True)
-def _sort(lanes, order):
+def _sort(shape, lanes, order):
     """Sort the workers' lanes; returns where each went, four bits a worker."""
-    for n in range(1, lanes.size):
+    for n in range(1, shape.ranks):
         lane, at = lanes[n], n
         while at > 1 and lanes[at - 1] > lane:
             lanes[at], order[at] = lanes[at - 1], order[at - 1]
             at -= 1
         lanes[at], order[at] = lane, n
     went = np.uint64(0)
-    for n in range(1, lanes.size):
+    for n in range(1, shape.ranks):
         went |= np.uint64(n - 1) << np.uint64(4 * (order[n] - 1))
     return went
 
@@ -393,8 +408,8 @@ def _successors(
 
     Those of the n-th stand from `begins[n]` on.
     """
-    ranks, last, at, begin, words = control[RANKS], word.size - 1, 0, parent, len(width)
-    size = np.uint64(table.size // (words + 1) - 1)
+    ranks, last, at, begin, words = shape.ranks, shape.fields - 1, 0, parent, len(width)
+    size = np.uint64(shape.cells - 1)
     symmetric = control[SYMMETRIC] != 0
     while parent < end:
         begins[parent - begin], row = at, parent * words
@@ -402,11 +417,11 @@ def _successors(
         flags, points, missed, hasty = 0, 0, False, -1
         for rank in range(ranks):
             lanes[rank] = np.int64((states[row + _at(width, word, rank)] >> shift[rank]) & mask[rank])
-            here = (lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS
+            here = (lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS
             flags |= facts[here + FLAGS]
             points |= facts[here + POINTS]
             if facts[here + FIRST] < 0:
-                _miss(control, misses, EXPANDED, lanes[rank], 1 if rank else 0)
+                _miss(shape, control, misses, EXPANDED, lanes[rank], 1 if rank else 0)
                 missed = True
             elif hasty < 0 and facts[here + FLAGS] & HASTY:
                 hasty = rank
@@ -416,7 +431,7 @@ def _successors(
         for rank in range(ranks):
             if hasty >= 0 and rank != hasty:
                 continue
-            here = (lanes[rank] + (shape[0] if rank else 0)) * LANE_FACTS
+            here = (lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS
             option, over = facts[here + FIRST], facts[here + (END if hasty < 0 else FAULTS)]
             may_watch = trouble or (
                 (flags & TERMINAL) != 0
@@ -459,7 +474,7 @@ def _successors(
                             misses,
                         )
                         if chosen >= 0:
-                            chosen = _outcome(keys, outcomes, control, misses, COMPLETED, own >> 3, chosen) * 8
+                            chosen = _outcome(keys, outcomes, shape, control, misses, COMPLETED, own >> 3, chosen) * 8
                         if chosen < 0:
                             missed = True
                             continue
@@ -472,7 +487,7 @@ def _successors(
                     if kind == PUT:
                         put = options[own + C]
                     else:
-                        chosen = _outcome(keys, outcomes, control, misses, TAKEN, own >> 3, held)
+                        chosen = _outcome(keys, outcomes, shape, control, misses, TAKEN, own >> 3, held)
                         missed |= chosen == -2
                         if chosen < 0:
                             continue
@@ -480,7 +495,7 @@ def _successors(
                 elif kind == MEET:
                     behind = False
                     for member in range(ranks):
-                        theirs = (lanes[member] + (shape[0] if member else 0)) * LANE_FACTS
+                        theirs = (lanes[member] + (shape.lanes if member else 0)) * LANE_FACTS
                         behind |= facts[theirs + COUNTER] < facts[here + COUNTER]
                     if behind:
                         continue
@@ -512,7 +527,7 @@ def _successors(
                         missed = True
                         continue
                     if symmetric:
-                        went[at] = _sort(after, order)
+                        went[at] = _sort(shape, after, order)
                     for member in range(ranks):
                         if after[member] != lanes[member]:
                             out[at * words + _at(width, word, member)] ^= (
@@ -549,35 +564,22 @@ def _search(
     begins, places, lanes, after, order,
 ):  # fmt: skip
     """Expand states from `control[NEXT]` on, until something is full, missing or `control[UNTIL]` is reached."""
-    facts, columns, options = _borrowed(facts), _borrowed(columns), _borrowed(options)
-    contributions, keys, outcomes = _borrowed(contributions), _borrowed(keys), _borrowed(outcomes)
-    strikes, streams, control, states = _borrowed(strikes), _borrowed(streams), _borrowed(control), _borrowed(states)
-    parents, degrees, targets, labels = _borrowed(parents), _borrowed(degrees), _borrowed(targets), _borrowed(labels)
-    wents, table, word, shift, mask = (
-        _borrowed(wents),
-        _borrowed(table),
-        _borrowed(word),
-        _borrowed(shift),
-        _borrowed(mask),
-    )
-    misses, late, asked, out, label, seen, went = (
-        _borrowed(misses),
-        _borrowed(late),
-        _borrowed(asked),
-        _borrowed(out),
-        _borrowed(label),
-        _borrowed(seen),
-        _borrowed(went),
-    )
-    begins, places, first_seen = _borrowed(begins), _borrowed(places), _borrowed(first_seen)
-    lanes, after, order = _borrowed(lanes), _borrowed(after), _borrowed(order)
+    room, late_room, wide_edges = label.size, late.size, wents.size > 1
+    most_states, most_edges = parents.size, targets.size
+    facts, columns, options, contributions = _data(facts), _data(columns), _data(options), _data(contributions)
+    keys, outcomes, strikes, streams = _data(keys), _data(outcomes), _data(strikes), _data(streams)
+    control, states, parents, degrees = _data(control), _data(states), _data(parents), _data(degrees)
+    targets, labels, wents, table = _data(targets), _data(labels), _data(wents), _data(table)
+    word, shift, mask, first_seen = _data(word), _data(shift), _data(mask), _data(first_seen)
+    misses, late, out, label = _data(misses), _data(late), _data(out), _data(label)
+    seen, went, begins, places = _data(seen), _data(went), _data(begins), _data(places)
+    lanes, after, order = _data(lanes), _data(after), _data(order)
     given = (
         facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states, width,
         word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
     )  # fmt: skip
-    words, room, one = len(width), label.size, np.uint64(1)
-    wide = np.uint64(words + 1)
-    size = np.uint64(table.size // (words + 1) - 1)
+    words, one = len(width), np.uint64(1)
+    wide, size = np.uint64(words + 1), np.uint64(shape.cells - 1)
     again, kept, known, enough, looking = 0, 0, 0, 0, False
     control[MISSES] = 0
     while looking or control[NEXT] < control[STATES]:
@@ -587,7 +589,7 @@ def _search(
                 parent, again = late[again], again + 1
                 if parent < control[NEXT]:
                     continue
-            elif control[AHEAD] < min(control[STATES], enough) and kept < late.size and known < misses.size // 2:
+            elif control[AHEAD] < min(control[STATES], enough) and kept < late_room and known < shape.misses // 2:
                 parent = control[AHEAD]
                 control[AHEAD] = parent + 1
             else:
@@ -598,11 +600,11 @@ def _search(
             parent = control[NEXT]
             if parent >= control[UNTIL]:
                 return PAUSED
-            if control[STATES] + room > parents.size:
+            if control[STATES] + room > most_states:
                 return FULL_STATES
-            if control[EDGES] + room > targets.size:
+            if control[EDGES] + room > most_edges:
                 return FULL_EDGES
-            if (control[STATES] + room) * 8 > table.size // (words + 1) * FULL:
+            if (control[STATES] + room) * 8 > shape.cells * FULL:
                 return FULL_TABLE
             end = min(parent + BATCH, control[STATES], control[UNTIL])
         # the successors of a batch: called at one place, so that it is compiled into this loop
@@ -642,7 +644,7 @@ def _search(
                     place = _beside(place, places[m], size)
                 targets[edge + m] = found - one
                 labels[edge + m] = label[m]
-                if wents.size > 1:
+                if wide_edges:
                     wents[edge + m] = went[m]
                 fresh = seen[m] & ~control[SEEN]
                 if fresh:
@@ -665,7 +667,7 @@ def _rehash(states, width, count, table):
     for n in range(-REHASHED, count):
         ahead = n + REHASHED
         if ahead < count:
-            _prefetch(table, np.int64((_hash(states, ahead * words, words) & size) * wide))
+            _prefetch(_data(table), np.int64((_hash(states, ahead * words, words) & size) * wide))
         if n < 0:
             continue
         begun = place = _hash(states, n * words, words) & size
@@ -706,6 +708,20 @@ def _width(words: int) -> tuple[int, ...]:
     return (0,) * words
 
 
+def _shape(arrays: Arrays, tables: Tables) -> Shape:
+    return Shape(
+        lanes=tables.lanes.shape[1],
+        groups=tables.columns.shape[2],
+        entries=tables.columns.shape[3],
+        streams=len(tables.streams),
+        keys=len(tables.keys),
+        ranks=arrays.space.network.ranks,
+        fields=len(arrays.layout.word),
+        cells=len(arrays.table),
+        misses=len(arrays.misses),
+    )
+
+
 def search(arrays: Arrays, tables: Tables) -> int:
     """Run the loop on these arrays; returns why it stopped."""
     status: int = _search(
@@ -717,7 +733,7 @@ def search(arrays: Arrays, tables: Tables) -> int:
         tables.outcomes,
         tables.strikes.reshape(-1),
         tables.streams,
-        (tables.lanes.shape[1], *tables.columns.shape[2:]),
+        _shape(arrays, tables),
         arrays.control,
         arrays.states.reshape(-1),
         arrays.parents,

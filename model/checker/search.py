@@ -31,7 +31,7 @@ T = TypeVar("T")
 DONE, PAUSED, MISSED, FULL_STATES, FULL_EDGES, FULL_TABLE = range(6)
 """Why an inner loop stopped."""
 NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH = range(8)
-BUDGET, SYMMETRIC, NOBODY, NOTHING, RANKS, IN_PLACE, AHEAD, LATE, FALLEN = range(8, 17)
+BUDGET, SYMMETRIC, NOBODY, NOTHING, IN_PLACE, AHEAD, LATE, FALLEN = range(8, 16)
 """What stands where in its control block. AHEAD, LATE: how far it has looked ahead for misses, and how many states
 have missed there. FALLEN: two places, one a role."""
 MOST_MISSES = 1 << 12
@@ -191,13 +191,13 @@ class Arrays:
         self.targets = np.empty(per_edge * size, np.int32)
         self.labels = np.empty(per_edge * size, np.uint8)
         self.went = np.empty(per_edge * size if space.symmetric else 1, np.uint64)
-        self.cells = _aligned(4 * size * (words + 1))
+        self.cells, self.touched = _aligned(4 * size * (words + 1)), 0
         self.table = self._cleared(1 << 16)
         self.first_seen = np.zeros((64, 2), np.int64)
         self.misses = np.zeros(2 * MOST_MISSES, np.int64)
         """Keys of outcomes that are asked for: see `memo_key`."""
         self.late, self.asked = np.zeros(1 << 16, np.int64), np.zeros(4 * MOST_MISSES, np.int64)
-        self.control = np.zeros(18, np.int64)
+        self.control = np.zeros(17, np.int64)
         network = space.network
         for at, value in (
             (MISPAIRED, space.mispaired),
@@ -206,7 +206,6 @@ class Arrays:
             (SYMMETRIC, int(space.symmetric)),
             (NOBODY, space.nobody),
             (NOTHING, space.nothing),
-            (RANKS, network.ranks),
             (IN_PLACE, int(in_place(network.ranks).astype(np.int64))),
             (FALLEN, space.fallen[0]),
             (FALLEN + 1, space.fallen[1]),
@@ -258,7 +257,8 @@ class Arrays:
 
     def _cleared(self, size: int) -> Array:
         wide = self.layout.words + 1
-        self.cells[: size * wide] = 0
+        self.cells[: self.touched] = 0  # nothing else was ever written to
+        self.touched = size * wide
         return self.cells[: size * wide].reshape(size, wide)
 
     def resolve(self, rehash: Callable[..., None], repack: Callable[..., None]) -> None:
@@ -273,7 +273,7 @@ class Arrays:
             repack(self.states, count, old, states, self.layout)
             if self.layout.words > old.words:
                 self.states = np.empty((len(self.states), self.layout.words), np.uint64)
-                self.cells = _aligned(4 * len(self.states) * (self.layout.words + 1))
+                self.cells, self.touched = _aligned(4 * len(self.states) * (self.layout.words + 1)), 0
             self.states[:count] = states
             self.candidates()
             self.new_table(rehash)
@@ -292,8 +292,8 @@ def _reserve(words: int, *, symmetric: bool) -> int:
 
 
 def _aligned(size: int) -> Array:
-    """Room for so many words from the beginning of a cache line on."""
-    room = np.empty(size + 7, np.uint64)
+    """So many words, all 0, from the beginning of a cache line on."""
+    room = np.zeros(size + 7, np.uint64)
     return room[-room.ctypes.data % 64 // 8 :][:size]
 
 
