@@ -98,8 +98,8 @@ DEVICE, COMPLETE, PUT, TAKE = int(Option.DEVICE), int(Option.COMPLETE), int(Opti
 MEET, FAULT, DETECT, CRASH = int(Option.MEET), int(Option.FAULT), int(Option.DETECT), int(Option.CRASH)
 STALL = int(Option.STALL)
 COMPLETED, TAKEN, SHIFTED, REBASED, JOINED, EXPANDED = (int(m) for m in Memo)
-FRUITLESS = 1024
-"""States that are looked at for more misses after one that had some."""
+FRUITLESS, PATIENCE = 64, 16
+"""States that are looked at for more misses after one that had some, for each miss so far, and for how many at most."""
 REHASHED = 16
 """States whose places in a new table are fetched ahead."""
 
@@ -614,7 +614,7 @@ def _search(
                 before, known = known, _once(control, misses, known, asked)
                 late[kept], kept = parent, kept + 1
                 if known > before:
-                    enough = max(enough, parent + FRUITLESS)
+                    enough = max(enough, parent + FRUITLESS * min(known, PATIENCE))
             continue
         # which of them are new
         n = begins[done - parent]
@@ -655,7 +655,8 @@ def _search(
         control[EDGES], control[STATES], control[NEXT] = edge + n, count, done
         if done < end:
             looking, control[AHEAD], asked[:] = True, max(control[AHEAD], done + 1), -1
-            known, enough = _once(control, misses, 0, asked), control[AHEAD] + FRUITLESS
+            known = _once(control, misses, 0, asked)
+            enough = control[AHEAD] + FRUITLESS * min(known, PATIENCE)
     return DONE
 
 
