@@ -6,6 +6,7 @@ backend unblocks a pending operation, so whoever watches the deadline ends the p
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -78,8 +79,14 @@ class TorchTransport:
             raise
 
     def close(self) -> None:
-        """Leave the groups, after SHUTDOWN."""
+        """Leave the groups, after SHUTDOWN, and end gloo's threads, which goes with the last reference to a group.
+
+        A thread that lets go of a tensor only while the interpreter is torn down aborts the process
+        (pytorch/pytorch#190489).
+        """
         dist.destroy_process_group()
+        self.groups = {}
+        gc.collect()
 
     def _exchange(self, op: Collective, tensor: torch.Tensor) -> Any:
         # what comes with each chunk goes to the group itself: torch.distributed's checks and logging around it

@@ -1,7 +1,12 @@
-"""What a rank issues on a real group for a row of the schedule: the one collective that the row says, of any size."""
+"""What a rank issues on a real group for a row of the schedule: the one collective that the row says, of any size.
+
+And that nothing of its groups is left when it has closed them.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -39,3 +44,37 @@ def test_a_broadcast_of_the_schedule_is_one_broadcast_of_its_group_root_dtype_an
     assert [one for group in groups.values() for one in group.issued] == [
         (op.group, op.root, f"torch.{op.dtype}", numel)
     ]
+
+
+LEAVES = """
+import os
+import torch
+import torch.distributed as dist
+from genlock.impl.transport import TorchTransport
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def live():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    transport = TorchTransport.over({"control": dist.new_group(), "device": dist.group.WORLD})
+    dist.all_reduce(torch.ones(1))
+    model = {"group": transport.groups["device"]}
+    model["itself"] = model
+    return transport
+
+before = threads()
+transport = live()
+during = threads()
+transport.close()
+print(during - before, threads() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_no_thread_of_gloo_outlives_the_groups() -> None:
+    """One that does can abort the process while the interpreter is torn down."""
+    said = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=100, check=True)
+    during, after = map(int, said.stdout.split())
+    assert during >= 4
+    assert after == 0
