@@ -100,6 +100,8 @@ STALL = int(Option.STALL)
 COMPLETED, TAKEN, SHIFTED, REBASED, JOINED, EXPANDED = (int(m) for m in Memo)
 FRUITLESS, PATIENCE = 64, 16
 """States that are looked at for more misses after one that had some, for each miss so far, and for how many at most."""
+GROUP = 4
+"""Cells of the hash table that are looked at together."""
 REHASHED = 16
 """States whose places in a new table are fetched ahead."""
 
@@ -159,11 +161,19 @@ def _hash(words, row, count):
 
 
 @njit(cache=True, inline="always")
-def _beside(place, begun, size):
-    """Where to look next: through the four cells that share a cache line with the first, then in the next four."""
-    low = np.uint64(3)
-    beside = (place & ~low) | ((place + np.uint64(1)) & low)
-    return (beside + np.uint64(4)) & size if (beside & low) == (begun & low) else beside
+def _looked_up(table, group, words, rows, row):
+    """(what stands under a state in a group of four cells, or 0; how many of the four are taken): without a branch.
+
+    A group has the four first words, the four second ones, and so on: of one word it is a cache line.
+    """
+    last, found, taken = words * GROUP, np.uint64(0), 0
+    for cell in range(GROUP):
+        number, same = table[group + last + cell], True
+        for k in range(words):
+            same &= table[group + k * GROUP + cell] == rows[row + k]
+        found |= number if same else np.uint64(0)
+        taken += number != 0
+    return found, taken
 
 
 @njit(cache=True, inline="always")
@@ -409,17 +419,18 @@ def _successors(
     Those of the n-th stand from `begins[n]` on.
     """
     ranks, last, at, begin, words = shape.ranks, shape.fields - 1, 0, parent, len(width)
-    size = np.uint64(shape.cells - 1)
+    size, wide = np.uint64(shape.cells // GROUP - 1), np.uint64((words + 1) * GROUP)
     symmetric = control[SYMMETRIC] != 0
     while parent < end:
         begins[parent - begin], row = at, parent * words
         faults = np.int64((states[row + _at(width, word, last)] >> shift[last]) & mask[last])
-        flags, points, missed, hasty = 0, 0, False, -1
+        flags, points, missed, hasty, behind = 0, 0, False, -1, np.int64(1 << 30)
         for rank in range(ranks):
             lanes[rank] = np.int64((states[row + _at(width, word, rank)] >> shift[rank]) & mask[rank])
             here = (lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS
             flags |= facts[here + FLAGS]
             points |= facts[here + POINTS]
+            behind = min(behind, np.int64(facts[here + COUNTER]))
             if facts[here + FIRST] < 0:
                 _miss(shape, control, misses, EXPANDED, lanes[rank], 1 if rank else 0)
                 missed = True
@@ -438,13 +449,18 @@ def _successors(
                 and facts[here + WATCHES] < facts[here + STRIKES]
                 and _gone_for(facts, columns, contributions, streams, shape, lanes, rank)
             )
+            # in the order of the menu: moves, faults, detections, and a crash or a stall
+            if may_fault:
+                gap, beyond = facts[here + (STRIKES if may_watch else WATCHES)], facts[here + STRIKES]
+            else:
+                gap, beyond = facts[here + FAULTS], facts[here + WATCHES]
+                if hasty < 0:
+                    over = facts[here + (STRIKES if may_watch else FAULTS)]
             while option < over:
-                if not may_fault and option == facts[here + FAULTS]:
-                    option = facts[here + WATCHES]
-                if not may_watch and option == facts[here + WATCHES]:
-                    option = facts[here + STRIKES]
-                if option >= over or (not may_fault and option >= facts[here + STRIKES]):
-                    break
+                if option == gap:
+                    option = beyond
+                    if option >= over:
+                        break
                 own = option * 8
                 chosen, must, mispaired, slot, held, put = own, True, False, -1, 0, 0
                 kind = options[own + KIND]
@@ -493,11 +509,7 @@ def _successors(
                             continue
                         chosen *= 8
                 elif kind == MEET:
-                    behind = False
-                    for member in range(ranks):
-                        theirs = (lanes[member] + (shape.lanes if member else 0)) * LANE_FACTS
-                        behind |= facts[theirs + COUNTER] < facts[here + COUNTER]
-                    if behind:
+                    if behind < facts[here + COUNTER]:
                         continue
                 elif kind == FAULT:
                     if not (options[own + STRIKING] >> rank) & 1:
@@ -543,8 +555,8 @@ def _successors(
                     bits = bits | ORDINARY if must else bits & ~ORDINARY
                 label[at] = (rank << 3) | (bits & 7)
                 seen[at] = options[chosen + SEES] | (control[MISPAIRED] if mispaired else 0)
-                places[at] = _hash(out, at * words, words) & size
-                _prefetch(table, np.int64(places[at]) * (words + 1))
+                places[at] = (_hash(out, at * words, words) & size) * wide
+                _prefetch(table, np.int64(places[at]))
                 at += 1
         if missed:
             break
@@ -579,7 +591,7 @@ def _search(
         word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
     )  # fmt: skip
     words, one = len(width), np.uint64(1)
-    wide, size = np.uint64(words + 1), np.uint64(shape.cells - 1)
+    cells, wide = shape.cells * (words + 1), (words + 1) * GROUP
     again, kept, known, enough, looking = 0, 0, 0, 0, False
     control[MISSES] = 0
     while looking or control[NEXT] < control[STATES]:
@@ -623,25 +635,22 @@ def _search(
             first, after_last = begins[owner - parent], begins[owner - parent + 1]
             degrees[owner] = after_last - first
             for m in range(first, after_last):
-                place = places[m]
-                while True:
-                    cell = place * wide
-                    found = table[cell + wide - one]
-                    if found == 0:
+                group = np.int64(places[m])
+                found, taken = _looked_up(table, group, words, out, m * words)
+                while found == 0:
+                    if taken < GROUP:
                         found = np.uint64(count) + one
                         for k in range(words):
-                            table[cell + np.uint64(k)] = out[m * words + k]
+                            table[group + k * GROUP + taken] = out[m * words + k]
                             states[count * words + k] = out[m * words + k]
-                        table[cell + wide - one] = found
+                        table[group + words * GROUP + taken] = found
                         parents[count] = owner
                         count += 1
                         break
-                    same = True
-                    for k in range(words):
-                        same &= table[cell + np.uint64(k)] == out[m * words + k]
-                    if same:
-                        break
-                    place = _beside(place, places[m], size)
+                    group += wide
+                    if group == cells:
+                        group = 0
+                    found, taken = _looked_up(table, group, words, out, m * words)
                 targets[edge + m] = found - one
                 labels[edge + m] = label[m]
                 if wide_edges:
@@ -662,22 +671,22 @@ def _search(
 
 @njit(cache=True)
 def _rehash(states, width, count, table):
-    words, one = len(width), np.uint64(1)
-    wide = np.uint64(words + 1)
-    size = np.uint64(table.size // (words + 1) - 1)
+    words, wide = len(width), (len(width) + 1) * GROUP
+    cells, size, table = table.size, np.uint64(table.size // wide - 1), _data(table)
     for n in range(-REHASHED, count):
         ahead = n + REHASHED
         if ahead < count:
-            _prefetch(_data(table), np.int64((_hash(states, ahead * words, words) & size) * wide))
+            _prefetch(table, np.int64(_hash(states, ahead * words, words) & size) * wide)
         if n < 0:
             continue
-        begun = place = _hash(states, n * words, words) & size
-        while table[place * wide + wide - one]:
-            place = _beside(place, begun, size)
-        cell = place * wide
+        group, taken = np.int64(_hash(states, n * words, words) & size) * wide, 0
+        while taken < GROUP and table[group + words * GROUP + taken]:
+            taken += 1
+            if taken == GROUP:
+                group, taken = (group + wide) % cells, 0
         for k in range(words):
-            table[cell + np.uint64(k)] = states[n * words + k]
-        table[cell + wide - one] = np.uint64(n) + one
+            table[group + k * GROUP + taken] = states[n * words + k]
+        table[group + words * GROUP + taken] = np.uint64(n) + np.uint64(1)
 
 
 @njit(cache=True)
