@@ -4,7 +4,8 @@ It follows `Network.successors` option by option, so that states are met in the 
 meets them. Parents are taken a few at a time: the places of all their successors in the hash table are fetched before
 any of them is looked up, so that the cache misses overlap.
 
-All of it is one module: what numba keeps compiled is made anew only when the outermost function's file changes.
+All of it is one module: what numba keeps compiled is made anew only when the outermost function's file changes. So
+numbers that are imported here stay what they were until then (CONTRIBUTING.md).
 
 Left out: everything that grows. The loop stops where an array is full or an outcome is missing, says so, and is
 called again.
@@ -67,7 +68,6 @@ from .facts import (
 )
 from .search import (
     AHEAD,
-    BATCH,
     BUDGET,
     DONE,
     EDGES,
@@ -577,7 +577,7 @@ def _search(
 ):  # fmt: skip
     """Expand states from `control[NEXT]` on, until something is full, missing or `control[UNTIL]` is reached."""
     room, late_room, wide_edges = label.size, late.size, wents.size > 1
-    most_states, most_edges = parents.size, targets.size
+    most_states, most_edges, batch = parents.size, targets.size, begins.size - 2
     facts, columns, options, contributions = _data(facts), _data(columns), _data(options), _data(contributions)
     keys, outcomes, strikes, streams = _data(keys), _data(outcomes), _data(strikes), _data(streams)
     control, states, parents, degrees = _data(control), _data(states), _data(parents), _data(degrees)
@@ -618,7 +618,7 @@ def _search(
                 return FULL_EDGES
             if (control[STATES] + room) * 8 > shape.cells * FULL:
                 return FULL_TABLE
-            end = min(parent + BATCH, control[STATES], control[UNTIL])
+            end = min(parent + batch, control[STATES], control[UNTIL])
         # the successors of a batch: called at one place, so that it is compiled into this loop
         done = parent + _successors(parent, end, *given)
         if looking:
