@@ -21,7 +21,7 @@ from ..errors import ContractViolation
 from ..model.tables import Collective
 from ..traces.recorder import Recorder
 from . import digest
-from .intercept import Operation, caller
+from .intercept import Operation, caller, site
 from .monitor import Monitor
 from .roles import Run, Scalars
 
@@ -137,13 +137,13 @@ class Fence:
         group = self._groups.get(operation.group.name, operation.group.name)
         of = f" of {operation.numel} {operation.dtype}" if operation.dtype else ""
         by = f" by thread {operation.thread}" if operation.thread else ""
-        site = caller()
-        at = f" at {site}" if site else ""
+        where = site(caller())
+        at = f" at {where}" if where else ""
         error = self._monitor.violation(
             "", f"{operation.op}{of} on group {group}{by}{at} was refused before it reached the backend: {why}"
         )
         if self._recorder is not None:
-            facts = operation._asdict() | {"group": group, "site": site, "outcome": f"refused: {why}"}
+            facts = operation._asdict() | {"group": group, "site": where, "outcome": f"refused: {why}"}
             self._recorder.event(edge="enter", **facts)
         self._refused = self._refused or error
         return error

@@ -6,9 +6,10 @@ DDP. It tells the watchers, and goes on to the backend unless one of them raises
 is told by `Work.wait` where the host waits at once, else by the work's future.
 
 A kernel in Python costs much of what a small operation does: the dispatcher makes every argument anew, twice. So
-the two operations that programs wait for most have a short way (SHORT): where one of them is told already as a method
-of a ProcessGroup, its kernel is passed over. Only on gloo, with one dense tensor, at once waited for: what runs on
-then, with the kernels out of the way, makes no tensors, for which torch needs that key.
+the two operations that programs wait for most have a short way (SHORT): as a method of a ProcessGroup one of them is
+told at once, and goes to the group's backend past the dispatcher. Only on gloo, with one dense tensor without a
+gradient, at once waited for: there the dispatcher does nothing else. All of this is done between two operations that
+have swept the caches, where each line of code and each object costs several times what it does in a loop of its own.
 
 Left out: what to do with what was seen (`fence` refuses, `record` writes), and `BLIND_SPOTS`.
 """
@@ -19,6 +20,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from types import FrameType
@@ -40,8 +42,6 @@ PRIVATE = (
     "_C._distributed_c10d.Work.wait",
     "_C._distributed_c10d.Work.get_future",
     "library.Library",
-    "_C._dispatch_tls_set_dispatch_key_excluded",
-    "_C._dispatch_tls_is_dispatch_key_excluded",
     "_C._len_torch_dispatch_stack",
     "distributed.AllreduceOptions",
     "distributed.BroadcastOptions",
@@ -63,7 +63,7 @@ BLIND_SPOTS = (
 
 
 KEY, _op_names, _unbox_group, _unbox_work, _wait, _, _Library, *_rest = map(found, PRIVATE)
-_exclude, _is_excluded, _modes, _AllreduceOptions, _BroadcastOptions, _Gloo, _backend_of = _rest
+_modes, _AllreduceOptions, _BroadcastOptions, _Gloo, _backend_of = _rest
 _Work: Any = dist.Work
 _ProcessGroup: Any = dist.ProcessGroup
 
@@ -87,10 +87,16 @@ Leave = Callable[[str | None], None]
 
 
 Issue = Callable[[Operation], Leave | None]
+Issued = Callable[[Operation, int], Leave | None]
 
 
 class Watcher(Protocol):
-    """Whoever wants to know."""
+    """Whoever wants to know.
+
+    One that refuses nothing may also have `issued(operation, time_ns)`, to do there what takes time while the backend
+    is at work: on the short way it is called instead, as soon as the backend has the operation, with the time
+    (monotonic) at which that was issued.
+    """
 
     def issue(self, operation: Operation) -> Leave | None:
         """An operation is about to be issued; an exception refuses it, and goes to whoever issued it."""
@@ -136,6 +142,7 @@ class _Short(NamedTuple):
     """A method of ProcessGroup that may be told itself."""
 
     method: str
+    """The backend's is called the same."""
     operator: str
     options: Any
 
@@ -143,7 +150,7 @@ class _Short(NamedTuple):
 SHORT = (_Short("allreduce", "allreduce_", _AllreduceOptions), _Short("broadcast", "broadcast_", _BroadcastOptions))
 METHODS = {short.method: vars(_ProcessGroup)[short.method] for short in SHORT}
 """As torch has them."""
-PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN, STRIDED = (torch.Tensor, torch.nn.Parameter), torch.strided
 
 
 def unknown_operators() -> list[str]:
@@ -177,16 +184,19 @@ def group_of(group: dist.ProcessGroup) -> Group:
     return _interception.group(group)
 
 
-def caller() -> str | None:
-    """To a watcher: `file:line` of the program that issues the operation; None where only torch is on the stack."""
+def caller() -> FrameType | None:
+    """To a watcher: where the program is that issues the operation; None where only torch is on the stack."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename != __file__:
         frame = frame.f_back
-    while frame is not None:
-        if _is_program(name := frame.f_code.co_filename):
-            return f"{name}:{frame.f_lineno}"
+    while frame is not None and not _is_program(frame.f_code.co_filename):
         frame = frame.f_back
-    return None
+    return frame
+
+
+def site(frame: FrameType | None) -> str | None:
+    """A place in the program as `file:line`."""
+    return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 @cache
@@ -208,8 +218,23 @@ _NOT_THE_PROGRAM = (
 
 MAX_UNWAITED = 4096
 """Works without a future beyond which those are forgotten that the program has dropped without waiting."""
-NOBODY: tuple[Callable[[], Any], Leave] = (lambda: None, lambda outcome: None)
-UNKNOWN: tuple[Callable[[], Any], None, bool] = (lambda: None, None, False)
+NOTHING: tuple[None, Leave] = (None, lambda outcome: None)
+NOBODY: tuple[Callable[[], Any], Leave] = (lambda: None, NOTHING[1])
+
+
+class _Known(NamedTuple):
+    """A group, for as long as it lives."""
+
+    alive: ref[Any]
+    group: Group
+    backend: Any
+    """Of operations that may go the short way; else None."""
+    operations: dict[tuple[Any, ...], Operation]
+    """Those that went it: a program issues the same ones again and again."""
+
+
+MAX_OPERATIONS = 4096
+"""Operations beyond which those of a group are forgotten."""
 
 
 class _Interception:
@@ -219,18 +244,23 @@ class _Interception:
         self.watchers: tuple[Watcher, ...] = ()
         self.issue: Issue = _nobody
         """Tells the watchers."""
+        self.issued: Issued | None = None
+        """Tells the only watcher, where that one can wait until the backend is at work."""
         self._library: Any = None
-        self._groups: dict[int, tuple[ref[Any], Group, bool]] = {}
-        """By the `id` of a ProcessGroup; and whether its operations may go the short way."""
+        self._groups: dict[int, _Known] = {}
+        """By the `id` of a ProcessGroup."""
         self._names: dict[str, int] = {}
         self._leaves: dict[int, tuple[ref[Any], Leave]] = {}
         """By the `id` of a work that someone may wait for: a dictionary with weak keys would take ten times as long."""
-        self._newest = threading.local()
+        self._newest: dict[int, tuple[Any, Leave]] = {}
+        """By thread: the work that it got last and is about to wait for, and whom to tell. Python sees the same object
+        again while it lives: until the caller has taken it, it lives here."""
 
     def tell(self, watchers: tuple[Watcher, ...]) -> None:
         """These are the watchers from now on."""
         self.watchers = watchers
         self.issue = watchers[0].issue if len(watchers) == 1 else partial(_issue_to, watchers)
+        self.issued = getattr(watchers[0], "issued", None) if len(watchers) == 1 else None
         if watchers and self._library is None:
             self.install()
         elif not watchers:
@@ -252,6 +282,8 @@ class _Interception:
             for name, method in METHODS.items():
                 setattr(_ProcessGroup, name, method)
             _Work.wait = _wait
+            self._newest.clear()
+            self._leaves.clear()
 
     def _kernel(self, name: str) -> Callable[..., Any]:
         operator = getattr(torch.ops.c10d, name).default
@@ -276,44 +308,49 @@ class _Interception:
 
     def _short(self, short: _Short) -> Callable[..., Any]:
         original, op = getattr(_ProcessGroup, short.method), OPERATORS[short.operator].op
-        rooted = OPERATORS[short.operator].root is not None
+        on_backend, rooted = getattr(_Gloo, short.method), OPERATORS[short.operator].root is not None
+        newest = self._newest
 
         def method(group: Any, *given: Any, **named: Any) -> Any:
             known = None if named else self._may_go(group, short.options, given)
             if known is None:
                 return original(group, *given, **named)
-            (tensor,), options = given
-            root = _global(known, options.rootRank) if rooted else None
-            described = (_name(tensor.dtype), tensor.numel(), False, _thread())
-            leave = self.issue(Operation(op, known, root, None, None, *described))
+            tensors, options = given
+            root = _global(known.group, options.rootRank) if rooted else None
+            thread = _ident()
+            about = (op, root, tensors[0].dtype, tensors[0].numel(), None if thread == _MAIN else _thread())
+            operation = known.operations.get(about) or _operation(known, *about)
+            begun, issued = _now(), self.issued
+            leave = self.issue(operation) if issued is None else None
             try:
-                _exclude(KEY, True)
-                work = original(group, *given)
+                work = on_backend(known.backend, tensors, options)
             except BaseException as error:
+                leave = leave if issued is None else issued(operation, begun)
                 if leave is not None:
                     leave(_first_line(error))
                 raise
-            finally:
-                _exclude(KEY, False)
+            if issued is not None:
+                leave = issued(operation, begun)
             if leave is not None:
-                self._await(work, leave)
+                if thread in newest:
+                    self._put_by(thread)
+                newest[thread] = (work, leave)
             return work
 
         return method
 
-    def _may_go(self, group: Any, options: Any, given: Sequence[Any]) -> Group | None:
+    def _may_go(self, group: Any, options: Any, given: Sequence[Any]) -> _Known | None:
         """The group of an operation that may go the short way; None for any other."""
-        if len(given) != 2 or type(given[1]) is not options or given[1].asyncOp or _is_excluded(KEY) or _modes():
+        if len(given) != 2 or type(given[1]) is not options or given[1].asyncOp or _modes():
             return None
         tensors = given[0]
         if type(tensors) is not list or len(tensors) != 1 or type(tensors[0]) not in PLAIN:
             return None
-        if not tensors[0].is_cpu or tensors[0].layout is not torch.strided or type(group) is not _ProcessGroup:
+        tensor = tensors[0]
+        if not tensor.is_cpu or tensor.layout is not STRIDED or tensor.requires_grad:
             return None
-        alive, known, on_gloo = self._groups.get(id(group), UNKNOWN)
-        if alive() is not group:
-            known, on_gloo = self.group(group), self._groups[id(group)][2]
-        return known if on_gloo else None
+        known = self._groups.get(id(group)) or self._learn(group)
+        return None if known.backend is None else known
 
     def _reader(self, row: _Operator, names: Sequence[str]) -> Callable[[Sequence[Any]], Operation | None]:
         """Reads an operator's arguments, whose names are `names`; None for tensors without data, as a tracer has.
@@ -346,17 +383,19 @@ class _Interception:
 
     def group(self, group: dist.ProcessGroup) -> Group:
         """Its name, unique in this process, and its members."""
-        alive, known, _ = self._groups.get(id(group), UNKNOWN)
-        if known is None or alive() is not group:
-            name = str(group.group_name)
-            used = self._names[name] = self._names.get(name, 0) + 1
-            try:
-                members, backend = tuple(dist.get_process_group_ranks(group)), str(dist.get_backend(group))
-            except (KeyError, ValueError, AssertionError):  # torch.distributed does not know it
-                members, backend = tuple(range(group.size())), ""
-            known = Group(name if used == 1 else f"{name}#{used}", members, backend, group.group_desc)
-            living = {key: entry for key, entry in self._groups.items() if entry[0]() is not None}
-            self._groups = living | {id(group): (ref(group), known, _on_gloo(group))}
+        return (self._groups.get(id(group)) or self._learn(group)).group
+
+    def _learn(self, group: dist.ProcessGroup) -> _Known:
+        """A group that was not met before. It is forgotten when it dies: its backend would live on, threads and all."""
+        name, at = str(group.group_name), id(group)
+        used = self._names[name] = self._names.get(name, 0) + 1
+        try:
+            members, backend = tuple(dist.get_process_group_ranks(group)), str(dist.get_backend(group))
+        except (KeyError, ValueError, AssertionError):  # torch.distributed does not know it
+            members, backend = tuple(range(group.size())), ""
+        told = Group(name if used == 1 else f"{name}#{used}", members, backend, group.group_desc)
+        alive = ref(group, lambda _: self._groups.pop(at, None))
+        known = self._groups[at] = _Known(alive, told, _gloo_of(group), {})
         return known
 
     def _follow(self, result: Any, asynchronous: bool, leave: Leave) -> None:
@@ -376,17 +415,30 @@ class _Interception:
 
     def _await(self, work: Any, leave: Leave) -> None:
         """Tell `leave` when someone has waited for the work."""
-        # Python sees the same object again while it lives: until the caller has taken it, it lives here
-        self._newest.work = work
+        thread = _ident()
+        if thread in self._newest:
+            self._put_by(thread)
+        self._newest[thread] = (work, leave)
+
+    def _put_by(self, thread: int) -> None:
+        """The newest work of a thread is not waited for at once: remember it for as long as the program does."""
+        work, leave = self._newest.pop(thread)
         if len(self._leaves) >= MAX_UNWAITED:
             self._leaves = {key: entry for key, entry in [*self._leaves.items()] if entry[0]() is not None}
         self._leaves[id(work)] = (ref(work), leave)
 
     def _waiter(self) -> Callable[..., Any]:
+        newest = self._newest
+
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
-            alive, leave = self._leaves.pop(id(work), NOBODY)
-            if alive() is not work:
-                return _wait(work, *args, **kwargs)
+            thread = _ident()
+            own, leave = newest.get(thread, NOTHING)
+            if own is work:
+                del newest[thread]
+            else:
+                alive, leave = self._leaves.pop(id(work), NOBODY)
+                if alive() is not work:
+                    return _wait(work, *args, **kwargs)
             try:
                 result = _wait(work, *args, **kwargs)
             except BaseException as error:
@@ -400,12 +452,13 @@ class _Interception:
 
 def _thread() -> str | None:
     """The name of this thread; None for the main thread, which after a fork may be another."""
-    if threading.get_ident() == _MAIN or threading.current_thread() is threading.main_thread():
+    if _ident() == _MAIN or threading.current_thread() is threading.main_thread():
         return None
     return threading.current_thread().name
 
 
 _MAIN = threading.main_thread().ident
+_ident, _now = threading.get_ident, time.monotonic_ns
 
 
 def _global(group: Group, rank: int) -> int:
@@ -425,12 +478,24 @@ def _described(tensors: Any) -> tuple[str, int]:
     return _name(tensors.dtype), tensors.numel()
 
 
-def _on_gloo(group: Any) -> bool:
-    """Whether what it does with tensors on the host is done by gloo itself, with nothing around it."""
+def _gloo_of(group: Any) -> Any:
+    """The backend of a group, where what it does with tensors on the host is done by gloo, with nothing around it."""
+    if type(group) is not _ProcessGroup:
+        return None
     try:
-        return type(_backend_of(group, torch.device("cpu"))) is _Gloo
+        backend = _backend_of(group, torch.device("cpu"))
     except RuntimeError:
-        return False
+        return None
+    return backend if type(backend) is _Gloo else None
+
+
+def _operation(known: _Known, op: str, root: int | None, dtype: Any, numel: int, thread: str | None) -> Operation:
+    """An operation that goes the short way, kept for the next time."""
+    if len(known.operations) >= MAX_OPERATIONS:
+        known.operations.clear()
+    operation = Operation(op, known.group, root, None, None, _name(dtype), numel, False, thread)
+    known.operations[op, root, dtype, numel, thread] = operation
+    return operation
 
 
 @cache

@@ -12,8 +12,12 @@ import os
 import sys
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +27,7 @@ from msgspec.structs import replace
 from ..errors import GenlockError
 from ..traces.format import FORMAT_VERSION, NUMBER, P2P, Clock, Event, TraceHeader, blank
 from ..traces.recorder import Recorder
-from .intercept import BLIND_SPOTS, Leave, Operation, caller, unknown_operators, watch
+from .intercept import BLIND_SPOTS, Leave, Operation, caller, site, unknown_operators, watch
 from .record import Recording
 
 
@@ -50,8 +54,10 @@ class _Known(NamedTuple):
     exit: bytes
     left: Event
     """The exit, where something has to be said of it."""
-    counter: list[int]
+    counter: Iterator[int]
     """Where the sequence numbers of its kind are counted."""
+    code: CodeType | None
+    """Where it is issued."""
 
 
 class Session:
@@ -68,38 +74,42 @@ class Session:
         self._who = (-1, 0)
         self._over = False
         self._groups: set[str] = set()
-        self._known: dict[tuple[Operation, str | None], _Known] = {}
-        self._counts: dict[tuple[object, ...], list[int]] = {}
-        """The last sequence number of each group, and of each way of p2p."""
+        self._known: dict[tuple[Operation, int, int], _Known] = {}
+        """By operation, the `id` of the code that issues it, and where in that: a line's number takes long to find."""
+        self._counts: defaultdict[tuple[object, ...], Iterator[int]] = defaultdict(lambda: count(1))
+        """The next sequence number of each group, and of each way of p2p."""
 
     def issue(self, operation: Operation) -> Leave | None:
         """Write that the operation is issued, and leave word to write that it has completed."""
+        return self.issued(operation, time.monotonic_ns())
+
+    def issued(self, operation: Operation, time_ns: int) -> Leave | None:
+        """The same, of an operation that was issued then."""
         try:
             with self._lock:
                 if self._recorder is None:
                     self.open()
-                return None if self._recorder is None or self._over else self._enter(self._recorder, operation)
+                recorder = self._recorder
+                if recorder is None or self._over:
+                    return None
+                frame = caller()
+                code, at = (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+                known = self._known.get((operation, id(code), at))
+                if known is None or known.code is not code:
+                    known = self._learn(recorder, operation, frame)
+                sequence = next(known.counter)
+                return partial(self._leave, known, sequence, recorder.fill(known.enter, time_ns, sequence))
         except Exception as error:
             self._give_up(error)
             return None
 
-    def _enter(self, recorder: Recorder, operation: Operation) -> Leave:
-        key = (operation, caller())
-        known = self._known.get(key)
-        if known is None:
-            known = self._learn(recorder, *key)
-        known.counter[0] = sequence = known.counter[0] + 1
-        return partial(self._leave, recorder, known, sequence, recorder.fill(known.enter, sequence))
+    def _leave(self, known: _Known, sequence: int, entered: int, outcome: str | None) -> None:
+        recorder = self._recorder
+        if recorder is not None and not self._over:
+            line = known.exit if outcome is None else blank(replace(known.left, outcome=outcome))
+            recorder.fill(line, time.monotonic_ns(), sequence, entered)
 
-    def _leave(self, recorder: Recorder, known: _Known, sequence: int, entered: int, outcome: str | None) -> None:
-        if self._over:
-            return
-        if outcome is None:
-            recorder.fill(known.exit, sequence, entered)
-        else:
-            recorder.fill(blank(replace(known.left, outcome=outcome)), sequence, entered)
-
-    def _learn(self, recorder: Recorder, operation: Operation, site: str | None) -> _Known:
+    def _learn(self, recorder: Recorder, operation: Operation, frame: FrameType | None) -> _Known:
         """The events of an operation that was not met before from that place."""
         op, group, root, peer, tag, dtype, numel, asynchronous, thread = operation
         if group.name not in self._groups:
@@ -107,12 +117,13 @@ class Session:
             recorder.group(group)
         left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
         about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
-        entered = replace(about, edge="enter", thread=thread, site=site)
+        entered = replace(about, edge="enter", thread=thread, site=site(frame))
         left = replace(left, entered=NUMBER)
-        counter = self._counts.setdefault((group.name, op, peer, tag) if op in P2P else (group.name,), [0])
+        counter = self._counts[(group.name, op, peer, tag) if op in P2P else (group.name,)]
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
-        known = self._known[operation, site] = _Known(blank(entered), blank(left), left, counter)
+        code, at = (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+        known = self._known[operation, id(code), at] = _Known(blank(entered), blank(left), left, counter, code)
         return known
 
     def open(self) -> None:

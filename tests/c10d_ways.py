@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from genlock.errors import ContractViolation
-from genlock.impl.intercept import Leave, Operation, caller, watching
+from genlock.impl.intercept import Leave, Operation, caller, site, watching
 from torch.nn.parallel import DistributedDataParallel
 
 RANKS = 2
@@ -167,7 +167,7 @@ class Seen:
 
     def issue(self, operation: Operation) -> Leave:
         left: list[str | None] = []
-        facts = operation._asdict() | {"group": operation.group.name, "site": caller(), "left": left}
+        facts = operation._asdict() | {"group": operation.group.name, "site": site(caller()), "left": left}
         self.operations.append(facts)
         return left.append
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 from genlock.errors import UnreadableInput
+from genlock.traces import recorder
 from genlock.traces.format import (
     MAX_LINE,
     NUMBER,
@@ -141,7 +142,7 @@ def test_full_disk_is_told_and_blocks_nobody(tmp_path: Path, monkeypatch: pytest
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(file, data[:room])
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(recorder, "_put", full)
     for name in ("lost", "lost too", "after"):
         writer.event(name, "step", "S", "s")
     trace = read(writer.path)
@@ -165,11 +166,11 @@ def test_full_disk_at_the_start_is_told_with_the_header_once_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:9]))
+    monkeypatch.setattr(recorder, "_put", lambda file, data: real(file, data[:9]))
     writer = Recorder(tmp_path, header(0))
     writer.group(Group("g", (0, 1)))
     writer.event("lost", "step", "S", "s")
-    monkeypatch.setattr(os, "write", real)
+    monkeypatch.setattr(recorder, "_put", real)
     writer.event("kept", "step", "S", "s")
     trace = read(writer.path)
     assert trace.groups["g"] == (0, 1)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -244,8 +245,20 @@ class Told:
         self.all: list[tuple[Operation, str | None, str | None]] = []
 
     def issue(self, operation: Operation) -> intercept.Leave:
-        site = intercept.caller()
+        site = intercept.site(intercept.caller())
         return lambda outcome: self.all.append((operation, site, outcome))
+
+
+class Patient(Told):
+    """Told when the backend has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[int] = []
+
+    def issued(self, operation: Operation, time_ns: int) -> intercept.Leave:
+        self.begun.append(time_ns)
+        return self.issue(operation)
 
 
 def waited() -> None:
@@ -267,7 +280,7 @@ def test_the_short_way_tells_what_the_kernels_tell(monkeypatch: pytest.MonkeyPat
     short, long, went = Told(), Told(), list[bool]()
     may_go = intercept._Interception._may_go
 
-    def noted(self: Any, *given: Any) -> Group | None:
+    def noted(self: Any, *given: Any) -> Any:
         known = may_go(self, *given)
         went.append(known is not None)
         return known
@@ -285,6 +298,39 @@ def test_the_short_way_tells_what_the_kernels_tell(monkeypatch: pytest.MonkeyPat
     assert [outcome is None for _, _, outcome in short.all] == [True, True, True, False]
 
 
+@pytest.mark.usefixtures("alone")
+def test_who_is_patient_is_told_the_same_and_when_it_was_issued() -> None:
+    prompt, patient, before = Told(), Patient(), time.monotonic_ns()
+    with watching(prompt):
+        waited()
+    with watching(patient):
+        waited()
+        dist.barrier()  # by a kernel
+    assert patient.all[:-1] == prompt.all
+    times = [before, *patient.begun, time.monotonic_ns()]
+    assert times == sorted(times)
+    assert len(patient.begun) == 4
+    with watching(patient), watching(prompt):  # two are told at once
+        waited()
+    assert len(patient.begun) == 4
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_nobody_waits_for_is_told_when_somebody_does_after_all() -> None:
+    """Works are put by, each with whom to tell, while the thread goes on."""
+    world: Any = dist.group.WORLD
+    told = Told()
+    with watching(told):
+        works = [world.allreduce([torch.ones(1)], options()) for _ in range(3)]
+        for work in works[::-1]:
+            work.wait()
+            work.wait()
+        assert [(o.op, outcome) for o, _, outcome in told.all] == [("all_reduce", None)] * 3
+        world.allreduce([torch.ones(1)], options())
+    assert not intercept._interception._newest
+    assert not intercept._interception._leaves
+
+
 class Refusing:
     def issue(self, operation: Operation) -> None:
         raise ContractViolation("no")
@@ -299,7 +345,6 @@ def test_the_short_way_leaves_torch_as_it_was() -> None:
                 waited()
             except ContractViolation:
                 assert isinstance(watcher, Refusing)
-            assert not intercept._is_excluded(intercept.KEY)
     assert {name: vars(dist.ProcessGroup)[name] for name in methods} == methods == intercept.METHODS
 
 

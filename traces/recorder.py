@@ -7,6 +7,7 @@ Left out: seeing the operations that are recorded (`impl`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -23,16 +24,19 @@ class Recorder:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / name_of(header.rank)
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._pid = os.getpid()
+        self._process = _process
         # a signal handler may record while its thread does
         self._lock = threading.RLock()
         self._due = encode(header)
         """What has to stand before the next line."""
         self._next = 0
         self._lost = 0
-        self._size = 0
         self._ended = False
-        self._append(b"")
+        with contextlib.suppress(OSError):
+            if _put(self._file, self._due) == len(self._due):
+                self._due = b""
+            else:
+                os.ftruncate(self._file, 0)
 
     def group(self, group: Group) -> None:
         """A group that the header does not have; it is written with the next event."""
@@ -41,28 +45,29 @@ class Recorder:
 
     def event(self, transition: str = "", edge: Edge = "step", state: str = "", phase: str = "", **facts: Any) -> int:
         """Record one event, and return its index; `facts` are further fields of `format.Event`."""
-        if os.getpid() != self._pid:
+        if self._process is not _process:
             return -1
         with self._lock:
             index = self._next
             self._write(index, encode(Event(index, time.monotonic_ns(), transition, edge, state, phase, **facts)))
             return index
 
-    def fill(self, form: bytes, *numbers: int) -> int:
-        """Record an event of which the line is there already but for its index, its time and those numbers (`blank`).
+    def fill(self, form: bytes, time_ns: int, sequence: int, entered: int | None = None) -> int:
+        """Record an event of which the line is there already but for its index and those numbers (`blank`).
 
         Returns its index. Where the same events come again and again, this takes half the time.
         """
-        if os.getpid() != self._pid:
+        if self._process is not _process:
             return -1
         with self._lock:
             index = self._next
-            self._write(index, form % (index, time.monotonic_ns(), *numbers))
+            numbers = (index, time_ns, sequence) if entered is None else (index, time_ns, sequence, entered)
+            self._write(index, form % numbers)
             return index
 
     def end(self, cause: Cause, exit: int, message: str = "", culprit: int | None = None) -> None:
         """Record why the rank ends. Only the first call counts: what came later did not cause the end."""
-        if os.getpid() != self._pid:
+        if self._process is not _process:
             return
         with self._lock:
             if not self._ended:
@@ -71,20 +76,30 @@ class Recorder:
                 self._write(self._next, encode(end))
 
     def _write(self, index: int, line: bytes) -> None:
+        """One write, so that a killed rank leaves whole lines; all of it, or else none."""
         self._next = index + 1
-        if self._lost:
-            line = encode(Dropped(index - self._lost, self._lost)) + line
-        self._lost = 0 if self._append(line) else self._lost + 1
-
-    def _append(self, lines: bytes) -> bool:
-        """One write, so that a killed rank leaves whole lines. Whether all of it was written; else none was."""
-        raw = self._due + lines if self._due else lines
+        if self._due or self._lost:
+            line = self._due + (encode(Dropped(index - self._lost, self._lost)) if self._lost else b"") + line
         try:
-            if os.write(self._file, raw) == len(raw):
-                self._size += len(raw)
-                self._due = b""
-                return True
-            os.ftruncate(self._file, self._size)  # half a line would make the next one unreadable
+            written = _put(self._file, line)
+            if written == len(line):
+                self._due, self._lost = b"", 0
+                return
+            # half a line would make the next one unreadable
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
         except OSError:
             pass
-        return False
+        self._lost += 1
+
+
+_process = object()
+"""This process: a forked child has another."""
+_put = os.write
+
+
+def _forked() -> None:
+    global _process
+    _process = object()
+
+
+os.register_at_fork(after_in_child=_forked)
