@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from ..errors import Exit, GenlockError
 from ..model.tables import Collective, Kind
+from .commons import TOKEN, Commons
 from .conductor import Conductor
 from .intercept import group_of
 from .operations import Call, Exchange, Moves, T
@@ -52,6 +53,7 @@ class TorchTransport:
         self.groups = dict(groups)
         self.names = {group_of(group).name: name for name, group in self.groups.items()}
         """What the interceptor calls the groups, to what the table calls them."""
+        self._commons = Commons.of(self.groups["control"])
 
     def run(self, conductor: Conductor, moves: Moves[T]) -> T:
         """Run a coroutine to its end and return what it returns. Raises what it raises, and PeerLost."""
@@ -60,6 +62,9 @@ class TorchTransport:
             pending = conductor.advance(self.perform(*pending))
         result: T = conductor.result
         return result
+
+    _commons: Commons | None = None
+    """By which large payloads go; None where the ranks have none."""
 
     issued: Callable[[str], None] = staticmethod(lambda name: None)
     """Told when a collective of the control plane is with the backend, before it is waited for."""
@@ -85,7 +90,9 @@ class TorchTransport:
         (pytorch/pytorch#190489).
         """
         dist.destroy_process_group()
-        self.groups = {}
+        if self._commons is not None:
+            self._commons.close()
+        self.groups, self._commons = {}, None
         gc.collect()
 
     def _exchange(self, op: Collective, tensor: torch.Tensor) -> Any:
@@ -93,11 +100,17 @@ class TorchTransport:
         # take as long as all of ours
         group, root = self.groups[op.group], op.root or 0
         if op.kind is Kind.BROADCAST:
+            commons = self._commons if self._commons is not None and self._commons.fits(tensor) else None
+            sent = tensor
+            if commons is not None:
+                sent = commons.put(tensor) if self.rank == root else torch.empty(TOKEN, dtype=torch.uint8)
             broadcast = BroadcastOptions()
             broadcast.rootRank, broadcast.rootTensor, broadcast.asyncOp = root, 0, False
-            work = self._begun(op, group.broadcast([tensor], broadcast))
+            work = self._begun(op, group.broadcast([sent], broadcast))
             if work is not None:  # as NCCL gives where the device's stream waits, not the host (torch 2.8 on)
                 work.wait()
+            if commons is not None and self.rank != root:
+                commons.take(sent, tensor, f"rank{self.rank}, {op.name}")
             return tensor
         if op.kind is Kind.GATHER:
             gather = GatherOptions()
