@@ -309,32 +309,29 @@ class _Interception:
     def _short(self, short: _Short) -> Callable[..., Any]:
         original, op = getattr(_ProcessGroup, short.method), OPERATORS[short.operator].op
         on_backend, rooted = getattr(_Gloo, short.method), OPERATORS[short.operator].root is not None
-        newest = self._newest
+
+        def described(known: _Known, tensors: list[Any], options: Any) -> Operation:
+            root = _global(known.group, options.rootRank) if rooted else None
+            about = (op, root, tensors[0].dtype, tensors[0].numel(), _thread())
+            return known.operations.get(about) or _operation(known, *about)
 
         def method(group: Any, *given: Any, **named: Any) -> Any:
             known = None if named else self._may_go(group, short.options, given)
             if known is None:
                 return original(group, *given, **named)
-            tensors, options = given
-            root = _global(known.group, options.rootRank) if rooted else None
-            thread = _ident()
-            about = (op, root, tensors[0].dtype, tensors[0].numel(), None if thread == _MAIN else _thread())
-            operation = known.operations.get(about) or _operation(known, *about)
             begun, issued = _now(), self.issued
-            leave = self.issue(operation) if issued is None else None
+            leave = self.issue(described(known, *given)) if issued is None else None
             try:
-                work = on_backend(known.backend, tensors, options)
+                work = on_backend(known.backend, *given)
             except BaseException as error:
-                leave = leave if issued is None else issued(operation, begun)
+                leave = leave if issued is None else issued(described(known, *given), begun)
                 if leave is not None:
                     leave(_first_line(error))
                 raise
             if issued is not None:
-                leave = issued(operation, begun)
+                leave = issued(described(known, *given), begun)
             if leave is not None:
-                if thread in newest:
-                    self._put_by(thread)
-                newest[thread] = (work, leave)
+                self._await(work, leave)
             return work
 
         return method
