@@ -7,7 +7,9 @@ on loopback. The designs take turns in every round, so that all of them see the 
 rank0's median time and the median of the rounds' ratios to the common pattern: pickled metadata, then one broadcast
 per tensor, each waited for. The big serving engines have them all under way at once, a line of its own: that saves
 waiting, where cores are idle. Genlock's lines are its real coroutines, tables, preflight and all digests included, of
-which the others have none; only the generator does nothing. Exit status 1 where a ratio is above its bar at 4 ranks.
+which the others have none; only the generator does nothing. Its payload goes by memory that all ranks of a host have in
+common (impl/commons.py); between hosts it would go as the others' do. Exit status 1 where a ratio is above its bar at
+4 ranks.
 """
 
 from __future__ import annotations

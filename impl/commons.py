@@ -19,7 +19,7 @@ import struct
 import torch
 import torch.distributed as dist
 
-from ..errors import ContractViolation
+from ..errors import ContractViolation, GenlockError
 from .envelope import MAX_PAYLOAD_BYTES
 
 LARGE = 256 * 1024
@@ -70,10 +70,14 @@ class Commons:
         return tensor.is_cpu and LARGE <= tensor.nbytes <= MAX_PAYLOAD_BYTES
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The root's part before the broadcast; returns the token. Raises OSError where the host has no memory left."""
+        """The root's part before the broadcast; returns the token. Raises GenlockError where the host has no memory."""
         size = tensor.nbytes
         if size > self._reserved:
-            os.posix_fallocate(self._file, 0, _AHEAD + size)
+            try:
+                os.posix_fallocate(self._file, 0, _AHEAD + size)
+            except OSError as error:
+                text = f"no memory for a payload of {size} bytes: {error.strerror}"
+                raise GenlockError(text, where="rank0", do="send less, or give the host more") from None
             self._reserved = size
         self._number += 1
         _NUMBER.pack_into(self._memory, 0, self._number)

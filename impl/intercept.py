@@ -226,6 +226,7 @@ class _Known(NamedTuple):
     """A group, for as long as it lives."""
 
     alive: ref[Any]
+    """Forgets it."""
     group: Group
     backend: Any
     """Of operations that may go the short way; else None."""

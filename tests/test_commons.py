@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from genlock.impl.commons import LARGE
+import torch
+from genlock.errors import GenlockError
+from genlock.impl.commons import LARGE, Commons, _make
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory without a name is Linux alone")
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="os.memfd_create is Linux alone")
 
 RANKS = 3
 PROGRAM = """
@@ -129,6 +132,22 @@ def test_where_one_rank_cannot_have_it_nobody_has(tmp_path: Path, way: str) -> N
 def test_another_size_is_named(tmp_path: Path) -> None:
     told = [found.get("error") for found in run(tmp_path, "size")]
     assert told == [None, *(f"rank{n}, payload: 2097152 bytes instead of 1048576" for n in (1, 2))]
+
+
+def test_a_host_without_memory_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _make()
+    assert made is not None
+    memory, payload = Commons(*made), torch.zeros(LARGE, dtype=torch.uint8)
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(GenlockError) as raised:
+        memory.put(payload)
+    told = "rank0: no memory for a payload of 262144 bytes: No space left on device; send less, or give the host more"
+    assert str(raised.value) == told
+    memory.close()
 
 
 def test_a_root_that_does_not_wait_is_named(tmp_path: Path) -> None:

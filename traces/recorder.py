@@ -7,7 +7,6 @@ Left out: seeing the operations that are recorded (`impl`).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -32,11 +31,8 @@ class Recorder:
         self._next = 0
         self._lost = 0
         self._ended = False
-        with contextlib.suppress(OSError):
-            if _put(self._file, self._due) == len(self._due):
-                self._due = b""
-            else:
-                os.ftruncate(self._file, 0)
+        self._write(-1, b"")
+        self._lost = 0  # a header is no event
 
     def group(self, group: Group) -> None:
         """A group that the header does not have; it is written with the next event."""
@@ -95,6 +91,7 @@ class Recorder:
 _process = object()
 """This process: a forked child has another."""
 _put = os.write
+"""Found at once: between two operations each look into a module is one into cold memory."""
 
 
 def _forked() -> None:
