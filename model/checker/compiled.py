@@ -4,9 +4,9 @@ It follows `Network.successors` option by option, so that states are met in the 
 meets them. Parents are taken a few at a time: the places of all their successors in the hash table are fetched before
 any of them is looked up, so that the cache misses overlap.
 
-Its parts, in order: the hash table; outcomes that were worked out before; what a collective allows; the moves of a state;
-the search. All of it is one module: what numba keeps compiled is made anew only when the outermost function's file changes. So
-numbers that are imported here stay what they were until then (CONTRIBUTING.md).
+Its parts, in order: the hash table; outcomes that were worked out before; what a collective allows; the moves of a
+state; the search. All of it is one module: what numba keeps compiled is made anew only when the outermost function's
+file changes. So numbers that are imported here stay what they were until then (CONTRIBUTING.md).
 
 Left out: everything that grows. The loop stops where an array is full or an outcome is missing, says so, and is
 called again.
