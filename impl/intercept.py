@@ -414,13 +414,13 @@ class _Interception:
     def _await(self, work: Any, leave: Leave) -> None:
         """Tell `leave` when someone has waited for the work."""
         thread = _ident()
-        if thread in self._newest:
-            self._put_by(thread)
+        before = self._newest.pop(thread, None)
+        if before is not None:
+            self._put_by(*before)
         self._newest[thread] = (work, leave)
 
-    def _put_by(self, thread: int) -> None:
-        """The newest work of a thread is not waited for at once: remember it for as long as the program does."""
-        work, leave = self._newest.pop(thread)
+    def _put_by(self, work: Any, leave: Leave) -> None:
+        """A work that its thread did not wait for at once: remember it for as long as the program does."""
         if len(self._leaves) >= MAX_UNWAITED:
             self._leaves = {key: entry for key, entry in [*self._leaves.items()] if entry[0]() is not None}
         self._leaves[id(work)] = (ref(work), leave)
@@ -432,11 +432,14 @@ class _Interception:
             thread = _ident()
             own, leave = newest.get(thread, NOTHING)
             if own is work:
-                del newest[thread]
+                newest.pop(thread, None)
             else:
                 alive, leave = self._leaves.pop(id(work), NOBODY)
                 if alive() is not work:
-                    return _wait(work, *args, **kwargs)
+                    issuer = next((other for other, (its, _) in [*newest.items()] if its is work), None)
+                    if issuer is None:
+                        return _wait(work, *args, **kwargs)
+                    _, leave = newest.pop(issuer, NOTHING)
             try:
                 result = _wait(work, *args, **kwargs)
             except BaseException as error:

@@ -331,6 +331,19 @@ def test_what_nobody_waits_for_is_told_when_somebody_does_after_all() -> None:
     assert not intercept._interception._leaves
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_work_that_another_thread_waits_for_is_told() -> None:
+    world: Any = dist.group.WORLD
+    told = Told()
+    with watching(told):
+        works = [world.allreduce([torch.ones(1)], options()) for _ in range(2)]
+        for work in works[::-1]:
+            waiter = threading.Thread(target=work.wait)
+            waiter.start()
+            waiter.join()
+        assert [(o.op, outcome) for o, _, outcome in told.all] == [("all_reduce", None)] * 2
+
+
 class Refusing:
     def issue(self, operation: Operation) -> None:
         raise ContractViolation("no")
