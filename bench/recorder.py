@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -91,11 +90,13 @@ def rank(config: dict[str, Any], number: int) -> None:
         return times
 
     def of(numel: int) -> float:
-        return median(median(block(torch.zeros(numel), nullcontext)) for _ in range(4))
+        took = median(median(block(torch.zeros(numel), nullcontext)) for _ in range(4))
+        rank0s = torch.tensor([took], dtype=torch.float64)
+        dist.broadcast(rank0s, 0)
+        return float(rank0s)
 
-    numel = torch.tensor([calibrated(of, config["ms"] / 1000)])
-    dist.broadcast(numel, 0)
-    tensor = torch.zeros(int(numel))
+    numel = calibrated(of, config["ms"] / 1000)
+    tensor = torch.zeros(numel)
     kinds: tuple[Callable[[], Any], ...] = (nullcontext, lambda: watching(session), nullcontext)
     times: tuple[list[float], ...] = ([], [], [])
     for turn in range(config["rounds"]):
@@ -103,7 +104,7 @@ def rank(config: dict[str, Any], number: int) -> None:
             times[kind].append(median(block(tensor, kinds[kind])))
     session.end()
     if number == 0:
-        result: dict[str, float] = {"numel": int(numel)}
+        result: dict[str, float] = {"numel": numel}
         for name, kind in (("ratio", 1), ("control", 2)):
             result[name] = median(t / plain for t, plain in zip(times[kind], times[0], strict=True))
         result |= {"plain_us": median(times[0]) * 1e6, "recorded_us": median(times[1]) * 1e6}
@@ -113,14 +114,11 @@ def rank(config: dict[str, Any], number: int) -> None:
 
 
 def calibrated(of: Callable[[int], float], seconds: float) -> int:
-    """Elements of an all-reduce that takes about so long. Both ranks try the same sizes, whatever each of them sees."""
-    for power in range(10, 21):
-        of(1 << power)
-    took = [(1 << power, of(1 << power)) for power in range(12, 21)]
-    for (small, less), (large, more) in pairwise(took):
-        if less <= seconds <= more:
-            return small + round((large - small) * (seconds - less) / (more - less))
-    return min(took, key=lambda found: abs(found[1] - seconds))[0]
+    """Elements of an all-reduce that takes about so long."""
+    tried = [1 << 16]
+    for _ in range(14):
+        tried.append(max(1, round(tried[-1] * min(2.0, max(0.5, seconds / of(tried[-1]))))))
+    return round(median(tried[-9:]))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ ISSUED = (Exchange, Call)
 class Recording(Protocol):
     """What keeps a rank's trace: `traces.recorder.Recorder`, or the simulator's memory."""
 
-    def event(self, transition: str = "", edge: Edge = "step", state: str = "", phase: str = "", **facts: Any) -> int:
+    def event(self, transition: str = "", edge: Edge = "step", state: str = "", phase: str = "", **facts: Any) -> None:
         """Keep one event."""
 
     def end(self, cause: Cause, exit: int, message: str = "", culprit: int | None = None) -> None:

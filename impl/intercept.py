@@ -6,10 +6,10 @@ DDP. It tells the watchers, and goes on to the backend unless one of them raises
 is told by `Work.wait` where the host waits at once, else by the work's future.
 
 A kernel in Python costs much of what a small operation does: the dispatcher makes every argument anew, twice. So
-the two operations that programs wait for most have a short way (SHORT): as a method of a ProcessGroup one of them is
-told at once, and goes to the group's backend past the dispatcher. Only on gloo, with one dense tensor without a
-gradient, at once waited for: there the dispatcher does nothing else. All of this is done between two operations that
-have swept the caches, where each line of code and each object costs several times what it does in a loop of its own.
+the two operations that programs wait for most have a short way (SHORT): where torch's own function calls the method of
+a ProcessGroup and waits at once, that is told, goes to the group's backend past the dispatcher, and waits itself. Only
+on gloo, with one dense tensor without a gradient: there the dispatcher does nothing else. All of this is done between
+two operations that have swept the caches, where each object costs several times what it does in a loop of its own.
 
 Left out: what to do with what was seen (`fence` refuses, `record` writes), and `BLIND_SPOTS`.
 """
@@ -17,6 +17,7 @@ Left out: what to do with what was seen (`fence` refuses, `record` writes), and 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import threading
@@ -43,8 +44,6 @@ PRIVATE = (
     "_C._distributed_c10d.Work.get_future",
     "library.Library",
     "_C._len_torch_dispatch_stack",
-    "distributed.AllreduceOptions",
-    "distributed.BroadcastOptions",
     "distributed.ProcessGroupGloo",
     "distributed.ProcessGroup._get_backend",
 )
@@ -63,7 +62,7 @@ BLIND_SPOTS = (
 
 
 KEY, _op_names, _unbox_group, _unbox_work, _wait, _, _Library, *_rest = map(found, PRIVATE)
-_modes, _AllreduceOptions, _BroadcastOptions, _Gloo, _backend_of = _rest
+_modes, _Gloo, _backend_of = _rest
 _Work: Any = dist.Work
 _ProcessGroup: Any = dist.ProcessGroup
 
@@ -87,15 +86,15 @@ Leave = Callable[[str | None], None]
 
 
 Issue = Callable[[Operation], Leave | None]
-Issued = Callable[[Operation, int], Leave | None]
+Issued = Callable[[Operation, int, FrameType], Leave | None]
 
 
 class Watcher(Protocol):
     """Whoever wants to know.
 
-    One that refuses nothing may also have `issued(operation, time_ns)`, to do there what takes time while the backend
-    is at work: on the short way it is called instead, as soon as the backend has the operation, with the time
-    (monotonic) at which that was issued.
+    One that refuses nothing may also have `issued(operation, time_ns, frame)`, to do there what takes time while the
+    backend is at work: on the short way it is called instead, as soon as the backend has the operation, with the time
+    (monotonic) at which that was issued, and a frame below the program's (`caller`).
     """
 
     def issue(self, operation: Operation) -> Leave | None:
@@ -139,15 +138,16 @@ NO_PEERS = frozenset({"check_for_nan"})
 
 
 class _Short(NamedTuple):
-    """A method of ProcessGroup that may be told itself."""
+    """A method of ProcessGroup that may be told itself, and wait."""
 
     method: str
     """The backend's is called the same."""
     operator: str
-    options: Any
+    function: Callable[..., Any]
+    """Of torch: calls it, and waits unless it returns None."""
 
 
-SHORT = (_Short("allreduce", "allreduce_", _AllreduceOptions), _Short("broadcast", "broadcast_", _BroadcastOptions))
+SHORT = (_Short("allreduce", "allreduce_", dist.all_reduce), _Short("broadcast", "broadcast_", dist.broadcast))
 METHODS = {short.method: vars(_ProcessGroup)[short.method] for short in SHORT}
 """As torch has them."""
 PLAIN, STRIDED = (torch.Tensor, torch.nn.Parameter), torch.strided
@@ -184,11 +184,16 @@ def group_of(group: dist.ProcessGroup) -> Group:
     return _interception.group(group)
 
 
-def caller() -> FrameType | None:
-    """To a watcher: where the program is that issues the operation; None where only torch is on the stack."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != __file__:
-        frame = frame.f_back
+def caller(inner: FrameType | None = None) -> FrameType | None:
+    """To a watcher: where the program is that issues the operation; None where only torch is on the stack.
+
+    Looked for from `inner` on, else from here.
+    """
+    frame = inner
+    if frame is None:
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename != __file__:
+            frame = frame.f_back
     while frame is not None and not _is_program(frame.f_code.co_filename):
         frame = frame.f_back
     return frame
@@ -308,43 +313,44 @@ class _Interception:
         return kernel
 
     def _short(self, short: _Short) -> Callable[..., Any]:
-        original, op = getattr(_ProcessGroup, short.method), OPERATORS[short.operator].op
-        on_backend, rooted = getattr(_Gloo, short.method), OPERATORS[short.operator].root is not None
-
-        def described(known: _Known, tensors: list[Any], options: Any) -> Operation:
-            root = _global(known.group, options.rootRank) if rooted else None
-            about = (op, root, tensors[0].dtype, tensors[0].numel(), _thread())
-            return known.operations.get(about) or _operation(known, *about)
+        original, operator = getattr(_ProcessGroup, short.method), OPERATORS[short.operator]
+        op, rooted, on_backend = operator.op, operator.root is not None, getattr(_Gloo, short.method)
+        torchs = getattr(inspect.unwrap(short.function), "__code__", None)
 
         def method(group: Any, *given: Any, **named: Any) -> Any:
-            known = None if named else self._may_go(group, short.options, given)
+            frame, known = sys._getframe(1), None
+            if frame.f_code is torchs:
+                (tensor,), options = given
+                known = self._may_go(group, tensor, options)
             if known is None:
                 return original(group, *given, **named)
+            root = options.rootRank if rooted else None
+            about = (op, root, tensor.dtype, tensor.numel(), None if _ident() == _MAIN else _thread())
+            operation = known.operations.get(about) or _operation(known, *about)
             begun, issued = _now(), self.issued
-            leave = self.issue(described(known, *given)) if issued is None else None
+            leave = self.issue(operation) if issued is None else None
             try:
                 work = on_backend(known.backend, *given)
             except BaseException as error:
-                leave = leave if issued is None else issued(described(known, *given), begun)
-                if leave is not None:
-                    leave(_first_line(error))
+                _end(leave if issued is None else issued(operation, begun, frame), error)
                 raise
             if issued is not None:
-                leave = issued(described(known, *given), begun)
+                leave = issued(operation, begun, frame)
+            try:
+                _wait(work)
+            except BaseException as error:
+                _end(leave, error)
+                raise
             if leave is not None:
-                self._await(work, leave)
-            return work
+                leave(None)
+            return None
 
         return method
 
-    def _may_go(self, group: Any, options: Any, given: Sequence[Any]) -> _Known | None:
+    def _may_go(self, group: Any, tensor: Any, options: Any) -> _Known | None:
         """The group of an operation that may go the short way; None for any other."""
-        if len(given) != 2 or type(given[1]) is not options or given[1].asyncOp or _modes():
+        if options.asyncOp or _modes() or type(tensor) not in PLAIN:
             return None
-        tensors = given[0]
-        if type(tensors) is not list or len(tensors) != 1 or type(tensors[0]) not in PLAIN:
-            return None
-        tensor = tensors[0]
         if not tensor.is_cpu or tensor.layout is not STRIDED or tensor.requires_grad:
             return None
         known = self._groups.get(id(group)) or self._learn(group)
@@ -494,7 +500,8 @@ def _operation(known: _Known, op: str, root: int | None, dtype: Any, numel: int,
     """An operation that goes the short way, kept for the next time."""
     if len(known.operations) >= MAX_OPERATIONS:
         known.operations.clear()
-    operation = Operation(op, known.group, root, None, None, _name(dtype), numel, False, thread)
+    place = None if root is None else _global(known.group, root)
+    operation = Operation(op, known.group, place, None, None, _name(dtype), numel, False, thread)
     known.operations[op, root, dtype, numel, thread] = operation
     return operation
 
@@ -502,6 +509,11 @@ def _operation(known: _Known, op: str, root: int | None, dtype: Any, numel: int,
 @cache
 def _name(dtype: torch.dtype) -> str:
     return str(dtype)[6:]
+
+
+def _end(leave: Leave | None, error: BaseException) -> None:
+    if leave is not None:
+        leave(_first_line(error))
 
 
 def _nobody(operation: Operation) -> None:

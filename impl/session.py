@@ -14,7 +14,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import partial
 from itertools import count
 from pathlib import Path
 from types import CodeType, FrameType
@@ -26,7 +25,7 @@ from msgspec.structs import replace
 
 from ..errors import GenlockError
 from ..traces.format import FORMAT_VERSION, NUMBER, P2P, Clock, Event, TraceHeader, blank
-from ..traces.recorder import Recorder
+from ..traces.recorder import Lines, Recorder
 from .intercept import BLIND_SPOTS, Leave, Operation, caller, site, unknown_operators, watch
 from .record import Recording
 
@@ -48,14 +47,10 @@ MAX_KNOWN = 4096
 
 
 class _Known(NamedTuple):
-    """What is written of an operation, all but numbers: a program issues the same ones again and again."""
+    """What is written of an operation: a program issues the same ones again and again."""
 
-    enter: bytes
-    exit: bytes
-    left: Event
-    """The exit, where something has to be said of it."""
-    counter: Iterator[int]
-    """Where the sequence numbers of its kind are counted."""
+    recorder: Recorder
+    lines: Lines
     code: CodeType | None
     """Where it is issued."""
 
@@ -83,48 +78,41 @@ class Session:
         """Write that the operation is issued, and leave word to write that it has completed."""
         return self.issued(operation, time.monotonic_ns())
 
-    def issued(self, operation: Operation, time_ns: int) -> Leave | None:
-        """The same, of an operation that was issued then."""
+    def issued(self, operation: Operation, time_ns: int, inner: FrameType | None = None) -> Leave | None:
+        """The same, of an operation that was issued then, from a frame below the program's."""
         try:
-            with self._lock:
-                if self._recorder is None:
-                    self.open()
-                recorder = self._recorder
-                if recorder is None or self._over:
-                    return None
-                frame = caller()
-                code, at = (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
-                known = self._known.get((operation, id(code), at))
-                if known is None or known.code is not code:
-                    known = self._learn(recorder, operation, frame)
-                sequence = next(known.counter)
-                return partial(self._leave, known, sequence, recorder.fill(known.enter, time_ns, sequence))
+            frame = caller(inner)
+            code, at = (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+            known = self._known.get((operation, id(code), at))
+            if known is None or known.code is not code:
+                known = self._learn(operation, frame, code, at)
+            return None if known is None else known.recorder.operation(known.lines, time_ns)
         except Exception as error:
             self._give_up(error)
             return None
 
-    def _leave(self, known: _Known, sequence: int, entered: int, outcome: str | None) -> None:
-        recorder = self._recorder
-        if recorder is not None and not self._over:
-            line = known.exit if outcome is None else blank(replace(known.left, outcome=outcome))
-            recorder.fill(line, time.monotonic_ns(), sequence, entered)
-
-    def _learn(self, recorder: Recorder, operation: Operation, frame: FrameType | None) -> _Known:
-        """The events of an operation that was not met before from that place."""
+    def _learn(self, operation: Operation, frame: FrameType | None, code: CodeType | None, at: int) -> _Known | None:
+        """What is written of an operation that was not met before from that place; None where nothing is."""
         op, group, root, peer, tag, dtype, numel, asynchronous, thread = operation
-        if group.name not in self._groups:
-            self._groups.add(group.name)
-            recorder.group(group)
-        left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
-        about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
-        entered = replace(about, edge="enter", thread=thread, site=site(frame))
-        left = replace(left, entered=NUMBER)
-        counter = self._counts[(group.name, op, peer, tag) if op in P2P else (group.name,)]
-        if len(self._known) >= MAX_KNOWN:
-            self._known.clear()
-        code, at = (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
-        known = self._known[operation, id(code), at] = _Known(blank(entered), blank(left), left, counter, code)
-        return known
+        with self._lock:
+            if self._recorder is None:
+                self.open()
+            recorder = self._recorder
+            if recorder is None or self._over:
+                return None
+            if group.name not in self._groups:
+                self._groups.add(group.name)
+                recorder.group(group)
+            left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
+            about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
+            entered = replace(about, edge="enter", thread=thread, site=site(frame))
+            left = replace(left, entered=NUMBER)
+            counter = self._counts[(group.name, op, peer, tag) if op in P2P else (group.name,)]
+            lines = Lines(blank(entered), blank(left), left, counter)
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = self._known[operation, id(code), at] = _Known(recorder, lines, code)
+            return known
 
     def open(self) -> None:
         """Begin the trace, if this process has become a rank since. A process is one rank in its life."""
@@ -140,9 +128,10 @@ class Session:
 
     def end(self, message: str = "", *, failed: bool = False) -> None:
         """The process ends, or is no longer recorded."""
-        if self._recorder is not None and not self._over:
-            self._recorder.end("exception" if failed else "stopped", 1 if failed else -1, message)
-        self._over = True
+        with self._lock:
+            if self._recorder is not None and not self._over:
+                self._recorder.end("exception" if failed else "stopped", 1 if failed else -1, message)
+            self._over = True
 
     def follow_init(self) -> None:
         """Begin the trace at once when torch.distributed is initialised, so that a rank that issues nothing has one."""
@@ -173,7 +162,9 @@ class Session:
         atexit.register(self.end)
 
     def _give_up(self, error: Exception) -> None:
-        self._over = True
+        with self._lock:
+            self._over = True
+            self._known.clear()
         what = str(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {error}"
         print(f"genlock: this process is not recorded any further: {what}", file=sys.stderr)
 

@@ -48,11 +48,9 @@ class Memory:
         self.header, self.clock = header, clock
         self.lines: list[Event | Dropped | End] = []
 
-    def event(self, transition: str = "", edge: Edge = "step", state: str = "", phase: str = "", **facts: Any) -> int:
+    def event(self, transition: str = "", edge: Edge = "step", state: str = "", phase: str = "", **facts: Any) -> None:
         """Keep one event."""
-        index = len(self.lines)
-        self.lines.append(Event(index, self._ns(), transition, edge, state, phase, **facts))
-        return index
+        self.lines.append(Event(len(self.lines), self._ns(), transition, edge, state, phase, **facts))
 
     def end(self, cause: Cause, exit: int, message: str = "", culprit: int | None = None) -> None:
         """Keep why the rank ends; the first call counts."""

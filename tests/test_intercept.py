@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -256,28 +258,25 @@ class Patient(Told):
         super().__init__()
         self.begun: list[int] = []
 
-    def issued(self, operation: Operation, time_ns: int) -> intercept.Leave:
+    def issued(self, operation: Operation, time_ns: int, frame: FrameType) -> intercept.Leave:
         self.begun.append(time_ns)
-        return self.issue(operation)
+        site = intercept.site(intercept.caller(frame))
+        return lambda outcome: self.all.append((operation, site, outcome))
 
 
 def waited() -> None:
     """Operations that may go the short way, on one line each time, and one that fails."""
-    world: Any = dist.group.WORLD
-    options = intercept._AllreduceOptions()
-    options.asyncOp = False
-    wrong = intercept._BroadcastOptions()
-    wrong.rootRank, wrong.asyncOp = 7, False
     dist.all_reduce(torch.ones(3, dtype=torch.int64))
     dist.broadcast(torch.nn.Parameter(torch.ones(2)).detach(), 0)
-    world.allreduce([torch.ones(2, 2)], options).wait()
+    dist.all_reduce(torch.ones(2, 2), group=dist.group.WORLD)
     with pytest.raises((RuntimeError, ValueError)):
-        world.broadcast([torch.ones(1)], wrong)
+        dist.broadcast(torch.ones(1), group_src=7)
 
 
-@pytest.mark.usefixtures("alone")
-def test_the_short_way_tells_what_the_kernels_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    short, long, went = Told(), Told(), list[bool]()
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each operation that torch's own function issues: whether it went the short way."""
+    went = list[bool]()
     may_go = intercept._Interception._may_go
 
     def noted(self: Any, *given: Any) -> Any:
@@ -286,9 +285,15 @@ def test_the_short_way_tells_what_the_kernels_tell(monkeypatch: pytest.MonkeyPat
         return known
 
     monkeypatch.setattr(intercept._Interception, "_may_go", noted)
+    return went
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = Told(), Told()
     with watching(short):
         waited()
-    assert went == [True] * 4
+    assert ways == [True] * 4
     monkeypatch.setattr(intercept._Interception, "_may_go", lambda self, *given: None)
     with watching(long):
         waited()
@@ -361,41 +366,59 @@ def test_the_short_way_leaves_torch_as_it_was() -> None:
     assert {name: vars(dist.ProcessGroup)[name] for name in methods} == methods == intercept.METHODS
 
 
-def options(*, asynchronous: bool = False) -> Any:
-    found = intercept._AllreduceOptions()
-    found.asyncOp = asynchronous
+def options() -> Any:
+    found = torch.distributed.AllreduceOptions()
+    found.asyncOp = False
     return found
 
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
-    "given",
+    ("tensor", "given"),
     [
-        ([torch.ones(1)], options(asynchronous=True)),
-        ([torch.ones(1)],),
-        ([torch.ones(1), torch.ones(1)], options()),
-        ([torch.ones(2).to_sparse()], options()),
-        ([torch.ones(1, device="meta")], options()),
-        ((torch.ones(1),), options()),
+        (torch.ones(2), {"async_op": True}),
+        (torch.ones(2).to_sparse(), {}),
+        (torch.ones(2, device="meta"), {}),
+        (torch.ones(2, requires_grad=True), {}),
     ],
-    ids=["asynchronous", "by default", "several", "sparse", "without data", "no list"],
+    ids=["asynchronous", "sparse", "without data", "with a gradient"],
 )
-def test_what_may_make_tensors_goes_by_the_kernels(given: tuple[Any, ...]) -> None:
-    world: Any = dist.group.WORLD
-    assert intercept._interception._may_go(world, intercept._AllreduceOptions, ([torch.ones(1)], options()))
-    assert not intercept._interception._may_go(world, intercept._AllreduceOptions, given)
+def test_what_the_dispatcher_does_more_for_goes_by_the_kernels(
+    ways: list[bool], tensor: torch.Tensor, given: dict[str, Any]
+) -> None:
+    with watching(Told()):
+        dist.all_reduce(torch.ones(1))
+        with contextlib.suppress(RuntimeError):  # without data there is nothing that a backend could do
+            work = dist.all_reduce(tensor, **given)
+            assert work is None or work.wait()
+    assert ways == [True, False]
 
 
 @pytest.mark.usefixtures("alone")
-def test_under_a_mode_or_another_backend_operations_go_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_calls_the_method_itself_gets_the_work(ways: list[bool]) -> None:
     world: Any = dist.group.WORLD
-    asked = (world, intercept._AllreduceOptions, ([torch.ones(1)], options()))
-    assert intercept._interception._may_go(*asked)
-    with FlopCounterMode(display=False):
-        assert not intercept._interception._may_go(*asked)
-    monkeypatch.setattr(intercept, "_Gloo", object)
-    monkeypatch.setattr(intercept._interception, "_groups", {})
-    assert not intercept._interception._may_go(*asked)
+    told = Told()
+    with watching(told):
+        work = world.allreduce([torch.ones(1)], options())
+        assert not told.all
+        assert work.wait()
+        world.allreduce(torch.ones(1)).wait()
+    assert [(o.op, outcome) for o, _, outcome in told.all] == [("all_reduce", None)] * 2
+    assert not ways
+
+
+@pytest.mark.usefixtures("alone")
+def test_under_a_mode_or_another_backend_operations_go_by_the_kernels(
+    ways: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watching(Told()):
+        dist.all_reduce(torch.ones(1))
+        with FlopCounterMode(display=False):
+            dist.all_reduce(torch.ones(1))
+        monkeypatch.setattr(intercept, "_Gloo", object)
+        monkeypatch.setattr(intercept._interception, "_groups", {})
+        dist.all_reduce(torch.ones(1))
+    assert ways == [True, False, False]
 
 
 NAMES = {"0": "device", "1": "control"}
