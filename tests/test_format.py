@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from genlock.traces.format import (
     name_of,
     read,
 )
-from genlock.traces.recorder import Recorder
+from genlock.traces.recorder import Lines, Recorder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from simulated import header
 
 STEADY = settings(derandomize=True, database=None, deadline=None)
@@ -110,14 +112,20 @@ def test_folder_without_traces_says_what_to_do(tmp_path: Path) -> None:
         find(tmp_path)
 
 
-def test_recorder_numbersits_events_and_keeps_the_first_end(tmp_path: Path) -> None:
+def test_recorder_numbers_its_events_and_keeps_the_first_end(tmp_path: Path) -> None:
     writer = Recorder(tmp_path, header(2))
     writer.event("a", "step", "S", "s", call_id=7)
     writer.event("b", "enter", "S", "s", group="control", sequence=1)
+    enter = Event(NUMBER, NUMBER, "", "enter", "", "", group="g", sequence=NUMBER, op="barrier")
+    left = replace(enter, edge="exit", entered=NUMBER)
+    leave = writer.operation(Lines(blank(enter), blank(left), left, count(1)), 7)
     writer.end("deadline", 13, "too late")
     writer.end("stopped", 0)
+    leave(None)
+    writer.event("late")
     trace = read(writer.path)
-    assert [line.index for line in trace.lines] == [0, 1, 2]
+    assert [line.index for line in trace.lines] == [0, 1, 2, 3]
+    assert trace.lines[-1] is trace.end
     assert trace.end is not None
     assert trace.end.cause == "deadline"
 
@@ -190,7 +198,7 @@ def test_sigkill_loses_nothing_that_happened(tmp_path: Path) -> None:
         from pathlib import Path
         import msgspec
         from genlock.traces.format import TraceHeader
-        from genlock.traces.recorder import Recorder
+        from genlock.traces.recorder import Lines, Recorder
         writer = Recorder(Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=TraceHeader))
         for n in range(1000):
             writer.event(f"e{n}", "step", "S", "s")
