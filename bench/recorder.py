@@ -114,7 +114,7 @@ def rank(config: dict[str, Any], number: int) -> None:
 
 
 def calibrated(of: Callable[[int], float], seconds: float) -> int:
-    """Elements of an all-reduce that takes about so long."""
+    """Elements of an all-reduce that takes about so long: the median of what is found again and again."""
     tried = [1 << 16]
     for _ in range(14):
         tried.append(max(1, round(tried[-1] * min(2.0, max(0.5, seconds / of(tried[-1]))))))

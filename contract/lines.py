@@ -59,7 +59,8 @@ P0 = (
         "In phase B no collective is issued that is not in the plan, from any thread, by any way into torch.",
         ("FM-08", "FM-09"),
         "An operation that is not due is refused at the dispatcher, before it reaches the backend.",
-        ("property:no_mispairing", "mutant:FM-08", "mutant:FM-09", "row:OM-06", "test:tests/test_intercept.py"),
+        ("property:no_mispairing", "mutant:FM-08", "mutant:FM-09", "row:OM-06",
+         "test:tests/test_intercept.py", "test:tests/test_fence.py"),
     ),
     Line(
         "P0-05",

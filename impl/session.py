@@ -128,10 +128,9 @@ class Session:
 
     def end(self, message: str = "", *, failed: bool = False) -> None:
         """The process ends, or is no longer recorded."""
-        with self._lock:
-            if self._recorder is not None and not self._over:
-                self._recorder.end("exception" if failed else "stopped", 1 if failed else -1, message)
-            self._over = True
+        if self._recorder is not None and not self._over:
+            self._recorder.end("exception" if failed else "stopped", 1 if failed else -1, message)
+        self._over = True
 
     def follow_init(self) -> None:
         """Begin the trace at once when torch.distributed is initialised, so that a rank that issues nothing has one."""
@@ -165,6 +164,8 @@ class Session:
         with self._lock:
             self._over = True
             self._known.clear()
+            if self._recorder is not None:
+                self._recorder.close()  # another thread may be about to write
         what = str(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {error}"
         print(f"genlock: this process is not recorded any further: {what}", file=sys.stderr)
 

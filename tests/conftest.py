@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,3 +40,15 @@ def nothing_outlives_its_tests() -> Iterator[None]:
     while (left := of_these_tests()) and time.monotonic() < until:
         time.sleep(0.05)
     assert not left
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A world of one rank in this process."""
+    import torch.distributed as dist  # most tests need no torch
+
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    c10d: Any = dist
+    dist.init_process_group("gloo", store=c10d.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -85,10 +85,11 @@ class Recorder:
             self.close()
 
     def close(self) -> None:
-        """Write nothing any more."""
-        file, self._file = self._file, -1
-        if file != -1:
-            os.close(file)
+        """Write nothing any more, not even an end."""
+        with self._lock:
+            file, self._file = self._file, -1
+            if file != -1:
+                os.close(file)
 
     def _write(self, index: int, line: bytes) -> None:
         """One write, so that a killed rank leaves whole lines; all of it, or else none."""
