@@ -5,10 +5,12 @@ Left out: drawing (`model.chart`), and everything after the divergence.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import UsageError
 from ..model.checker.counterexample import Counterexample, Stuck, TraceStep
+from ..model.transport import depends_on
 from ..traces.format import Event, Trace
 from .explain import Diagnosis, protocol_of
 from .match import Wait, match
@@ -65,19 +67,34 @@ def _ordered(
 ) -> Iterator[tuple[Event, RankReplay]]:
     """All that happened up to the divergence, or until all who wait for it do; of equal times, it comes last."""
     issued = {w.rank: w.meeting.entered_at for w in waits}
+    ends = _ends(ranks, divergence) if divergence else {}
     found = []
     for rank, replayed in ranks.items():
         last = divergence is not None and rank == divergence.rank
-        for at, event in enumerate(replayed.trace.lines):
+        for at, event in enumerate(replayed.trace.lines[: ends.get(rank)]):
             time = clocks[rank][at]
             about = divergence is None or at <= issued.get(rank, -1) or time <= divergence.clock
-            if isinstance(event, Event) and about and not (last and _is_after(replayed, at, divergence)):
+            if isinstance(event, Event) and about:
                 found.append((time, last, rank, at, event))
     yield from ((event, ranks[rank]) for _, _, rank, _, event in sorted(found, key=lambda f: f[:4]))
 
 
-def _is_after(replayed: RankReplay, at: int, divergence: Divergence | None) -> bool:
-    return divergence is not None and replayed.trace.numbers[at] > divergence.line
+def _ends(ranks: Mapping[int, RankReplay], divergence: Divergence) -> dict[int, int]:
+    """How many lines of a rank can have come before the divergence.
+
+    The times do not tell: what the diverging rank issued later, no table followed. So no other rank is past a
+    collective that needed that.
+    """
+    own = ranks[divergence.rank].trace
+    ends = {divergence.rank: bisect_right(own.numbers, divergence.line)}
+    later = {(e.group, e.sequence) for e in own.lines[ends[own.rank] :] if isinstance(e, Event) and e.edge == "enter"}
+    for rank, replayed in ranks.items():
+        for part in replayed.meetings:
+            op = part.row.op
+            needed = op is not None and own.rank in depends_on(op, rank, own.header.world)
+            if rank != own.rank and needed and (part.group, part.sequence) in later:
+                ends[rank] = min(ends.get(rank, len(replayed.trace.lines)), part.entered_at + 1)
+    return ends
 
 
 def _step(number: int, event: Event, replayed: RankReplay, states: dict[int, str]) -> TraceStep:

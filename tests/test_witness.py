@@ -17,6 +17,7 @@ from genlock.conformance.explain import diagnose, protocol_of
 from genlock.conformance.witness import witness, write
 from genlock.errors import Exit, UsageError
 from genlock.model.chart import sequence_mermaid, sequence_svg
+from genlock.model.transport import depends_on
 from genlock.traces.format import Trace, find, read
 from test_programs import operations
 from test_programs import write as write_program
@@ -78,6 +79,21 @@ def test_a_chart_ends_with_the_divergence(name: str) -> None:
     schedule = protocol_of(traces).schedule
     ElementTree.fromstring(sequence_svg(example, schedule))
     assert sequence_mermaid(example, schedule).startswith("sequenceDiagram")
+
+
+@pytest.mark.parametrize("name", BROKEN + STRUCK)
+def test_in_a_chart_nothing_completes_before_what_it_needs_was_issued(name: str) -> None:
+    """What was issued after the divergence is not drawn, so neither is what came of it."""
+    traces = corpus.traces(name)
+    schedule = {op.name: op for op in protocol_of(traces).schedule}
+    example = chart(traces, diagnose(traces), 10**6)
+    issued = set()
+    for step in example.steps:
+        if step.edge == "issue":
+            issued.add((step.operation, step.sequence, step.rank))
+        elif step.edge == "complete" and step.operation in schedule:
+            for other in depends_on(schedule[step.operation], step.rank, example.ranks):
+                assert (step.operation, step.sequence, other) in issued, step
 
 
 @pytest.mark.parametrize("broken", [{"numel": 9}, {"op": "broadcast", "root": 0}, {"outcome": "timed out"}])
