@@ -246,6 +246,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.case:
         name, ranks, events = given.case
+        if name not in FORMATS or not (ranks + events).isdecimal():
+            parser.error(f"--case takes one of {', '.join(FORMATS)}, and two numbers")
         grow([(int(ranks), int(events))], [name])
         return
     if given.write:
