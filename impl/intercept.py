@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple, Protocol
 from weakref import ref
 
@@ -86,15 +86,25 @@ Leave = Callable[[str | None], None]
 
 
 Issue = Callable[[Operation], Leave | None]
-Issued = Callable[[Operation, int, FrameType], Leave | None]
+
+
+class Told(Protocol):
+    """Who is told of every operation that is the same, and issued from the same place, as `recorder.Kind` is."""
+
+    def begin(self, time_ns: int, /) -> Any:
+        """One was issued then (monotonic)."""
+
+    def end(self, begun: Any, time_ns: int, outcome: str | None = None, /) -> None:
+        """That for which `begin` returned this has completed, or what went wrong."""
 
 
 class Watcher(Protocol):
     """Whoever wants to know.
 
-    One that refuses nothing may also have `issued(operation, time_ns, frame)`, to do there what takes time while the
-    backend is at work: on the short way it is called instead, as soon as the backend has the operation, with the time
-    (monotonic) at which that was issued, and a frame below the program's (`caller`).
+    One that refuses nothing may also have `kind(operation, frame)`, to do there once what takes time. On the short way
+    that is asked of an operation and a place of the program, whose frame this is (None: there is none), and says who is
+    told of them instead, or None. Those are told as soon as the backend has the operation, to do their part while it
+    is at work.
     """
 
     def issue(self, operation: Operation) -> Leave | None:
@@ -179,6 +189,11 @@ def unwatch(watcher: Watcher) -> None:
     _interception.tell(tuple(w for w in _interception.watchers if w is not watcher))
 
 
+def forget() -> None:
+    """Ask watchers again whom to tell of what (`Watcher.kind`)."""
+    _interception.forget()
+
+
 def group_of(group: dist.ProcessGroup) -> Group:
     """What an operation on this group says of it."""
     return _interception.group(group)
@@ -235,11 +250,12 @@ class _Known(NamedTuple):
     group: Group
     backend: Any
     """Of operations that may go the short way; else None."""
-    operations: dict[tuple[Any, ...], Operation]
-    """Those that went it: a program issues the same ones again and again."""
+    told: dict[tuple[Any, ...], tuple[Told, CodeType | None]]
+    """Who is told of those that went it, by what they are and where they came from, whose code has to live on: a
+    program issues the same ones again and again."""
 
 
-MAX_OPERATIONS = 4096
+MAX_TOLD = 4096
 """Operations beyond which those of a group are forgotten."""
 
 
@@ -250,8 +266,8 @@ class _Interception:
         self.watchers: tuple[Watcher, ...] = ()
         self.issue: Issue = _nobody
         """Tells the watchers."""
-        self.issued: Issued | None = None
-        """Tells the only watcher, where that one can wait until the backend is at work."""
+        self.kind: Callable[[Operation, FrameType | None], Told | None] | None = None
+        """Asks the only watcher whom to tell, where that one has this."""
         self._library: Any = None
         self._groups: dict[int, _Known] = {}
         """By the `id` of a ProcessGroup."""
@@ -266,11 +282,17 @@ class _Interception:
         """These are the watchers from now on."""
         self.watchers = watchers
         self.issue = watchers[0].issue if len(watchers) == 1 else partial(_issue_to, watchers)
-        self.issued = getattr(watchers[0], "issued", None) if len(watchers) == 1 else None
+        self.kind = getattr(watchers[0], "kind", None) if len(watchers) == 1 else None
+        self.forget()
         if watchers and self._library is None:
             self.install()
         elif not watchers:
             self.remove()
+
+    def forget(self) -> None:
+        """Ask the watcher again whom to tell."""
+        for known in [*self._groups.values()]:
+            known.told.clear()
 
     def install(self) -> None:
         self._library = _Library("c10d", "IMPL")
@@ -324,28 +346,40 @@ class _Interception:
                 known = self._may_go(group, tensor, options)
             if known is None:
                 return original(group, *given, **named)
-            root = options.rootRank if rooted else None
-            about = (op, root, tensor.dtype, tensor.numel(), None if _ident() == _MAIN else _thread())
-            operation = known.operations.get(about) or _operation(known, *about)
-            begun, issued = _now(), self.issued
-            leave = self.issue(operation) if issued is None else None
+            time_ns = _now()
+            told = None if self.kind else begin(known, tensor, options, frame, time_ns)
             try:
                 work = on_backend(known.backend, *given)
-            except BaseException as error:
-                _end(leave if issued is None else issued(operation, begun, frame), error)
-                raise
-            if issued is not None:
-                leave = issued(operation, begun, frame)
-            try:
+                told = told or begin(known, tensor, options, frame, time_ns)
                 _wait(work)
             except BaseException as error:
-                _end(leave, error)
+                whom, begun = told or begin(known, tensor, options, frame, time_ns)
+                whom.end(begun, _now(), _first_line(error))
                 raise
-            if leave is not None:
-                leave(None)
+            whom, begun = told
+            whom.end(begun, _now())
             return None
 
+        def begin(known: _Known, tensor: Any, options: Any, frame: FrameType, time_ns: int) -> tuple[Told, Any]:
+            place = caller(frame)
+            code, at = (None, 0) if place is None else (place.f_code, place.f_lasti)
+            root, thread = options.rootRank if rooted else None, None if _ident() == _MAIN else _thread()
+            about = (op, root, tensor.dtype, tensor.numel(), thread, id(code), at)
+            told, _ = known.told.get(about) or self._tell(known, about, place)
+            return told, told.begin(time_ns)
+
         return method
+
+    def _tell(self, known: _Known, about: tuple[Any, ...], place: FrameType | None) -> tuple[Told, CodeType | None]:
+        """Who is told of operations that go the short way, kept for the next."""
+        op, root, dtype, numel, thread, _, _ = about
+        root = None if root is None else _global(known.group, root)
+        operation = Operation(op, known.group, root, None, None, _name(dtype), numel, False, thread)
+        told = (self.kind and self.kind(operation, place)) or _Prompt(operation, self.issue)
+        if len(known.told) >= MAX_TOLD:
+            known.told.clear()
+        known.told[about] = told, None if place is None else place.f_code
+        return known.told[about]
 
     def _may_go(self, group: Any, tensor: Any, options: Any) -> _Known | None:
         """The group of an operation that may go the short way; None for any other."""
@@ -496,24 +530,23 @@ def _gloo_of(group: Any) -> Any:
     return backend if type(backend) is _Gloo else None
 
 
-def _operation(known: _Known, op: str, root: int | None, dtype: Any, numel: int, thread: str | None) -> Operation:
-    """An operation that goes the short way, kept for the next time."""
-    if len(known.operations) >= MAX_OPERATIONS:
-        known.operations.clear()
-    place = None if root is None else _global(known.group, root)
-    operation = Operation(op, known.group, place, None, None, _name(dtype), numel, False, thread)
-    known.operations[op, root, dtype, numel, thread] = operation
-    return operation
+class _Prompt(NamedTuple):
+    """Tells watchers of an operation before it is issued; an exception refuses it."""
+
+    operation: Operation
+    issue: Issue
+
+    def begin(self, _: int, /) -> Leave | None:
+        return self.issue(self.operation)
+
+    def end(self, begun: Leave | None, _: int, outcome: str | None = None, /) -> None:
+        if begun is not None:
+            begun(outcome)
 
 
 @cache
 def _name(dtype: torch.dtype) -> str:
     return str(dtype)[6:]
-
-
-def _end(leave: Leave | None, error: BaseException) -> None:
-    if leave is not None:
-        leave(_first_line(error))
 
 
 def _nobody(operation: Operation) -> None:

@@ -17,16 +17,16 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from msgspec.structs import replace
 
 from ..errors import GenlockError
-from ..traces.format import FORMAT_VERSION, NUMBER, P2P, Clock, Event, TraceHeader, blank
-from ..traces.recorder import Lines, Recorder
-from .intercept import BLIND_SPOTS, Leave, Operation, caller, site, unknown_operators, watch
+from ..traces.format import FORMAT_VERSION, NUMBER, P2P, Clock, Event, TraceHeader
+from ..traces.recorder import Kind, Recorder
+from .intercept import BLIND_SPOTS, Leave, Operation, caller, forget, site, unknown_operators, watch
 from .record import Recording
 
 
@@ -42,17 +42,8 @@ def attach() -> None:
     watch(session)
 
 
-MAX_KNOWN = 4096
+MAX_KINDS = 4096
 """Kinds of operations beyond which those that were met are forgotten: a program may never issue the same twice."""
-
-
-class _Known(NamedTuple):
-    """What is written of an operation: a program issues the same ones again and again."""
-
-    recorder: Recorder
-    lines: Lines
-    code: CodeType | None
-    """Where it is issued."""
 
 
 class Session:
@@ -68,31 +59,39 @@ class Session:
         self._recorder: Recorder | None = None
         self._who = (-1, 0)
         self._over = False
+        forget()
         self._groups: set[str] = set()
-        self._known: dict[tuple[Operation, int, int], _Known] = {}
-        """By operation, the `id` of the code that issues it, and where in that: a line's number takes long to find."""
+        self._kinds: dict[tuple[Operation, int, int], tuple[Kind, CodeType | None]] = {}
+        """By operation, the `id` of the code that issues it (which has to live on), and where in that: a line's number
+        takes long to find."""
         self._counts: defaultdict[tuple[object, ...], Iterator[int]] = defaultdict(lambda: count(1))
         """The next sequence number of each group, and of each way of p2p."""
 
     def issue(self, operation: Operation) -> Leave | None:
         """Write that the operation is issued, and leave word to write that it has completed."""
-        return self.issued(operation, time.monotonic_ns())
-
-    def issued(self, operation: Operation, time_ns: int, inner: FrameType | None = None) -> Leave | None:
-        """The same, of an operation that was issued then, from a frame below the program's."""
-        try:
-            frame = caller(inner)
-            code, at = (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
-            known = self._known.get((operation, id(code), at))
-            if known is None or known.code is not code:
-                known = self._learn(operation, frame, code, at)
-            return None if known is None else known.recorder.operation(known.lines, time_ns)
-        except Exception as error:
-            self._give_up(error)
+        time_ns = time.monotonic_ns()
+        kind = self.kind(operation, caller())
+        if kind is None:
             return None
+        begun = kind.begin(time_ns)
+        return lambda outcome: kind.end(begun, time.monotonic_ns(), outcome)
 
-    def _learn(self, operation: Operation, frame: FrameType | None, code: CodeType | None, at: int) -> _Known | None:
-        """What is written of an operation that was not met before from that place; None where nothing is."""
+    def kind(self, operation: Operation, frame: FrameType | None) -> Kind | None:
+        """What writes of every such operation from that place of the program; None where nothing is written."""
+        code, at = (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+        kind, _ = self._kinds.get((operation, id(code), at), (None, None))
+        if kind is None:
+            try:
+                kind = self._kind(operation, frame)
+            except Exception as error:
+                self._give_up(error)
+            if kind is not None:
+                if len(self._kinds) >= MAX_KINDS:
+                    self._kinds.clear()
+                self._kinds[operation, id(code), at] = kind, code
+        return kind
+
+    def _kind(self, operation: Operation, frame: FrameType | None) -> Kind | None:
         op, group, root, peer, tag, dtype, numel, asynchronous, thread = operation
         with self._lock:
             if self._recorder is None:
@@ -106,13 +105,8 @@ class Session:
             left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
             about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
             entered = replace(about, edge="enter", thread=thread, site=site(frame))
-            left = replace(left, entered=NUMBER)
             counter = self._counts[(group.name, op, peer, tag) if op in P2P else (group.name,)]
-            lines = Lines(blank(entered), blank(left), left, counter)
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            known = self._known[operation, id(code), at] = _Known(recorder, lines, code)
-            return known
+            return recorder.kind(entered, replace(left, entered=NUMBER), counter, self._give_up)
 
     def open(self) -> None:
         """Begin the trace, if this process has become a rank since. A process is one rank in its life."""
@@ -162,10 +156,12 @@ class Session:
 
     def _give_up(self, error: Exception) -> None:
         with self._lock:
+            if self._over:
+                return
             self._over = True
-            self._known.clear()
+            self._kinds.clear()
             if self._recorder is not None:
-                self._recorder.close()  # another thread may be about to write
+                self._recorder.close()  # another thread may be about to write, and whoever keeps a kind goes on telling
         what = str(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {error}"
         print(f"genlock: this process is not recorded any further: {what}", file=sys.stderr)
 

@@ -30,7 +30,7 @@ from genlock.traces.format import (
     name_of,
     read,
 )
-from genlock.traces.recorder import Lines, Recorder
+from genlock.traces.recorder import Recorder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -117,11 +117,12 @@ def test_recorder_numbers_its_events_and_keeps_the_first_end(tmp_path: Path) -> 
     writer.event("a", "step", "S", "s", call_id=7)
     writer.event("b", "enter", "S", "s", group="control", sequence=1)
     enter = Event(NUMBER, NUMBER, "", "enter", "", "", group="g", sequence=NUMBER, op="barrier")
-    left = replace(enter, edge="exit", entered=NUMBER)
-    leave = writer.operation(Lines(blank(enter), blank(left), left, count(1)), 7)
+    kind = writer.kind(enter, replace(enter, edge="exit", entered=NUMBER), count(1), lambda error: None)
+    begun = kind.begin(7)
     writer.end("deadline", 13, "too late")
     writer.end("stopped", 0)
-    leave(None)
+    kind.end(begun, 8)
+    kind.begin(9)
     writer.event("late")
     trace = read(writer.path)
     assert [line.index for line in trace.lines] == [0, 1, 2, 3]
@@ -198,7 +199,7 @@ def test_sigkill_loses_nothing_that_happened(tmp_path: Path) -> None:
         from pathlib import Path
         import msgspec
         from genlock.traces.format import TraceHeader
-        from genlock.traces.recorder import Lines, Recorder
+        from genlock.traces.recorder import Recorder
         writer = Recorder(Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=TraceHeader))
         for n in range(1000):
             writer.event(f"e{n}", "step", "S", "s")

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ from genlock.impl import intercept, versions
 from genlock.impl.intercept import Operation, watching
 from genlock.impl.record import Recording
 from genlock.impl.session import Session
+from genlock.traces import recorder
 from genlock.traces.format import name_of, read
-from genlock.traces.recorder import Recorder
 from torch.utils.flop_counter import FlopCounterMode
 
 HERE = Path(__file__).parent
@@ -234,11 +235,28 @@ class Patient(Told):
     def __init__(self) -> None:
         super().__init__()
         self.begun: list[int] = []
+        self.asked: list[Operation] = []
 
-    def issued(self, operation: Operation, time_ns: int, frame: FrameType) -> intercept.Leave:
-        self.begun.append(time_ns)
-        site = intercept.site(intercept.caller(frame))
-        return lambda outcome: self.all.append((operation, site, outcome))
+    def kind(self, operation: Operation, frame: FrameType | None) -> Kept:
+        self.asked.append(operation)
+        return Kept(self, operation, intercept.site(frame))
+
+
+class Kept(NamedTuple):
+    """What `Patient` says once of an operation and a place."""
+
+    patient: Patient
+    operation: Operation
+    site: str | None
+
+    def begin(self, time_ns: int, /) -> int:
+        self.patient.begun.append(time_ns)
+        return len(self.patient.begun)
+
+    def end(self, begun: int, time_ns: int, outcome: str | None = None, /) -> None:
+        assert begun == len(self.patient.begun)
+        assert self.patient.begun[-1] <= time_ns <= time.monotonic_ns()
+        self.patient.all.append((self.operation, self.site, outcome))
 
 
 def waited() -> None:
@@ -295,6 +313,32 @@ def test_who_is_patient_is_told_the_same_and_when_it_was_issued() -> None:
     with watching(patient), watching(prompt):  # two are told at once
         waited()
     assert len(patient.begun) == 4
+
+
+@pytest.mark.usefixtures("alone")
+def test_who_is_patient_is_asked_once_of_an_operation_and_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked_and_told() -> tuple[int, int]:
+        return len(patient.asked), len(patient.begun)
+
+    patient, one = Patient(), torch.ones(1)
+    with watching(patient):
+        for _ in range(3):
+            dist.all_reduce(one)
+        assert asked_and_told() == (1, 3)
+        for tensor in (one, torch.ones(2), torch.ones(1, dtype=torch.int64)):
+            dist.all_reduce(tensor)  # another place, another size, another type
+        assert asked_and_told() == (4, 6)
+        thread = threading.Thread(target=lambda: [dist.all_reduce(one) for _ in range(2)], name="other")
+        thread.start()
+        thread.join()
+        assert asked_and_told() == (5, 8)
+        assert patient.asked[-1].thread == "other"
+        monkeypatch.setattr(intercept, "MAX_TOLD", 3)
+        for again in range(2):
+            dist.all_reduce(one)
+            intercept.forget()
+            assert asked_and_told() == (6 + again, 9 + again)
+    assert len(patient.all) == 10
 
 
 @pytest.mark.usefixtures("alone")
@@ -414,21 +458,23 @@ def test_under_a_mode_or_another_backend_operations_go_by_the_kernels(
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("native", [True, False])
 def test_a_recorder_that_fails_says_so_once_and_the_program_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], native: bool
 ) -> None:
     """What it met before is not recorded either: a trace with a gap in the numbers of a group would accuse the rank."""
 
-    def broken(*given: Any) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
         raise ValueError("no")
 
+    if not native:
+        monkeypatch.setattr(recorder, "Straight", None)
     session = Session(Recording("r", str(tmp_path)))
+    session._counts.default_factory = broken
     with watching(session):
-        for fails in (False, True, False):
-            with monkeypatch.context() as patch:
-                if fails:
-                    patch.setattr(Recorder, "operation", broken)
-                dist.all_reduce(torch.ones(1))
+        for _ in range(3):
+            dist.all_reduce(torch.ones(1))
         session.end()
     assert capsys.readouterr().err == "genlock: this process is not recorded any further: ValueError: no\n"
     trace = read(tmp_path / name_of(0))
