@@ -92,7 +92,7 @@ class Told(Protocol):
     """Who is told of every operation that is the same, and issued from the same place, as `recorder.Kind` is."""
 
     def begin(self, time_ns: int, /) -> Any:
-        """One was issued then (monotonic)."""
+        """One is about to be issued, now (monotonic); an exception refuses it."""
 
     def end(self, begun: Any, time_ns: int, outcome: str | None = None, /) -> None:
         """That for which `begin` returned this has completed, or what went wrong."""
@@ -101,10 +101,9 @@ class Told(Protocol):
 class Watcher(Protocol):
     """Whoever wants to know.
 
-    One that refuses nothing may also have `kind(operation, frame)`, to do there once what takes time. On the short way
-    that is asked of an operation and a place of the program, whose frame this is (None: there is none), and says who is
-    told of them instead, or None. Those are told as soon as the backend has the operation, to do their part while it
-    is at work.
+    One may also have `kind(operation, frame)`, to do there once what takes time. On the short way that is asked of an
+    operation and a place of the program, whose frame this is (None: there is none), and says who is told of them
+    instead, or None.
     """
 
     def issue(self, operation: Operation) -> Leave | None:
@@ -346,27 +345,19 @@ class _Interception:
                 known = self._may_go(group, tensor, options)
             if known is None:
                 return original(group, *given, **named)
-            time_ns = _now()
-            told = None if self.kind else begin(known, tensor, options, frame, time_ns)
-            try:
-                work = on_backend(known.backend, *given)
-                told = told or begin(known, tensor, options, frame, time_ns)
-                _wait(work)
-            except BaseException as error:
-                whom, begun = told or begin(known, tensor, options, frame, time_ns)
-                whom.end(begun, _now(), _first_line(error))
-                raise
-            whom, begun = told
-            whom.end(begun, _now())
-            return None
-
-        def begin(known: _Known, tensor: Any, options: Any, frame: FrameType, time_ns: int) -> tuple[Told, Any]:
             place = caller(frame)
             code, at = (None, 0) if place is None else (place.f_code, place.f_lasti)
             root, thread = options.rootRank if rooted else None, None if _ident() == _MAIN else _thread()
             about = (op, root, tensor.dtype, tensor.numel(), thread, id(code), at)
             told, _ = known.told.get(about) or self._tell(known, about, place)
-            return told, told.begin(time_ns)
+            begun = told.begin(_now())
+            try:
+                _wait(on_backend(known.backend, *given))
+            except BaseException as error:
+                told.end(begun, _now(), _first_line(error))
+                raise
+            told.end(begun, _now())
+            return None
 
         return method
 
@@ -531,7 +522,7 @@ def _gloo_of(group: Any) -> Any:
 
 
 class _Prompt(NamedTuple):
-    """Tells watchers of an operation before it is issued; an exception refuses it."""
+    """Tells watchers of one operation as often as it is issued."""
 
     operation: Operation
     issue: Issue

@@ -230,7 +230,7 @@ class Told:
 
 
 class Patient(Told):
-    """Told when the backend has it."""
+    """Says once whom to tell."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -383,6 +383,25 @@ def test_a_work_that_another_thread_waits_for_is_told() -> None:
             waiter.start()
             waiter.join()
         assert [(o.op, outcome) for o, _, outcome in told.all] == [("all_reduce", None)] * 2
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_is_issued_was_written_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend may end the process, as gloo does where sizes differ: the trace names the operation nevertheless."""
+    written: list[list[str]] = []
+    to_backend: Any = dist.ProcessGroupGloo.allreduce  # type: ignore[attr-defined]
+
+    def allreduce(*given: Any) -> Any:
+        written.append([e.edge for e in read(tmp_path / name_of(0)).events])
+        return to_backend(*given)
+
+    monkeypatch.setattr(intercept._Gloo, "allreduce", allreduce)
+    session = Session(Recording("r", str(tmp_path)))
+    with watching(session):
+        for _ in range(2):
+            dist.all_reduce(torch.ones(1))
+    session.end()
+    assert written == [["enter"], ["enter", "exit", "enter"]]
 
 
 class Refusing:

@@ -1,7 +1,7 @@
 /* The straight case of `recorder.Kind`: nothing is due, nothing was lost, the file is open. Everything else is left
    to that class, which also does all of it where this was not built.
 
-   Between two collectives the caches are cold, and Python touches much memory for little: this takes a fifth of it. */
+   Between two collectives the caches are cold, and Python touches much memory for little. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
