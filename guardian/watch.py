@@ -293,10 +293,12 @@ class Guardian:
         return {**_fields(finding), "weight": weight_of(finding)}
 
     def _observe(self, finding: Finding, source: int) -> None:
-        """Only report, each thing once, and let it go on."""
-        if finding.what in self._told:
+        """Only report, each thing once however long it lasts, and let it go on: to be asked for its stacks time and
+        again, while it runs, may kill a rank."""
+        thing = f"{finding.cause} {finding.culprit} {finding.what.rpartition(' in phase ')[2]}"
+        if thing in self._told:
             return
-        self._told.add(finding.what)
+        self._told.add(thing)
         if source < 0:
             self._pass_on(finding, but=-1)
             self._keep(finding)
