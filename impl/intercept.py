@@ -366,7 +366,7 @@ class _Interception:
         op, root, dtype, numel, thread, _, _ = about
         root = None if root is None else _global(known.group, root)
         operation = Operation(op, known.group, root, None, None, _name(dtype), numel, False, thread)
-        told = (self.kind and self.kind(operation, place)) or _Prompt(operation, self.issue)
+        told = (self.kind and self.kind(operation, place)) or _EachTime(operation, self.issue)
         if len(known.told) >= MAX_TOLD:
             known.told.clear()
         known.told[about] = told, None if place is None else place.f_code
@@ -521,7 +521,7 @@ def _gloo_of(group: Any) -> Any:
     return backend if type(backend) is _Gloo else None
 
 
-class _Prompt(NamedTuple):
+class _EachTime(NamedTuple):
     """Tells watchers of one operation as often as it is issued."""
 
     operation: Operation

@@ -229,7 +229,7 @@ class Told:
         return lambda outcome: self.all.append((operation, site, outcome))
 
 
-class Patient(Told):
+class Keeping(Told):
     """Says once whom to tell."""
 
     def __init__(self) -> None:
@@ -243,20 +243,20 @@ class Patient(Told):
 
 
 class Kept(NamedTuple):
-    """What `Patient` says once of an operation and a place."""
+    """What `Keeping` says once of an operation and a place."""
 
-    patient: Patient
+    keeping: Keeping
     operation: Operation
     site: str | None
 
     def begin(self, time_ns: int, /) -> int:
-        self.patient.begun.append(time_ns)
-        return len(self.patient.begun)
+        self.keeping.begun.append(time_ns)
+        return len(self.keeping.begun)
 
     def end(self, begun: int, time_ns: int, outcome: str | None = None, /) -> None:
-        assert begun == len(self.patient.begun)
-        assert self.patient.begun[-1] <= time_ns <= time.monotonic_ns()
-        self.patient.all.append((self.operation, self.site, outcome))
+        assert begun == len(self.keeping.begun)
+        assert self.keeping.begun[-1] <= time_ns <= time.monotonic_ns()
+        self.keeping.all.append((self.operation, self.site, outcome))
 
 
 def waited() -> None:
@@ -299,29 +299,29 @@ def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch
 
 
 @pytest.mark.usefixtures("alone")
-def test_who_is_patient_is_told_the_same_and_when_it_was_issued() -> None:
-    prompt, patient, before = Told(), Patient(), time.monotonic_ns()
+def test_who_says_once_whom_to_tell_is_told_the_same_and_when_it_was_issued() -> None:
+    prompt, keeping, before = Told(), Keeping(), time.monotonic_ns()
     with watching(prompt):
         waited()
-    with watching(patient):
+    with watching(keeping):
         waited()
         dist.barrier()  # by a kernel
-    assert patient.all[:-1] == prompt.all
-    times = [before, *patient.begun, time.monotonic_ns()]
+    assert keeping.all[:-1] == prompt.all
+    times = [before, *keeping.begun, time.monotonic_ns()]
     assert times == sorted(times)
-    assert len(patient.begun) == 4
-    with watching(patient), watching(prompt):  # two are told at once
+    assert len(keeping.begun) == 4
+    with watching(keeping), watching(prompt):  # two are told at once
         waited()
-    assert len(patient.begun) == 4
+    assert len(keeping.begun) == 4
 
 
 @pytest.mark.usefixtures("alone")
-def test_who_is_patient_is_asked_once_of_an_operation_and_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_says_whom_to_tell_is_asked_once_of_an_operation_and_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked_and_told() -> tuple[int, int]:
-        return len(patient.asked), len(patient.begun)
+        return len(keeping.asked), len(keeping.begun)
 
-    patient, one = Patient(), torch.ones(1)
-    with watching(patient):
+    keeping, one = Keeping(), torch.ones(1)
+    with watching(keeping):
         for _ in range(3):
             dist.all_reduce(one)
         assert asked_and_told() == (1, 3)
@@ -332,17 +332,17 @@ def test_who_is_patient_is_asked_once_of_an_operation_and_a_place(monkeypatch: p
         thread.start()
         thread.join()
         assert asked_and_told() == (5, 8)
-        assert patient.asked[-1].thread == "other"
+        assert keeping.asked[-1].thread == "other"
         monkeypatch.setattr(intercept, "MAX_TOLD", 3)
         for again in range(2):
             dist.all_reduce(one)
             intercept.forget()
             assert asked_and_told() == (6 + again, 9 + again)
-    assert len(patient.all) == 10
+    assert len(keeping.all) == 10
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("told", [Told(), Patient()], ids=["prompt", "patient"])
+@pytest.mark.parametrize("told", [Told(), Keeping()], ids=["prompt", "keeping"])
 def test_what_fails_while_it_is_waited_for_is_told_once(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(work: Any) -> None:
         raise RuntimeError("connection closed by peer")

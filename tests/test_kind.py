@@ -24,7 +24,9 @@ from simulated import header
 
 STEADY = settings(derandomize=True, database=None, deadline=None)
 NATIVE = recorder.Straight
-needs_native = pytest.mark.skipif(NATIVE is None, reason="traces/_straight.c was not built")
+needs_native = pytest.mark.skipif(
+    NATIVE is None, reason="traces/_straight.c was not built: it takes a C compiler and Python's headers"
+)
 
 
 @pytest.fixture(params=[pytest.param(True, marks=needs_native, id="native"), pytest.param(False, id="python")])

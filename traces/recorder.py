@@ -125,7 +125,7 @@ class Recorder:
 
 
 class _Kind:
-    """A Kind as it is where the next line must wait for another one."""
+    """The whole of a Kind, in Python: also what has to stand before a line, and what could not be written."""
 
     def __init__(
         self,
