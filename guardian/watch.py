@@ -17,7 +17,7 @@ import time
 
 from . import evidence
 from .child import HELD, Child, stopped, tell_when_parent_dies, traced
-from .ending import USAGE, by_itself, cause_of, status_of, weight_of
+from .ending import LAST, USAGE, by_itself, cause_of, status_of, weight_of
 from .judge import Finding, Graph, Local, where
 from .links import Caller, Listener
 from .page import NOBODY, SIZE, STACKS, VARIABLE, Page
@@ -36,6 +36,8 @@ RETRY = 0.02
 """Seconds between two calls of rank0's guardian."""
 GRACE = 0.1
 """Seconds that rank0's guardian waits for a better explanation before it names the culprit."""
+SEARCH = 0.8
+"""Seconds that it waits where nobody is named: somebody that was lost is somewhere, and its guardian will know."""
 VERDICT = 1.0
 """Seconds that the others wait for its word; it gathers evidence meanwhile."""
 KILL = 10.0
@@ -127,11 +129,10 @@ class Guardian:
         return self._leave()
 
     def _look(self, now: float) -> None:
-        status = self.child.status if self.child.reap() else self.child.dying()
-        if self.finding is not None:
+        if self.finding is None:
+            self._see_end()
+        else:
             self._await_end(now)
-        elif status is not None and (status or self.child.status == 0):
-            self._ended(status)
         if self.hub is not None:
             self.hub.tidy(now)
         elif not self.links.ranks and not self.sealed and now - self._called > RETRY:
@@ -257,7 +258,12 @@ class Guardian:
     # ── what follows ────────────────────────────────────────────────────────────────────────────────
 
     def find(self, finding: Finding, weight: int | None = None, source: int = -1) -> None:
-        """The run is lost: say so to the others first, keep the evidence, kill the rank. Once; then only note it."""
+        """The run is lost: say so to the others first, keep the evidence, kill the rank. Once; then only note it.
+
+        A rank that has ended by itself may be why: others hear of it from its connections, before its guardian looks.
+        """
+        if self.finding is None:
+            self._see_end()
         weight = weight_of(finding) if weight is None else weight
         if self.settings.observe:
             self._observe(finding, source)
@@ -281,8 +287,10 @@ class Guardian:
         if self.hub is None or self.sealed:
             return
         met = self.reported | self.links.ranks.keys() >= others
-        if self.reported >= others or (met and waited > GRACE) or waited > FAREWELL:
-            self.finding = min(self.findings, key=lambda found: found[:2])[2]
+        weight, _, found = min(self.findings, key=lambda found: found[:2])
+        patience = GRACE if weight < LAST else SEARCH
+        if self.reported >= others or (met and waited > patience) or waited > FAREWELL:
+            self.finding = found
             self.links.send_all("verdict", _fields(self.finding))
             self.sealed = True
 
@@ -314,10 +322,11 @@ class Guardian:
         if evidence.gather(path, finding, *kept):
             self.kept = path
 
-    def _ended(self, status: int) -> None:
-        """The rank has ended by itself, or is about to."""
+    def _see_end(self) -> None:
+        """Whether the rank, which nobody has killed yet, has ended by itself, or is about to, and what follows."""
+        status = self.child.status if self.child.reap() else self.child.dying()
         one = self.graph.ranks[self.rank]
-        if one.done:
+        if one.done or status is None or (status == 0 and self.child.status is None):
             return
         self.page = Page.read(memoryview(self.memory)) or self.page
         one.done = True

@@ -162,6 +162,21 @@ def test_ranks_that_were_ended_where_they_stood_are_taken_at_their_word() -> Non
     assert diagnose(unsaid).verdict == "unknown"
 
 
+@pytest.mark.parametrize(("cause", "status"), [("peer_lost", 12), ("deadline", 13)])
+def test_nobody_is_blamed_where_all_stood_in_one_collective_and_none_was_seen_to_fail(
+    cause: Cause, status: int
+) -> None:
+    """They lost each other, or waited for each other: the network, say."""
+    traces = []
+    for trace in traces_of("healthy/three-ranks"):
+        at = next(n for n, line in enumerate(trace.lines) if isinstance(line, Event) and line.transition == "generate")
+        lines = (*trace.lines[: at + 1], End(at + 1, 0, cause, status, "it ended here"))
+        traces.append(msgspec.structs.replace(trace, lines=lines, numbers=trace.numbers[: len(lines)]))
+    found = diagnose(traces)
+    assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-18", ())
+    assert "culprits  unknown" in as_text(found)
+
+
 @pytest.mark.parametrize(
     ("cause", "stall", "observed"),
     [("exception", None, "nothing, until it was ended"), ("deadline", "host", "deadline")],

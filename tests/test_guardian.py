@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from genlock.errors import Exit
 from genlock.guardian import command, evidence, wire
+from genlock.guardian.child import children
 from genlock.guardian.ending import (
     CONTRACT,
     DEADLINE,
@@ -227,35 +228,75 @@ def test_a_stopped_guardian_is_noticed_and_its_rank_ends_with_it(start: Callable
     until(lambda: not alive(job.mark))
 
 
+class Opposite:
+    """rank0's guardian, played here, for a real one of rank1."""
+
+    def __init__(self, folder: Path, *script: tuple[str, object]) -> None:
+        port = free_port()
+        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        common |= {"TORCHELASTIC_RUN_ID": "a job", "RANK": "1", "SCRIPT": json.dumps({"1": script})}
+        self.heard: list[dict[str, object]] = []
+        self.selector = selectors.DefaultSelector()
+        token = Settings(["--", "x"], common).token
+        self.hub = Listener(self.selector, self._hear, lambda what: None, token, 2)
+        self.hub.listen("127.0.0.1", [port + 1])
+        words = [*command(), f"--out={folder}", "--", sys.executable, str(PROGRAM)]
+        self.guardian = subprocess.Popen(words, env={**os.environ, **common}, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Opposite:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.guardian.kill()
+        self.guardian.communicate()
+        self.hub.close()
+        self.selector.close()
+
+    def _hear(self, rank: int, frame: dict[str, object] | None) -> None:
+        self.heard.append(dict(frame or {"kind": "closed"}))
+
+    def until(self, kind: str, within: float = 30) -> dict[str, object]:
+        """The first frame of this kind; an empty one if it does not come in time."""
+        end = time.monotonic() + within
+        while time.monotonic() < end:
+            for key, _ in self.selector.select(0.01):
+                key.data()
+            if found := next((frame for frame in self.heard if frame["kind"] == kind), None):
+                return found
+        return {}
+
+    def says(self) -> str:
+        return self.guardian.communicate(timeout=30)[1]
+
+
 @pytest.mark.parametrize(("late", "blamed"), [(0.4, 0), (2.5, 1)])
 def test_the_blame_is_what_the_verdict_says_if_it_comes_in_time(tmp_path: Path, late: float, blamed: int) -> None:
-    """rank0's guardian is played here. rank1 dies first, but rank0's guardian knows of an earlier cause."""
-    port = free_port()
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"TORCHELASTIC_RUN_ID": "a job", "RANK": "1", "SCRIPT": json.dumps({"1": [["work", 0.1], ["kill", 0]]})}
-    heard: list[str] = []
-    selector = selectors.DefaultSelector()
-    token = Settings(["--", "x"], common).token
-    hub = Listener(selector, lambda rank, frame: heard.append(str((frame or {}).get("kind"))), heard.append, token, 2)
-    hub.listen("127.0.0.1", [port + 1])
-    with subprocess.Popen(
-        [*command(), f"--out={tmp_path}", "--", sys.executable, str(PROGRAM)],
-        env={**os.environ, **common}, stderr=subprocess.PIPE, text=True,
-    ) as guardian:  # fmt: skip
-        end, told = time.monotonic() + 30, False
-        while guardian.poll() is None and time.monotonic() < end:
-            for key, _ in selector.select(0.01):
-                key.data()
-            if "abort" not in heard:
-                begin = time.monotonic()
-            elif not told and time.monotonic() - begin > late:
-                told = True
-                hub.send(1, "verdict", {"cause": "died", "culprit": 0, "what": "rank0 died by SIGKILL"})
-        assert told == (blamed == 0), "it does not wait for ever"
-        assert guardian.stderr
-        assert f"rank1 was ended: rank{blamed} died by SIGKILL" in guardian.stderr.read()
-    hub.close()
-    selector.close()
+    """rank1 dies first, but rank0's guardian knows of an earlier cause."""
+    with Opposite(tmp_path, ("work", 0.1), ("kill", 0)) as rank0:
+        assert rank0.until("abort")
+        closed = rank0.until("closed", within=late)
+        assert bool(closed) == (blamed == 1), "it does not wait for ever"
+        if not closed:
+            rank0.hub.send(1, "verdict", {"cause": "died", "culprit": 0, "what": "rank0 died by SIGKILL"})
+        assert f"rank1 was ended: rank{blamed} died by SIGKILL" in rank0.says()
+
+
+def test_a_rank_whose_peer_was_quicker_to_miss_it_is_still_said_to_have_died(tmp_path: Path) -> None:
+    """When rank1's guardian comes to look, rank0's has told it that rank0 lost a peer."""
+    with Opposite(tmp_path, *BUSY) as rank0:
+        assert rank0.until("hello")
+        until(lambda: list(children(rank0.guardian.pid)))
+        [rank] = children(rank0.guardian.pid)
+        rank0.guardian.send_signal(signal.SIGSTOP)
+        os.kill(rank, signal.SIGKILL)
+        until(lambda: " Z " in Path(f"/proc/{rank}/stat").read_text())
+        lost = by_itself(0, PEER_DIED, "in phase steady", asked=False)
+        fields = {"cause": lost.cause, "culprit": lost.culprit, "what": lost.what, "weight": weight_of(lost)}
+        rank0.hub.send(1, "abort", fields)
+        rank0.guardian.send_signal(signal.SIGCONT)
+        told = rank0.until("abort")
+        assert (told.get("cause"), told.get("culprit"), told.get("weight")) == ("died", 1, 0)
+        assert "rank1 was ended: rank1 died by SIGKILL" in rank0.says()
 
 
 def connected(job: Job) -> bool:
