@@ -126,19 +126,20 @@ def _stacks(page: Page, pid: int, child: Child, stacks: int, seconds: float) -> 
     if child.stopped or not child.alive:
         yield f"no stacks: the rank is {'stopped' if child.stopped else 'dead'}"
         return
+    before = size = os.fstat(stacks).st_size  # of a rank that was asked already, and lived on
     try:
         os.kill(pid, signal.SIGUSR2)
     except OSError as error:
         yield f"no stacks: {error.strerror}"
         return
-    size, until = 0, time.monotonic() + seconds
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.003)
         now = os.fstat(stacks).st_size
-        if now and now == size:
+        if now > before and now == size:
             break
         size = now
-    yield os.pread(stacks, 1 << 18, 0).decode(errors="replace").rstrip() or "no stacks: none came in time"
+    yield os.pread(stacks, 1 << 18, before).decode(errors="replace").rstrip() or "no stacks: none came in time"
 
 
 def _flight_recorder(environ: Mapping[str, str]) -> str:

@@ -12,6 +12,10 @@ VARIABLE = "GENLOCK_PAGE"
 """Names the page of a rank in its environment."""
 STACKS = "GENLOCK_STACKS"
 """Names what the rank's stacks are written to on SIGUSR2."""
+SPARED = "GENLOCK_SPARED"
+"""`1` where the rank is to live on: only its main thread writes its stack then, as to walk the stacks of threads that
+run may end the process.
+"""
 ASKED = "GENLOCK_ASKED"
 """Names a pipe: a byte in it asks the rank to keep what only itself can, its last words."""
 

@@ -20,7 +20,7 @@ from .child import HELD, Child, stopped, tell_when_parent_dies, traced
 from .ending import LAST, USAGE, by_itself, cause_of, status_of, weight_of
 from .judge import Finding, Graph, Local, where
 from .links import Caller, Listener
-from .page import NOBODY, SIZE, STACKS, VARIABLE, Page
+from .page import NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
 from .settings import Settings, Wrong, differences
 
 TYPE_CHECKING = False
@@ -78,6 +78,7 @@ class Guardian:
         self.parent = parent
         self.memory = mmap.mmap(self._shared(VARIABLE, SIZE), SIZE)
         self.stacks = self._shared(STACKS, 0)
+        self.environ[SPARED] = str(int(self.settings.observe))
         self.words = evidence.Words(self.environ)
         self.child = Child(self.settings.program, self.environ)
         self.page = Page()
@@ -301,8 +302,7 @@ class Guardian:
         return {**_fields(finding), "weight": weight_of(finding)}
 
     def _observe(self, finding: Finding, source: int) -> None:
-        """Only report, each thing once however long it lasts, and let it go on: to be asked for its stacks time and
-        again, while it runs, may kill a rank."""
+        """Only report, each thing once however long it lasts, and let it go on."""
         thing = f"{finding.cause} {finding.culprit} {finding.what.rpartition(' in phase ')[2]}"
         if thing in self._told:
             return

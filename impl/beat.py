@@ -28,6 +28,7 @@ from ..guardian.page import (
     HAS_WORDS,
     NOBODY,
     SIZE,
+    SPARED,
     STACKS,
     VARIABLE,
     Page,
@@ -59,7 +60,7 @@ class Beat:
         if threading.current_thread() is threading.main_thread():
             # in force again once Python, on its way out, has let go of faulthandler: else stacks asked for then kill it
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
+        faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=os.environ.get(SPARED) != "1")
         return cls(memory, DUMPS_STACKS, guarded=True)
 
     def last_words(self, speak: Callable[[], object]) -> None:

@@ -428,6 +428,17 @@ def test_observing_only_reports(start: Callable[..., Job]) -> None:
     assert "rank0 would have been ended: rank1 exited with 3" in job.said[0]
     assert "was ended" not in "".join(job.said)
     assert "in <module>" in job.evidence(1)
+    assert "thread 0x" not in job.evidence(1), "only of several threads does each have a name"
+
+
+def test_each_standstill_that_is_observed_has_its_own_stacks(start: Callable[..., Job]) -> None:
+    script = [("phase", "steady"), ("sleep", 1), ("phase", "decode"), ("sleep", 1)]
+    job = start({0: script}, world=1, flags={-1: ["--observe", *LIMITS]})
+    assert job.ends() == [0]
+    for phase, name in (("steady", "rank0"), ("decode", "rank0.2")):
+        kept = (job.folder / "out" / f"{name}.evidence.txt").read_text()
+        assert f"in phase {phase}" in kept.splitlines()[0]
+        assert kept.count("most recent call first") == 1
 
 
 def test_a_debugger_suspends_enforcement(start: Callable[..., Job]) -> None:
