@@ -1,7 +1,8 @@
-"""One rank of a real gloo job that leaves torch's own dump: `gloo_dump.py FOLDER RANK WORLD WHAT`.
+"""Real gloo jobs, at the same time, that leave torch's own dumps in FOLDER/WHAT: `gloo_dump.py FOLDER WORLD WHAT…`.
 
-`healthy` goes through every kind of collective, on the group of all and on one of two; `skip` leaves one out on rank 1,
-`strand` ends rank 1 before the last one. Whoever waits then gives up, and dumps all the same.
+The ranks are forked from a process that has torch loaded. `healthy` goes through every kind of collective, on the group
+of all and on one of two; `skip` leaves one out on rank 1, `strand` ends rank 1 before the last one. Whoever waits then
+gives up, and dumps all the same.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import os
 import sys
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 os.environ.update(TORCH_FR_BUFFER_SIZE="2000", TORCH_NCCL_TRACE_BUFFER_SIZE="2000")  # torch reads them once
 
 import torch
 import torch.distributed as dist
+from forked import forked
 from torch._C._distributed_c10d import _dump_fr_trace  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
@@ -23,8 +26,8 @@ GIVES_UP = 5
 """Seconds for which a rank waits for a broken one."""
 
 
-def main(folder: Path, rank: int, world: int, what: str) -> None:
-    store = f"file://{folder.parent / what}.store"
+def job(folder: Path, rank: int, world: int, what: str) -> None:
+    store = f"file://{folder}/{what}.store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     pair = dist.new_group([0, 1], backend="gloo")
     if what != "healthy":
@@ -42,8 +45,7 @@ def main(folder: Path, rank: int, world: int, what: str) -> None:
                 if not (what == "skip" and rank == 1 and step == 1):
                     dist.all_reduce(torch.ones(8))
                 dist.broadcast(torch.ones(4), src=0)
-    (folder / f"trace_{rank}").write_bytes(_dump_fr_trace())
-    os._exit(0)
+    (folder / what / f"trace_{rank}").write_bytes(_dump_fr_trace())
 
 
 def everything(rank: int, world: int) -> None:
@@ -64,4 +66,8 @@ def everything(rank: int, world: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    folder, world = Path(sys.argv[1]), int(sys.argv[2])
+    for what in sys.argv[3:]:
+        (folder / what).mkdir()
+    jobs = [partial(job, folder, rank, world, what) for what in sys.argv[3:] for rank in range(world)]
+    sys.exit(any(forked(jobs)))
