@@ -37,7 +37,7 @@ EACH: Layout = "one per rank"
 LAYOUTS = (ONE, EACH)
 PROGRAM = ("genlock.__main__", "genlock.cli")
 """What a row runs, loaded."""
-STALLED, STARTING, COLD_START = 2.0, 6.0, 25.0
+STALLED, STARTING, COLD_START = 2.0, 6.0, 40.0
 """Seconds: deadlines of a phase, and of the start, in runs in which a rank stalls."""
 LIMIT = 100.0
 """Seconds after which a run is ended from here, and counts as a rank left behind."""

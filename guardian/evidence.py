@@ -25,6 +25,8 @@ WORDS_TIME = 0.5
 """Seconds that it has for its last words, where it has any, and Flight Recorder for a dump by NCCL's pipe."""
 TAIL = 1 << 20
 """No line of a trace is longer."""
+END = ".end"
+"""What follows a trace's name in that of an end marker that has no trace."""
 
 
 class Words:
@@ -166,11 +168,24 @@ def _flight_recorder(environ: Mapping[str, str]) -> str:
 def mark(path: str, cause: str, exit_status: int, message: str, culprit: int) -> bool:
     """Append the end marker to a rank's trace that has none; whether one was written.
 
-    The format is that of `traces.format.End`. A trace that ends in half a line is left as it is.
+    The format is that of `traces.format.End`. A trace that ends in half a line is left as it is. Of a rank that did not
+    come as far as a trace, the marker is left in a file beside it, as END says: who knows the run can begin the trace.
     """
     import json  # not before it is needed
 
+    end = {
+        "kind": "end",
+        "index": 0,
+        "time_ns": time.monotonic_ns(),
+        "cause": cause,
+        "exit": exit_status,
+        "message": message,
+        "culprit": culprit if culprit >= 0 else None,
+    }
     try:
+        if not os.path.exists(path) or not os.path.getsize(path):
+            with open(path + END, "wb") as file:
+                return bool(file.write(_line(end)))
         with open(path, "rb+") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 2 * TAIL))
@@ -180,19 +195,16 @@ def mark(path: str, cause: str, exit_status: int, message: str, culprit: int) ->
             last = json.loads(tail.rstrip(b"\n").rpartition(b"\n")[2])
             if not isinstance(last, dict) or last.get("kind") == "end":
                 return False
-            end = {
-                "kind": "end",
-                "index": _next([json.loads(line) for line in tail.splitlines()[-3:]]),
-                "time_ns": time.monotonic_ns(),
-                "cause": cause,
-                "exit": exit_status,
-                "message": message,
-                "culprit": culprit if culprit >= 0 else None,
-            }
-            file.write(json.dumps({k: v for k, v in end.items() if v is not None}).encode() + b"\n")
-            return True
+            end["index"] = _next([json.loads(line) for line in tail.splitlines()[-3:]])
+            return bool(file.write(_line(end)))
     except (OSError, ValueError):
         return False
+
+
+def _line(fields: Mapping[str, object]) -> bytes:
+    import json
+
+    return json.dumps({name: value for name, value in fields.items() if value is not None}).encode() + b"\n"
 
 
 def _next(lines: list[dict[str, object]]) -> int:

@@ -26,13 +26,15 @@ from typing import Protocol, TextIO
 
 import msgspec
 
-from ..errors import Exit, UsageError
+from ..errors import Exit, UnreadableInput, UsageError
 from ..guardian import command as guardian
 from ..guardian.child import children
+from ..guardian.evidence import END
 from ..guardian.settings import LIMITS, TOKEN, TRACES, Wrong, limits
-from ..traces.format import End, Trace, find, name_of, read
+from ..traces.format import SUFFIX, End, Trace, encode, find, name_of, read
 from ..traces.perfetto import write as write_perfetto
 from .devices import gpus
+from .header import header
 from .orphan import die_with_parent
 from .profile import RankProfile, profile, slices
 from .profile import as_text as profile_text
@@ -153,6 +155,7 @@ def launch(
         finally:
             said.close()
             _end_all(agents)
+    _begin_traces(config, ranks)
     return summarise(out, max(abs(agent.returncode or 0) for agent in agents), time.monotonic() - begin)
 
 
@@ -275,11 +278,25 @@ def _end(agent: Started) -> None:
             agent.wait()
 
 
+def _begin_traces(config: RunConfig, ranks: int) -> None:
+    """Of ranks that were ended before they had begun a trace, make one of the guardian's word. It has no event."""
+    out = Path(config.out)
+    for rank in range(ranks):
+        path = out / name_of(rank)
+        left = path.with_name(path.name + END)
+        if left.exists():
+            begun = header(config.run, rank, ranks, config.backend, {}, ())
+            path.write_bytes(encode(begun) + left.read_bytes())
+            left.unlink()
+
+
 def summarise(out: Path, status: int, seconds: float) -> RunResult:
     """What the traces in `out` say about the run, and `perfetto.json` of it beside them.
 
-    Raises UnreadableInput where no rank got as far as a trace.
+    Raises UnreadableInput where there is none.
     """
+    if not list(out.glob(f"*{SUFFIX}")):
+        raise UnreadableInput("no rank came as far as a trace", where=str(out), do=f"see its {LOG}")
     traces = sorted((read(path) for path in find(out)), key=lambda t: t.rank)
     ends = tuple(_rank_end(out, t) for t in traces)
     code = _exit_of([e for e in ends if e.end is None or e.end.exit != Exit.OK], status)

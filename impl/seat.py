@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from math import inf
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from ..errors import ContractViolation, Exit, GenlockError, UsageError
 from ..model.protocol import TP_V1_1
-from ..traces.format import FORMAT_VERSION, Cause, Clock, TraceHeader
+from ..traces.format import Cause
 from ..traces.recorder import Recorder
 from . import devices as devices_of
 from . import flight
@@ -28,6 +27,7 @@ from .conductor import Conductor
 from .deadline import Deadline
 from .drain import Drain
 from .fence import Fence, Fenced, Inside, Uncounted
+from .header import header
 from .intercept import BLIND_SPOTS as UNSEEN
 from .intercept import watch
 from .monitor import Monitor
@@ -37,6 +37,7 @@ from .scenario import DEADLINES
 from .transport import PeerLost, TorchTransport
 
 BLIND_SPOTS = ("collectives inside a generator call are counted and hashed, not recorded one by one", *UNSEEN)
+VERSIONS = {"torch": str(torch.__version__), "python": sys.version.split()[0]}
 
 
 class Seat:
@@ -59,7 +60,7 @@ class Seat:
         self.backend, self._out, self._transport = backend, out, transport
         self.monitor, self.drain = monitor(self.rank), Drain()
         try:
-            self.recorder = Recorder(out, _header(run, self.rank, self.world, backend))
+            self.recorder = Recorder(out, header(run, self.rank, self.world, backend, VERSIONS, BLIND_SPOTS))
         except FileExistsError:
             self.drain.close()
             raise UsageError("there are traces in this folder already", where=str(out), do="choose another") from None
@@ -171,21 +172,3 @@ def _number(variable: str) -> int:
         return int(os.environ[variable])
     except (KeyError, ValueError):
         raise UsageError(f"the environment has no {variable}", do="start the ranks with torchrun") from None
-
-
-def _header(run: str, rank: int, world: int, backend: str) -> TraceHeader:
-    members = tuple(range(world))
-    return TraceHeader(
-        FORMAT_VERSION,
-        run,
-        rank,
-        world,
-        TP_V1_1.role(rank).name,
-        backend,
-        TP_V1_1.name,
-        TP_V1_1.digest,
-        dict.fromkeys(TP_V1_1.groups, members),
-        Clock(time.time_ns(), time.monotonic_ns()),
-        {"torch": str(torch.__version__), "python": sys.version.split()[0]},
-        BLIND_SPOTS,
-    )

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from genlock.errors import Exit
 from genlock.guardian import command, evidence, wire
@@ -36,7 +37,7 @@ from genlock.guardian.ending import (
 )
 from genlock.guardian.links import STRANGERS, Listener
 from genlock.guardian.settings import Settings
-from genlock.traces.format import FORMAT_VERSION, Clock, Group, TraceHeader, read
+from genlock.traces.format import FORMAT_VERSION, Clock, End, Group, TraceHeader, read
 from genlock.traces.recorder import Recorder
 
 PROGRAM = Path(__file__).with_name("guarded.py")
@@ -524,7 +525,19 @@ def test_half_a_line_is_left_as_it_is(tmp_path: Path) -> None:
     before = path.read_bytes()
     assert not evidence.mark(str(path), "peer_lost", 12, "why", -1)
     assert path.read_bytes() == before
-    assert not evidence.mark(str(tmp_path / "none"), "peer_lost", 12, "why", -1)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_of_a_rank_without_a_trace_the_end_is_left_beside(tmp_path: Path, empty: bool) -> None:
+    """The rank was ended before it opened one, or before it wrote to it."""
+    path = tmp_path / "rank0.trace.jsonl"
+    if empty:
+        path.touch()
+    assert evidence.mark(str(path), "deadline", 13, "why", 0)
+    assert path.exists() == empty
+    [end] = [msgspec.json.decode(line, type=End) for line in Path(f"{path}{evidence.END}").read_bytes().splitlines()]
+    assert (end.index, end.cause, end.exit, end.message, end.culprit) == (0, "deadline", 13, "why", 0)
+    assert not evidence.mark(str(tmp_path / "no folder" / path.name), "deadline", 13, "why", 0)
 
 
 def test_a_guardian_is_small(start: Callable[..., Job]) -> None:

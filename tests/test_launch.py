@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from genlock.conformance.explain import diagnose
+from genlock.conformance.judge import judge_paths
 from genlock.errors import Exit, Refused, UnreadableInput, UsageError
 from genlock.impl import inject, launch, scenario
 from genlock.impl.generator import Generator as Video
@@ -68,6 +70,25 @@ def test_generator_calls_carry_their_real_all_reduces(
     for event in calls:
         assert event.inside is not None
         assert event.inside["collectives"] == per_call * (event.call or 0)
+
+
+def test_ranks_that_are_ended_before_they_have_a_trace_are_told_of_as_any_other(tmp_path: Path) -> None:
+    """Torch alone takes longer to load than a start may take here."""
+    said: list[str] = []
+    config = RunConfig(launch.new_run(), str(tmp_path), "gloo", Scenario((Chunk(),)), {"startup": 0.05})
+    result = launch.launch(config, 2, echo=said.append, limit=100)
+    assert result.exit == Exit.DEADLINE
+    late = re.search(r"rank0 was ended: rank(\d) made no progress for .* in phase startup", "\n".join(said))
+    assert late, said
+    found = judge_paths([tmp_path])
+    assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-18", (int(late[1]),))
+    assert [rank.events for rank in result.ranks] == [0, 0]
+    assert not [*tmp_path.glob("*.end")]
+
+
+def test_a_run_of_which_no_rank_has_a_trace_says_where_to_look(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableInput, match=r"no rank came as far as a trace.*see its launcher\.log"):
+        launch.summarise(tmp_path, 1, 1.0)
 
 
 def test_no_process_of_a_run_outlives_it(healthy: tuple[launch.RunResult, list[str], list[Trace]]) -> None:
