@@ -126,7 +126,7 @@ def _missed(noticed: Sequence[Divergence], ranks: Mapping[int, RankReplay], matc
         roots = (roots - left) | silent
     told = {end.culprit for r in ranks.values() if (end := r.trace.end) and end.culprit is not None}
     # who stood still by itself; of ranks that lost each other, or wait in what all have entered, none is known to
-    alone = {first.rank} - left - {w.rank for w in matched.waits}
+    alone = {d.rank for d in noticed} - left - {w.rank for w in matched.waits}
     culprits = tuple(sorted(told or roots or silent or alone))
     own = next((ranks[r] for r in culprits if r in ranks), None)
     if own is not None and first.rank != own.trace.rank:

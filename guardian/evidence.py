@@ -121,7 +121,7 @@ def _host() -> Iterator[str]:
 
 
 def _stacks(page: Page, pid: int, child: Child, stacks: int, seconds: float) -> Iterator[str]:
-    """All threads' stacks, as the rank writes them; otherwise why there are none."""
+    """The stacks that the rank writes, of all its threads if it is to be ended; otherwise why there are none."""
     if not page.flags & DUMPS_STACKS:
         yield "no stacks: the rank has not opened its page"
         return

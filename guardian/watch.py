@@ -37,8 +37,8 @@ RETRY = 0.02
 GRACE = 0.1
 """Seconds that rank0's guardian waits for a better explanation before it names the culprit."""
 SEARCH = 0.8
-"""Seconds that it waits where nobody is named: somebody that was lost is somewhere, and its guardian will know."""
-VERDICT = 1.0
+"""Seconds that it waits where all that is known is that peers were lost: the guardian of one that was will know."""
+VERDICT = 2.0
 """Seconds that the others wait for its word; it gathers evidence meanwhile."""
 KILL = 10.0
 """Seconds that a killed rank may take to go; gigabytes have to be given back."""
@@ -230,7 +230,8 @@ class Guardian:
         """A frame from another guardian, or None: it is gone."""
         if frame is None:
             one = self.graph.ranks[rank]
-            if not (self.sealed or one.done or (self.finding is not None and self.rank == 0)):
+            known = self.rank == 0 and self.finding is not None and (rank in self.reported or self._best()[0] < LAST)
+            if not (self.sealed or one.done or known):
                 self.find(Finding("guardian", rank, f"the guardian of rank{rank} is gone"))
             self.reported.add(rank)
             one.done |= self.settings.observe
@@ -263,13 +264,16 @@ class Guardian:
 
         A rank that has ended by itself may be why: others hear of it from its connections, before its guardian looks.
         """
+        told = time.monotonic()
         if self.finding is None:
             self._see_end()
+        if source < 0:
+            told = time.monotonic()  # what others say was before the end that has just been seen
         weight = weight_of(finding) if weight is None else weight
         if self.settings.observe:
             self._observe(finding, source)
             return
-        self.findings.append((weight, time.monotonic(), finding))
+        self.findings.append((weight, told, finding))
         if self.finding is not None:
             if source < 0:
                 self.links.send_all("abort", self._abort(finding))
@@ -288,12 +292,15 @@ class Guardian:
         if self.hub is None or self.sealed:
             return
         met = self.reported | self.links.ranks.keys() >= others
-        weight, _, found = min(self.findings, key=lambda found: found[:2])
-        patience = GRACE if weight < LAST else SEARCH
+        patience = GRACE if self._best()[0] < LAST else SEARCH
         if self.reported >= others or (met and waited > patience) or waited > FAREWELL:
-            self.finding = found
+            self.finding = self._best()[2]
             self.links.send_all("verdict", _fields(self.finding))
             self.sealed = True
+
+    def _best(self) -> tuple[int, float, Finding]:
+        """What explains the others, of all that was found."""
+        return min(self.findings, key=lambda found: found[:2])
 
     def _pass_on(self, finding: Finding, but: int) -> None:
         self.links.send_all("abort", self._abort(finding), but=but)
@@ -323,10 +330,13 @@ class Guardian:
             self.kept = path
 
     def _see_end(self) -> None:
-        """Whether the rank, which nobody has killed yet, has ended by itself, or is about to, and what follows."""
+        """What follows if the rank, which nobody has killed yet, has ended by itself, or is about to."""
         status = self.child.status if self.child.reap() else self.child.dying()
         one = self.graph.ranks[self.rank]
         if one.done or status is None or (status == 0 and self.child.status is None):
+            return
+        self._signalled()  # its launcher may have asked for it
+        if one.done:
             return
         self.page = Page.read(memoryview(self.memory)) or self.page
         one.done = True
@@ -354,6 +364,8 @@ class Guardian:
         return told and (self.gone or waited > KILL)
 
     def _leave(self) -> int:
+        if self.findings and not self.sealed:  # rank0's guardian has not said what it was
+            self.finding = self._best()[2]
         found, own = self.finding, self.child.status or 0
         if found is None or (self.graph.ranks[self.rank].done and own == 0):
             return own if own >= 0 else 128 - own

@@ -140,6 +140,8 @@ def launch(
     out.mkdir(parents=True, exist_ok=True)
     if list(out.glob("*.trace.jsonl")):
         raise UsageError("there are traces in this folder already", where=str(out), do="choose another --out")
+    for left in out.glob(f"*{END}"):  # of a run that nobody saw to its end
+        left.unlink()
     (out / CONFIG).write_bytes(msgspec.json.encode(msgspec.structs.replace(config, launcher=os.getpid())))
     deadlines = {name: s for name, s in {**DEADLINES, **config.deadlines}.items() if name != "drain"}
     guarded = [*guardian(), *(f"--deadline={name}={s:g}" for name, s in deadlines.items()), *["--observe"] * observe]
@@ -284,10 +286,10 @@ def _begin_traces(config: RunConfig, ranks: int) -> None:
     for rank in range(ranks):
         path = out / name_of(rank)
         left = path.with_name(path.name + END)
-        if left.exists():
+        if left.exists() and not (path.exists() and path.stat().st_size):
             begun = header(config.run, rank, ranks, config.backend, {}, ())
             path.write_bytes(encode(begun) + left.read_bytes())
-            left.unlink()
+        left.unlink(missing_ok=True)
 
 
 def summarise(out: Path, status: int, seconds: float) -> RunResult:

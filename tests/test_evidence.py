@@ -177,6 +177,19 @@ def test_nobody_is_blamed_where_all_stood_in_one_collective_and_none_was_seen_to
     assert "culprits  unknown" in as_text(found)
 
 
+def test_of_ranks_that_noticed_it_who_waited_for_nobody_when_its_own_deadline_passed_is_to_blame() -> None:
+    """Rank1 has left the call in which the others are, and says nothing of them."""
+    traces = []
+    for trace in traces_of("healthy/three-ranks"):
+        at = next(n for n, line in enumerate(trace.lines) if isinstance(line, Event) and line.transition == "generate")
+        late = trace.rank == 1
+        end = End(at + 1 + late, 0, "deadline" if late else "peer_lost", 13 if late else 12, "it ended here")
+        lines = (*trace.lines[: at + 1 + late], end)
+        traces.append(msgspec.structs.replace(trace, lines=lines, numbers=trace.numbers[: len(lines)]))
+    found = diagnose(traces)
+    assert (found.verdict, found.culprits) == ("divergent", (1,))
+
+
 @pytest.mark.parametrize(
     ("cause", "stall", "observed"),
     [("exception", None, "nothing, until it was ended"), ("deadline", "host", "deadline")],

@@ -35,7 +35,8 @@ from genlock.guardian.ending import (
     status_of,
     weight_of,
 )
-from genlock.guardian.links import STRANGERS, Listener
+from genlock.guardian.judge import Finding
+from genlock.guardian.links import STRANGERS, Caller, Listener
 from genlock.guardian.settings import Settings
 from genlock.traces.format import FORMAT_VERSION, Clock, End, Group, TraceHeader, read
 from genlock.traces.recorder import Recorder
@@ -230,19 +231,25 @@ def test_a_stopped_guardian_is_noticed_and_its_rank_ends_with_it(start: Callable
 
 
 class Opposite:
-    """rank0's guardian, played here, for a real one of rank1."""
+    """The guardian of one of two ranks, played here, for a real one of the other."""
 
-    def __init__(self, folder: Path, *script: tuple[str, object]) -> None:
+    def __init__(self, folder: Path, plays: int, *script: tuple[str, object]) -> None:
         port = free_port()
         common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        common |= {"TORCHELASTIC_RUN_ID": "a job", "RANK": "1", "SCRIPT": json.dumps({"1": script})}
+        common |= {"TORCHELASTIC_RUN_ID": "a job", "RANK": str(1 - plays), "SCRIPT": json.dumps({"*": script})}
+        settings = Settings(["--", "x"], common)
         self.heard: list[dict[str, object]] = []
         self.selector = selectors.DefaultSelector()
-        token = Settings(["--", "x"], common).token
-        self.hub = Listener(self.selector, self._hear, lambda what: None, token, 2)
-        self.hub.listen("127.0.0.1", [port + 1])
+        self.links: Listener | Caller = Caller(self.selector, self._hear, lambda what: None)
+        if plays == 0:
+            self.links = Listener(self.selector, self._hear, lambda what: None, settings.token, 2)
+            self.links.listen("127.0.0.1", settings.ports)
         words = [*command(), f"--out={folder}", "--", sys.executable, str(PROGRAM)]
         self.guardian = subprocess.Popen(words, env={**os.environ, **common}, stderr=subprocess.PIPE, text=True)
+        if isinstance(self.links, Caller):
+            caller = self.links
+            until(lambda: caller.call("127.0.0.1", settings.ports, settings.token, 1))
+            caller.send(0, "hello", {"posture": settings.posture})
 
     def __enter__(self) -> Opposite:
         return self
@@ -250,7 +257,7 @@ class Opposite:
     def __exit__(self, *_: object) -> None:
         self.guardian.kill()
         self.guardian.communicate()
-        self.hub.close()
+        self.links.close()
         self.selector.close()
 
     def _hear(self, rank: int, frame: dict[str, object] | None) -> None:
@@ -273,31 +280,50 @@ class Opposite:
 @pytest.mark.parametrize(("late", "blamed"), [(0.4, 0), (2.5, 1)])
 def test_the_blame_is_what_the_verdict_says_if_it_comes_in_time(tmp_path: Path, late: float, blamed: int) -> None:
     """rank1 dies first, but rank0's guardian knows of an earlier cause."""
-    with Opposite(tmp_path, ("work", 0.1), ("kill", 0)) as rank0:
+    with Opposite(tmp_path, 0, ("work", 0.1), ("kill", 0)) as rank0:
         assert rank0.until("abort")
         closed = rank0.until("closed", within=late)
         assert bool(closed) == (blamed == 1), "it does not wait for ever"
         if not closed:
-            rank0.hub.send(1, "verdict", {"cause": "died", "culprit": 0, "what": "rank0 died by SIGKILL"})
+            rank0.links.send(1, "verdict", {"cause": "died", "culprit": 0, "what": "rank0 died by SIGKILL"})
         assert f"rank1 was ended: rank{blamed} died by SIGKILL" in rank0.says()
 
 
 def test_a_rank_whose_peer_was_quicker_to_miss_it_is_still_said_to_have_died(tmp_path: Path) -> None:
     """When rank1's guardian comes to look, rank0's has told it that rank0 lost a peer."""
-    with Opposite(tmp_path, *BUSY) as rank0:
+    with Opposite(tmp_path, 0, *BUSY) as rank0:
         assert rank0.until("hello")
         until(lambda: list(children(rank0.guardian.pid)))
         [rank] = children(rank0.guardian.pid)
         rank0.guardian.send_signal(signal.SIGSTOP)
         os.kill(rank, signal.SIGKILL)
         until(lambda: " Z " in Path(f"/proc/{rank}/stat").read_text())
-        lost = by_itself(0, PEER_DIED, "in phase steady", asked=False)
-        fields = {"cause": lost.cause, "culprit": lost.culprit, "what": lost.what, "weight": weight_of(lost)}
-        rank0.hub.send(1, "abort", fields)
+        rank0.links.send(1, "abort", abort(by_itself(0, PEER_DIED, "in phase steady", asked=False)))
         rank0.guardian.send_signal(signal.SIGCONT)
         told = rank0.until("abort")
         assert (told.get("cause"), told.get("culprit"), told.get("weight")) == ("died", 1, 0)
         assert "rank1 was ended: rank1 died by SIGKILL" in rank0.says()
+
+
+def abort(found: Finding) -> dict[str, object]:
+    """The fields of an ABORT."""
+    return {"cause": found.cause, "culprit": found.culprit, "what": found.what, "weight": weight_of(found)}
+
+
+def test_where_rank0_only_lost_a_peer_its_guardian_waits_for_who_knows_more(tmp_path: Path) -> None:
+    with Opposite(tmp_path, 1, ("work", 0.1), ("exit", PEER_DIED)) as rank1:
+        assert rank1.until("abort")["cause"] == "lost"
+        assert not rank1.until("verdict", within=0.4)
+        rank1.links.send(0, "abort", abort(by_itself(1, -signal.SIGKILL, "there", asked=False)))
+        assert rank1.until("verdict")["culprit"] == 1
+        assert "rank0 was ended: rank1 died by SIGKILL there" in rank1.says()
+
+
+def test_where_rank0_only_lost_a_peer_a_guardian_that_is_gone_is_why(tmp_path: Path) -> None:
+    with Opposite(tmp_path, 1, ("work", 0.1), ("exit", PEER_DIED)) as rank1:
+        assert rank1.until("abort")
+        rank1.links.close()
+        assert "rank0 was ended: the guardian of rank1 is gone" in rank1.says()
 
 
 def connected(job: Job) -> bool:

@@ -78,12 +78,37 @@ def test_ranks_that_are_ended_before_they_have_a_trace_are_told_of_as_any_other(
     config = RunConfig(launch.new_run(), str(tmp_path), "gloo", Scenario((Chunk(),)), {"startup": 0.05})
     result = launch.launch(config, 2, echo=said.append, limit=100)
     assert result.exit == Exit.DEADLINE
-    late = re.search(r"rank0 was ended: rank(\d) made no progress for .* in phase startup", "\n".join(said))
+    late = re.findall(r"was ended: rank(\d) made no progress for .* in phase startup", "\n".join(said))
     assert late, said
     found = judge_paths([tmp_path])
-    assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-18", (int(late[1]),))
+    assert (found.verdict, found.failure_mode) == ("divergent", "FM-18")
+    assert set(found.culprits) == {int(rank) for rank in late}
     assert [rank.events for rank in result.ranks] == [0, 0]
     assert not [*tmp_path.glob("*.end")]
+
+
+def test_the_end_of_a_rank_that_has_a_trace_is_its_trace_s(tmp_path: Path) -> None:
+    """A marker that lies beside a trace is older, of a run that nobody saw to its end."""
+    config = RunConfig("run", str(tmp_path), "gloo", Scenario((Chunk(),)), {})
+    trace, left = tmp_path / "rank0.trace.jsonl", tmp_path / "rank0.trace.jsonl.end"
+    trace.write_text("a trace\n")
+    left.write_text("an end\n")
+    launch._begin_traces(config, 2)
+    assert trace.read_text() == "a trace\n"
+    assert [*tmp_path.iterdir()] == [trace]
+
+
+def test_what_an_earlier_run_left_is_none_of_this_one_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "rank0.trace.jsonl.end"
+    left.write_text("an end\n")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no torchrun here")
+
+    monkeypatch.setattr(launch, "start_process", refuse)
+    with pytest.raises(OSError, match="no torchrun here"):
+        launch.launch(RunConfig("run", str(tmp_path), "gloo", Scenario((Chunk(),)), {}), 2, echo=print)
+    assert not left.exists()
 
 
 def test_a_run_of_which_no_rank_has_a_trace_says_where_to_look(tmp_path: Path) -> None:
