@@ -165,6 +165,13 @@ def test_sorting_protocol_m_would_lose_states(monkeypatch: pytest.MonkeyPatch) -
     assert check(network, GENERIC).graph.counts[0] != 1187
 
 
+def test_one_worker_is_not_sorted() -> None:
+    network = Question("tp_v1.1", Scope(2, 1, 2)).network()
+    found, direct = (check(network, GENERIC, symmetry=symmetry) for symmetry in ("on", "off"))
+    assert not found.symmetric
+    assert list(found.graph.states) == list(direct.graph.states)
+
+
 def test_the_reference_does_not_sort() -> None:
     with pytest.raises(UsageError, match="the reference engine sorts nothing"):
         run_check(Question("tp_v1.1", Scope()), engine="reference", symmetry="on")
