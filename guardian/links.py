@@ -178,7 +178,7 @@ class Listener(Links):
             raw = b""
         stranger.heard += raw
         if not raw:
-            self._away(stranger, "it closed before it proved anything")
+            self._away(stranger, "it closed before it proved anything" if stranger.heard else "")
         elif len(stranger.heard) == ANSWER.size:
             self._judge(stranger)
 
@@ -196,10 +196,12 @@ class Listener(Links):
         self.add(Link(stranger.sock, rank, frames))
 
     def _away(self, stranger: _Stranger, why: str) -> None:
+        """Nothing is said of one that had said nothing: a guardian that the host kept waiting leaves so, too."""
         del self._strangers[stranger.sock.fileno()]
         self._selector.unregister(stranger.sock)
         stranger.sock.close()
-        self._refused(f"a stranger was refused: {why}")
+        if why:
+            self._refused(f"a stranger was refused: {why}")
 
 
 class Caller(Links):

@@ -229,6 +229,8 @@ class Guardian:
     def hear(self, rank: int, frame: dict[str, object] | None) -> None:
         """A frame from another guardian, or None: it is gone."""
         if frame is None:
+            if rank not in self.met:
+                return  # it gave up before it had heard that it was let in, and calls again
             one = self.graph.ranks[rank]
             known = self.rank == 0 and self.finding is not None and (rank in self.reported or self._best()[0] < LAST)
             if not (self.sealed or one.done or known):

@@ -237,7 +237,7 @@ class Opposite:
         port = free_port()
         common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         common |= {"TORCHELASTIC_RUN_ID": "a job", "RANK": str(1 - plays), "SCRIPT": json.dumps({"*": script})}
-        settings = Settings(["--", "x"], common)
+        self.settings = settings = Settings(["--", "x"], common)
         self.heard: list[dict[str, object]] = []
         self.selector = selectors.DefaultSelector()
         self.links: Listener | Caller = Caller(self.selector, self._hear, lambda what: None)
@@ -246,10 +246,20 @@ class Opposite:
             self.links.listen("127.0.0.1", settings.ports)
         words = [*command(), f"--out={folder}", "--", sys.executable, str(PROGRAM)]
         self.guardian = subprocess.Popen(words, env={**os.environ, **common}, stderr=subprocess.PIPE, text=True)
-        if isinstance(self.links, Caller):
-            caller = self.links
-            until(lambda: caller.call("127.0.0.1", settings.ports, settings.token, 1))
-            caller.send(0, "hello", {"posture": settings.posture})
+
+    def call(self) -> None:
+        """As rank1's guardian, once rank0's is there."""
+        caller, settings = self.links, self.settings
+        assert isinstance(caller, Caller)
+        until(lambda: caller.call("127.0.0.1", settings.ports, settings.token, 1))
+
+    def meet(self) -> None:
+        self.call()
+        self.links.send(0, "hello", {"posture": self.settings.posture})
+
+    def hang_up(self) -> None:
+        for link in [*self.links.ranks.values()]:
+            self.links.drop(link)
 
     def __enter__(self) -> Opposite:
         return self
@@ -305,6 +315,20 @@ def test_a_rank_whose_peer_was_quicker_to_miss_it_is_still_said_to_have_died(tmp
         assert "rank1 was ended: rank1 died by SIGKILL" in rank0.says()
 
 
+def test_a_guardian_that_was_let_in_too_late_calls_again_and_is_not_missed(tmp_path: Path) -> None:
+    """rank0's answers after rank1's, which waits a quarter of a second, has given up: a busy host."""
+    enough = tmp_path / "enough"
+    with Opposite(tmp_path, 1, ("until", str(enough))) as rank1:
+        rank1.call()
+        rank1.hang_up()
+        rank1.meet()
+        enough.touch()
+        assert rank1.until("done")
+        rank1.links.send(0, "done")
+        assert rank1.says() == ""
+        assert rank1.guardian.returncode == 0
+
+
 def abort(found: Finding) -> dict[str, object]:
     """The fields of an ABORT."""
     return {"cause": found.cause, "culprit": found.culprit, "what": found.what, "weight": weight_of(found)}
@@ -312,6 +336,7 @@ def abort(found: Finding) -> dict[str, object]:
 
 def test_where_rank0_only_lost_a_peer_its_guardian_waits_for_who_knows_more(tmp_path: Path) -> None:
     with Opposite(tmp_path, 1, ("work", 0.1), ("exit", PEER_DIED)) as rank1:
+        rank1.meet()
         assert rank1.until("abort")["cause"] == "lost"
         assert not rank1.until("verdict", within=0.4)
         rank1.links.send(0, "abort", abort(by_itself(1, -signal.SIGKILL, "there", asked=False)))
@@ -321,8 +346,9 @@ def test_where_rank0_only_lost_a_peer_its_guardian_waits_for_who_knows_more(tmp_
 
 def test_where_rank0_only_lost_a_peer_a_guardian_that_is_gone_is_why(tmp_path: Path) -> None:
     with Opposite(tmp_path, 1, ("work", 0.1), ("exit", PEER_DIED)) as rank1:
+        rank1.meet()
         assert rank1.until("abort")
-        rank1.links.close()
+        rank1.hang_up()
         assert "rank0 was ended: the guardian of rank1 is gone" in rank1.says()
 
 
@@ -588,7 +614,14 @@ def test_strangers_get_nothing_and_the_job_goes_on(start: Callable[..., Job], tm
     assert [ready(job, n) for n in range(3)] == [True] * 3
     until(lambda: connected(job))
     port = next(p for p in range(job.port + 1, job.port + 9) if greeted(p))
-    words = [os.urandom(56), b"", b"GET / HTTP/1.1\r\n\r\n".ljust(56), b"\xff" * (1 << 16), b"GLK1" + bytes(52)]
+    words = [
+        os.urandom(56),
+        b"",
+        b"GLK1",
+        b"GET / HTTP/1.1\r\n\r\n".ljust(56),
+        b"\xff" * (1 << 16),
+        b"GLK1" + bytes(52),
+    ]
     for word in words:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(word)
@@ -630,7 +663,8 @@ GUARD = ["--no-python", sys.executable, "-m", "genlock", "guard"]
 
 def test_torchrun_with_one_agent(tmp_path: Path) -> None:
     """`torchrun --no-python genlock guard -- CMD`, as in the help."""
-    script = json.dumps({"1": [("work", 0.3), ("kill", None)], "*": BUSY})
+    met = ("meet", str(tmp_path / "met"))
+    script = json.dumps({"1": [met, ("work", 0.3), ("kill", None)], "*": [met, *BUSY]})
     mark = str(tmp_path / "guarded")
     done = subprocess.run(
         [*TORCHRUN, "--standalone", "--nproc-per-node=3", *GUARD, "--out", str(tmp_path), "--",

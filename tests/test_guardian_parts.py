@@ -304,7 +304,7 @@ def watching(rank: int, status: int) -> tuple[Any, socket.socket]:
     settings = Settings(["--", "x"], {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})
     guardian: Any = Guardian(settings, {})
     guardian.child, guardian.memory, guardian.page = Gone(status), bytearray(SIZE), Page()
-    guardian.links = Wires()
+    guardian.links, guardian.met = Wires(), {1 - rank}
     guardian.hub = guardian.links if rank == 0 else None
     guardian._keep = lambda found: None
     guardian._wake = socket.socketpair()
