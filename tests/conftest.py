@@ -1,6 +1,5 @@
-"""After each file of tests: no process of a run is alive two seconds later.
-
-A process is known by a mark in its environment, which all descendants inherit, whoever their parent is by now.
+"""Property tests draw the same every time, and none is timed. After each file of tests no process of a run is alive
+two seconds later: it is known by a mark in its environment, which all descendants inherit, whoever their parent is.
 """
 
 from __future__ import annotations
@@ -13,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+settings.register_profile(
+    "steady", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 MARK = uuid.uuid4().hex
 os.environ["GENLOCK_TESTS"] = MARK
 OF_A_RUN = (b"genlock.impl", b"guardian/__main__.py", b"torch.distributed.run")

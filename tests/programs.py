@@ -23,6 +23,7 @@ SCHEDULE = (
     Collective("all", Kind.ALL_GATHER, "h", None, "int64", "8", ""),
 )
 SLOTS = (Slot("x"), Slot("y"))
+UNHURRIED = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 
 Draw = Callable[..., Any]
@@ -148,8 +149,5 @@ def networks(draw: Draw, alike: bool = False, ended: bool = False) -> Network:
 def any_network(
     examples: int, alike: bool = False, ended: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    settled = settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-    )  # fmt: skip
+    settled = settings(max_examples=examples, suppress_health_check=UNHURRIED)
     return lambda test: settled(given(networks(alike, ended))(test))

@@ -99,7 +99,7 @@ OPERATIONS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(4, 6), st.integers(0, 2), st.lists(OPERATIONS, min_size=1, max_size=12))
 def test_the_ring_equals_a_naive_list_of_frames(capacity: int, sink: int, operations: list[Any]) -> None:
     both = Both(capacity, sink)
@@ -176,7 +176,7 @@ def test_a_geometry_changes_with_a_cut_alone() -> None:
         assert (k.shape, k.dtype) == ((1, 2 * wide[1], 1, 1), wide[4])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 12), st.integers(0, 2), st.integers(1, 12))
 def test_a_ring_emptied_out_of_turn_is_told_from_one_that_was_not(before: int, sink: int, chunk: int) -> None:
     """The very next chunk shows it, wherever in the ring it is written."""

@@ -242,7 +242,7 @@ def tables(draw: st.DrawFn) -> list[Row]:
 
 
 @given(tables(), tables(), st.integers(2, 3), st.integers(0, 1), st.booleans())
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=80)
 def test_random_protocols_are_searched_as_defined(
     driver: list[Row], worker: list[Row], ranks: int, faults: int, detection: bool
 ) -> None:

@@ -8,10 +8,9 @@ import xxhash
 from genlock.errors import UsageError
 from genlock.impl import digest
 from genlock.impl.digest import Policy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-STEADY = settings(derandomize=True, database=None, deadline=None)
 INT64 = st.integers(digest.INT64_MIN, digest.INT64_MAX)
 
 
@@ -21,7 +20,6 @@ def test_the_digest_is_xxh3_64() -> None:
     assert digest.to_uint64(digest.of_bytes(b"genlock")) == xxhash.xxh3_64_intdigest(b"genlock")
 
 
-@STEADY
 @given(INT64)
 def test_int64_and_uint64_are_inverses(value: int) -> None:
     unsigned = digest.to_uint64(value)
@@ -30,7 +28,6 @@ def test_int64_and_uint64_are_inverses(value: int) -> None:
     assert unsigned.to_bytes(8, "little") == value.to_bytes(8, "little", signed=True)
 
 
-@STEADY
 @given(INT64)
 def test_hex_has_one_size_and_loses_nothing(value: int) -> None:
     text = digest.to_hex(value)
@@ -38,7 +35,6 @@ def test_hex_has_one_size_and_loses_nothing(value: int) -> None:
     assert digest.to_int64(int(text, 16)) == value
 
 
-@STEADY
 @given(st.binary())
 def test_digests_fit_int64(data: bytes) -> None:
     assert digest.INT64_MIN <= digest.of_bytes(data) <= digest.INT64_MAX
@@ -86,7 +82,6 @@ def test_dtype_shape_and_bytes_count() -> None:
     assert len(set(found)) == len(found)
 
 
-@STEADY
 @given(st.binary(min_size=1, max_size=64), st.data())
 def test_any_flipped_bit_shows(data: bytes, draw: st.DataObject) -> None:
     bit = draw.draw(st.integers(0, 8 * len(data) - 1))
@@ -126,7 +121,6 @@ def of_sequence(items: list[tuple[str, int]]) -> int:
     return sequence
 
 
-@STEADY
 @given(ITEMS, ITEMS)
 def test_the_sequence_hash_tells_sequences_apart(one: list[tuple[str, int]], other: list[tuple[str, int]]) -> None:
     assert (of_sequence(one) == of_sequence(other)) == (one == other)
@@ -146,7 +140,6 @@ def test_the_cadence_goes_by_the_chunk_index_and_begins_with_the_first() -> None
     assert all(Policy().due(n) for n in range(1, 100))
 
 
-@STEADY
 @given(st.integers(1, 20_000), st.integers(1, 30_000), st.integers(1, 4))
 def test_a_sample_has_its_size_and_covers_every_byte_in_turn(size: int, budget: int, every: int) -> None:
     policy = Policy(every=every, sample=budget)

@@ -24,10 +24,9 @@ from genlock.impl.rules import dtype_problems, envelope_problems, id_problems, p
 from genlock.impl.wire import WIRE_DTYPES
 from genlock.model import protocol as table
 from genlock.model.protocol import Action
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-STEADY = settings(derandomize=True, database=None, deadline=None)
 SINCE = Committed(call_id=4, chunk_index=2, cache_epoch=3, control_epoch=1, conditioning_epoch=5)
 IDS = Ids(call_id=5, chunk_index=3, cache_epoch=3, control_epoch=1)
 
@@ -369,14 +368,12 @@ def test_other_bytes_are_refused_by_name(data: bytes, text: str) -> None:
         envelope.decode(data)
 
 
-@STEADY
 @given(st.binary(max_size=200))
 def test_random_bytes_are_a_contract_violation(data: bytes) -> None:
     with pytest.raises(ContractViolation):
         envelope.decode(data)
 
 
-@STEADY
 @given(st.integers(0, len(envelope.encode(GOOD)) - 1), st.integers(0, 255))
 def test_a_changed_byte_is_another_meta_or_a_contract_violation(at: int, byte: int) -> None:
     data = bytearray(envelope.encode(GOOD))
@@ -426,7 +423,6 @@ def test_versions_are_told_with_what_to_do() -> None:
     override=st.booleans(),
     cut=st.booleans(),
 )
-@settings(derandomize=True, database=None)
 def test_plan_rules_agree_with_the_guards_of_the_table(
     steps: int, calls: int, recompute: bool, override: bool, cut: bool
 ) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import Mutation, recorded, recounted, replayed
 
-STEADY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+MANY = settings(max_examples=200)
 HEALTHY = corpus.names("healthy/") + corpus.names("refused/")
 BROKEN = corpus.names("broken/") + corpus.names("struck/")
 
@@ -62,7 +62,7 @@ def impaired(draw: st.DrawFn, names: Sequence[str]) -> tuple[str, list[Trace]]:
 
 
 @given(impaired(HEALTHY))
-@STEADY
+@MANY
 def test_a_healthy_run_of_which_something_is_missing_is_unknown(run: tuple[str, list[Trace]]) -> None:
     name, traces = run
     if traces:
@@ -72,7 +72,7 @@ def test_a_healthy_run_of_which_something_is_missing_is_unknown(run: tuple[str, 
 
 
 @given(impaired(BROKEN))
-@STEADY
+@MANY
 def test_a_broken_run_of_which_something_is_missing_never_conforms(run: tuple[str, list[Trace]]) -> None:
     name, traces = run
     if traces:
@@ -98,7 +98,7 @@ VALUES = st.one_of(
 
 
 @given(data=st.data())
-@STEADY
+@MANY
 def test_any_field_may_hold_anything(data: st.DataObject) -> None:
     """It is a verdict, drawn and cut, or one clear line; a bug's traceback never."""
     name = data.draw(

@@ -23,12 +23,10 @@ from genlock.model.protocol import GENERATE, HEADER, TP_V1_1, Plan
 from genlock.model.tables import Kind, changed
 from genlock.traces.format import Group, read
 from genlock.traces.recorder import Recorder
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from real_ranks import Ranks, inject
 from simulated import header
-
-STEADY = settings(derandomize=True, database=None, deadline=None)
 
 NAMES = {"0": "device", "1": "control"}
 
@@ -195,7 +193,6 @@ OPERATIONS = st.builds(
 DUE = st.sampled_from([operation("broadcast", "control", 0), operation("all_reduce", "device", dtype="uint8")])
 
 
-@STEADY
 @given(tried=st.lists(DUE | OPERATIONS, min_size=1, max_size=3), call=st.booleans())
 def test_fence_lets_through_what_is_due_and_no_more(tried: list[Operation], call: bool) -> None:
     """A header is one broadcast from rank0; a call is any number of all-reduces; after a refusal nothing passes."""

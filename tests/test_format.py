@@ -31,12 +31,11 @@ from genlock.traces.format import (
     read,
 )
 from genlock.traces.recorder import Recorder
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from simulated import header
 
-STEADY = settings(derandomize=True, database=None, deadline=None)
 TEXT = st.text(max_size=8)
 EVENTS = st.builds(
     Event,
@@ -54,7 +53,6 @@ EVENTS = st.builds(
 )
 
 
-@STEADY
 @given(events=st.lists(EVENTS, max_size=4))
 def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> None:
     path = tmp_path_factory.mktemp("traces") / name_of(1)
@@ -70,7 +68,6 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
 NAMES = st.text('ab%d\0\\"é', max_size=6)
 
 
-@STEADY
 @given(event=EVENTS, name=NAMES, sequence=st.integers(1, 2**40), entered=st.none() | st.integers(0, 2**40))
 def test_a_line_that_is_filled_in_is_the_line_itself(
     event: Event, name: str, sequence: int, entered: int | None

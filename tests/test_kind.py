@@ -17,12 +17,11 @@ import pytest
 from genlock.traces import recorder
 from genlock.traces.format import NUMBER, Dropped, Event, Group, name_of, read
 from genlock.traces.recorder import Kind, Recorder
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from simulated import header
 
-STEADY = settings(derandomize=True, database=None, deadline=None)
 NATIVE = recorder.Straight
 needs_native = pytest.mark.skipif(
     NATIVE is None, reason="traces/_straight.c was not built: it takes a C compiler and Python's headers"
@@ -52,7 +51,6 @@ def test_the_native_part_is_built_where_it_can_be() -> None:
 
 
 @needs_native
-@STEADY
 @given(
     first=st.sampled_from([1, 9, 10, 2**62]) | st.integers(1, 2**62),
     times=st.lists(st.integers(0, 2**63 - 1), max_size=6),

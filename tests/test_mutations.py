@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import FORMS, HEALTHY, Mutation, Run, due, mutations_of, recorded, spoilt, wrong
 
-STEADY = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+MANY = settings(max_examples=300)
 SMALLEST = "healthy/drained-ack"
 TWO_RANKS = "refused/step-2"
 RUNS = [name for name in corpus.names() if name.startswith(HEALTHY) and len(corpus.traces(name)) > 2]
@@ -26,7 +26,7 @@ def run_of(name: str) -> Run:
 
 
 @given(data=st.data())
-@STEADY
+@MANY
 def test_a_mutation_anywhere_is_named_at_its_event(data: st.DataObject) -> None:
     """Any recorded run, rank, line, and form that fits there."""
     run = run_of(data.draw(st.sampled_from(RUNS)))

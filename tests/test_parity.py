@@ -13,11 +13,10 @@ from genlock.impl.envelope import Mode
 from genlock.impl.parity import Fingerprint, Posture
 from genlock.impl.roles import SHARD, Settings
 from genlock.model.protocol import TP_V1_1
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from simulated import RANKS, Job, fields
 
-STEADY = settings(derandomize=True, database=None, deadline=None)
 POSTURE: dict[str, Any] = {
     "dtype": "bfloat16",
     "attention_backend": "flash",
@@ -77,7 +76,6 @@ def test_facts_that_do_not_fit_are_refused() -> None:
 FACTS = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from("uvw"), max_size=6)
 
 
-@STEADY
 @given(st.lists(FACTS, min_size=2, max_size=5))
 def test_every_key_that_differs_is_named_with_its_ranks_and_no_other(given_facts: list[dict[str, str]]) -> None:
     records = [parity.pack(f) for f in given_facts]
@@ -120,7 +118,6 @@ def test_a_record_of_another_version_is_known_by_its_version_alone() -> None:
     assert len(parity.project(records)) > 1
 
 
-@STEADY
 @given(st.binary(max_size=64), st.booleans())
 def test_what_is_no_record_is_never_taken_for_one(data: bytes, begins: bool) -> None:
     raw = (b"GENLOCKP" + (1).to_bytes(4, "little") if begins else b"") + data

@@ -94,7 +94,7 @@ def test_a_wish_survives_refusals_and_is_granted_once(wish: str) -> None:
     assert not rank0.prepare("a cat")[WISHES[wish]]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(PROPOSAL, st.booleans()), min_size=1, max_size=10), st.booleans())
 def test_a_refused_chunk_leaves_nothing_but_its_wishes(
     proposals: list[tuple[dict[str, Any], bool]], managed: bool
@@ -114,7 +114,7 @@ def test_a_refused_chunk_leaves_nothing_but_its_wishes(
             pending = dict.fromkeys(WISHES, False)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(PROPOSAL, min_size=1, max_size=10), st.booleans())
 def test_plans_are_consistent_and_fit_a_ring(proposals: list[dict[str, Any]], managed: bool) -> None:
     rank0 = pipeline(PipelineConfig(height=16, width=32, recompute_every=2, manage_cache=managed))

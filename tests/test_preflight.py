@@ -15,10 +15,9 @@ from genlock.impl import digest, envelope, preflight, rules, wire
 from genlock.impl.envelope import Committed, Envelope, Ids, Mode, TensorSpec
 from genlock.impl.preflight import Prepared, Typed
 from genlock.model.protocol import Action
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-STEADY = settings(derandomize=True, database=None, deadline=None)
 SINCE = Committed(call_id=40, chunk_index=6, cache_epoch=2, control_epoch=1, conditioning_epoch=3)
 IDS = Ids(call_id=41, chunk_index=7, cache_epoch=2, control_epoch=1)
 
@@ -202,7 +201,6 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return tensor
 
 
-@STEADY
 @pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning")
 @given(st.lists(tensors(), max_size=3))
 def test_any_dtype_and_layout_arrives_bit_by_bit(sent: list[torch.Tensor]) -> None:
@@ -513,7 +511,6 @@ VALUES = st.recursive(
 )
 
 
-@STEADY
 @given(st.dictionaries(st.sampled_from(sorted(chunk())) | st.text(max_size=5), VALUES, min_size=1, max_size=2))
 def test_any_values_are_prepared_or_refused_on_one_line(changes: dict[str, Any]) -> None:
     fields = chunk(**changes)

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import RANKS, FakeGenerator, Job, fields, healthy
 
-STEADY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+MANY = settings(max_examples=60)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def _renumbered(at: int, lines: list[dict[str, Any]]) -> None:
         line["index"] = index
 
 
-@STEADY
+@MANY
 @given(data=st.data())
 def test_swapped_events_are_found(run: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, RANKS - 1))
@@ -249,7 +249,7 @@ def _first(lines: list[dict[str, Any]], transition: str, edge: str = "exit") -> 
     return next(line for line in lines if (line.get("transition"), line.get("edge")) == (transition, edge))
 
 
-@STEADY
+@MANY
 @given(raw=st.binary(max_size=300), keep=st.integers(0, 5))
 def test_random_bytes_never_crash_the_reader(
     run: Path, tmp_path_factory: pytest.TempPathFactory, raw: bytes, keep: int

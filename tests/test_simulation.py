@@ -187,7 +187,7 @@ def packet_of(sent: Any, data: st.DataObject) -> torch.Tensor | None:
         return None
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.one_of(EDITS, CHANGES), st.data())
 def test_whatever_a_header_says_nothing_is_allocated_that_was_not_validated(sent: Any, data: st.DataObject) -> None:
     packet = packet_of(sent, data)

@@ -17,10 +17,9 @@ from genlock.impl.envelope import Ids, Meta, TensorSpec
 from genlock.impl.scenario import DEADLINES
 from genlock.impl.wire import Ack
 from genlock.model.protocol import Action
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-STEADY = settings(derandomize=True, database=None, deadline=None)
 INT64 = st.integers(digest.INT64_MIN, digest.INT64_MAX)
 COUNT = st.integers(0, digest.INT64_MAX)
 IDS = Ids(call_id=5, chunk_index=3, cache_epoch=2, control_epoch=1)
@@ -134,13 +133,11 @@ def test_the_header_packet_has_a_fixed_size() -> None:
 # ── header packet ───────────────────────────────────────────────────────────────────────────────────
 
 
-@STEADY
 @given(st.builds(Ids, COUNT, COUNT, COUNT, COUNT), st.sampled_from([Action.NOOP, Action.SHUTDOWN]))
 def test_a_header_without_meta_comes_back(ids: Ids, action: Action) -> None:
     assert wire.unpack_header(wire.pack_header(action, ids)) == wire.Header(action, ids, b"", 0, 0, 0, 0)
 
 
-@STEADY
 @given(
     st.builds(Ids, COUNT, COUNT, COUNT, COUNT),
     st.binary(min_size=1, max_size=envelope.META_MAX_BYTES),
@@ -173,7 +170,6 @@ def test_any_flipped_bit_of_the_fields_is_named(packet: torch.Tensor) -> None:
             wire.unpack_header(packet_of(data))
 
 
-@STEADY
 @given(st.integers(0, 8 * envelope.META_MAX_BYTES - 1))
 def test_any_flipped_bit_of_the_inline_meta_is_named(bit: int) -> None:
     data = raw(PACKET)
@@ -245,14 +241,12 @@ def test_a_packet_that_is_not_contiguous_is_read_right() -> None:
     assert wire.unpack_header(spread[:, 0]) == wire.unpack_header(PACKET)
 
 
-@STEADY
 @given(st.binary(max_size=8 * wire.HEADER_NUMEL))
 def test_random_packets_are_a_contract_violation(data: bytes) -> None:
     with pytest.raises(ContractViolation):
         wire.unpack_header(packet_of(data.ljust(8 * wire.HEADER_NUMEL, b"\0")))
 
 
-@STEADY
 @given(st.dictionaries(st.sampled_from(wire.HEADER_FIELDS[3:13]), INT64), st.binary(min_size=1, max_size=64))
 def test_forged_headers_are_read_or_a_contract_violation(fields: dict[str, int], meta: bytes) -> None:
     try:
@@ -360,7 +354,6 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return flat.view(dtype).view(shape)
 
 
-@STEADY
 @given(st.dictionaries(st.sampled_from(["a", "b", "c", "d"]), tensors(), min_size=1))
 def test_any_tensors_come_back_bit_by_bit(sent: dict[str, torch.Tensor]) -> None:
     meta, payload = meta_of(sent), payload_of(sent)
@@ -373,7 +366,6 @@ def test_any_tensors_come_back_bit_by_bit(sent: dict[str, torch.Tensor]) -> None
         assert bytes(digest.host_bytes(found)) == bytes(digest.host_bytes(tensor))
 
 
-@STEADY
 @given(st.integers(0, 8 * PAYLOAD.numel() - 1))
 def test_any_flipped_bit_of_the_payload_names_the_field(bit: int) -> None:
     damaged = PAYLOAD.clone()
@@ -441,7 +433,6 @@ ROWS = st.tuples(
 )
 
 
-@STEADY
 @given(st.lists(ROWS, max_size=3))
 def test_hostile_specs_are_read_or_a_contract_violation(rows: list[tuple[str, tuple[int, ...]]]) -> None:
     meta = specs(*rows)
@@ -464,7 +455,6 @@ ACKS = st.builds(Ack, *(INT64 for _ in Ack.__struct_fields__))
 ACK = Ack(*range(1, 11))
 
 
-@STEADY
 @given(ACKS)
 def test_an_ack_comes_back(ack: Ack) -> None:
     record = wire.pack_ack(ack)
@@ -495,7 +485,6 @@ def test_an_ack_of_another_kind_is_refused() -> None:
         wire.pack_ack(msgspec.structs.replace(ACK, output_digest=2**63))
 
 
-@STEADY
 @given(ACKS, ACKS)
 def test_the_fields_in_which_acks_differ_are_named(mine: Ack, theirs: Ack) -> None:
     found = [problem.field for problem in wire.ack_problems(mine, theirs)]
