@@ -68,7 +68,7 @@ P0 = (
         ("FM-18",),
         "A guardian is the parent of each rank; it watches progress, relays ABORT and kills.",
         ("property:no_stranding", "property:crash_over_hang", "mutant:FM-18", "row:OM-13",
-         "test:tests/test_guardian.py"),
+         "test:tests/test_guardian.py", "test:tests/test_guardian_talk.py"),
     ),
     Line(
         "P0-06",
