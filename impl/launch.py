@@ -138,7 +138,7 @@ def launch(
         raise UsageError("NCCL needs a GPU, and there is none here", where="--backend nccl", do="use --backend gloo")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    if list(out.glob("*.trace.jsonl")):
+    if list(out.glob(f"*{SUFFIX}")):
         raise UsageError("there are traces in this folder already", where=str(out), do="choose another --out")
     for left in out.glob(f"*{END}"):  # of a run that nobody saw to its end
         left.unlink()
