@@ -21,7 +21,7 @@ test-slow: $(INSTALLED) ## the tests of the largest state spaces, some ten minut
 	$(BIN)/pytest -m slow
 
 soak-sim: $(INSTALLED) ## a million simulated schedules; goes on from FIRST=seed, SCHEDULES=n of them
-	PYTHONPATH=tests $(BIN)/python tests/soak_sim.py --schedules $(or $(SCHEDULES),1000000) --first $(or $(FIRST),0)
+	PYTHONPATH=tests/support $(BIN)/python tests/support/soak_sim.py --schedules $(or $(SCHEDULES),1000000) --first $(or $(FIRST),0)
 
 smoke-torch: ## the control plane's tests with another torch: make smoke-torch VERSION=2.12.0
 	@scripts/smoke_torch $(VERSION)
@@ -53,6 +53,6 @@ clean: ## remove all that these targets made, .venv too
 	rm -rf .venv build dist *.egg-info traces/*.so out genlock-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml scripts/setup traces/_straight.c
+$(INSTALLED): pyproject.toml scripts/setup traces/_fast_recorder.c
 	@scripts/setup
 	@touch $@

@@ -15,7 +15,7 @@ def main() -> None:
     if sys.argv[1:2] in (["--version"], ["-V"]):
         print(f"genlock {__version__}")
         return
-    from .cli import app
+    from .cli.app import app
 
     app(prog_name="genlock")
 

@@ -45,12 +45,12 @@ class UsageError(GenlockError):
     """The command or call was used wrongly."""
 
 
-class NotBuiltYet(UsageError):
-    """The command or flag exists, but its work is not built yet."""
-
-
 class UnreadableInput(GenlockError):
     """A file is missing, malformed, or of an unknown format or version."""
+
+
+class CutFile(UnreadableInput):
+    """The file ends in the middle: whoever wrote it was stopped."""
 
 
 class ModelError(GenlockError):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from .conformance.verdict import Diagnosis
+    from .conformance.diagnosis import Diagnosis
 
 FIXTURE = "genlock_ranks"
 
@@ -36,7 +36,7 @@ class RecordedRanks:
 
     def environment(self) -> dict[str, str]:
         """What the environment of a process must have to be recorded, as part of the run that is under way."""
-        from .impl.record import VARIABLE, Recording
+        from .impl.recording.command import VARIABLE, Recording
 
         whole = Recording(f"test{self._count}", str(self._folder())).environment()
         return {name: whole[name] for name in ("PYTHONPATH", VARIABLE)}
@@ -58,7 +58,7 @@ class RecordedRanks:
 
     def diagnoses(self) -> list[Diagnosis]:
         """The verdict on each run. Raises UnreadableInput."""
-        from .conformance.judge import judge_paths
+        from .conformance.replay import judge_paths
 
         return [judge_paths([folder]) for folder in self.runs()]
 
@@ -92,7 +92,7 @@ def genlock_ranks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     import multiprocessing.util as spawning
     import subprocess
 
-    from .impl.record import VARIABLE
+    from .impl.recording.command import VARIABLE
 
     ranks = RecordedRanks(tmp_path_factory.mktemp("genlock"))
     popen: Any = subprocess.Popen.__init__

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from genlock.model.faults import FAULTS
+from genlock.model.semantics.faults import FAULTS
 
 GENLOCK = [sys.executable, "-m", "genlock"]
 EXAMPLE = str(Path(__file__).resolve().parent.parent / "examples" / "protocol_m.py")

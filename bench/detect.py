@@ -38,10 +38,10 @@ from typing import NamedTuple
 
 import msgspec
 from genlock.guardian import command as guardian
-from genlock.impl.beat import Beat
-from genlock.impl.blow import blow
-from genlock.impl.orphan import die_with_parent
-from genlock.impl.warm import Process, Zygote
+from genlock.impl.faults.process_faults import blow
+from genlock.impl.jobs.zygote import Process, Zygote
+from genlock.impl.rank.heartbeat import Beat
+from genlock.impl.rank.parent_death import die_with_parent
 
 DEADLINE = 0.5
 BARS = {"kill": 0.250, "stop": 1.0, "loop": 1.0, "gil": 1.0}
@@ -262,7 +262,7 @@ class Job:
 
 def launch(folder: str, case_text: str, ranks_text: str) -> int:
     """Start the torchruns of a job, or its ranks, and stay until all have ended."""
-    from genlock.impl import warm
+    from genlock.impl.jobs import zygote
 
     kind, layout, _, gb, fault = json.loads(case_text)
     ranks = int(ranks_text)
@@ -276,7 +276,7 @@ def launch(folder: str, case_text: str, ranks_text: str) -> int:
     environ |= {"MASTER_PORT": str(port), "LOGLEVEL": "CRITICAL"}
     if kind == GUARDED:
         program = [*guardian(), "--", *program]
-        warm.PROGRAMS.pop("")  # a guardian is started, not forked
+        zygote.PROGRAMS.pop("")  # a guardian is started, not forked
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.1", "--no-python"]
     meet = [f"--nnodes={ranks}", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
     starts: list[tuple[list[str], dict[str, str]]]
@@ -289,7 +289,7 @@ def launch(folder: str, case_text: str, ranks_text: str) -> int:
         forked = [sys.executable, "-m", "detect", *program[2:]]
         starts = [(program if kind == AT_ONCE else forked, {**world, "RANK": str(n)}) for n in range(ranks)]
     end = partial(die_with_parent, os.getpid())
-    running = [warm.Forked(words, env=env, start_new_session=True, preexec_fn=end) for words, env in starts]
+    running = [zygote.Forked(words, env=env, start_new_session=True, preexec_fn=end) for words, env in starts]
     for process in running:
         process.wait()
     return 0

@@ -8,8 +8,8 @@ rank0's median time and the median of the rounds' ratios to the common pattern: 
 per tensor, each waited for. The big serving engines have them all under way at once, a line of its own: that saves
 waiting, where cores are idle. Genlock's lines are its real coroutines, tables, preflight and all digests included, of
 which the others have none; only the generator does nothing. Its payload goes by memory that all ranks of a host have in
-common (impl/commons.py); between hosts it would go as the others' do. Exit status 1 where a ratio is above its bar at
-4 ranks.
+common (impl/rank/shared_memory.py); between hosts it would go as the others' do. Exit status 1 where a ratio is above
+its bar at 4 ranks.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def shared(ends: Ends) -> Callable[[], object]:
     header = torch.zeros(526, dtype=torch.int64)
 
     def run() -> object:
-        from genlock.impl import digest
+        from genlock.impl.chunk import digest
 
         if ends.rank == 0:
             at = 0
@@ -276,13 +276,13 @@ def shared(ends: Ends) -> Callable[[], object]:
 def genlock(ends: Ends, *, epochs: bool) -> Callable[[], object]:
     """Genlock's own rank0 and worker. With `epochs` the conditioning goes with the first chunk alone."""
     import torch.distributed as dist
-    from genlock.impl import parity
-    from genlock.impl.conductor import Conductor
-    from genlock.impl.envelope import Mode
-    from genlock.impl.monitor import Monitor
-    from genlock.impl.roles import Rank0, Settings, Worker
-    from genlock.impl.transport import TorchTransport
-    from genlock.model.protocol import TP_V1_1
+    from genlock.impl.chunk import parity
+    from genlock.impl.chunk.schema import Mode
+    from genlock.impl.rank.conductor import Conductor
+    from genlock.impl.rank.monitor import Monitor
+    from genlock.impl.rank.roles import Rank0, Settings, Worker
+    from genlock.impl.rank.transport import TorchTransport
+    from genlock.model.protocols.tp_v1_1 import TP_V1_1
 
     monitor = Monitor(TP_V1_1.role(ends.rank), ends.rank)
     mode = Mode.OPTIMIZE if epochs else Mode.BRING_UP

@@ -33,9 +33,9 @@ def main() -> int:
     parser.add_argument("--format", choices=("text", "json"), default="text")
     given = parser.parse_args()
     import torch
-    from genlock.impl.generator import Generator
-    from genlock.impl.shape import tiny, wan_14b_shape, weight_table
-    from genlock.impl.tensor_parallel import Solo
+    from genlock.impl.video.config import tiny, wan_14b_shape, weight_table
+    from genlock.impl.video.generator import Generator
+    from genlock.impl.video.tensor_parallel import Solo
 
     config = tiny() if given.shape == "tiny" else wan_14b_shape()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

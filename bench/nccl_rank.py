@@ -26,7 +26,7 @@ def main(job: dict[str, Any]) -> None:
     os.environ.update(job["environment"], TORCH_FR_BUFFER_SIZE="2000", TORCH_NCCL_TRACE_BUFFER_SIZE="2000")
     import torch
     import torch.distributed as dist
-    from genlock.impl import flight
+    from genlock.impl.rank import flight_recorder_dump
 
     rank, world, out = job["rank"], job["world"], Path(job["out"])
     nccl = job["backend"] == "nccl"
@@ -39,7 +39,7 @@ def main(job: dict[str, Any]) -> None:
         leave(3)
 
     def leave(status: int) -> None:
-        flight.dump(out, rank)
+        flight_recorder_dump.dump(out, rank)
         sys.stdout.flush()
         os._exit(status)
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from genlock.conformance.judge import judge
-from genlock.model.protocol import TP_V1_1
+from genlock.conformance.replay import judge
+from genlock.model.protocols.tp_v1_1 import TP_V1_1
+from genlock.model.semantics.transport import Contribution, delivered
 from genlock.model.tables import Data, Scope
-from genlock.model.transport import Contribution, delivered
-from genlock.page import recorded as pages
+from genlock.page import run_page as pages
 from genlock.page.html import write
 from genlock.traces.format import Clock, End, Event, Trace, TraceHeader
 

@@ -69,10 +69,10 @@ def rank(config: dict[str, Any], number: int) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
     import torch.distributed as dist
-    from genlock.impl.devices import sharing
-    from genlock.impl.intercept import watching
-    from genlock.impl.record import Recording
-    from genlock.impl.session import Session
+    from genlock.impl.rank.devices import sharing
+    from genlock.impl.recording.c10d_intercept import watching
+    from genlock.impl.recording.command import Recording
+    from genlock.impl.recording.session import Session
     from genlock.traces.format import read
 
     torch.set_num_threads(1)

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import msgspec
 from genlock.traces.format import Clock, Dropped, End, Event, TraceHeader, encode, name_of, read
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "support"))
 
 TP = 8
 FRAMES = [

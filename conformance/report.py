@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
-from xml.etree import ElementTree
 
 from ..errors import Exit
-from .verdict import Diagnosis, Divergence
-from .waits import WaitGraph
+from ..junit import Case, Outcome, as_xml
+from .diagnosis import Diagnosis, Divergence
+from .wait_graph import WaitGraph
 
 SCHEMA = 1
 STATUS = {"conforming": Exit.OK, "divergent": Exit.VIOLATED, "unknown": Exit.UNKNOWN}
@@ -71,19 +71,11 @@ def as_text(diagnosis: Diagnosis) -> str:
 
 def as_junit(diagnosis: Diagnosis) -> str:
     """One test case: the run conforms."""
-    bad = diagnosis.verdict == "divergent"
-    suite = ElementTree.Element(
-        "testsuite",
-        name="genlock replay",
-        tests="1",
-        failures=str(int(bad)),
-        skipped=str(int(diagnosis.verdict == "unknown")),
-    )
-    case = ElementTree.SubElement(suite, "testcase", classname="genlock.replay", name="conforming")
+    case = Case("genlock.replay", "conforming")
     if diagnosis.verdict != "conforming":
-        result = ElementTree.SubElement(case, "failure" if bad else "skipped", message=diagnosis.verdict)
-        result.text = as_text(diagnosis)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+        outcome: Outcome = "failure" if diagnosis.verdict == "divergent" else "skipped"
+        case = Case(case.classname, case.name, outcome, diagnosis.verdict, as_text(diagnosis))
+    return as_xml("genlock replay", [case])
 
 
 def _place(found: Divergence) -> str:

@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 
 from ..conformance import report as reports
-from ..conformance.judge import judge as judge_run
+from ..conformance.replay import judge as judge_run
 from ..errors import Exit, UnreadableInput
 from ..traces.format import SUFFIX
 from ..traces.load import load
 from .evidence import Finding, Ledger, Ledgered, Tell, gather
 from .pages import line_text, pages, table
-from .verdict import Ship, ship
+from .ship import Ship, ship
 
 EVIDENCE = "evidence.json"
 NCCL = Path(__file__).resolve().parent.parent / "traces" / "corpus" / "nccl"

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from ..model.checker.report import run_check
-from ..model.killing import KillReport, kill_all
-from ..model.question import Question
+from ..model.mutation.report import KillReport, kill_all
+from ..model.semantics.query import Query
 from ..model.tables import Scope
 
 Tell = Callable[[str], None]
@@ -74,7 +74,7 @@ def _properties(tell: Tell, protocol: str, mutant: str | None) -> Iterator[tuple
     for stream in (False, True):
         transport = "stream" if stream else "rendezvous"
         tell(f"{mutant or protocol}, {transport}")
-        question = Question(protocol, Scope(RANKS, CHUNKS, STEPS), stream=stream, mutant=mutant)
+        question = Query(protocol, Scope(RANKS, CHUNKS, STEPS), stream=stream, mutant=mutant)
         reports.append((transport, run_check(question)))
     for prop in {v.property.name: v.property for _, report in reports for v in report.result.verdicts}.values():
         says, good = [], True
@@ -104,7 +104,7 @@ def _kills(report: KillReport) -> Iterator[tuple[str, Finding]]:
 
 
 def _probes(tell: Tell) -> Iterator[tuple[str, Finding]]:
-    from ..impl import selfcheck
+    from ..impl.faults import selfcheck
 
     tell("probes")
     for probe in selfcheck.probes():
@@ -116,6 +116,6 @@ def _probes(tell: Tell) -> Iterator[tuple[str, Finding]]:
 
 def _tests() -> Iterator[tuple[str, Finding]]:
     """Files of tests: that they are there, and how many tests they hold. Absent where genlock is installed without."""
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
         count = path.read_text(encoding="utf-8").count("\ndef test_")
-        yield f"test:tests/{path.name}", Finding(count > 0, f"{count} tests", "run by `make test`")
+        yield f"test:{path.relative_to(ROOT).as_posix()}", Finding(count > 0, f"{count} tests", "run by `make test`")

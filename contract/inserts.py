@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .claims import HAZARDS, P0, P1, Line
 from .evidence import Ledger
-from .lines import HAZARDS, P0, P1, Line
-from .verdict import Status, judge
+from .ship import Status, judge
 
 LINES: dict[str, Line] = {line.key: line for line in (*P0, *P1, *HAZARDS)}
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ..model.mutants import MUTANTS
-from ..model.protocol import TP_V1_1
+from ..model.protocols.tp_v1_1 import TP_V1_1
+from ..model.semantics.known_mutants import MUTANTS
 from ..model.tables import Guard, Role, Row
+from .claims import DELTA, HAZARDS, MODES, P0, P1, Line
 from .evidence import Ledger, matching
 from .inserts import INSERTS
-from .lines import DELTA, HAZARDS, MODES, P0, P1, Line
-from .verdict import Judged, Status, judge
+from .ship import Judged, Status, judge
 
 NOTE = "<!-- Written by `genlock docs` from the tables and the evidence. Do not edit. -->"
 MANY = 4
@@ -135,7 +135,7 @@ def _index(ledger: Ledger) -> str:
 
 
 def _schema(ledger: Ledger) -> str:
-    from ..impl.envelope import FIELDS, MAX_PAYLOAD_BYTES, MAX_TENSORS, META_MAX_BYTES, TP_ENVELOPE_VERSION, TP_PLAN
+    from ..impl.chunk.schema import FIELDS, MAX_PAYLOAD_BYTES, MAX_TENSORS, META_MAX_BYTES, TP_ENVELOPE_VERSION, TP_PLAN
 
     rows = []
     for field in FIELDS:
@@ -268,7 +268,7 @@ def _tripwires(ledger: Ledger) -> str:
 
 
 def _modes(ledger: Ledger) -> str:
-    from ..impl import selfcheck
+    from ..impl.faults import selfcheck
 
     keys = sorted({p.name.partition(".")[2] for p in selfcheck.probes() if p.name.startswith("parity.")} - {"weights"})
     return "\n\n".join(
@@ -286,9 +286,9 @@ def _modes(ledger: Ledger) -> str:
 
 
 def _versions(ledger: Ledger) -> str:
-    from ..impl.envelope import TP_ENVELOPE_VERSION
-    from ..impl.parity import PARITY_VERSION
-    from ..impl.wire import ACK_VERSION, WIRE_VERSION
+    from ..impl.chunk.parity import PARITY_VERSION
+    from ..impl.chunk.schema import TP_ENVELOPE_VERSION
+    from ..impl.chunk.wire import ACK_VERSION, WIRE_VERSION
     from ..traces.format import FORMAT_VERSION
 
     versions = (

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from genlock.impl.parity import Posture
-from genlock.impl.serve import Driver, Mine, plain, serve
+from genlock.impl.chunk.parity import Posture
+from genlock.impl.rank.serve import Driver, Mine, plain, serve
 from torch import Tensor, nn
 
 WIDTH, HEADS, LAYERS, BYTES, NEAR = 96, 6, 3, 256, 32

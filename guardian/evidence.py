@@ -11,8 +11,8 @@ import signal
 import time
 
 from .child import Child, descends, read
-from .judge import COLLECTIVE, Finding
-from .page import ASKED, DUMPS_STACKS, EVERYONE, HAS_SPOKEN, HAS_WORDS, NOBODY, Page
+from .deadlines import COLLECTIVE, Finding
+from .status_page import ASKED, DUMPS_STACKS, EVERYONE, HAS_SPOKEN, HAS_WORDS, NOBODY, Page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 
-from .judge import COLLECTIVE, STEADY
+from .deadlines import COLLECTIVE, STEADY
 from .wire import proof
 
 TYPE_CHECKING = False

@@ -36,8 +36,8 @@ import torch.distributed as dist
 
 from ..model.litmus import LITMUS, OVER, Control, Do, Litmus, Outcome, Prediction, Result, Settled, predict
 from ..model.tables import Collective, Kind
-from .devices import gpus, sharing
-from .orphan import die_with_parent
+from .rank.devices import gpus, sharing
+from .rank.parent_death import die_with_parent
 
 READY, ENTER, END = "ready", "enter", "end"
 """What a rank tells besides results."""
@@ -258,7 +258,7 @@ HEAD = """\
 # Litmus tests of the transport
 
 Each program has a few ranks, and a few collectives on each. `genlock.model.litmus` derives every outcome that the
-rules of `genlock.model.transport` allow; a real run must show one of them. *While late*: before the late
+rules of `genlock.model.semantics.transport` allow; a real run must show one of them. *While late*: before the late
 rank comes; whoever has completed by then left early. *Waits for* names the ranks that it may be left waiting for.
 *Garbage* completes, with a value that is not what this rank's own collective should have given it; *aborted* and
 *killed* end the process, by SIGABRT and SIGKILL. DETAIL is `TORCH_DISTRIBUTED_DEBUG=DETAIL`.

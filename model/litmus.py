@@ -16,9 +16,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from . import transport
+from .semantics import transport
+from .semantics.transport import Contribution, Fate
 from .tables import Collective, Kind
-from .transport import Contribution, Fate
 
 
 class Do(NamedTuple):

@@ -189,7 +189,14 @@ class Row:
         what = f"{self.state} {self.event} {self.target} {self.by} {op} [{guards}] {' '.join(names)}"
         slot, worker = getattr(self.gate, "slot", "-"), getattr(getattr(self.gate, "worker", None), "__name__", "-")
         gate = f"{type(self.gate).__name__} {slot} {worker}"
-        return f"{what} {self.data!r} {self.commits} {self.syncs} {self.fault or '-'} {gate}"
+        return f"{what} {_type_name(self.data)} {self.commits} {self.syncs} {self.fault or '-'} {gate}"
+
+
+def _type_name(kind: Any) -> str:
+    """Return a type's name without its module, so that moving a type changes no digest."""
+    arguments = ", ".join(map(_type_name, getattr(kind, "__args__", ())))
+    name = getattr(kind, "__qualname__", repr(kind))
+    return f"{name}[{arguments}]" if arguments else name
 
 
 @dataclass(frozen=True)
@@ -279,6 +286,8 @@ class Protocol:
     """How many ranks it is about, where that is not free to choose."""
     streams: tuple[str, ...] = ()
     """The groups whose collectives run on a device stream where the transport has one."""
+    former_digests: tuple[str, ...] = ()
+    """Digests that earlier versions of Genlock gave the same tables."""
 
     def role(self, rank: int) -> Role:
         return self.driver if rank == 0 else self.worker
@@ -298,6 +307,11 @@ class Protocol:
         for role in self.roles:
             lines += [role.name, role.initial, *map(repr, role.states), *(r.canonical() for r in role.rows)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Every digest under which these very tables were recorded: today's, and those of earlier versions."""
+        return (self.digest, *self.former_digests)
 
     def validate(self) -> Protocol:
         """Return self if the tables make sense; else raise ModelError naming the row or state."""

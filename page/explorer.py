@@ -11,9 +11,9 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from ..model.checker.counterexample import Counterexample
-from ..model.lts import Interner
-from ..model.network import Move, Network, NetworkState
+from ..model.semantics.lts import Interner
+from ..model.semantics.network import Move, Network, NetworkState
+from ..model.semantics.run import Counterexample
 from ..model.tables import By
 
 BOUND = 20_000

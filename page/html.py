@@ -13,9 +13,9 @@ from pathlib import Path
 
 import graphviz
 
-from ..model.diagram import phase_colours, state_diagram
+from ..model.diagrams.state_diagram import phase_colours, state_diagram
 from ..model.tables import Protocol, Role
-from .story import Story, as_json
+from .view_model import Story, as_json
 
 
 def write(path: Path, story: Story) -> None:

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from genlock.cli.render import render
 from genlock.contract.audit import TP, Audit, read_evidence
-from genlock.contract.verdict import ship
-from genlock.page import audits
+from genlock.contract.ship import ship
+from genlock.page import audit_page
 from genlock.page.html import write
-from genlock.render import render
 from playwright.sync_api import ViewportSize, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +75,7 @@ def page_of(screen: Screen, file: Path) -> Path:
     if screen.picture != "audit":
         return render(screen.picture, screen.subjects, "html", file)[0]
     ledger = read_evidence(EVIDENCE)
-    write(file, audits.story_of(Audit(TP, ledger, ship(ledger)).as_json()))
+    write(file, audit_page.story_of(Audit(TP, ledger, ship(ledger)).as_json()))
     return file
 
 

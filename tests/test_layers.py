@@ -8,8 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 GUARDIAN = ROOT / "guardian"
 
 

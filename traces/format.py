@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..errors import UnreadableInput
-from .pickles import CutFile
+from ..errors import CutFile, UnreadableInput
 
 FORMAT_VERSION = 1
 SUFFIX = ".trace.jsonl"

@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import UnreadableInput, UsageError
+from ..errors import CutFile, UnreadableInput, UsageError
 from .format import SUFFIX, Trace, TraceHeader, lines_of, opening
-from .pickles import CutFile
-from .processes import in_processes
-from .twins import fingerprints, read_twins
+from .identical_ranks import fingerprints, read_twins
+from .parallel_read import in_processes
 
 if TYPE_CHECKING:
     from .collectives import Recording
@@ -39,12 +38,12 @@ def load(paths: Sequence[Path]) -> list[Trace] | Recording:
     files = files_of(paths)
     own = own_of(files)
     if own is None:
-        from .recorded import recorded
+        from .importers.detect import recorded
 
         return recorded(files, paths)
     if own.follows:
         return read_twins(own.headers, partial(in_processes, fingerprints))
-    from .recorded import programs
+    from .importers.detect import programs
 
     return programs(*own)
 

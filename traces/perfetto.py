@@ -18,7 +18,7 @@ import msgspec
 
 from .collectives import OWN, Recording, Status
 from .format import Event, Trace
-from .twins import own_lines
+from .identical_ranks import own_lines
 
 
 class Slice(NamedTuple):

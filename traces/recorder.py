@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from .format import Cause, Dropped, Edge, End, Event, Group, TraceHeader, blank, encode, name_of
 
 try:
-    from ._straight import Straight as Straight
+    from ._fast_recorder import Straight as Straight
 except ImportError:  # it was not built: a compiler was missing
     Straight = None  # type: ignore[assignment, misc]
 
@@ -44,7 +44,7 @@ class Kind(Protocol):
 
 
 FILE, NEXT, LATE = range(3)
-"""Places in the numbers that `_straight` shares: the file (-1: closed), the next event's index, whether that line
+"""Places in the numbers that `_fast_recorder` shares: the file (-1: closed), the next event's index, whether that line
 must wait for another one."""
 
 

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from ...errors import UsageError
-from ..network import Network
-from ..properties import Property
+from ..semantics.network import Network
+from ..semantics.properties import Property
 from . import reference
-from .reduction import Reduction, Unfit, unfit
+from .fast.partial_order_reduction import Reduction, Unfit, unfit
 from .reference import Progress, Result
 
 AUTO, REFERENCE, NUMPY, NUMBA = "auto", "reference", "numpy", "numba"
@@ -48,7 +48,8 @@ def check(
         if reduction == "on":
             raise unfit("the reference engine leaves nothing out")
         return reference.check(network, properties, judge_all=judge_all, progress=progress)
-    from . import judge, search
+    from .fast import search
+    from .fast.properties import Judge
 
     loops, sweeps = _loops(chosen)
     begin = time.perf_counter()
@@ -76,7 +77,7 @@ def check(
             reduced=graph.reduced,
             stopped=graph.stopped,
         )
-    judged = judge.Judge(graph, sweeps, judge_all=judge_all)
+    judged = Judge(graph, sweeps, judge_all=judge_all)
     verdicts = tuple(judged.verdict(p) for p in properties)
     return Result(
         network,
@@ -106,16 +107,16 @@ def fast() -> str:
 def _loops(engine: str) -> tuple[Any, Any]:
     """The modules that search, and that sweep over what was found."""
     if engine == NUMPY:
-        from . import vector_sweeps, vectors
+        from .fast import numpy_graph, numpy_search
 
-        return vectors, vector_sweeps
-    from . import compiled, sweeps
+        return numpy_search, numpy_graph
+    from .fast import numba_graph, numba_search
 
-    return compiled, sweeps
+    return numba_search, numba_graph
 
 
 def _symmetric(network: Network, engine: str, asked: str) -> bool:
-    from .space import MAX_SORTED, indexes_a_worker
+    from .fast.state_encoding import MAX_SORTED, indexes_a_worker
 
     if asked == "off":
         return False

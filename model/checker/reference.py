@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-from ..network import Move, Network, NetworkState
-from ..properties import (
+from ..semantics.network import Move, Network, NetworkState
+from ..semantics.properties import (
     ALL_ENDED,
     ALL_STOPPED,
     CLEAN_SHUTDOWN,

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from ...errors import Exit, UsageError
-from ..load import load
-from ..mutants import mutant as find_mutant
-from ..network import Network
-from ..properties import PROPERTIES, Property, properties_of
-from ..question import Question
+from ...junit import Case, as_xml
+from ..protocols.load import load
+from ..semantics.known_mutants import mutant as find_mutant
+from ..semantics.network import Network
+from ..semantics.properties import PROPERTIES, Property, properties_of
+from ..semantics.query import Query
+from ..semantics.run import Counterexample
 from ..tables import Protocol
-from .counterexample import Counterexample, counterexample
+from .counterexample import counterexample
 from .engine import AUTO, check
-from .reference import Progress, Result
-from .shown import counted, counterexample_json, counterexample_text, faults_text, write_counterexample
+from .formatting import counted, counterexample_json, counterexample_text, faults_text
+from .reference import Progress, Result, Verdict
 
 SCHEMA = 1
 
@@ -115,28 +114,23 @@ class Report:
 
     def as_junit(self) -> str:
         """One test case a property."""
-        failures = sum(not v.holds for v in self.result.verdicts)
-        suite = ElementTree.Element(
-            "testsuite",
-            name=f"genlock check {self.protocol}",
-            tests=str(len(self.result.verdicts)),
-            failures=str(failures),
-            time=f"{self.result.seconds:.3f}",
+        classname = f"genlock.check.{self.protocol}"
+        return as_xml(
+            f"genlock check {self.protocol}",
+            (self._case(classname, v) for v in self.result.verdicts),
+            self.result.seconds,
         )
-        for verdict in self.result.verdicts:
-            case = ElementTree.SubElement(
-                suite, "testcase", classname=f"genlock.check.{self.protocol}", name=verdict.property.name
-            )
-            if not verdict.holds:
-                cex = self.counterexample
-                shown = cex is not None and cex.claim == verdict.property.name
-                failure = ElementTree.SubElement(case, "failure", message=verdict.property.text)
-                failure.text = "\n".join(counterexample_text(cex)) if cex and shown else None
-        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+    def _case(self, classname: str, verdict: Verdict) -> Case:
+        prop, example = verdict.property, self.counterexample
+        if verdict.holds:
+            return Case(classname, prop.name)
+        shown = counterexample_text(example) if example is not None and example.claim == prop.name else ()
+        return Case(classname, prop.name, "failure", prop.text, "\n".join(shown))
 
 
 def run_check(
-    question: Question,
+    question: Query,
     *,
     properties: Sequence[str] = (),
     engine: str = AUTO,
@@ -165,15 +159,6 @@ def run_check(
     shown = (counterexample(result, v) for v in violated)
     example = next((c for c in shown if c is not None), None)
     return Report(question.protocol, question.mutant, result, example)
-
-
-def write(report: Report, out: Path) -> None:
-    """`check.txt` and `check.json`; of a counterexample also its chart and a scenario for `genlock run`."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "check.txt").write_text(report.as_text() + "\n")
-    (out / "check.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
-    if report.counterexample is not None:
-        write_counterexample(report.counterexample, report.result.network.protocol.schedule, report.mutant, out)
 
 
 def named_protocol(name: str) -> Protocol:

@@ -1,0 +1,304 @@
+"""What the flags of the command line mean: their choices, their help, and how a repeated one is read.
+
+Left out: which fault kinds, break-it rows, properties and parameters there are; the module that a command
+calls says so. What cannot be read is a `UsageError`, one line that names the flag.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields
+from enum import StrEnum
+from functools import wraps
+from math import inf, nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+
+import typer
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..model.semantics.query import Query
+
+# --- what can be chosen ---
+
+
+class OnOff(StrEnum):
+    on = "on"
+    off = "off"
+
+
+class Transport(StrEnum):
+    rendezvous = "rendezvous"
+    stream = "stream"
+
+
+class Engine(StrEnum):
+    auto = "auto"
+    reference = "reference"
+    numpy = "numpy"
+    numba = "numba"
+
+
+class AutoOnOff(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+class Backend(StrEnum):
+    gloo = "gloo"
+    nccl = "nccl"
+
+
+class ReportFormat(StrEnum):
+    text = "text"
+    json = "json"
+    junit = "junit"
+
+
+class TextOrJson(StrEnum):
+    text = "text"
+    json = "json"
+
+
+class Picture(StrEnum):
+    states = "states"
+    sequence = "sequence"
+    counterexample = "counterexample"
+    trace = "trace"
+    waits = "waits"
+
+
+class PictureFormat(StrEnum):
+    svg = "svg"
+    png = "png"
+    dot = "dot"
+    mermaid = "mermaid"
+    html = "html"
+
+
+# --- how a text is read ---
+
+
+class FaultPoint(NamedTuple):
+    """`KIND[@POINT]`: a fault, and the one place where it may strike; None for any place."""
+
+    kind: str
+    point: str | None
+
+
+class Injection(NamedTuple):
+    """`ID[,NAME=VALUE]...`: a row of the break-it matrix, and where to apply it."""
+
+    id: str
+    settings: dict[str, str]
+
+
+def settings(flag: str, given: Iterable[str]) -> dict[str, str]:
+    """Read repeated `NAME=VALUE`; a name may come once."""
+    read: dict[str, str] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if not (name and value):
+            raise UsageError(f"`{text}` is not NAME=VALUE", where=flag)
+        if name in read:
+            raise UsageError(f"`{name}` is given twice", where=flag, do="leave one of them")
+        read[name] = value
+    return read
+
+
+def seconds(flag: str, given: Iterable[str]) -> dict[str, float]:
+    """Read repeated `NAME=SECONDS`; seconds are finite and above 0."""
+    read: dict[str, float] = {}
+    for name, text in settings(flag, given).items():
+        try:
+            value = float(text)
+        except ValueError:
+            value = nan
+        if not 0 < value < inf:
+            raise UsageError(f"`{text}` is not a number of seconds above 0", where=f"{flag} {name}")
+        read[name] = value
+    return read
+
+
+def fault_points(given: Iterable[str]) -> tuple[FaultPoint, ...]:
+    """Read repeated `KIND[@POINT]`."""
+    read: list[FaultPoint] = []
+    for text in given:
+        match = re.fullmatch(r"([a-z][a-z_-]*)(?:@(\S+))?", text)
+        if match is None:
+            raise UsageError(f"`{text}` is not KIND or KIND@POINT", where="--fault")
+        read.append(FaultPoint(match[1], match[2]))
+    return tuple(read)
+
+
+def injection(text: str | None) -> Injection | None:
+    """Read `ID[,NAME=VALUE]...`, if given."""
+    if text is None:
+        return None
+    row, *rest = text.split(",")
+    if not re.fullmatch(r"[A-Z]+-[0-9]+", row):
+        raise UsageError(f"`{row}` is no id of the break-it matrix", where="--inject", do="try `OM-01`")
+    return Injection(row, settings("--inject", rest))
+
+
+def at_most_one(**given: object) -> None:
+    """Refuse flags that exclude each other. Keywords are the flags' names, with `_` for `-`."""
+    names = ["--" + name.replace("_", "-") for name, value in given.items() if value]
+    if len(names) > 1:
+        raise UsageError(f"{' and '.join(names)} exclude each other", do="give one of them")
+
+
+# --- the flags, as a command declares them ---
+
+
+def _repeated(flag: str, metavar: str, text: str) -> object:
+    return typer.Option(
+        flag, metavar=metavar, help=f"{text} May be repeated.", default_factory=list, show_default=False
+    )
+
+
+ProtocolName = Annotated[
+    str,
+    typer.Argument(metavar="PROTOCOL", help="Built in: tp_v1.1, tp_v0. Your own: FILE.py or FILE.py:NAME."),
+]
+Ranks = Annotated[int, typer.Option(min=2, help="Ranks, rank0 counted in.")]
+Chunks = Annotated[int, typer.Option(min=1, help="Chunks, one after the other.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoise calls per chunk.")]
+Faults = Annotated[
+    int | None,
+    typer.Option(min=0, help="Faults, at most.", show_default="1; with --mutant as many as it needs"),
+]
+FaultPoints = Annotated[list[str], _repeated("--fault", "KIND[@POINT]", "Only this fault, at this point if any.")]
+TransportChoice = Annotated[
+    Transport,
+    typer.Option("--transport", help="Inside a collective a rank waits (rendezvous) or goes on (stream)."),
+]
+Detection = Annotated[
+    OnOff | None,
+    typer.Option(help="May a rank notice a dead or stuck peer?", show_default="each property in its own mode"),
+]
+Params = Annotated[list[str], _repeated("--param", "NAME=VALUE", "A parameter of the protocol.")]
+Mutant = Annotated[str | None, typer.Option(metavar="FM-NN", help="Break the protocol in this known way.")]
+Mutants = Annotated[bool, typer.Option("--mutants", help="Break it in each known way; each must fail.")]
+AnyWorldSize = Annotated[bool, typer.Option("--any-world-size", help="Prove it for any number of workers.")]
+Properties = Annotated[list[str], _repeated("--property", "NAME", "Only this property.")]
+EngineChoice = Annotated[Engine, typer.Option("--engine", help="Which search; all answer the same.")]
+SymmetryChoice = Annotated[AutoOnOff, typer.Option("--symmetry", help="Swap workers, where that is sound.")]
+ReductionChoice = Annotated[
+    AutoOnOff, typer.Option("--reduction", help="Leave out moves that show nothing new; auto: from 4 ranks on.")
+]
+
+Scenario = Annotated[str | None, typer.Argument(metavar="SCENARIO", help="A scenario, as `check` writes it.")]
+BackendChoice = Annotated[Backend, typer.Option("--backend", help="What carries the tensors.")]
+Inject = Annotated[
+    str | None,
+    typer.Option(metavar="ID[,NAME=VALUE]...", help="Break it: a row of the break-it matrix, and where."),
+]
+Deadlines = Annotated[list[str], _repeated("--deadline", "PHASE=SECONDS", "How long a phase may take.")]
+Observe = Annotated[bool, typer.Option("--observe", help="Report a passed deadline, and end nothing.")]
+AgentPerRank = Annotated[
+    bool, typer.Option("--agent-per-rank", help="A torchrun for each rank, as on several machines; else one for all.")
+]
+Meet = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where rank0's guardian is met.")]
+Interface = Annotated[str | None, typer.Option(metavar="NAME", help="Network interface that it listens on.")]
+Program = Annotated[list[str], typer.Argument(metavar="CMD", help="A program and its arguments.")]
+
+TracePaths = Annotated[list[Path], typer.Argument(metavar="PATH", help="Traces, or folders of traces.")]
+ReportChoice = Annotated[ReportFormat, typer.Option("--format", help="How to print the verdict.")]
+OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", file_okay=False, help="Where to write.")]
+
+AuditChoice = Annotated[TextOrJson, typer.Option("--format", help="How to print the verdict.")]
+FullMatrix = Annotated[
+    bool, typer.Option("--full", help="Strike every rank of every number of ranks, in either layout: hours.")
+]
+RunFolders = Annotated[
+    list[Path],
+    typer.Option(
+        "--run",
+        metavar="DIR",
+        help="Judge this run's traces. May be repeated.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Evidence = Annotated[
+    Path | None, typer.Option(metavar="FILE", dir_okay=False, help="What an audit found; as checked in, if not given.")
+]
+
+PictureChoice = Annotated[Picture, typer.Argument(help="What to draw.")]
+Subjects = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SUBJECT",
+        help="Of what: a protocol, a counterexample, or traces.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Diff = Annotated[str | None, typer.Option(metavar="OTHER", help="Mark what differs from this one.")]
+PictureFormatChoice = Annotated[PictureFormat, typer.Option("--format", help="What to write.")]
+OutFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", dir_okay=False, help="Where to write.")]
+
+# --- the flags that several commands share ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be searched: a protocol, its scope, and what may go wrong. Each field is a flag."""
+
+    protocol: ProtocolName = "tp_v1.1"
+    ranks: Ranks = 3
+    chunks: Chunks = 2
+    steps: Steps = 2
+    faults: Faults = None
+    fault: FaultPoints
+    transport: TransportChoice = Transport.rendezvous
+    detection: Detection = None
+    param: Params
+    mutant: Mutant = None
+
+    def question(self) -> Query:
+        """The same, read."""
+        params, points = settings("--param", self.param), fault_points(self.fault)
+        from ..model.semantics.query import Query
+        from ..model.tables import Scope
+
+        return Query(
+            self.protocol,
+            Scope(self.ranks, self.chunks, self.steps),
+            params=params,
+            faults=self.faults,
+            fault_points=points,
+            stream=self.transport is Transport.stream,
+            detection=None if self.detection is None else self.detection is OnOff.on,
+            mutant=self.mutant,
+        )
+
+
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Declare the flags of `Asked` on a command, which is given them as one: its first parameter, `asked`."""
+    hints = get_type_hints(Asked, include_extras=True)
+    declared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(Asked)
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "asked"]
+
+    @wraps(command)
+    def with_flags(**given: Any) -> None:
+        asked = Asked(**{flag.name: given.pop(flag.name) for flag in declared})
+        command(asked, **given)
+
+    with_flags.__signature__ = signature.replace(parameters=[*declared, *own])  # type: ignore[attr-defined]
+    return with_flags

@@ -1,0 +1,271 @@
+"""What does not fit together in a recording: entries that contradict it, collectives that members issued unlike.
+
+Left out: operations that nobody can finish (`stall`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ...traces.collectives import Ended, RankRecord, Recording, Signature
+from ...traces.importers.genlock_programs import line_of
+from .alignment import Aligned, Key, Op, ops_of
+from .history import PAST, expected
+from .send_recv import Pairs
+from .sibling_ranks import Order
+
+if TYPE_CHECKING:
+    from .recognise_protocol import Lifted
+
+Shape = Callable[[Signature], tuple[object, ...]]
+
+
+class Finding(NamedTuple):
+    """A place where the ranks do not fit together, and whose doing it may be."""
+
+    op: Op
+    suspects: tuple[int, ...]
+    observed: str
+    expected: tuple[str, ...]
+    why: str
+    sure: bool = True
+    """Whether the recording tells the suspects apart from the others."""
+
+
+class Words:
+    """Names of what is found."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+
+    def group(self, number: int) -> str:
+        group = self.recording.groups[number]
+        described = f" ({group.description})" if group.description not in ("", "undefined") else ""
+        return f"group {group.name}{described}"
+
+    def op(self, op: Op) -> str:
+        signature = self.recording.signatures[op.signature]
+        return f"{signature} #{op.sequence} of {self.group(op.group)}"
+
+    def short(self, op: Op) -> str:
+        kind, towards = self._towards(op)
+        return f"{kind} #{op.sequence}{towards} of {self.group(op.group)}"
+
+    def call(self, op: Op) -> str:
+        """Likewise without its number."""
+        signature, (_, towards) = self.recording.signatures[op.signature], self._towards(op)
+        return f"{signature}{towards} of {self.group(op.group)}"
+
+    def _towards(self, op: Op) -> tuple[str, str]:
+        kind = self.recording.signatures[op.signature].kind
+        return kind, f" {'to' if kind == 'send' else 'from'} rank{op.peer}" if op.peer >= 0 else ""
+
+    def due(self, op: Op) -> str:
+        """What the other ranks owe to `op`: itself or, to one end of a send, the other end."""
+        if op.peer < 0:
+            return self.short(op)
+        send = self.recording.signatures[op.signature].kind == "send"
+        return f"{'recv from' if send else 'send to'} rank{op.rank} of {self.group(op.group)}"
+
+    def site(self, op: Op) -> str:
+        return self.recording.sites[op.site]
+
+    @cached_property
+    def lifted(self) -> Lifted | None:
+        """The recording as a run of TP v1.1, if it is one."""
+        if len({s.dtype for s in self.recording.signatures if s.kind == "broadcast"}) < 2:  # header and payload
+            return None
+        from .recognise_protocol import Lifted  # which brings the tables along
+
+        return Lifted(self.recording) or None
+
+    def line(self, op: Op) -> int:
+        """Line of the rank's file in which it was issued; entry of the recording where it is no file of lines."""
+        record = self.recording.ranks.get(op.rank)
+        if record is None or record.ended is Ended.UNSAID:
+            return op.at + 1
+        return line_of(record.path, op.entry)
+
+
+# ── recordings that contradict themselves ───────────────────────────────────────────────────────────────
+
+
+def contradictions(aligned: Aligned, words: Words) -> Iterator[Finding]:
+    recording = aligned.recording
+    capacity = 0 if recording.window else max((_held(r) for r in recording.ranks.values()), default=0)
+    for rank, record in recording.ranks.items():
+        if record.gap is not None and len(record.ops):
+            at = int(np.searchsorted(record.ops["entry"], record.gap))
+            op = ops_of(rank, record.ops, [min(at, len(record.ops) - 1)])[0]
+            dropped = "a ring drops its oldest entries, none between others"
+            written = "a recorder numbers what it writes, and says what it drops"
+            why = f"entry {record.gap} is missing: {dropped if record.ended is Ended.UNSAID else written}"
+            yield Finding(op, (rank,), words.short(op), (f"entry {record.gap}",), why)
+        elif record.lost and not record.pending_only and _held(record) < capacity:
+            op = ops_of(rank, record.ops, [0])[0]
+            why = f"what came before is missing: a ring drops nothing before it is full, and others hold {capacity}"
+            yield Finding(op, (rank,), words.short(op), (f"entry {op.entry - 1}",), why)
+        yield from _out_of_order(rank, record, words)
+    for at in np.flatnonzero(aligned.repeated)[:1].tolist():
+        rank = int(aligned.rank[at])
+        op = ops_of(rank, recording.ranks[rank].ops, [int(aligned.at[at])])[0]
+        yield Finding(op, (rank,), words.short(op), (), "its sequence number comes twice")
+    yield from _holes(aligned, words)
+
+
+def _held(record: RankRecord) -> int:
+    """How many entries its ring holds at least."""
+    return int(record.ops["entry"][-1] - record.ops["entry"][0]) + 1 if len(record.ops) else 0
+
+
+def _out_of_order(rank: int, record: RankRecord, words: Words) -> Iterator[Finding]:
+    """A group's sequence numbers rise as a rank issues them."""
+    ops = record.ops
+    chosen = np.flatnonzero(ops["peer"] < 0)
+    order = chosen[np.argsort(ops["group"][chosen], kind="stable")]
+    group, sequence = ops["group"][order], ops["sequence"][order]
+    wrong = np.flatnonzero((np.diff(group) == 0) & (np.diff(sequence) < 0))
+    for at in order[wrong + 1][:1].tolist():
+        op = ops_of(rank, ops, [at])[0]
+        yield Finding(op, (rank,), words.short(op), (), "its sequence number is lower than the one before")
+
+
+def _holes(aligned: Aligned, words: Words) -> Iterator[Finding]:
+    """A rank that has what came before and after in the group, but not what its peers have in between."""
+    recording = aligned.recording
+    short = np.flatnonzero(aligned.counts < aligned.sizes)
+    if not len(short):
+        return
+    spans = {
+        (rank, group): (int(own.min()), int(own.max()))
+        for rank, record in recording.ranks.items()
+        if not (record.pending_only or record.dropped)
+        for group in np.unique(record.ops["group"]).tolist()
+        if len(own := record.ops["sequence"][(record.ops["group"] == group) & (record.ops["peer"] < 0)])
+    }
+    if not len(spans):
+        return
+    lows: dict[int, int] = {}
+    for (_, group), (low, _) in spans.items():
+        lows[group] = min(low, lows.get(group, low))
+    for number in short.tolist():
+        key = aligned.key(number)
+        inside = [m for m in recording.groups[key.group].members if _within(spans.get((m, key.group)), key.sequence)]
+        if not inside:
+            continue
+        rows = aligned.rows(number)
+        there = {op.rank for op in rows}
+        for rank in inside:
+            if rank not in there:
+                why = f"rank{rank} has what came before and after it in the group, but not this"
+                yield Finding(rows[0]._replace(rank=rank), (rank,), "nothing", (words.short(rows[0]),), why)
+                return
+
+
+def _within(span: tuple[int, int] | None, sequence: int) -> bool:
+    return span is not None and span[0] < sequence < span[1]
+
+
+# ── members that issued unlike ──────────────────────────────────────────────────────────────────────────
+
+
+def mismatches(aligned: Aligned, order: Order, words: Words) -> Iterator[Finding]:
+    """The first collective of each group that its members did not issue alike; what follows it is noise."""
+    seen: set[int] = set()
+    for number in np.flatnonzero(aligned.unequal | aligned.unbalanced).tolist():
+        key = aligned.key(number)
+        if key.group not in seen:
+            seen.add(key.group)
+            yield _mismatch(aligned, number, order, words)
+
+
+def _mismatch(aligned: Aligned, number: int, order: Order, words: Words) -> Finding:
+    signatures, key, rows = aligned.recording.signatures, aligned.key(number), aligned.rows(number)
+    shape = _wire if aligned.unequal[number] else _sizes
+    given = {op.rank: shape(signatures[op.signature]) for op in rows}
+    values = set(given.values())
+    usual = _usual(list(given.values())) or _siblings(aligned, key, shape, values, order)
+    usual = usual or expected(_before(aligned, number, shape), values)
+    suspects = tuple(rank for rank, value in given.items() if value != usual)
+    astray = () if usual else order.astray(suspects)
+    suspects = astray or suspects
+    op = next(op for op in rows if op.rank in suspects)
+    others = {str(signatures[o.signature]) for o in rows if (o.rank not in suspects or not usual) and o is not op}
+    what = "the other members issued" if usual else "the members issued different collectives: elsewhere"
+    return Finding(
+        op,
+        suspects,
+        words.op(op),
+        tuple(f"{text} #{key.sequence} of {words.group(key.group)}" for text in sorted(others)),
+        f"{what} {' and '.join(sorted(others))}",
+        sure=bool(usual or astray),
+    )
+
+
+def _before(aligned: Aligned, number: int, shape: Shape) -> list[tuple[object, ...]]:
+    """What the group did before, oldest first."""
+    signatures, group = aligned.recording.signatures, aligned.key(number).group
+    first = int(np.searchsorted(aligned.group, group))
+    starts = aligned.starts[max(first, number - PAST) : number]
+    return [shape(signatures[s]) for s in aligned.signature[starts].tolist()]
+
+
+def _wire(signature: Signature) -> tuple[object, ...]:
+    return signature.wire
+
+
+def _sizes(signature: Signature) -> tuple[object, ...]:
+    return (signature.sent, signature.received)
+
+
+def _usual(values: Sequence[tuple[object, ...]]) -> tuple[object, ...] | None:
+    """What more than half of them are."""
+    [(value, count)] = Counter(values).most_common(1)
+    return value if 2 * count > len(values) and len(values) > 2 else None
+
+
+def _siblings(
+    aligned: Aligned, key: Key, shape: Shape, given: set[tuple[object, ...]], order: Order
+) -> tuple[object, ...] | None:
+    """What sibling groups of ranks that run the same program issued there, if they agree and some member here did."""
+    members, likeness = aligned.recording.groups[key.group].members, order.likeness
+    values = {
+        shape(aligned.recording.signatures[op.signature])
+        for witness in likeness.witnesses(members[0])
+        if (group := likeness.counterpart(witness, key.group)) not in (None, key.group)
+        for op in aligned.find(Key(group, key.sequence))
+    }
+    return values.pop() if len(values) == 1 and values <= given else None
+
+
+def unpaired(pairs: Pairs, words: Words) -> Iterator[Finding]:
+    """Sends and receives that meet, but not in what they carry; and those that meet nobody, all having ended well."""
+    recording = pairs.recording
+    for send, receive, carried in pairs.unequal():
+        a, b = recording.signatures[send.signature], recording.signatures[receive.signature]
+        usual = expected(carried, {a.wire, b.wire})
+        odd, other = (receive, send) if usual == a.wire else (send, receive)
+        suspects = (odd.rank,) if usual else (send.rank, receive.rank)
+        why = f"rank{send.rank} sent {a.sent:,} {a.dtype}, rank{receive.rank} takes {b.received:,} {b.dtype}"
+        why += f"; before, it was always {usual[2]:,} {usual[1]}" if usual else ""
+        yield Finding(odd, suspects, words.op(odd), (words.op(other),), why, sure=usual is not None)
+    stopped = {rank for rank, record in recording.ranks.items() if record.ended is Ended.STOPPED}
+    for rank, found in pairs.alone.items():
+        op = ops_of(rank, recording.ranks[rank].ops, found[:1])[0]
+        if {rank, op.peer} <= stopped:
+            why = f"rank{op.peer} came to its end, as rank{rank} did, without a {words.due(op)}"
+            yield Finding(op, (rank, op.peer), words.op(op), (words.due(op),), why, sure=False)
+
+
+def blamed(findings: Sequence[Finding]) -> tuple[int, ...]:
+    """Those that are told apart; a place where they are not adds nobody if it has one of those."""
+    sure = {rank for f in findings if f.sure for rank in f.suspects}
+    for f in findings:
+        if not f.sure and not sure & set(f.suspects):
+            sure |= set(f.suspects)
+    return tuple(sorted(sure))

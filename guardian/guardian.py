@@ -1,0 +1,424 @@
+"""One guardian: starts its rank, watches its page and its end, and ends it when the run is lost.
+
+rank0's guardian is where the others meet. Whoever finds something wrong says ABORT before it does anything else;
+everyone gathers evidence, kills its rank, and rank0's guardian, which has heard from all, says whose fault it was.
+Left out: whose clock runs (`judge`), and what is said on the wire (`wire`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+
+from . import evidence
+from .child import HELD, Child, stopped, tell_when_parent_dies, traced
+from .deadlines import Finding, Graph, Local, where
+from .exit_cause import LAST, USAGE, by_itself, cause_of, status_of, weight_of
+from .links import Caller, Listener
+from .settings import Settings, Wrong, differences
+from .status_page import NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TICK = 0.02
+"""Seconds between two looks at the page."""
+QUIET = 0.2
+"""Seconds without progress after which a rank's standing is worth telling."""
+PING = 1.0
+RETRY = 0.02
+"""Seconds between two calls of rank0's guardian."""
+GRACE = 0.1
+"""Seconds that rank0's guardian waits for a better explanation before it names the culprit."""
+SEARCH = 0.8
+"""Seconds that it waits where all that is known is that peers were lost: the guardian of one that was will know."""
+VERDICT = 2.0
+"""Seconds that the others wait for its word; it gathers evidence meanwhile."""
+KILL = 10.0
+"""Seconds that a killed rank may take to go; gigabytes have to be given back."""
+FAREWELL = 2.0
+"""Seconds that a guardian with bad news tries to reach rank0's."""
+
+TOLD = ("waiting", "position", "counter", "deadline", "phase", "commit")
+"""What the others are told of a page."""
+
+
+class Guardian:
+    """The guardian of one rank, from the start of its program to its own exit status."""
+
+    def __init__(self, settings: Settings, environ: dict[str, str]) -> None:
+        self.settings, self.environ = settings, environ
+        self.rank, self.world = settings.rank, settings.world
+        self.selector = selectors.DefaultSelector()
+        self.graph = Graph(self.world, settings.deadlines)
+        self.finding: Finding | None = None
+        self.findings: list[tuple[int, float, Finding]] = []
+        self.begun = self.lost_at = time.monotonic()
+        self.sealed = self.gone = self.asked = self.paused = self.stopped = False
+        self.reported: set[int] = set()
+        self.met: set[int] = set()
+        self.kept = ""
+        self._said = self._pinged = self._called = 0.0
+        self._quiet = False
+        self._told: set[str] = set()
+
+    # ── start ───────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, parent: int) -> None:
+        """Hold signals, start the rank, and meet the others. Raises OSError where there is no such program."""
+        self._hold_signals()
+        if not tell_when_parent_dies(parent):
+            raise Wrong("the launcher has died before the rank was started")
+        self.parent = parent
+        self.memory = mmap.mmap(self._shared(VARIABLE, SIZE), SIZE)
+        self.stacks = self._shared(STACKS, 0)
+        self.environ[SPARED] = str(int(self.settings.observe))
+        self.words = evidence.Words(self.environ)
+        self.child = Child(self.settings.program, self.environ)
+        self.page = Page()
+        self.local = Local(self.rank, self.settings.deadlines, time.monotonic())
+        self._moved = time.monotonic()
+        refused = self._once
+        if self.rank == 0:
+            self.hub: Listener | None = Listener(self.selector, self.hear, refused, self.settings.token, self.world)
+            self.links: Listener | Caller = self.hub
+            if self.world > 1:
+                self.hub.listen(self.settings.bind, self.settings.ports)
+        else:
+            self.hub = None
+            self.links = Caller(self.selector, self.hear, refused)
+            self._meet()
+
+    def _hold_signals(self) -> None:
+        inbox, outbox = socket.socketpair()
+        inbox.setblocking(False)
+        outbox.setblocking(False)
+        self._wake = (inbox, outbox)
+        for number in HELD:
+            signal.signal(number, _nothing)
+        signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
+        self.selector.register(inbox, selectors.EVENT_READ, self._signalled)
+
+    def _shared(self, name: str, size: int) -> int:
+        """Memory that the rank reaches by a path in its environment, whatever it does to inherited descriptors."""
+        number = os.memfd_create(name)
+        os.ftruncate(number, size)
+        self.environ[name] = f"/proc/{os.getpid()}/fd/{number}"
+        return number
+
+    def _meet(self) -> None:
+        s = self.settings
+        if isinstance(self.links, Caller) and self.links.call(s.host, s.ports, s.token, self.rank):
+            self.links.send(0, "hello", {"posture": s.posture})
+            self.met.add(0)
+
+    # ── the loop ────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self) -> int:
+        """To the end of the rank and of what has to be said about it; returns the exit status."""
+        while not self._over():
+            busy = self.finding is not None or (self.rank > 0 and not self.links.ranks)
+            for key, _ in self.selector.select(0.005 if busy else TICK):
+                key.data()
+            self._look(time.monotonic())
+        return self._leave()
+
+    def _look(self, now: float) -> None:
+        if self.finding is None:
+            self._see_end()
+        else:
+            self._await_end(now)
+        if self.hub is not None:
+            self.hub.tidy(now)
+        elif not self.links.ranks and not self.sealed and now - self._called > RETRY:
+            self._meet()
+            self._called = time.monotonic()
+        self._expect_all(now)
+        if self.child.status is None and self.finding is None:
+            self._read_page(now)
+        if self.hub is not None and self.finding is None:
+            stuck = self.graph.judge(now)
+            if stuck is not None:
+                self.find(stuck)
+        self._watch_guardians(now)
+
+    def _expect_all(self, now: float) -> None:
+        """Guardians have met by their deadline."""
+        late = now - self.begun > self.settings.deadlines["meet"]
+        missing = {0} if self.rank else {*range(1, self.world)}
+        missing -= self.met
+        if late and missing and self.finding is None:
+            rank, at = min(missing), f"{self.settings.host}:{self.settings.ports[0]}"
+            what = f"the guardian of rank{rank} was not met at {at} within {now - self.begun:.0f} s"
+            self.find(Finding("guardian", rank, what))
+
+    def _read_page(self, now: float) -> None:
+        page = Page.read(memoryview(self.memory))
+        if page is None:
+            if "startup" not in self.settings.explicit:
+                return  # a program that writes no page is charged for nothing, unless it was said that it does
+            page, page.phase = self.page, "startup"
+        moved = page.counter != self.page.counter or page.waiting != self.page.waiting
+        self.page, self._moved = page, now if moved else self._moved
+        self.stopped = self.child.stopped or (now - self._moved > QUIET and stopped(page.pid))
+        overdue = self.local.look(page, stopped=self.stopped, paused=self.paused, now=now)
+        if overdue is not None and not self._debugged():
+            self.find(overdue)
+        self._tell_standing(now)
+
+    def _debugged(self) -> bool:
+        return traced(self.child.pid) or (self.page.pid != 0 and traced(self.page.pid))
+
+    def _tell_standing(self, now: float) -> None:
+        """What rank0's guardian has to know to judge, when a rank turns quiet or moves on, and now and then."""
+        quiet = now - self._moved > QUIET
+        if quiet == self._quiet and now - self._said < PING:
+            return
+        if quiet != self._quiet or quiet:
+            self._stand(quiet, self.paused or (quiet and self._debugged()))
+        self._quiet, self._said = quiet, now
+
+    def _stand(self, quiet: bool, paused: bool) -> None:
+        facts: dict[str, object] = {name: getattr(self.page, name) for name in TOLD}
+        facts |= {"quiet": quiet, "paused": paused}
+        if self.stopped:
+            facts["waiting"] = NOBODY
+        if self.hub is None:
+            self.links.send(0, "status", facts)
+        else:
+            self._note(0, facts)
+
+    def _note(self, rank: int, facts: dict[str, object]) -> None:
+        one, page = self.graph.ranks[rank], Page()
+        for name in TOLD:
+            setattr(page, name, facts[name])
+        one.page, one.quiet, one.paused = page, bool(facts["quiet"]), bool(facts["paused"])
+
+    def _watch_guardians(self, now: float) -> None:
+        if now - self._pinged > PING:
+            self._pinged = now
+            self.links.send_all("ping")
+            for link in list(self.links.ranks.values()):
+                silent = now - link.heard
+                if silent > self.settings.deadlines["guardian"]:
+                    self.find(Finding("guardian", link.rank, f"the guardian of rank{link.rank} is silent"))
+
+    # ── what comes ──────────────────────────────────────────────────────────────────────────────────
+
+    def _signalled(self) -> None:
+        try:
+            numbers = self._wake[0].recv(256)
+        except BlockingIOError:
+            return
+        for number in numbers:
+            if number == signal.SIGUSR1:
+                self.paused = not self.paused
+                _say(f"rank{self.rank}: deadlines are {'paused' if self.paused else 'in force again'}")
+            elif number == signal.SIGHUP and os.getppid() != self.parent:
+                self.find(Finding("launcher", -1, f"the launcher of rank{self.rank} died"))
+            elif number != signal.SIGCHLD:
+                self.asked = True
+                self.child.send(number)
+
+    def hear(self, rank: int, frame: dict[str, object] | None) -> None:
+        """A frame from another guardian, or None: it is gone."""
+        if frame is None:
+            if rank not in self.met:
+                return  # it gave up before it had heard that it was let in, and calls again
+            one = self.graph.ranks[rank]
+            known = self.rank == 0 and self.finding is not None and (rank in self.reported or self._best()[0] < LAST)
+            if not (self.sealed or one.done or known):
+                self.find(Finding("guardian", rank, f"the guardian of rank{rank} is gone"))
+            self.reported.add(rank)
+            one.done |= self.settings.observe
+            return
+        kind = frame.pop("kind")
+        if kind == "hello":
+            self.met.add(rank)
+            odd = differences(self.settings.posture, str(frame["posture"]), rank)
+            if odd:
+                self.find(Finding("parity", rank, f"guardians differ: {odd}"))
+            elif self.finding is not None:
+                self.links.send(rank, "abort", self._abort(self.finding))
+        elif kind == "status":
+            self._note(rank, frame)
+        elif kind == "done":
+            self.graph.ranks[rank].done = True
+        elif kind == "gone":
+            self.reported.add(rank)
+        elif kind == "abort":
+            self.find(_finding(frame), int(str(frame["weight"])), source=rank)
+        elif kind == "verdict":
+            if self.finding is None:  # it met us after its ABORT had gone out
+                self.find(_finding(frame), source=rank)
+            self.finding, self.sealed = _finding(frame), True
+
+    # ── what follows ────────────────────────────────────────────────────────────────────────────────
+
+    def find(self, finding: Finding, weight: int | None = None, source: int = -1) -> None:
+        """The run is lost: say so to the others first, keep the evidence, kill the rank. Once; then only note it.
+
+        A rank that has ended by itself may be why: others hear of it from its connections, before its guardian looks.
+        """
+        told = time.monotonic()
+        if self.finding is None:
+            self._see_end()
+        if source < 0:
+            told = time.monotonic()  # what others say was before the end that has just been seen
+        weight = weight_of(finding) if weight is None else weight
+        if self.settings.observe:
+            self._observe(finding, source)
+            return
+        self.findings.append((weight, told, finding))
+        if self.finding is not None:
+            if source < 0:
+                self.links.send_all("abort", self._abort(finding))
+            return
+        self.finding, self.lost_at = finding, time.monotonic()
+        self._pass_on(finding, but=source)
+        self._keep(finding)
+        self.child.send(signal.SIGKILL)
+
+    def _await_end(self, now: float) -> None:
+        """See the rank off; rank0's guardian also gathers what the others have found."""
+        if not self.gone and self.child.gone():
+            self.gone = True
+            self.links.send_all("gone")
+        waited, others = now - self.lost_at, set(range(1, self.world))
+        if self.hub is None or self.sealed:
+            return
+        met = self.reported | self.links.ranks.keys() >= others
+        patience = GRACE if self._best()[0] < LAST else SEARCH
+        if self.reported >= others or (met and waited > patience) or waited > FAREWELL:
+            self.finding = self._best()[2]
+            self.links.send_all("verdict", _fields(self.finding))
+            self.sealed = True
+
+    def _best(self) -> tuple[int, float, Finding]:
+        """What explains the others, of all that was found."""
+        return min(self.findings, key=lambda found: found[:2])
+
+    def _pass_on(self, finding: Finding, but: int) -> None:
+        self.links.send_all("abort", self._abort(finding), but=but)
+
+    def _abort(self, finding: Finding) -> dict[str, object]:
+        return {**_fields(finding), "weight": weight_of(finding)}
+
+    def _observe(self, finding: Finding, source: int) -> None:
+        """Only report, each thing once however long it lasts, and let it go on."""
+        thing = f"{finding.cause} {finding.culprit} {finding.what.rpartition(' in phase ')[2]}"
+        if thing in self._told:
+            return
+        self._told.add(thing)
+        if source < 0:
+            self._pass_on(finding, but=-1)
+            self._keep(finding)
+        at = f"; evidence in {self.kept}" if self.kept else ""
+        _say(f"rank{self.rank} would have been ended: {finding.what}{at}")
+
+    def _keep(self, finding: Finding) -> None:
+        again = [self.settings.restart] if self.settings.restart != "0" else []
+        more = [str(len(self._told))] if len(self._told) > 1 else []
+        name = ".".join([f"rank{self.rank}", *again, *more, "evidence.txt"])
+        path = os.path.join(self.settings.evidence, name)
+        kept = (self.page, self.child, self.stacks, self.words, memoryview(self.memory), self.environ)
+        if evidence.gather(path, finding, *kept):
+            self.kept = path
+
+    def _see_end(self) -> None:
+        """What follows if the rank, which nobody has killed yet, has ended by itself, or is about to."""
+        status = self.child.status if self.child.reap() else self.child.dying()
+        one = self.graph.ranks[self.rank]
+        if one.done or status is None or (status == 0 and self.child.status is None):
+            return
+        self._signalled()  # its launcher may have asked for it
+        if one.done:
+            return
+        self.page = Page.read(memoryview(self.memory)) or self.page
+        one.done = True
+        self._stand(quiet=True, paused=False)
+        if status == 0:
+            self.links.send_all("done")
+            return
+        self.find(by_itself(self.rank, status, where(self.page), asked=self.asked))
+        if self.settings.observe:
+            self.links.send_all("done")
+
+    # ── the end ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _over(self) -> bool:
+        now = time.monotonic()
+        if self.finding is None:
+            if self.child.status is None:
+                return False
+            if self.hub is None:
+                return bool(self.links.ranks) or self.settings.observe
+            return all(one.done for one in self.graph.ranks)
+        waited = now - self.lost_at
+        patience = VERDICT if self.links.ranks or 0 in self.reported else FAREWELL
+        told = self.sealed or (self.hub is None and waited > patience)
+        return told and (self.gone or waited > KILL)
+
+    def _leave(self) -> int:
+        if self.findings and not self.sealed:  # rank0's guardian has not said what it was
+            self.finding = self._best()[2]
+        found, own = self.finding, self.child.status or 0
+        if found is None or (self.graph.ranks[self.rank].done and own == 0):
+            return own if own >= 0 else 128 - own
+        status = status_of(found, self.rank, own)
+        at = f"; evidence in {self.kept}" if self.kept else ""
+        stood = "" if found.culprit == self.rank else f"; it stood {where(self.page)}"
+        _say(f"rank{self.rank} was ended: {found.what}{stood}{at}")
+        if self.settings.traces:
+            path = os.path.join(self.settings.traces, f"rank{self.rank}.trace.jsonl")
+            evidence.mark(path, cause_of(found, self.rank), status, found.what, found.culprit)
+        return status
+
+    def _once(self, what: str) -> None:
+        """One line for each kind of thing that was refused, however often it comes."""
+        if what not in self._told and len(self._told) < 100:
+            self._told.add(what)
+            _say(f"rank{self.rank}'s guardian: {what}")
+
+
+def _fields(finding: Finding) -> dict[str, object]:
+    return {"cause": finding.cause, "culprit": finding.culprit, "what": finding.what}
+
+
+def _finding(frame: dict[str, object]) -> Finding:
+    return Finding(str(frame["cause"]), int(str(frame["culprit"])), str(frame["what"]))
+
+
+def _nothing(*_: object) -> None:
+    """A handler must exist for the wake-up to be written."""
+
+
+def _say(text: str) -> None:
+    """One line, in one write: other ranks write to the same place."""
+    try:
+        os.write(2, f"genlock: {text}\n".encode())
+    except OSError:
+        return
+
+
+def main(arguments: Sequence[str]) -> int:
+    """What `genlock guard` becomes."""
+    parent = os.getppid()
+    try:
+        settings = Settings(arguments, os.environ)
+        guardian = Guardian(settings, dict(os.environ))
+        guardian.start(settings.parent or parent)
+    except (Wrong, OSError) as error:
+        _say(f"genlock guard: {error}")
+        return USAGE
+    try:
+        return guardian.run()
+    finally:
+        guardian.child.end()
+        sys.stderr.flush()

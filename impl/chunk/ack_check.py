@@ -1,0 +1,73 @@
+"""What ranks say at the end of a chunk, held against each other: records, the table's terms, and the differences.
+
+All ranks of a chunk must say the same, but for the fingerprint of their weights: that must be what each rank
+itself gave at start-up. Left out: how an ack travels (`wire`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ...errors import ContractViolation
+from ...model.protocols import tp_values as values
+from . import digest, wire
+from .wire import Ack
+
+UNREADABLE = values.Ack(-1, -1, -1, -1)
+
+
+class AckBook:
+    """Who must say what. `shards` are the weight fingerprints of start-up, by rank; empty where there are none."""
+
+    def __init__(self, shards: Sequence[int] = ()) -> None:
+        self.shards = tuple(shards)
+
+    def expected(self, cut: bool, rank: int) -> int:
+        """What the ack of `rank` must have as `weights_fingerprint`; `cut`: in a chunk with `init_cache`."""
+        return self.shards[rank] if cut and self.shards else 0
+
+    def state(self, ack: Ack, cut: bool, rank: int) -> int:
+        """int64 digest of all that an ack of `rank` says beyond ids and counts, equal on ranks in lockstep."""
+        return digest.chain(
+            0,
+            ack.sequence_hash,
+            ack.global_end_index,
+            ack.local_end_index,
+            ack.current_start_frame,
+            ack.output_digest,
+            ack.weights_fingerprint == self.expected(cut, rank),
+        )
+
+    def project(self, records: Sequence[torch.Tensor], cut: bool) -> frozenset[values.Ack]:
+        """The acks of all ranks in the table's terms: one where they agree."""
+        if not cut and all(torch.equal(record, records[0]) for record in records[1:]):
+            return frozenset({self._project(records[0], cut, 0)})  # as it should be, and no rank has marks of its own
+        return frozenset(self._project(record, cut, rank) for rank, record in enumerate(records))
+
+    def diff(self, mine: Ack, records: Sequence[torch.Tensor], cut: bool) -> str:
+        """A clause for each field of each rank that is not as it must be."""
+        clauses = (c for rank, record in enumerate(records) for c in self._clauses(mine, record, cut, rank))
+        return "; ".join(clauses)
+
+    def _project(self, record: torch.Tensor, cut: bool, rank: int) -> values.Ack:
+        try:
+            ack = wire.unpack_ack(record)
+        except ContractViolation:
+            return UNREADABLE
+        ids = (ack.call_id, ack.chunk_index, ack.cache_epoch)
+        return values.Ack(*ids, ack.observed_generator_calls, self.state(ack, cut, rank))
+
+    def _clauses(self, mine: Ack, record: torch.Tensor, cut: bool, rank: int) -> Iterator[str]:
+        try:
+            theirs = wire.unpack_ack(record)
+        except ContractViolation as error:
+            yield f"rank{rank}: {error}"
+            return
+        for problem in wire.ack_problems(mine, theirs):
+            yield f"rank{rank} {problem.field} = {problem.value}, {problem.text}"
+        found, expected = theirs.weights_fingerprint, self.expected(cut, rank)
+        if found != expected:
+            was = f"at start-up it was {digest.to_hex(expected)}: its weights have changed"
+            yield f"rank{rank} ack.weights_fingerprint = {digest.to_hex(found)}, {was}"

@@ -1,0 +1,62 @@
+"""Checks that weights stay what they were: a fingerprint of all of them, and a look at some of them each chunk.
+
+Left out: whose weights they are, and when a check is due (`rank.rank_runtime`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from . import digest
+
+LOOKED_AT = 64 * 2**20
+"""Bytes of weights, at least, that a chunk without a hard cut looks at: all of a small generator's."""
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> int:
+    """int64 hash of the names and bytes of all weights."""
+    sequence = digest.SEQUENCE_START
+    for name in sorted(weights):
+        sequence = digest.chain(sequence, name, digest.of_tensor(weights[name]))
+    return sequence
+
+
+class WeightCheck:
+    """Watches weights from its making on: some of them are looked at in each turn, all of them in turn.
+
+    A hard cut fingerprints everything, and between two cuts a changed weight would pass unseen for as long as the
+    video has no cut. `least` bytes are looked at in each turn, so a small model's weights are all looked at.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], least: int = LOOKED_AT) -> None:
+        self._weights = weights
+        self._were = {name: digest.of_tensor(weight) for name, weight in weights.items()}
+        self._parts = _parts({name: weight.nbytes for name, weight in weights.items()}, least)
+        self.turns = len(self._parts)
+        """So many turns in a row look at everything."""
+        self._turn = 0
+
+    def damage(self) -> str | None:
+        """What is wrong with the part whose turn it is, if it is no longer what it was: weight and digests."""
+        part = self._parts[self._turn % self.turns]
+        self._turn += 1
+        for name in part:
+            found, was = digest.of_tensor(self._weights[name]), self._were[name]
+            if found != was:
+                return f"weight `{name}` has digest {digest.to_hex(found)}, but {digest.to_hex(was)} at start-up"
+        return None
+
+
+def _parts(sizes: Mapping[str, int], least: int) -> list[list[str]]:
+    """The names in groups, in order, each of at least so many bytes but for the last."""
+    parts: list[list[str]] = [[]]
+    room = least
+    for name, size in sizes.items():
+        if room <= 0:
+            parts.append([])
+            room = least
+        parts[-1].append(name)
+        room -= size
+    return parts

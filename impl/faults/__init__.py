@@ -1,0 +1,1 @@
+"""Breaks runs on purpose: injections, process faults, a simulator, and probes of every check."""

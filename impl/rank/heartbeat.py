@@ -1,0 +1,152 @@
+"""How a rank tells its guardian where it is: a page in shared memory, written on progress. No torch.
+
+    beat = Beat.open()                 # without a guardian it writes to nobody
+    beat.phase("steady")
+    with beat.waiting():               # inside: the clock of whoever is not here yet runs, not ours
+        dist.all_reduce(tensor)
+    beat.progress()
+
+Write from where the work is done, never from a thread of its own: a beat says that the work goes on. Left out:
+what the guardian makes of it (docs/guardian.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import mmap
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+from ...guardian.status_page import (
+    ASKED,
+    DUMPS_STACKS,
+    EVERYONE,
+    HAS_SPOKEN,
+    HAS_WORDS,
+    NOBODY,
+    SIZE,
+    SPARED,
+    STACKS,
+    VARIABLE,
+    Page,
+)
+
+
+class Beat:
+    """The page of this process. Any thread may write."""
+
+    def __init__(self, memory: memoryview, flags: int = 0, *, guarded: bool = False) -> None:
+        self.guarded = guarded
+        """Whether somebody reads it."""
+        self._memory, self._lock, self._edition = memory, threading.Lock(), 0
+        self._pending = 0
+        self._page = Page()
+        self._page.pid, self._page.flags = os.getpid(), flags
+        self.phase("startup")
+
+    @classmethod
+    def open(cls) -> Beat:
+        """The page that the guardian of this process has made, if there is a guardian; stacks go there on SIGUSR2."""
+        path = os.environ.get(VARIABLE)
+        if path is None:
+            return cls(memoryview(bytearray(SIZE)))
+        with open(path, "r+b", buffering=0) as file:
+            memory = memoryview(mmap.mmap(file.fileno(), SIZE))
+        # unbuffered, and open for good: faulthandler writes to the descriptor
+        stacks = os.open(os.environ[STACKS], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        if threading.current_thread() is threading.main_thread():
+            # in force again once Python, on its way out, has let go of faulthandler: else stacks asked for then kill it
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=os.environ.get(SPARED) != "1")
+        return cls(memory, DUMPS_STACKS, guarded=True)
+
+    def last_words(self, speak: Callable[[], object]) -> None:
+        """Have `speak` called, in a thread of its own, when the guardian is about to end this process: to keep what
+        only this process can. It has half a second at most; nobody who is stopped or holds the GIL is heard.
+        Once for a process.
+        """
+        path = os.environ.get(ASKED)
+        if path is None or not self.guarded:
+            return
+        asked = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        threading.Thread(target=self._await_asked, args=(asked, speak), name="genlock-words", daemon=True).start()
+        self._flag(HAS_WORDS)
+
+    def _await_asked(self, asked: int, speak: Callable[[], object]) -> None:
+        while os.read(asked, 1):
+            with contextlib.suppress(Exception):
+                speak()
+            self._flag(HAS_SPOKEN)
+
+    def _flag(self, flag: int) -> None:
+        with self._lock:
+            self._page.flags |= flag
+            self._edition = self._page.write(self._memory, self._edition)
+
+    def phase(self, name: str, *, deadline: float = 0.0) -> None:
+        """Work of this kind begins. `deadline` in seconds overrides that of the phase; at most 16 bytes of name."""
+        with self._lock:
+            self._page.phase, self._page.deadline = name, deadline
+            self._write()
+
+    def move(self, phase: str, commit: str, deadline: float = 0.0) -> None:
+        """`phase`, `commit` and `progress` in one write."""
+        with self._lock:
+            self._page.phase, self._page.commit, self._page.deadline = phase, commit, deadline
+            self._write()
+
+    def progress(self) -> None:
+        """Something is done that had not been done before."""
+        with self._lock:
+            self._write()
+
+    def commit(self, what: str) -> None:
+        """A commitment point is passed: from now on peers wait for more from us. At most 64 bytes."""
+        with self._lock:
+            self._page.commit = what
+            self._write()
+
+    def enter(self, rank: int = EVERYONE) -> None:
+        """A collective is issued (or a wait for one `rank` begins): this rank's clock is suspended."""
+        with self._lock:
+            self._page.position += rank == EVERYONE
+            self._page.waiting = rank
+            self._write()
+
+    def leave(self) -> None:
+        """It has completed."""
+        with self._lock:
+            self._page.waiting = NOBODY
+            self._write()
+
+    @contextlib.contextmanager
+    def waiting(self, rank: int = EVERYONE) -> Iterator[None]:
+        """`enter`, and `leave` at the end. Every rank must come here for the same collectives, in the same order."""
+        self.enter(rank)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def issue(self, operation: object) -> Callable[[str | None], None]:
+        """As a watcher of the interceptor: every collective of this process is waited in, until all have completed."""
+        with self._lock:
+            self._pending += 1
+            self._page.position += 1
+            self._page.waiting = EVERYONE
+            self._write()
+        return self._complete
+
+    def _complete(self, outcome: str | None) -> None:
+        with self._lock:
+            self._pending -= 1
+            if not self._pending:
+                self._page.waiting = NOBODY
+            self._write()
+
+    def _write(self) -> None:
+        self._page.counter += 1
+        self._edition = self._page.write(self._memory, self._edition)

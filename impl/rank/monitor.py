@@ -1,0 +1,120 @@
+"""Holds a running rank to its table: every move is asked for before it is made.
+
+The monitor's variables *are* the rank's ids, epochs, plan and counters; the roles keep no second set.
+Left out: the collectives inside a generator call.
+"""
+
+from __future__ import annotations
+
+from ...errors import ContractViolation, ParityMismatch
+from ...model.protocols.tp_values import TPVars
+from ...model.tables import By, Collective, Data, Role, Row
+
+
+class Monitor:
+    """One rank in its table. With `enforce` off an illegal move is made all the same (a build without tripwires)."""
+
+    def __init__(self, role: Role, rank: int, *, enforce: bool = True) -> None:
+        self.role, self.rank, self.enforce = role, rank, enforce
+        self.state = role.initial
+        self.vars: TPVars = role.start(False)
+        self.pending: Row | None = None
+        self.moves = 0
+        """Counts progress: moves made, and collectives issued."""
+
+    @property
+    def phase(self) -> str:
+        return self.role.by_name[self.state].phase
+
+    @property
+    def failed(self) -> bool:
+        return self.role.by_name[self.state].failed
+
+    def step(self, event: str, data: Data = None) -> None:
+        """Make a move that has no collective. Raises ContractViolation where the table does not allow it."""
+        self._arrive(self._row(event, data), data)
+
+    def enter(self, event: str) -> Collective:
+        """Issue the collective of `event`. Raises ContractViolation where the table does not allow it."""
+        row = self._row(event, None)
+        if row.op is None:
+            raise ValueError(f"`{event}` carries no collective")
+        self.pending = row
+        self.moves += 1
+        return row.op
+
+    def exit(self, data: Data) -> None:
+        """The pending collective completed and delivered `data`."""
+        row = self.pending
+        if row is None:
+            raise ValueError("no collective is pending")
+        self.pending = None
+        self._arrive(row, data)
+
+    def decide(self) -> Row:
+        """The one row that the checks of this state lead to; it is taken by `step`."""
+        for by in (By.PROTOCOL, By.VIOLATION):  # none of the second is enabled where one of the first is
+            rows = [r for r in self.role.leaving[self.state] if r.by is by]
+            legal = [r for r in rows if self.role.enabled(self.state, r.event, self.vars, None) is r]
+            if legal:
+                break
+        if len(legal) != 1:
+            raise self.violation("a check", f"a check has {len(legal)} ways out")
+        return legal[0]
+
+    def broken_checks(self) -> list[str]:
+        """What the checks of this state found wrong: the text of the guards that do not hold.
+
+        Where there are several ways out, those of the one that comes nearest.
+        """
+        ways = [
+            [str(g.__doc__) for g in row.guards if not g(self.vars, None)]
+            for row in self.role.leaving[self.state]
+            if row.by is By.PROTOCOL and row.guards
+        ]
+        return min(ways, key=len, default=[])
+
+    def violated(self) -> str | None:
+        """The violation that the checks of this state report, if they do."""
+        rows = (r for r in self.role.leaving[self.state] if r.by is By.VIOLATION)
+        return next((r.event for r in rows if self.role.enabled(self.state, r.event, self.vars, None)), None)
+
+    def fail(self, event: str) -> None:
+        """Poison this rank by a violation, `exception`, `peer_lost` or `deadline`, whatever is pending."""
+        self.pending = None
+        self._arrive(self.role.row(self.state, event), None)
+
+    def candidate(self, state: str, event: str) -> TPVars:
+        """The variables as they would be after that row, with nothing changed."""
+        after: TPVars = self.role.row(state, event).apply(self.vars, None)
+        return after
+
+    def violation(self, event: str, text: str = "", data: Data = None) -> ContractViolation:
+        """The error for a move that the table does not allow with `data`, or for what `text` says."""
+        v = self.vars
+        where = f"rank{self.rank} ({self.role.name}) in {self.pending or self.state}, call_id={v.call_id}"
+        if self.phase == "generate" and v.plan is not None:
+            where += f", generator calls {v.observed} of {v.plan.expected}"
+        if text:
+            kind = ParityMismatch if self.phase == "startup" else ContractViolation
+            return kind(text, where=where)
+        rows = [r.event for r in self.role.leaving[self.state] if r.by not in (By.FAULT, By.DETECTION)]
+        row = None if self.pending else self.role.rows_by_key.get((self.state, event))
+        broken = [str(g.__doc__) for g in row.guards if not g(v, data)] if row is not None else []
+        why = f": it does not hold that {'; '.join(broken)}" if broken else ""
+        do = f"the table has {', '.join(rows)}"
+        return ContractViolation(f"`{event}` is not allowed here{why}", where=where, do=do)
+
+    def _row(self, event: str, data: Data) -> Row:
+        row = None if self.pending else self.role.enabled(self.state, event, self.vars, data)
+        if row is not None:
+            return row
+        if self.enforce:
+            raise self.violation(event, data=data)
+        found = next((r for r in self.role.rows if r.event == event), None)
+        return found or self.role.row(self.state, event)
+
+    def _arrive(self, row: Row, data: Data) -> None:
+        self.vars = row.apply(self.vars, data)
+        self.state = row.target
+        self.moves += 1

@@ -1,0 +1,226 @@
+"""Serves your own generator and pipeline, given as plain callables, on ranks that torchrun starts on any nodes.
+
+    def build(group, device) -> Mine: ...        # on every rank: your model, sharded over `group`
+    def application(driver: Driver) -> None: ... # on rank0 alone: your pipeline
+    sys.exit(serve(build, application, out="traces"))
+
+Every rank is held to the tables, fenced, and recorded; examples/language_model.py is a whole one. Warm up with
+`Driver.warm_up`: a generator that is called past it finds its first collective refused, since no peer would answer.
+Left out: phases A and C of a video (`pipeline`), and faults to inject (`rank`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ...errors import ContractViolation, UsageError
+from ...model.protocols.tp_v1_1 import TP_V1_1
+from ..chunk import digest, parity
+from ..chunk.schema import TP_ENVELOPE_VERSION, TP_PLAN, Mode
+from ..chunk.weight_check import WeightCheck, fingerprint
+from .collective_guard import Inside
+from .parent_death import die_with_parent
+from .rank_runtime import Seat, say
+from .roles import Rank0, Settings
+
+Fields = Mapping[str, Any]
+PhaseB = Callable[[Fields], Generator[None, None, Tensor]]
+
+
+class Indices(NamedTuple):
+    """Where a rank's cache stands, in frames (or tokens, or whatever your clock counts); equal on all ranks."""
+
+    start_frame: int
+    global_end_index: int
+    local_end_index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine:
+    """What every rank brings.
+
+    `chunk` is phase B as a Python generator. It is given the envelope's fields by their names, does one generator
+    call up to each `yield`, as many as the plan has, and returns the output. `indices` is asked after each chunk.
+    `shard` and `replica` are the weights that are this rank's own and those that every rank holds in full, `posture`
+    what all of it resolved to, `calls` what one call may issue.
+    """
+
+    chunk: PhaseB
+    indices: Callable[[], tuple[int, int, int]]
+    posture: parity.Posture
+    shard: Mapping[str, Tensor]
+    replica: Mapping[str, Tensor] = field(default_factory=dict)
+    calls: Inside = field(default_factory=Inside)
+
+
+Build = Callable[[dist.ProcessGroup, torch.device], Mine]
+
+
+class Driver:
+    """What rank0's application does to the job. Every call involves all ranks; make them from the main thread."""
+
+    def __init__(self, seat: Seat, rank0: Rank0) -> None:
+        self._seat, self._rank0 = seat, rank0
+
+    @property
+    def draining(self) -> bool:
+        """Whether a signal asks to finish: return from the application then."""
+        return self._seat.drain.requested.is_set()
+
+    def chunk(self, fields: Fields) -> Tensor:
+        """One chunk through all ranks; `fields` as `plain` makes them. Returns the generator's output.
+
+        Raises Refused, with nothing sent and nothing changed, where the fields break a rule: the next chunk is as
+        free as if this one had never been asked for.
+        """
+        return self._seat.run(self._rank0.chunk(fields))
+
+    def warm_up(self, fields: Fields) -> None:
+        """A chunk whose output nobody wants, for compilers and kernels to settle. The next one begins with a hard cut,
+        so that nothing of it is left."""
+        self.chunk({**fields, "init_cache": True, "tp_reset_kv_cache": True})
+        self._seat.run(self._rank0.hard_cut())
+
+    def heartbeat(self) -> None:
+        """Tell the workers that there is nothing to do for now."""
+        self._seat.run(self._rank0.heartbeat())
+
+
+def serve(
+    build: Build,
+    application: Callable[[Driver], None],
+    *,
+    out: Path | str,
+    backend: str = "gloo",
+    mode: Mode = Mode.BRING_UP,
+    digests: digest.Policy | None = None,
+    deadlines: Mapping[str, float] | None = None,
+) -> int:
+    """Take this rank's seat, to the end of the job; returns the exit status.
+
+    `out` is where the rank's trace goes; `deadlines` are seconds by phase (`scenario.DEADLINES`). Whatever goes wrong
+    ends the process with a status of `errors.Exit`, and one line on stderr.
+    """
+    die_with_parent()
+    try:
+        seat = Seat(os.environ.get("TORCHELASTIC_RUN_ID", "served"), Path(out), backend, deadlines or {})
+    except UsageError as error:
+        say(str(error))
+        return error.exit
+
+    def work() -> None:
+        mine = build(seat.connect().groups["device"], seat.device)
+        facts = parity.own_facts(TP_V1_1, seat.world, {**mine.posture.facts, "backend": backend})
+        weights = {**mine.shard, **mine.replica}
+        settings = Settings(
+            facts,
+            mode,
+            seat.device,
+            digests or digest.Policy(),
+            lambda: parity.Fingerprint(fingerprint(mine.shard), fingerprint(mine.replica)),
+            WeightCheck(weights).damage,
+        )
+        generator = seat.fenced(_Served(mine), mine.calls)
+        if seat.rank:
+            seat.serve(settings, generator)
+            return
+        rank0 = Rank0(seat.monitor, settings, generator)
+        seat.run(rank0.startup())
+        application(Driver(seat, rank0))
+        seat.run(rank0.shutdown("drain" if seat.drain.requested.is_set() else "shutdown"))
+
+    return seat.hold(work)
+
+
+def plain(
+    latents: Tensor,
+    steps: Tensor,
+    conditioning: Tensor,
+    start_frame: int,
+    *,
+    hard_cut: bool = False,
+    updated: bool = False,
+    context: Tensor | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """A chunk's fields, with the usual values for all that is not named; `others` are fields by their own names.
+
+    `latents`, `conditioning` and `context` are bf16 or fp16, `steps` int64[n]: one generator call each. `updated`
+    says that the conditioning is new; a `context` asks for a recompute, which is one more call.
+    """
+    usual = {
+        "tp_plan": TP_PLAN,
+        "tp_envelope_version": TP_ENVELOPE_VERSION,
+        "height": 1,
+        "width": 1,
+        "current_start_frame": start_frame,
+        "init_cache": hard_cut,
+        "manage_cache": True,
+        "tp_reset_kv_cache": hard_cut,
+        "tp_reset_crossattn_cache": hard_cut or updated,
+        "conditioning_embeds_updated": updated,
+        "kv_cache_attention_bias": 0.0,
+        "tp_do_kv_recompute": context is not None,
+        "tp_num_denoise_steps": len(steps),
+        "tp_expected_generator_calls": len(steps) + (context is not None),
+        "base_seed": 0,
+        "denoising_step_list": steps,
+        "latents": latents,
+        "conditioning_embeds": conditioning,
+        "context_frames_override": context,
+    }
+    return usual | others
+
+
+class _Served:
+    """A user's generator as a role wants it."""
+
+    def __init__(self, mine: Mine) -> None:
+        self._mine = mine
+
+    def chunk(self, fields: Fields) -> _Run:
+        return _Run(self._mine.chunk(fields), fields["tp_expected_generator_calls"])
+
+    def scalars(self) -> Indices:
+        return Indices(*self._mine.indices())
+
+
+class _Run:
+    """Phase B as a Python generator, held to the number of calls that the plan has."""
+
+    def __init__(self, steps: Generator[None, None, Tensor], planned: int) -> None:
+        self._steps, self._made = steps, 0
+        self.calls = [self._call] * planned
+
+    def _call(self) -> None:
+        try:
+            next(self._steps)
+        except StopIteration:
+            raise self._miscount(f"returned after {self._made}") from None
+        self._made += 1
+
+    def result(self) -> Tensor:
+        try:
+            next(self._steps)
+        except StopIteration as stop:
+            if isinstance(stop.value, Tensor):
+                return stop.value
+            raise ContractViolation(
+                f"it returned {type(stop.value).__name__}", where="phase B of `chunk`", do="return the output, a tensor"
+            ) from None
+        raise self._miscount(f"goes on after {self._made}")
+
+    def _miscount(self, text: str) -> ContractViolation:
+        return ContractViolation(
+            f"`chunk` {text} generator calls, but the plan has {len(self.calls)}",
+            where="phase B",
+            do="yield once after each call",
+        )

@@ -1,0 +1,131 @@
+"""Memory that all ranks of a job have in common, where all are on one host: a large broadcast goes through it.
+
+gloo takes bytes from one process to another of the same host through sockets, which copies them twice for each peer,
+in the kernel. Here the root copies them once, and broadcasts a token that says that they are there; each of the others
+copies them out. The token travels as the bytes would have: whoever waits for it waits in the same collective.
+
+The memory has no name in any file system, and is gone when the last process that has it is. Left out: when the root
+may write again. In the protocol it has heard by then from every rank that it is done with the last payload; where
+one is not, it is told so (`take`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import struct
+
+import torch
+import torch.distributed as dist
+
+from ...errors import ContractViolation, GenlockError
+from ..chunk.schema import MAX_PAYLOAD_BYTES
+
+LARGE = 256 * 1024
+"""Bytes from which on the memory is used: below that, sockets are as fast."""
+_AHEAD = mmap.PAGESIZE
+"""Bytes before those of a broadcast: which broadcast it is, or at first a secret by which the memory is known."""
+_NUMBER, _TOKEN = struct.Struct("<q"), struct.Struct("<qq")
+TOKEN = _TOKEN.size
+"""Bytes of a token: the broadcast's number and its size."""
+
+
+class Commons:
+    """The memory, as one rank has it."""
+
+    def __init__(self, file: int, memory: mmap.mmap) -> None:
+        self._file, self._memory = file, memory
+        self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
+        self._number, self._reserved = 0, 0
+
+    @classmethod
+    def of(cls, control: dist.ProcessGroup) -> Commons | None:
+        """Make it, on all ranks at once, of whom `control` is a group; None on all of them where one cannot have it."""
+        own = _make() if control.rank() == 0 else None
+        place = torch.zeros(4, dtype=torch.int64)
+        if own is not None:
+            secret = secrets.randbits(62)
+            _NUMBER.pack_into(own[1], 0, secret)
+            place = torch.tensor([1, os.getpid(), own[0], secret])
+        dist.broadcast(place, 0, group=control)
+        there, pid, file, secret = place.tolist()
+        if there and control.rank():
+            own = _open(pid, file, secret)
+        have = torch.tensor([own is not None], dtype=torch.int32)
+        dist.all_reduce(have, dist.ReduceOp.MIN, group=control)
+        if own is not None and not have:
+            own[1].close()
+            os.close(own[0])
+        return cls(*own) if own is not None and have else None
+
+    def close(self) -> None:
+        """Let go of it: the last rank's is the end of it."""
+        os.close(self._file)
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._memory.close()
+
+    def fits(self, tensor: torch.Tensor) -> bool:
+        """Whether a broadcast of this tensor goes by the memory: the same on every rank, if it is of the same size."""
+        return tensor.is_cpu and LARGE <= tensor.nbytes <= MAX_PAYLOAD_BYTES
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The root's part before the broadcast; returns the token. Raises GenlockError where the host has no memory."""
+        size = tensor.nbytes
+        if size > self._reserved:
+            try:
+                os.posix_fallocate(self._file, 0, _AHEAD + size)
+            except OSError as error:
+                text = f"no memory for a payload of {size} bytes: {error.strerror}"
+                raise GenlockError(text, where="rank0", do="send less, or give the host more") from None
+            self._reserved = size
+        self._number += 1
+        _NUMBER.pack_into(self._memory, 0, self._number)
+        self._bytes[_AHEAD : _AHEAD + size].copy_(_plain(tensor))
+        return torch.frombuffer(bytearray(_TOKEN.pack(self._number, size)), dtype=torch.uint8)
+
+    def take(self, token: torch.Tensor, into: torch.Tensor, where: str) -> None:
+        """The others' part after it. Raises ContractViolation where the root sent another size, or did not wait."""
+        number, size = _TOKEN.unpack(bytes(token.tolist()))
+        if size != into.nbytes:
+            raise ContractViolation(f"{size} bytes instead of {into.nbytes}", where=where)
+        _plain(into).copy_(self._bytes[_AHEAD : _AHEAD + size])
+        (now,) = _NUMBER.unpack_from(self._memory)
+        if now != number:
+            text = f"broadcast {now} was written before this rank had taken broadcast {number}: the root did not wait"
+            raise ContractViolation(text, where=where)
+
+
+def _make() -> tuple[int, mmap.mmap] | None:
+    try:
+        file = os.memfd_create("genlock", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):  # no Linux, or none that allows it
+        return None
+    try:
+        os.ftruncate(file, _AHEAD + MAX_PAYLOAD_BYTES)
+        os.posix_fallocate(file, 0, _AHEAD)
+        return file, mmap.mmap(file, _AHEAD + MAX_PAYLOAD_BYTES)
+    except OSError:
+        os.close(file)
+        return None
+
+
+def _open(pid: int, number: int, secret: int) -> tuple[int, mmap.mmap] | None:
+    """The memory of rank0; None where that is not to be had, as on another host or in another container."""
+    try:
+        file = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        memory = mmap.mmap(file, _AHEAD + MAX_PAYLOAD_BYTES)
+        if _NUMBER.unpack_from(memory)[0] == secret:
+            return file, memory
+        memory.close()
+    except (OSError, ValueError):  # some other file
+        pass
+    os.close(file)
+    return None
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(-1).view(torch.uint8)

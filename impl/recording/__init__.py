@@ -1,0 +1,1 @@
+"""Sees every c10d operation of a program, and records it."""

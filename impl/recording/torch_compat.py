@@ -1,0 +1,26 @@
+"""Which versions of torch this was tried with, and a clear word where another one lacks what the code relies on.
+
+Support is claimed for TRIED alone; `make smoke-torch VERSION=...` tries another one. Left out: the operators of
+c10d (`intercept` checks those that it overrides).
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import torch
+
+from ...errors import UsageError
+
+TRIED = ("2.13.0", "2.12.0", "2.11.0")
+"""Versions of torch with which the tests of the control plane have passed."""
+
+
+def found(name: str) -> Any:
+    """An object of torch by its dotted name below `torch`. Raises UsageError where this version has none."""
+    try:
+        return reduce(getattr, name.split("."), torch)
+    except AttributeError:
+        do = f"use torch {' or '.join(TRIED)}, with which this was tried"
+        raise UsageError(f"torch {torch.__version__} has no torch.{name}", do=do) from None

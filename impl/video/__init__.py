@@ -1,0 +1,1 @@
+"""A small tensor-parallel video model with its pipeline: what `genlock run` drives."""

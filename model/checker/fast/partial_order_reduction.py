@@ -1,0 +1,113 @@
+"""Which moves a search may leave out, because what they lead to is met without them: partial order reduction.
+
+*Hasty ranks.* A rank whose next steps ask nothing of others, and do no more to them than issue what they may wait for,
+takes them before anybody else moves. All that others could do meanwhile they can do afterwards.
+
+*Failures.* Once a rank has failed or stalled, everything but detection could have been done before; and detection can
+take every rank to its end. So a state in which somebody has failed is kept, and not gone on from.
+
+Both are sound under conditions on the tables, which are checked; where one does not hold, the row or state is named.
+The argument stands in docs/checker.md. Left out: the search (`search.py`), and what is judged (`judge.py`).
+"""
+
+from __future__ import annotations
+
+from ....errors import UsageError
+from ...semantics.lts import Lts, Step
+from ...semantics.network import Network
+from ...tables import Role
+
+
+class Unfit(UsageError):
+    """The protocol does not meet a condition of the reduction."""
+
+
+def unfit(why: str) -> Unfit:
+    return Unfit(f"the search cannot be reduced: {why}", where="--reduction on", do="leave it at auto")
+
+
+class Reduction:
+    """What may be left out of a network's search. Raises Unfit where its tables do not allow any of it."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._points = {p.state for points in network.kinds.values() for p in points or ()}
+        self._hasty: dict[tuple[int, int], bool] = {}
+        if not network.detection:
+            raise unfit("with detection off nothing ends the others after a failure")
+        for role in network.protocol.roles:
+            _check_ends(role)
+
+    def is_hasty(self, role: int, local: int) -> bool:
+        """Whether a rank's own steps from here are taken before anybody else moves.
+
+        Raises Unfit where detection cannot end the rank here after another's failure.
+        """
+        found = self._hasty.get((role, local))
+        if found is None:
+            # while it is worked out it counts as not hasty, which breaks a cycle of hasty steps
+            self._hasty[role, local] = False
+            found = self._hasty[role, local] = self._asks_nobody(role, local)
+        return found
+
+    def _asks_nobody(self, role: int, local: int) -> bool:
+        lts = self._network.lts[role]
+        info = lts.info(local)
+        if info.terminal or info.failed or info.stalled:
+            return False
+        menu = lts.menu(local)
+        if not menu.detects or not all(lts.info(s.target).failed for s in menu.detects):
+            raise unfit(f"detection does not end {lts.role.name} in {info.state}")
+        if any(s.seen for s in menu.detects):
+            raise unfit(f"a property names what detection does to {lts.role.name} in {info.state}")
+        if info.op is not None or info.state in self._points:
+            return False
+        struck = [s for s in menu.faults if s.row.fault in self._network.kinds]
+        if any(s.seen or not lts.info(s.target).failed for s in struck):
+            return False
+        onward = [s for s in menu.own if s.target != local]
+        still = [s for s in menu.own if s.target == local]
+        if not onward or any(s.row.gate or s.contribution for s in still):
+            return False
+        return all(self._is_own_affair(lts, local, s) for s in onward) and not any(
+            self._returns(role, local, s.target) for s in onward
+        )
+
+    def _is_own_affair(self, lts: Lts, local: int, step: Step) -> bool:
+        after = lts.info(step.target)
+        waits = step.row.gate is not None or (step.row.syncs and lts.stream)
+        return not waits and not after.terminal and not after.failed and after.counter >= lts.info(local).counter
+
+    def _returns(self, role: int, start: int, local: int) -> bool:
+        """Whether hasty steps lead from `local` round to `start`."""
+        seen, todo = set(), [local]
+        while todo:
+            here = todo.pop()
+            if here == start:
+                return True
+            if here not in seen:
+                seen.add(here)
+                if self.is_hasty(role, here):
+                    todo += [s.target for s in self._network.lts[role].menu(here).own if s.target != here]
+        return False
+
+
+def _check_ends(role: Role) -> None:
+    """A failed rank comes to its end by steps of its own, whatever the others do."""
+    ends = {s.name for s in role.states if s.terminal}
+    failed = {s.name for s in role.states if s.failed}
+    for row in role.rows:
+        if row.op is not None and row.target in failed:
+            raise unfit(f"a collective leads into a failed state: {role.name}, row {row}")
+    for state in failed - ends:
+        if not role.leaving[state]:
+            raise unfit(f"{role.name} stays in {state} for ever")
+        for row in role.leaving[state]:
+            if row.op or row.gate or row.guards or row.syncs or row.target not in failed:
+                raise unfit(f"a failed rank takes part again: {role.name}, row {row}")
+    # each round takes away those whose every way leads to an end
+    left = failed - ends
+    while fewer := {s for s in left if any(row.target in left for row in role.leaving[s])}:
+        if fewer == left:
+            raise unfit(f"a failed {role.name} may go round for ever")
+        left = fewer

@@ -1,0 +1,128 @@
+"""Every property judged on a packed graph, as `reference` defines it, by sweeps over arrays instead of walks.
+
+What reaches what is found by carrying bit masks against the edges, from the last state up, until nothing changes.
+
+With symmetry a bit belongs to a place among the sorted workers, and is carried through the order in which an edge
+left them. A cycle of sorted states is one of unsorted ones too: going round it often enough restores the order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...semantics.properties import (
+    ALL_ENDED,
+    ALL_STOPPED,
+    CLEAN_SHUTDOWN,
+    CRASH_OVER_HANG,
+    NO_FALSE_ABORT,
+    NO_STRANDING,
+    Property,
+)
+from ..reference import ADVANCES, DETECTS, ORDINARY, Verdict, seen_on_an_edge
+from .layout import Array
+from .search import PackedGraph
+
+
+class Judge:
+    """What the properties ask of a finished graph, each worked out once."""
+
+    def __init__(self, graph: PackedGraph, sweeps: Any, *, judge_all: bool = False) -> None:
+        self.graph, self.sweeps, self.judge_all = graph, sweeps, judge_all
+        self.ranks = graph.space.network.ranks
+        self.failed, self.ended, self.closing, self.idle = sweeps.standing(graph)
+        self.faulty = graph.field(-1) > 0
+
+    # ── the properties ──────────────────────────────────────────────────────────────────────────────
+
+    def verdict(self, prop: Property) -> Verdict:
+        """As `reference.check` judges it."""
+        if prop is NO_STRANDING:
+            return self._no_stranding()
+        if prop in (CRASH_OVER_HANG, CLEAN_SHUTDOWN):
+            bad = self._first_hang() if prop is CRASH_OVER_HANG else self._first_unclean()
+            return Verdict(prop, bad is None, bad)
+        if prop is NO_FALSE_ABORT:
+            bad = _first(self.failed & ~self.faulty)
+            return Verdict(prop, bad is None, bad)
+        if prop is ALL_STOPPED:
+            stopped = _first(self.ended & ~self.failed)
+            return Verdict(prop, stopped is not None, stopped)
+        if prop is ALL_ENDED:
+            done = _first(self.ended & self.failed)
+            return Verdict(prop, done is not None or not self.failed.any(), done)
+        return seen_on_an_edge(self.graph.seen, prop)
+
+    @property
+    def deadlocks(self) -> int:
+        """States without a move in which some rank has not ended."""
+        stuck = (self.graph.degrees == 0) & ~self.ended
+        return int(self.graph.orbits[stuck].sum())
+
+    def worst_steps_to_end(self) -> int | None:
+        """As `reference.worst_steps_to_end`; None too where the search left out what follows a failure."""
+        if self.graph.reduced:
+            return None
+        graph, unreached = self.graph, np.int32(1 << 30)
+        starts = self.sweeps.entered(graph, self.failed)
+        far = np.where(self.ended, np.int32(0), unreached)
+        self.sweeps.nearest(graph, far)
+        reached = far[starts & (far < unreached)]
+        return int(reached.max()) if len(reached) else None
+
+    def _no_stranding(self) -> Verdict:
+        """AG EF per rank, all ranks at once: bit r of a mask is set where rank r can still advance."""
+        graph, alone, helped = self.graph, 0xFFFFFFFF, 0xFFFFFFFF << 32
+        helps = [bool(label & ORDINARY) * alone | bool(label & (ORDINARY | DETECTS)) * helped for label in range(8)]
+        steps = [helps[label] & (1 | 1 << 32) if label & ADVANCES else 0 for label in range(8)]
+        nowhere = np.full(len(self.failed), -1, np.int32)
+        own = self.sweeps.marks(graph, nowhere, np.array(steps, np.uint64))
+        if graph.reduced:
+            own[self.failed] |= np.uint64(helped)  # nothing goes on from there, but detection ends everybody
+        self.sweeps.carry(graph, np.array(helps, np.uint64), own)
+        if not self.judge_all:
+            own = np.where(self.faulty, own >> np.uint64(32), own)
+        bad = ~own & ~self.idle & np.uint64((1 << self.ranks) - 1)
+        if not self.judge_all:
+            bad[self.failed] = 0
+        first = _first(bad != 0)
+        if first is None:
+            return Verdict(NO_STRANDING, True)
+        stuck = int(bad[first])
+        return Verdict(NO_STRANDING, False, first, (stuck & -stuck).bit_length() - 1)
+
+    def _first_hang(self) -> int | None:
+        """The first state after a failure from which some fair run goes on for ever, or stands still."""
+        graph = self.graph
+        troubled = self.failed & ~self.ended
+        if not troubled.any():
+            return None
+        component = self.sweeps.components(graph, troubled)
+        # the places of the ranks that detection takes out of the component, from this state and from all that follow
+        detects = np.array([label & DETECTS for label in range(8)], np.uint64)
+        taken = self.sweeps.marks(graph, component, detects)
+        self.sweeps.keep(graph, component, taken)
+        leaves, stirs, _ = self.sweeps.turns(graph, component)
+        traps = troubled & (~leaves | (stirs & (taken == 0)))
+        if not traps.any():
+            return None
+        doomed = traps.astype(np.uint64)
+        self.sweeps.carry(graph, np.ones(8, np.uint64), doomed)
+        return _first(troubled & (doomed != 0))
+
+    def _first_unclean(self) -> int | None:
+        """The first state in which rank0 shuts down, nothing has failed, and some run does not end with all STOPPED."""
+        inside = ~self.failed & ~self.faulty & self.closing
+        stopped = (inside & self.ended).astype(np.uint64)
+        self.sweeps.carry(self.graph, np.array([bool(label & ORDINARY) for label in range(8)], np.uint64), stopped)
+        bad = _first(inside & (stopped == 0))
+        if bad is not None:
+            return bad
+        return _first(self.sweeps.turns(self.graph, self.sweeps.components(self.graph, inside))[2])
+
+
+def _first(where: Array) -> int | None:
+    at = int(where.argmax())
+    return at if where[at] else None

@@ -1,0 +1,69 @@
+"""What the reports of a check share: how numbers, faults and a counterexample are shown. Left out: verdicts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..semantics.network import Network
+from ..semantics.run import Counterexample
+
+
+def counted(number: int, what: str) -> str:
+    """`1 step`, `2 steps`."""
+    plural = "es" if what.endswith("sh") else "s"
+    return f"{number} {what}{plural if number != 1 else ''}"
+
+
+def faults_text(network: Network) -> str:
+    """Which faults were let happen, and how many of them."""
+    if not network.faults or not network.kinds:
+        return "no fault"
+    shown = (k if p is None else f"{k}@{'|'.join(sorted(map(str, p)))}" for k, p in network.kinds.items())
+    return f"at most {counted(network.faults, 'fault')} ({', '.join(shown)})"
+
+
+def counterexample_json(cex: Counterexample) -> dict[str, Any]:
+    """As `check --format json` prints it."""
+    return {
+        "property": cex.claim,
+        "summary": cex.summary,
+        "stuck": [
+            {
+                "rank": s.rank,
+                "state": s.state,
+                "operation": s.operation,
+                "waiting_for": list(s.waiting_for),
+                "since": s.since,
+            }
+            for s in cex.stuck
+        ],
+        "steps": [
+            {
+                "number": s.number,
+                "rank": s.rank,
+                "event": s.event,
+                "edge": s.edge,
+                "operation": s.operation or None,
+                "sequence": s.sequence,
+                "commits": s.commits,
+                "states": list(s.states),
+                "text": s.text,
+            }
+            for s in cex.steps
+        ],
+    }
+
+
+def counterexample_text(cex: Counterexample) -> list[str]:
+    """Lines: the numbered steps, then where it ends."""
+    lines = [f"{cex.title[0].upper()}{cex.title[1:]}:"]
+    for step in cex.steps:
+        lines.append(
+            f"  {step.number:3}. {step.text}{'   ← commitment point' if _commits(step.edge, step.commits) else ''}"
+        )
+    lines += ["", *(f"  {part}." for part in cex.summary.split("; "))]
+    return lines
+
+
+def _commits(edge: str, commits: bool) -> bool:
+    return commits and edge != "complete"

@@ -1,0 +1,99 @@
+"""What a search over any number of workers found, as text, JSON and JUnit XML. Left out: pictures (`..chart`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....errors import Exit
+from ....junit import Case, as_xml
+from ...semantics.properties import Property
+from ..formatting import counted, counterexample_json, counterexample_text, faults_text
+from ..report import SCHEMA
+from .prove import Proof
+
+VERDICTS = {Exit.OK: "holds", Exit.VIOLATED: "violated", Exit.UNKNOWN: "unknown"}
+MARKS = {True: "holds   ", False: "VIOLATED", None: "UNKNOWN "}
+
+
+def as_json(proof: Proof) -> dict[str, Any]:
+    """The object that `check --any-world-size --format json` prints. `holds` null: possibly spurious."""
+    question, search, example = proof.question, proof.search, proof.counterexample
+    kinds = proof.network.kinds.items()
+    return {
+        "schema": SCHEMA,
+        "protocol": question.protocol,
+        "mutant": question.mutant,
+        "ranks": "any",
+        "transport": "stream" if proof.network.stream else "rendezvous",
+        "faults": {kind: sorted(map(str, points)) if points else None for kind, points in kinds},
+        "states": len(search.states),
+        "transitions": search.hops,
+        "depth": max(search.depth),
+        "engine": "any-world-size",
+        "seconds": round(proof.seconds, 3),
+        "states_per_second": round(len(search.states) / proof.seconds),
+        "verdict": VERDICTS[proof.status],
+        "properties": [{"name": p.name, "kind": p.kind, "holds": proof.holds(p)} for p in proof.properties],
+        "not_covered": [p.name for p in proof.not_covered],
+        "counterexample": None
+        if example is None
+        else {"confirmed_at_ranks": example.ranks, **counterexample_json(example)},
+        "possibly_spurious": [
+            {"property": p.name, "tried_ranks": proof.tried, "steps": _moves(proof, p)} for p in proof.spurious
+        ],
+    }
+
+
+def as_text(proof: Proof) -> str:
+    """The verdict, a line a property, what is not covered, and the counterexample as numbered steps."""
+    question, search, network = proof.question, proof.search, proof.network
+    scope, mutant = network.scope, f" broken by {question.mutant}" if question.mutant else ""
+    lines = [
+        f"{question.protocol}{mutant}: any number of workers, {counted(scope.chunks, 'chunk')}, "
+        f"{counted(scope.steps, 'step')} a chunk, {faults_text(network)}, "
+        f"{'stream' if network.stream else 'rendezvous'} transport",
+        f"{len(search.states):,} sets of situations, {search.hops:,} transitions, depth {max(search.depth)}, "
+        f"in {proof.seconds:.1f} s by the any-world-size engine",
+        "",
+        *(f"  {MARKS[proof.holds(p)]}  {p.name:30} {p.text}" for p in proof.properties),
+        "",
+        "  Not covered, as a set of workers tells nothing of it (check it at a chosen --ranks):",
+        f"  {', '.join(p.name for p in proof.not_covered if p.kind != 'sometimes')}, and what is `sometimes` seen.",
+    ]
+    if proof.counterexample is not None:
+        example = proof.counterexample
+        lines += ["", f"Confirmed on a network of {example.ranks} ranks.", *counterexample_text(example)]
+    for prop in proof.spurious:
+        lines += ["", *_spurious(proof, prop)]
+    return "\n".join(lines)
+
+
+def as_junit(proof: Proof) -> str:
+    """One test case a property; what is possibly spurious is an error, and no failure."""
+    name = f"genlock check {proof.question.protocol} --any-world-size"
+    return as_xml(name, (_case(proof, prop) for prop in proof.properties), proof.seconds)
+
+
+def _case(proof: Proof, prop: Property) -> Case:
+    classname = f"genlock.check.{proof.question.protocol}.any_world_size"
+    if prop.name in proof.confirmed:
+        steps = "\n".join(counterexample_text(proof.confirmed[prop.name]))
+        return Case(classname, prop.name, "failure", prop.text, steps)
+    if proof.holds(prop) is None:
+        return Case(classname, prop.name, "error", _doubt(proof), "\n".join(_spurious(proof, prop)))
+    return Case(classname, prop.name)
+
+
+def _doubt(proof: Proof) -> str:
+    tried = f"no network of 2 to {proof.tried} ranks shows it" if proof.tried else "every network is too large to try"
+    return f"possibly spurious: {tried}"
+
+
+def _spurious(proof: Proof, prop: Property) -> list[str]:
+    lines = [f"{prop.name} fails for a set of workers, {_doubt(proof)}. The way there:"]
+    return lines + [f"  {number:3}. {text}" for number, text in enumerate(_moves(proof, prop), 1)]
+
+
+def _moves(proof: Proof, prop: Property) -> list[str]:
+    return [f"{hop.who} {hop.event}" + (f", {hop.edge}s" if hop.edge in ("issue", "complete") else "")
+            for hop in proof.search.path(prop.name)]  # fmt: skip

@@ -1,0 +1,1 @@
+"""State diagrams and sequence charts, as text and graphs. Writing them into files is not here."""

@@ -1,0 +1,83 @@
+"""A run of a network, told in numbered steps, and what it shows: who is stuck, in what, waiting for whom.
+
+Left out: how a run is found (`checker.counterexample`, `checker.shortest_run`) and drawn (`diagrams.sequence_chart`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TraceStep:
+    """One numbered step. `edge` is as in `Move`; `states` are all ranks' afterwards."""
+
+    number: int
+    rank: int
+    event: str
+    edge: str
+    operation: str
+    sequence: int | None
+    """Which collective of that name it is, from 1."""
+    commits: bool
+    states: tuple[str, ...]
+    data: str = ""
+
+    @property
+    def text(self) -> str:
+        collective = f"{self.operation} #{self.sequence}"
+        shown = {
+            "issue": f"{self.event}, issues {collective}",
+            "complete": f"{self.event}, completes {collective}",
+            "device": f"completes {collective} on its stream",
+            "crash": "dies",
+        }.get(self.edge, self.event)
+        return f"rank{self.rank} {shown} → {self.states[self.rank]}" + (f"  [{self.data}]" if self.data else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A rank that can never advance. `since` is the number of the step that committed a peer to wait."""
+
+    rank: int
+    state: str
+    operation: str
+    waiting_for: tuple[int, ...]
+    since: int | None
+
+    @property
+    def text(self) -> str:
+        """`rank1 is stuck in AWAIT_PAYLOAD (payload), waiting for rank0`."""
+        peers = " and ".join(f"rank{p}" for p in self.waiting_for) or "nobody in particular"
+        return f"rank{self.rank} is stuck in {self.state} ({self.operation}), waiting for {peers}"
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A run that shows that a property does not hold."""
+
+    claim: str
+    """Name of the property."""
+    text: str
+    ranks: int
+    stuck: tuple[Stuck, ...]
+    steps: tuple[TraceStep, ...]
+    shortest: bool = True
+    """No run that shows it has fewer steps. A reduced search leaves out some that may."""
+
+    @property
+    def title(self) -> str:
+        """`shortest counterexample to no_stranding, 27 steps`."""
+        number = len(self.steps)
+        return f"{'shortest ' * self.shortest}counterexample to {self.claim}, {number} step{'s' * (number != 1)}"
+
+    @property
+    def summary(self) -> str:
+        """One sentence for each rank that is stuck, or what the last step did."""
+        if not self.stuck:
+            last = self.steps[-1] if self.steps else None
+            return f"{self.claim} is violated" + (f" when {last.text}" if last else " in the initial state")
+        return "; ".join(s.text + self._since(s) for s in self.stuck)
+
+    def _since(self, stuck: Stuck) -> str:
+        return f", since step {stuck.since} ({self.steps[stuck.since - 1].event})" if stuck.since else ""

@@ -1,0 +1,224 @@
+"""The command line: its flags, what it says to a user's mistake, and that it starts without heavy modules.
+
+What the commands do is tested beside the modules that do it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import typer
+from genlock import __version__
+from genlock.cli import flags
+from genlock.cli.app import INTERRUPTED, Commands, app
+from genlock.errors import ContractViolation, Exit, UnreadableInput
+from typer.core import TyperGroup
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+MODEL = "--ranks --chunks --steps --faults --fault --transport --detection --param --mutant --out"
+FLAGS = {
+    "demo": "",
+    "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --reduction --format",
+    "export promela": MODEL,
+    "run": "--ranks --backend --chunks --inject --deadline --observe --agent-per-rank --out",
+    "guard": "--deadline --observe --meet --interface --out",
+    "record": "--out",
+    "replay": "--format --out",
+    "render": "--diff --format --out",
+    "docs": "--evidence --out",
+    "audit": "--mutant --full --run --out --format",
+}
+CHOICES = {
+    "check --transport": "rendezvous stream",
+    "check --detection": "on off",
+    "check --engine": "auto reference numpy numba",
+    "check --symmetry": "auto on off",
+    "check --reduction": "auto on off",
+    "check --format": "text json junit",
+    "run --backend": "gloo nccl",
+    "audit --format": "text json",
+    "render": "states sequence counterexample trace waits",
+    "render states --format": "svg png dot mermaid html",
+}
+HEAVY = {"torch", "numpy", "networkx", "transitions", "numba"}
+WIDE = {"COLUMNS": "300", "TERMINAL_WIDTH": "300"}
+
+
+def genlock(line: str) -> Result:
+    """Run a command line in this process."""
+    return CliRunner(env=WIDE).invoke(app, line, prog_name="genlock")
+
+
+def parse(line: str) -> None:
+    """Parse a command line and do nothing; raises what is wrong with it."""
+    words = shlex.split(line)
+    command = get_command(app)
+    while isinstance(command, TyperGroup):
+        command = command.commands[words.pop(0)]
+    command.make_context("genlock", words)
+
+
+def python(code: str) -> str:
+    """Run code in a fresh interpreter; what it printed."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def one_line(result: Result) -> str:
+    """The one line on stderr that a user's mistake ends with."""
+    assert result.stdout == ""
+    assert re.fullmatch(r"genlock: [^\n]+\n", result.stderr), result.output
+    return result.stderr
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_help_names_each_flag_and_shows_an_example_that_parses(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = genlock(f"{command} --help")
+    assert result.exit_code == Exit.OK
+    declared, _, rest = result.output.partition("Example: ")
+    assert set(re.findall(r"--[a-z-]+", declared)) == {*FLAGS[command].split(), "--help"}
+    example = re.match(rf"(?:torchrun .*)?genlock ({command}.*)", rest)
+    assert example is not None
+    (tmp_path / "traces").mkdir()
+    monkeypatch.chdir(tmp_path)
+    parse(example[1])
+
+
+def test_help_lists_every_command() -> None:
+    result = genlock("--help")
+    assert result.exit_code == Exit.OK
+    assert "--version" in result.output
+    assert set(re.findall(r"^│ ([a-z]+) ", result.output, re.M)) == {name.split()[0] for name in FLAGS}
+
+
+@pytest.mark.parametrize("command", CHOICES)
+def test_choices(command: str) -> None:
+    refusal = genlock(f"{command} no-such-choice")
+    assert refusal.exit_code == Exit.USAGE
+    listed = re.search(r"is not one of (.*?)\.", refusal.stderr)
+    assert listed is not None
+    assert re.findall(r"'([a-z]+)'", listed[1]) == CHOICES[command].split()
+
+
+@pytest.mark.parametrize(
+    "line", ["no-such-command", "check --no-such-flag", "check --ranks 1", "check --ranks many", "guard", "replay"]
+)
+def test_wrong_usage_exits_2(line: str) -> None:
+    result = genlock(line)
+    assert result.exit_code == Exit.USAGE
+    assert result.stdout == ""
+    assert "Usage: genlock" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("check --fault @READY", "--fault: `@READY` is not KIND or KIND@POINT"),
+        ("check --fault crash@", "--fault: `crash@` is not KIND or KIND@POINT"),
+        ("check --param K", "--param: `K` is not NAME=VALUE"),
+        ("check --param K=", "--param: `K=` is not NAME=VALUE"),
+        ("check --param K=1 --param K=2", "--param: `K` is given twice"),
+        ("check --mutants --mutant FM-04", "--mutant and --mutants exclude each other"),
+        ("check --mutants --any-world-size", "--mutants and --any-world-size exclude each other"),
+        ("export promela --fault Crash", "--fault: `Crash` is not KIND or KIND@POINT"),
+        ("export promela --param =3", "--param: `=3` is not NAME=VALUE"),
+        ("run --deadline steady", "--deadline: `steady` is not NAME=VALUE"),
+        ("run --deadline steady=0", "--deadline steady: `0` is not a number of seconds above 0"),
+        ("run --deadline steady=inf", "--deadline steady: `inf` is not a number of seconds above 0"),
+        ("run --deadline steady=soon", "--deadline steady: `soon` is not a number of seconds above 0"),
+        ("run --inject OM1", "--inject: `OM1` is no id of the break-it matrix"),
+        ("run --inject OM-01,rank", "--inject: `rank` is not NAME=VALUE"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_named_in_one_line(line: str, message: str) -> None:
+    result = genlock(line)
+    assert result.exit_code == Exit.USAGE
+    assert message in one_line(result)
+
+
+def test_repeated_flags_are_read() -> None:
+    assert flags.fault_points(["crash", "stall@rank1.READY"]) == (("crash", None), ("stall", "rank1.READY"))
+    assert flags.settings("--param", ["K=3", "name=a=b"]) == {"K": "3", "name": "a=b"}
+    assert flags.seconds("--deadline", ["steady=0.5", "warm-up=30"]) == {"steady": 0.5, "warm-up": 30.0}
+    assert flags.injection("OM-01,rank=1,phase=generate") == ("OM-01", {"rank": "1", "phase": "generate"})
+    assert flags.injection("C-04") == ("C-04", {})
+    assert flags.injection(None) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (UnreadableInput("no\nheader", where="rank0.jsonl"), "rank0.jsonl: no header", Exit.USAGE),
+        (ContractViolation("meta differs"), "meta differs", Exit.CONTRACT),
+        (PermissionError(13, "Permission denied", "out/report"), "out/report: Permission denied", Exit.USAGE),
+        (KeyboardInterrupt(), "interrupted", INTERRUPTED),
+    ],
+)
+def test_what_a_user_can_meet_ends_in_one_line(error: BaseException, line: str, status: int) -> None:
+    result = CliRunner().invoke(failing(error), "fail")
+    assert one_line(result) == f"genlock: {line}\n"
+    assert result.exit_code == status
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), OSError(5, "not about a file")])
+def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
+    assert CliRunner().invoke(failing(bug), "fail").exception is bug
+
+
+def failing(error: BaseException) -> typer.Typer:
+    """An application whose only command raises `error`."""
+    broken = typer.Typer(cls=Commands)
+
+    @broken.callback()
+    def group() -> None: ...
+
+    @broken.command()
+    def fail() -> None:
+        raise error
+
+    return broken
+
+
+def test_importing_genlock_loads_nothing_heavy() -> None:
+    loaded = python("import sys, genlock; print(*sys.modules)").split()
+    assert not (HEAVY | {"typer", "rich"}) & set(loaded)
+    assert [name for name in loaded if name.startswith("genlock.")] == []
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version_is_answered_before_anything_slow_is_imported(flag: str) -> None:
+    printed, loaded = python(
+        f"import sys; sys.argv = ['genlock', '{flag}']\nfrom genlock.__main__ import main; main(); print(*sys.modules)"
+    ).splitlines()
+    assert printed == f"genlock {__version__}"
+    assert not (HEAVY | {"typer", "rich", "genlock.cli.app"}) & set(loaded.split())
+
+
+def test_help_works_without_torch_and_loads_nothing_heavy() -> None:
+    lines = [f"{command} --help" for command in FLAGS]
+    loaded = python(
+        "import sys; sys.modules['torch'] = None\n"
+        "from typer.testing import CliRunner; from genlock.cli.app import app\n"
+        f"assert not any(CliRunner().invoke(app, line).exit_code for line in {lines})\n"
+        "print(*(name for name in sys.modules if name != 'torch'))"
+    )
+    assert not HEAVY & set(loaded.split())
+
+
+def test_the_installed_command_and_the_module_are_the_same() -> None:
+    (script,) = entry_points(group="console_scripts", name="genlock")
+    assert script.value == "genlock.__main__:main"
+    run = [sys.executable, "-m", "genlock"]
+    assert subprocess.run([*run, "--version"], capture_output=True, text=True).stdout == f"genlock {__version__}\n"
+    refused = subprocess.run([*run, "run", "--inject", "OM1"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (Exit.USAGE, "", 1)

@@ -1,0 +1,500 @@
+"""Every way into c10d is seen and can be refused, on real gloo ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from genlock.errors import ContractViolation, UsageError
+from genlock.impl.recording import c10d_intercept, torch_compat
+from genlock.impl.recording.c10d_intercept import Operation, watching
+from genlock.impl.recording.command import Recording
+from genlock.impl.recording.session import Session
+from genlock.traces import recorder
+from genlock.traces.format import name_of, read
+from repository import ROOT, SUPPORT
+from torch.utils.flop_counter import FlopCounterMode
+
+WAYS = {
+    "all_reduce": ["all_reduce"],
+    "broadcast": ["broadcast"],
+    "reduce": ["reduce"],
+    "all_gather": ["all_gather"],
+    "all_gather_into_tensor": ["all_gather_into_tensor"],
+    "reduce_scatter": ["reduce_scatter"],
+    "reduce_scatter_tensor": ["reduce_scatter_tensor"],
+    "gather": ["gather"],
+    "scatter": ["scatter"],
+    "all_to_all": ["all_to_all"],
+    "all_to_all_single": ["all_to_all_single"],
+    "barrier": ["barrier"],
+    "monitored_barrier": ["monitored_barrier"],
+    "send/recv": ["send"],
+    "recv from any": ["send"],
+    "isend/irecv": ["send"],
+    "batch_isend_irecv": ["send", "recv"],
+    "send_object_list": ["send", "send"],
+    "broadcast_object_list": ["broadcast", "broadcast"],
+    "all_gather_object": ["all_gather", "all_gather"],
+    "gather_object": ["all_gather", "gather"],
+    "async_op": ["all_reduce"],
+    "subgroup": ["all_reduce"],
+    "direct": ["all_reduce"],
+    "direct p2p": ["send"],
+    "functional all_reduce": ["all_reduce"],
+    "functional all_gather": ["all_gather_into_tensor_coalesced"],
+    "functional reduce_scatter": ["reduce_scatter_tensor_coalesced"],
+    "functional all_to_all": ["all_to_all_single"],
+    "functional broadcast": ["broadcast"],
+    "all_reduce_coalesced": ["all_reduce_coalesced"],
+    "coalescing manager": ["all_reduce_coalesced"],
+    "functional coalesced": ["all_reduce_coalesced"],
+    "other thread": ["all_reduce"],
+    "inference mode": ["all_reduce"],
+    "compiled": ["all_reduce"],
+    "DDP": ["all_reduce"],
+    "DDP hook": ["all_reduce", "all_reduce"],
+}
+"""What each way of `c10d_ways` issues on rank0."""
+RECEIVES = {
+    "send/recv": ["recv"],
+    "recv from any": ["recv_any_source"],
+    "isend/irecv": ["recv"],
+    "send_object_list": ["recv", "recv"],
+    "direct p2p": ["recv"],
+}
+"""Where rank1 does something else."""
+NO_END = {"functional reduce_scatter"}
+"""Ways whose end is among the blind spots."""
+
+
+def both(folder: Path, *compiler: str) -> list[dict[str, Any]]:
+    """What the two ranks of `c10d_ways` print."""
+    command = [sys.executable, str(SUPPORT / "c10d_ways.py")]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(folder / "store"), *compiler], stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    try:
+        return [json.loads(rank.communicate(timeout=100)[0].splitlines()[-1]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return both(tmp_path_factory.mktemp("ways"))
+
+
+def test_every_way_is_tested(found: list[dict[str, Any]]) -> None:
+    assert found[0]["watched"].keys() == found[0]["refused"].keys() == {*WAYS, "all_gather_single"} - MISSING
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_way_is_seen_with_its_end_on_both_ranks(found: list[dict[str, Any]], way: str) -> None:
+    for rank, expected in ((0, WAYS[way]), (1, RECEIVES.get(way, WAYS[way]))):
+        seen = found[rank]["watched"][way]
+        assert [o["op"] for o in seen] == expected
+        assert [o["left"] for o in seen] == [[] if way in NO_END else [None]] * len(seen)
+        assert {o["site"].rpartition(":")[0] for o in seen} == {str(SUPPORT / "c10d_ways.py")}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_way_is_refused_with_the_reason(found: list[dict[str, Any]], way: str) -> None:
+    assert found[0]["refused"][way] == f"ContractViolation: {WAYS[way][0]} is not in the plan"
+
+
+def test_nothing_refused_reached_the_backend(found: list[dict[str, Any]]) -> None:
+    """Rank1 issued nothing while rank0 was refused: one that had gone out would have paired with this sum."""
+    assert [f["sum"] for f in found] == [[3, 3, 3], [3, 3, 3]]
+
+
+def test_facts_of_an_operation(found: list[dict[str, Any]]) -> None:
+    def facts(rank: int, way: str) -> dict[str, Any]:
+        seen: dict[str, Any] = found[rank]["watched"][way][0]
+        return {name: value for name, value in seen.items() if name not in ("site", "left")}
+
+    nothing = {"root": None, "peer": None, "tag": None, "thread": None, "dtype": "float32", "numel": 4}
+    world = {**nothing, "group": "0", "asynchronous": False}
+    assert facts(0, "all_reduce") == {**world, "op": "all_reduce"}
+    assert facts(0, "async_op") == {**world, "op": "all_reduce", "asynchronous": True}
+    assert facts(0, "subgroup") == {**world, "op": "all_reduce", "group": "1"}
+    assert facts(0, "other thread") == {**world, "op": "all_reduce", "thread": "other"}
+    assert facts(1, "broadcast") == {**world, "op": "broadcast", "root": 1}
+    assert facts(0, "all_to_all") == {**world, "op": "all_to_all", "numel": 8}
+    assert facts(0, "barrier") == {**world, "op": "barrier", "dtype": None, "numel": None}
+    p2p = {**world, "asynchronous": True, "tag": 7}
+    assert facts(0, "send/recv") == {**p2p, "op": "send", "peer": 1}
+    assert facts(1, "send/recv") == {**p2p, "op": "recv", "peer": 0}
+    assert facts(1, "recv from any")["peer"] is None
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor(tmp_path: Path) -> None:
+    found = both(tmp_path, "inductor")
+    assert [o["op"] for o in found[0]["watched"]["compiled"]] == ["all_reduce"]
+    assert found[0]["refused"]["compiled"] == "ContractViolation: all_reduce is not in the plan"
+    assert found[0]["sum"] == [3, 3, 3]
+
+
+MISSING = set() if hasattr(dist.ProcessGroup, "all_gather_single") else {"all_gather_single"}
+
+
+def test_torch_that_lacks_a_private_name_is_told_which_was_tried() -> None:
+    with pytest.raises(UsageError, match=rf"has no torch\._C\.nowhere\.to_be_found; use torch {torch_compat.TRIED[0]}"):
+        torch_compat.found("_C.nowhere.to_be_found")
+
+
+def test_no_operator_of_this_torch_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert c10d_intercept.unknown_operators() == []
+    monkeypatch.delitem(c10d_intercept.OPERATORS, "barrier")
+    assert c10d_intercept.unknown_operators() == ["barrier"]
+
+
+def test_blind_spots_stand_in_the_document() -> None:
+    text = (ROOT / "docs" / "recording.md").read_text()
+    assert [line for line in c10d_intercept.BLIND_SPOTS if f"\n- {line}" not in text] == []
+
+
+class Everything:
+    """Sees all, refuses nothing."""
+
+    def __init__(self) -> None:
+        self.seen: list[Operation] = []
+
+    def issue(self, operation: Operation) -> None:
+        self.seen.append(operation)
+
+
+# ── watchers, on a world of one ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.usefixtures("alone")
+def test_without_watchers_torch_is_as_it_was() -> None:
+    everything = Everything()
+    with watching(everything):
+        dist.all_reduce(torch.ones(2))
+        assert c10d_wait() is not c10d_intercept._wait
+    dist.all_reduce(torch.ones(3))
+    assert [o.numel for o in everything.seen] == [2]
+    assert c10d_wait() is c10d_intercept._wait
+
+
+def c10d_wait() -> object:
+    return vars(dist.Work)["wait"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_watcher_told_before_a_refusal_is_told_of_it() -> None:
+    told: list[str | None] = []
+
+    class First:
+        def issue(self, operation: Operation) -> c10d_intercept.Leave:
+            return told.append
+
+    class Then:
+        def issue(self, operation: Operation) -> None:
+            raise ContractViolation("no")
+
+    with watching(First()), watching(Then()), pytest.raises(ContractViolation):
+        dist.all_reduce(torch.ones(1))
+    assert told == ["ContractViolation: no"]
+
+
+# ── the short way ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Told:
+    """What is issued, and how it ended."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[Operation, str | None, str | None]] = []
+
+    def issue(self, operation: Operation) -> c10d_intercept.Leave:
+        site = c10d_intercept.site(c10d_intercept.caller())
+        return lambda outcome: self.all.append((operation, site, outcome))
+
+
+class Keeping(Told):
+    """Says once whom to tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[int] = []
+        self.asked: list[Operation] = []
+
+    def kind(self, operation: Operation, frame: FrameType | None) -> Kept:
+        self.asked.append(operation)
+        return Kept(self, operation, c10d_intercept.site(frame))
+
+
+class Kept(NamedTuple):
+    """What `Keeping` says once of an operation and a place."""
+
+    keeping: Keeping
+    operation: Operation
+    site: str | None
+
+    def begin(self, time_ns: int, /) -> int:
+        self.keeping.begun.append(time_ns)
+        return len(self.keeping.begun)
+
+    def end(self, begun: int, time_ns: int, outcome: str | None = None, /) -> None:
+        assert begun == len(self.keeping.begun)
+        assert self.keeping.begun[-1] <= time_ns <= time.monotonic_ns()
+        self.keeping.all.append((self.operation, self.site, outcome))
+
+
+def waited() -> None:
+    """Operations that may go the short way, on one line each time, and one that fails."""
+    dist.all_reduce(torch.ones(3, dtype=torch.int64))
+    dist.broadcast(torch.nn.Parameter(torch.ones(2)).detach(), 0)
+    dist.all_reduce(torch.ones(2, 2), group=dist.group.WORLD)
+    with pytest.raises((RuntimeError, ValueError)):
+        dist.broadcast(torch.ones(1), group_src=7)
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each operation that torch's own function issues: whether it went the short way."""
+    went = list[bool]()
+    may_go = c10d_intercept._Interception._may_go
+
+    def noted(self: Any, *given: Any) -> Any:
+        known = may_go(self, *given)
+        went.append(known is not None)
+        return known
+
+    monkeypatch.setattr(c10d_intercept._Interception, "_may_go", noted)
+    return went
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = Told(), Told()
+    with watching(short):
+        waited()
+    assert ways == [True] * 4
+    monkeypatch.setattr(c10d_intercept._Interception, "_may_go", lambda self, *given: None)
+    with watching(long):
+        waited()
+    assert short.all == long.all
+    assert [o.op for o, _, _ in short.all] == ["all_reduce", "broadcast", "all_reduce", "broadcast"]
+    assert [o.root for o, _, _ in short.all] == [None, 0, None, 7]
+    assert [outcome is None for _, _, outcome in short.all] == [True, True, True, False]
+
+
+@pytest.mark.usefixtures("alone")
+def test_who_says_once_whom_to_tell_is_told_the_same_and_when_it_was_issued() -> None:
+    prompt, keeping, before = Told(), Keeping(), time.monotonic_ns()
+    with watching(prompt):
+        waited()
+    with watching(keeping):
+        waited()
+        dist.barrier()  # by a kernel
+    assert keeping.all[:-1] == prompt.all
+    times = [before, *keeping.begun, time.monotonic_ns()]
+    assert times == sorted(times)
+    assert len(keeping.begun) == 4
+    with watching(keeping), watching(prompt):  # two are told at once
+        waited()
+    assert len(keeping.begun) == 4
+
+
+@pytest.mark.usefixtures("alone")
+def test_who_says_whom_to_tell_is_asked_once_of_an_operation_and_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked_and_told() -> tuple[int, int]:
+        return len(keeping.asked), len(keeping.begun)
+
+    keeping, one = Keeping(), torch.ones(1)
+    with watching(keeping):
+        for _ in range(3):
+            dist.all_reduce(one)
+        assert asked_and_told() == (1, 3)
+        for tensor in (one, torch.ones(2), torch.ones(1, dtype=torch.int64)):
+            dist.all_reduce(tensor)  # another place, another size, another type
+        assert asked_and_told() == (4, 6)
+        thread = threading.Thread(target=lambda: [dist.all_reduce(one) for _ in range(2)], name="other")
+        thread.start()
+        thread.join()
+        assert asked_and_told() == (5, 8)
+        assert keeping.asked[-1].thread == "other"
+        monkeypatch.setattr(c10d_intercept, "MAX_TOLD", 3)
+        for again in range(2):
+            dist.all_reduce(one)
+            c10d_intercept.forget()
+            assert asked_and_told() == (6 + again, 9 + again)
+    assert len(keeping.all) == 10
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("told", [Told(), Keeping()], ids=["prompt", "keeping"])
+def test_what_fails_while_it_is_waited_for_is_told_once(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(work: Any) -> None:
+        raise RuntimeError("connection closed by peer")
+
+    with watching(told):
+        monkeypatch.setattr(c10d_intercept, "_wait", lost)
+        with pytest.raises(RuntimeError, match="closed by peer"):
+            dist.all_reduce(torch.ones(1))
+        monkeypatch.undo()
+        dist.all_reduce(torch.ones(1))
+    assert [outcome for _, _, outcome in told.all] == ["RuntimeError: connection closed by peer", None]
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_nobody_waits_for_is_told_when_somebody_does_after_all() -> None:
+    """Works are put by, each with whom to tell, while the thread goes on."""
+    world: Any = dist.group.WORLD
+    told = Told()
+    with watching(told):
+        works = [world.allreduce([torch.ones(1)], options()) for _ in range(3)]
+        for work in works[::-1]:
+            work.wait()
+            work.wait()
+        assert [(o.op, outcome) for o, _, outcome in told.all] == [("all_reduce", None)] * 3
+        world.allreduce([torch.ones(1)], options())
+    assert not c10d_intercept._interception._newest
+    assert not c10d_intercept._interception._leaves
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_work_that_another_thread_waits_for_is_told() -> None:
+    world: Any = dist.group.WORLD
+    told = Told()
+    with watching(told):
+        works = [world.allreduce([torch.ones(1)], options()) for _ in range(2)]
+        for work in works[::-1]:
+            waiter = threading.Thread(target=work.wait)
+            waiter.start()
+            waiter.join()
+        assert [(o.op, outcome) for o, _, outcome in told.all] == [("all_reduce", None)] * 2
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_is_issued_was_written_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend may end the process, as gloo does where sizes differ: the trace names the operation nevertheless."""
+    written: list[list[str]] = []
+    to_backend: Any = dist.ProcessGroupGloo.allreduce  # type: ignore[attr-defined]
+
+    def allreduce(*given: Any) -> Any:
+        written.append([e.edge for e in read(tmp_path / name_of(0)).events])
+        return to_backend(*given)
+
+    monkeypatch.setattr(c10d_intercept._Gloo, "allreduce", allreduce)
+    session = Session(Recording("r", str(tmp_path)))
+    with watching(session):
+        for _ in range(2):
+            dist.all_reduce(torch.ones(1))
+    session.end()
+    assert written == [["enter"], ["enter", "exit", "enter"]]
+
+
+class Refusing:
+    def issue(self, operation: Operation) -> None:
+        raise ContractViolation("no")
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_short_way_leaves_torch_as_it_was() -> None:
+    methods = {name: vars(dist.ProcessGroup)[name] for name in c10d_intercept.METHODS}
+    for watcher in (Told(), Refusing()):
+        with watching(watcher):
+            try:
+                waited()
+            except ContractViolation:
+                assert isinstance(watcher, Refusing)
+    assert {name: vars(dist.ProcessGroup)[name] for name in methods} == methods == c10d_intercept.METHODS
+
+
+def options() -> Any:
+    found = torch.distributed.AllreduceOptions()
+    found.asyncOp = False
+    return found
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("tensor", "given"),
+    [
+        (torch.ones(2), {"async_op": True}),
+        (torch.ones(2).to_sparse(), {}),
+        (torch.ones(2, device="meta"), {}),
+        (torch.ones(2, requires_grad=True), {}),
+    ],
+    ids=["asynchronous", "sparse", "without data", "with a gradient"],
+)
+def test_what_the_dispatcher_does_more_for_goes_by_the_kernels(
+    ways: list[bool], tensor: torch.Tensor, given: dict[str, Any]
+) -> None:
+    with watching(Told()):
+        dist.all_reduce(torch.ones(1))
+        with contextlib.suppress(RuntimeError):  # without data there is nothing that a backend could do
+            work = dist.all_reduce(tensor, **given)
+            assert work is None or work.wait()
+    assert ways == [True, False]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_program_that_calls_the_method_itself_gets_the_work(ways: list[bool]) -> None:
+    world: Any = dist.group.WORLD
+    told = Told()
+    with watching(told):
+        work = world.allreduce([torch.ones(1)], options())
+        assert not told.all
+        assert work.wait()
+        world.allreduce(torch.ones(1)).wait()
+    assert [(o.op, outcome) for o, _, outcome in told.all] == [("all_reduce", None)] * 2
+    assert not ways
+
+
+@pytest.mark.usefixtures("alone")
+def test_under_a_mode_or_another_backend_operations_go_by_the_kernels(
+    ways: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watching(Told()):
+        dist.all_reduce(torch.ones(1))
+        with FlopCounterMode(display=False):
+            dist.all_reduce(torch.ones(1))
+        monkeypatch.setattr(c10d_intercept, "_Gloo", object)
+        monkeypatch.setattr(c10d_intercept._interception, "_groups", {})
+        dist.all_reduce(torch.ones(1))
+    assert ways == [True, False, False]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("native", [True, False])
+def test_a_recorder_that_fails_says_so_once_and_the_program_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], native: bool
+) -> None:
+    """What it met before is not recorded either: a trace with a gap in the numbers of a group would accuse the rank."""
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("no")
+
+    if not native:
+        monkeypatch.setattr(recorder, "Straight", None)
+    session = Session(Recording("r", str(tmp_path)))
+    session._counts.default_factory = broken
+    with watching(session):
+        for _ in range(3):
+            dist.all_reduce(torch.ones(1))
+        session.end()
+    assert capsys.readouterr().err == "genlock: this process is not recorded any further: ValueError: no\n"
+    trace = read(tmp_path / name_of(0))
+    assert [(e.edge, e.sequence) for e in trace.events] == [("enter", 1), ("exit", 1)]
+    assert trace.end is None

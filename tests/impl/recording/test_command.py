@@ -1,0 +1,273 @@
+"""`genlock record`: programs that know nothing of it leave complete traces, whatever becomes of their ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import jsonschema
+import pytest
+from genlock.traces.format import Dropped, Event, Trace, encode, find, read, schema
+from recorded import BREAKS_AT, PROGRAMS, STEPS
+from repository import ROOT, SUPPORT
+
+SCHEMA = ROOT / "docs" / "trace.schema.json"
+RECORD = [sys.executable, "-m", "genlock", "record", "--out"]
+
+
+def record(out: Path, *program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [*RECORD, str(out), "--", *program]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+    try:
+        printed, said = process.communicate(timeout=100)
+        return subprocess.CompletedProcess(command, process.returncode, printed, said)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # whoever is left of all that it started
+
+
+Runs = Mapping[str, tuple[Trace, Trace]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Every program of `recorded`: the traces of its two ranks."""
+    folder = tmp_path_factory.mktemp("recorded")
+    done = record(folder / "out", sys.executable, str(SUPPORT / "recorded.py"), str(folder))
+    assert done.returncode == 0, done.stderr
+    assert f"genlock: {2 * len(PROGRAMS)} ranks recorded" in done.stderr
+    found: dict[str, tuple[Trace, Trace]] = {}
+    for number, name in enumerate(PROGRAMS):
+        where = folder / "out" / (f"restart{number}" if number else "")
+        found[name] = (read(where / "rank0.trace.jsonl"), read(where / "rank1.trace.jsonl"))
+    return found
+
+
+def entered(trace: Trace) -> list[Event]:
+    return [e for e in trace.events if e.edge == "enter"]
+
+
+def ops(trace: Trace) -> list[str | None]:
+    return [e.op for e in entered(trace)]
+
+
+def left(trace: Trace) -> dict[int, Event]:
+    """The exits, by the index of what they are the exit of."""
+    return {e.entered: e for e in trace.events if e.edge == "exit" and e.entered is not None}
+
+
+# ── healthy programs ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["train", "pipeline", "sharded"])
+def test_healthy_program_leaves_complete_traces(runs: Runs, name: str) -> None:
+    for rank, trace in enumerate(runs[name]):
+        head = trace.header
+        assert (head.rank, head.world, head.backend, head.protocol, head.tables) == (rank, 2, "gloo", "", "")
+        assert head.blind_spots
+        assert [line.index for line in trace.lines if not isinstance(line, Dropped)] == list(range(len(trace.lines)))
+        assert trace.end is not None
+        assert (trace.end.cause, trace.cut) == ("stopped", False)
+        exits = left(trace)
+        without = [e.op for e in entered(trace) if e.index not in exits]
+        assert set(without) <= ({"reduce_scatter_tensor_coalesced"} if name == "sharded" else set())
+        assert {e.outcome for e in exits.values()} == {None}
+
+
+def test_two_traces_of_one_start_belong_together_and_of_two_do_not(runs: Runs) -> None:
+    assert all(a.header.run == b.header.run for a, b in runs.values())
+    assert len({a.header.run for a, _ in runs.values()}) == len(PROGRAMS)
+
+
+def test_training_shows_ddp_and_the_subgroup(runs: Runs) -> None:
+    a, b = runs["train"]
+    assert a.groups == b.groups == {"0": (0, 1), "1": (0, 1)}
+    for trace in (a, b):
+        ours = [e for e in entered(trace) if e.group == "1"]
+        assert [(e.op, e.sequence, e.numel, e.asynchronous) for e in ours] == [
+            ("all_reduce", n + 1, 1, False) for n in range(STEPS)
+        ]
+        gradients = [e for e in entered(trace) if e.group == "0" and e.numel == 9 and e.op == "all_reduce"]
+        assert len(gradients) == STEPS
+    for one, other in zip(entered(a), entered(b), strict=True):
+        assert signature(one) == signature(other)
+
+
+def signature(event: Event) -> tuple[object, ...]:
+    return (event.group, event.sequence, event.op, event.root, event.dtype, event.numel, event.site)
+
+
+def test_p2p_pairs_by_peer_and_tag(runs: Runs) -> None:
+    first, second = ([(e.op, e.peer, e.tag, e.sequence) for e in entered(t)] for t in runs["pipeline"])
+    assert first == [step for n in range(STEPS) for step in (("send", 1, n, 1), ("recv", 1, 0, n + 1))]
+    assert second == [step for n in range(STEPS) for step in (("recv", 0, n, 1), ("send", 0, 0, n + 1))]
+
+
+def test_functional_collectives_are_seen(runs: Runs) -> None:
+    step = ["all_gather_into_tensor_coalesced", "reduce_scatter_tensor_coalesced"]
+    assert [ops(t) for t in runs["sharded"]] == [step * STEPS] * 2
+
+
+def test_site_is_the_line_of_the_program(runs: Runs) -> None:
+    lines = (SUPPORT / "recorded.py").read_text().splitlines()
+    for event in entered(runs["pipeline"][0]):
+        name, _, number = str(event.site).rpartition(":")
+        assert name == str(SUPPORT / "recorded.py")
+        assert str(event.op) in lines[int(number) - 1]
+
+
+# ── rank1 is broken ─────────────────────────────────────────────────────────────────────────────────────
+
+SUM = ("all_reduce", 4)
+AT = BREAKS_AT + 1
+"""The collective, from 1, at which rank1 does something else."""
+
+
+def issued(trace: Trace) -> list[tuple[object, object]]:
+    return [(e.op, e.numel) for e in entered(trace)]
+
+
+def waits(trace: Trace) -> int | None:
+    """The sequence number of the collective that the rank never got out of in order, if there is one."""
+    exits = left(trace)
+    for event in entered(trace):
+        if event.index not in exits or exits[event.index].outcome is not None:
+            return event.sequence
+    return None
+
+
+def test_one_left_out_shows_as_a_shorter_sequence(runs: Runs) -> None:
+    """Their second and third sums pair as second and second; rank0 waits in one that rank1 never issued."""
+    a, b = runs["left_out"]
+    assert (issued(a), issued(b)) == ([SUM] * STEPS, [SUM] * (STEPS - 1))
+    assert (waits(a), waits(b)) == (STEPS, None)
+    assert b.end is not None
+    assert b.end.cause == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("another_operation", ("broadcast", 4)), ("another_size", ("all_reduce", 8))]
+)
+def test_other_collective_shows_at_the_same_place(runs: Runs, name: str, other: tuple[str, int]) -> None:
+    a, b = runs[name]
+    assert (issued(a), issued(b)) == ([SUM] * AT, [SUM] * (AT - 1) + [other])
+    assert (waits(a), waits(b)) == (AT, AT)
+
+
+def test_exception_is_the_end_of_its_trace(runs: Runs) -> None:
+    a, b = runs["raises"]
+    assert b.end is not None
+    assert (b.end.cause, b.end.exit, b.end.message) == ("exception", 1, "ValueError: no such layer")
+    assert (issued(b), waits(a)) == ([SUM] * (AT - 1), AT)
+
+
+@pytest.mark.parametrize("name", ["killed", "stalls"])
+def test_killed_rank_leaves_all_that_it_did_and_no_end(runs: Runs, name: str) -> None:
+    a, b = runs[name]
+    assert (b.end, b.cut, issued(b), waits(b)) == (None, False, [SUM] * (AT - 1), None)
+    assert (waits(a), a.end is not None) == (AT, True)
+
+
+# ── the format ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_schema_in_the_documents_is_that_of_the_code() -> None:
+    """If not: python -m genlock.traces.format > docs/trace.schema.json"""
+    assert json.loads(SCHEMA.read_text()) == json.loads(json.dumps(schema()))
+
+
+def test_what_is_written_fits_the_schema(runs: Runs) -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    validator.check_schema(validator.schema)
+    kinds = set()
+    for traces in runs.values():
+        for trace in traces:
+            for line in trace.path.read_bytes().splitlines():
+                found = json.loads(line)
+                kinds.add(found["kind"])
+                validator.validate(found)
+    assert kinds == {"header", "group", "event", "end"}
+    validator.validate(json.loads(encode(Dropped(3, 2))))
+    for wrong in ({"kind": "event", "index": "0"}, {"kind": "event"}, {"kind": "dance"}):
+        assert not validator.is_valid(wrong)
+
+
+# ── trouble ─────────────────────────────────────────────────────────────────────────────────────────────
+
+FULL = """if True:
+    import os, resource, signal, sys
+    import torch, torch.distributed as dist
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for n in range(30):
+        limit = 4000 if n < 20 else hard
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        dist.all_reduce(torch.ones(n + 1))
+    print("done")
+"""
+
+
+def test_full_disk_is_told_and_the_program_goes_on(tmp_path: Path) -> None:
+    """The kernel lets the file grow to 4,000 bytes while the first 20 sums are recorded."""
+    done = record(tmp_path / "out", sys.executable, "-c", FULL)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    [trace] = [read(path) for path in find(tmp_path / "out")]
+    [hole] = [line for line in trace.lines if isinstance(line, Dropped)]
+    indices = [line.index for line in trace.lines if not isinstance(line, Dropped)]
+    missing = set(range(indices[-1] + 1)) - set(indices)
+    assert missing == set(range(hole.index, hole.index + hole.count))
+    assert {e.numel for e in entered(trace)} >= set(range(21, 31))
+    assert not trace.cut
+
+
+SEES = "import os, sys; print(os.environ['SITE'], any('attach' in entry for entry in sys.path))"
+
+
+def test_a_sitecustomize_of_the_program_still_runs(tmp_path: Path) -> None:
+    """So it does in a Python that the program starts; and nobody finds the recorder's on sys.path."""
+    (tmp_path / "sitecustomize.py").write_text("import os; os.environ['SITE'] = __file__")
+    child = f"import subprocess, sys; {SEES}; sys.exit(subprocess.run([sys.executable, '-c', {SEES!r}]).returncode)"
+    done = record(tmp_path / "out", sys.executable, "-uc", child, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout.splitlines()) == (0, [f"{tmp_path}/sitecustomize.py False"] * 2), done.stderr
+
+
+def test_recorder_that_cannot_attach_says_so_and_leaves_the_program_alone(tmp_path: Path) -> None:
+    """This torch is nothing but a name."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("here = 1")
+    done = record(tmp_path / "out", sys.executable, "-c", "import torch; print(torch.here)", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    said = done.stderr.splitlines()
+    assert said[0] == "genlock: this process is not recorded: No module named 'torch.distributed'"
+    assert said[1].startswith("genlock: nothing was recorded")
+
+
+def test_status_is_the_programs(tmp_path: Path) -> None:
+    program = "import os, sys; os.kill(os.getpid(), int(sys.argv[1])) if sys.argv[1] != '0' else sys.exit(7)"
+    assert record(tmp_path / "out", sys.executable, "-c", program, "0").returncode == 7
+    assert record(tmp_path / "out", sys.executable, "-c", program, "9").returncode == 128 + 9
+
+
+@pytest.mark.parametrize(
+    ("program", "says"), [("no-such-program", "there is no program"), ("true", "there are traces")]
+)
+def test_what_cannot_be_recorded_is_refused_in_one_line(tmp_path: Path, program: str, says: str) -> None:
+    (tmp_path / "rank0.trace.jsonl").touch()
+    done = record(tmp_path, program)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert says in done.stderr

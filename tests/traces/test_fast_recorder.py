@@ -1,0 +1,181 @@
+"""What writes of operations that come again and again: the native part and the Python that it stands for are one."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import sysconfig
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+from genlock.traces import recorder
+from genlock.traces.format import NUMBER, Dropped, Event, Group, name_of, read
+from genlock.traces.recorder import Kind, Recorder
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from simulated import header
+
+NATIVE = recorder.Straight
+needs_native = pytest.mark.skipif(
+    NATIVE is None, reason="traces/_fast_recorder.c was not built: it takes a C compiler and Python's headers"
+)
+
+
+@pytest.fixture(params=[pytest.param(True, marks=needs_native, id="native"), pytest.param(False, id="python")])
+def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either part writes."""
+    if not request.param:
+        monkeypatch.setattr(recorder, "Straight", None)
+
+
+def barrier(writer: Recorder, sequence: Iterator[int], failed: Callable[[Exception], None], group: str = "%d") -> Kind:
+    enter = Event(NUMBER, NUMBER, "", "enter", "", "", group=group, sequence=NUMBER, op="barrier")
+    return writer.kind(enter, replace(enter, edge="exit", entered=NUMBER), sequence, failed)
+
+
+def never(error: Exception) -> None:
+    raise error
+
+
+def test_the_native_part_is_built_where_it_can_be() -> None:
+    if shutil.which("cc") is None or not Path(sysconfig.get_path("include"), "Python.h").exists():
+        pytest.skip("no compiler, or no headers of Python")
+    assert NATIVE is not None
+
+
+@needs_native
+@given(
+    first=st.sampled_from([1, 9, 10, 2**62]) | st.integers(1, 2**62),
+    times=st.lists(st.integers(0, 2**63 - 1), max_size=6),
+    name=st.text('ab%d\0\\"é', max_size=6),
+    outcome=st.none() | st.text(max_size=4),
+)
+def test_both_write_the_same(
+    tmp_path_factory: pytest.TempPathFactory, first: int, times: list[int], name: str, outcome: str | None
+) -> None:
+    written = []
+    for straight in (NATIVE, None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recorder, "Straight", straight)
+            writer = Recorder(tmp_path_factory.mktemp("traces"), header(0))
+            kind = barrier(writer, count(first), never, name)
+            writer.group(Group("first", (0,)))
+            begun = [kind.begin(time_ns) for time_ns in times]
+            writer.group(Group("then", (0,)))
+            for each, time_ns in zip(reversed(begun), times, strict=True):
+                kind.end(each, time_ns, outcome)
+            writer.close()
+        written.append(writer.path.read_bytes())
+    assert written[0] == written[1]
+    assert [e.time_ns for e in read(writer.path).events] == times * 2
+
+
+@contextmanager
+def room(left: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("part")
+@pytest.mark.parametrize("half", [0, 40])
+def test_a_full_disk_is_told_and_blocks_nobody(tmp_path: Path, half: int) -> None:
+    """Nothing fits any more, or half a line; then there is room again."""
+    writer = Recorder(tmp_path, header(0))
+    kind = barrier(writer, count(1), never)
+    kept = kind.begin(1)
+    with room(writer.path.stat().st_size + half):
+        kind.end(kept, 2)
+        lost = kind.begin(3)
+    kind.end(lost, 4)
+    trace = read(writer.path)
+    assert [getattr(line, "time_ns", line) for line in trace.lines] == [1, Dropped(1, 2), 4]
+    assert [e.entered for e in trace.events] == [None, 2]
+    assert not trace.cut
+
+
+@pytest.mark.usefixtures("part")
+def test_what_goes_wrong_is_told_and_does_not_reach_the_program(tmp_path: Path) -> None:
+    writer = Recorder(tmp_path, header(0))
+    errors: list[Exception] = []
+    kind = barrier(writer, iter([1]), errors.append)
+    kind.end(kind.begin(5), 6)
+    assert not errors
+    assert kind.begin(7) is None
+    kind.end(None, 8)
+    assert len(errors) == 1
+    kind.end((1,), 9)  # type: ignore[arg-type]
+    assert len(errors) == 2
+    assert [e.time_ns for e in read(writer.path).events] == [5, 6]
+
+
+@needs_native
+def test_what_cannot_be_a_line_is_refused(tmp_path: Path) -> None:
+    writer = Recorder(tmp_path, header(0))
+    enter = Event(NUMBER, 0, "", "enter", "", "", group="g", sequence=NUMBER, op="barrier")
+    with pytest.raises(ValueError, match="3 numbers"):
+        writer.kind(enter, enter, count(1), never)
+
+
+@pytest.mark.usefixtures("part")
+def test_threads_take_turns(tmp_path: Path) -> None:
+    writer, rounds = Recorder(tmp_path, header(0)), 300
+    sequence = count(1)
+
+    def issue() -> None:
+        kind = barrier(writer, sequence, never)
+        for _ in range(rounds):
+            kind.end(kind.begin(0), 1)
+
+    threads = [threading.Thread(target=issue) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(rounds):
+        writer.event("other", "step", "S", "s")
+    for thread in threads:
+        thread.join()
+    events = [*read(writer.path).events]
+    assert [e.index for e in events] == list(range(9 * rounds))
+    assert [e.sequence for e in events if e.edge == "enter"] == list(range(1, 4 * rounds + 1))
+    issued = {e.index: e.sequence for e in events if e.edge == "enter"}
+    assert {e.entered: e.sequence for e in events if e.edge == "exit" and e.entered is not None} == issued
+
+
+@pytest.mark.usefixtures("part")
+def test_a_child_forked_while_another_thread_writes_waits_for_nothing(tmp_path: Path) -> None:
+    writer = Recorder(tmp_path, header(0))
+    kind = barrier(writer, count(1), never)
+    begun = kind.begin(1)
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with writer._lock:
+            held.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        kind.end(begun, 2)
+        kind.begin(3)
+        os._exit(0)
+    over.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+    kind.end(begun, 4)
+    assert [e.time_ns for e in read(tmp_path / name_of(0)).events] == [1, 4]

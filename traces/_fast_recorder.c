@@ -1,0 +1,307 @@
+/* The straight case of `recorder.Kind`: nothing is due, nothing was lost, the file is open. Everything else is left
+   to that class, which also does all of it where this was not built.
+
+   Between two collectives the caches are cold, and Python touches much memory for little. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { FILE_, NEXT, LATE }; /* places in the recorder's numbers, as in recorder.py */
+enum { MAX_NUMBERS = 4, DIGITS = 20 };
+
+typedef struct { /* a line, all but its numbers */
+    char *text;  /* as it was filled in last */
+    char *form;  /* what stands between the numbers, one piece after the other */
+    Py_ssize_t ends[MAX_NUMBERS + 1];
+    int numbers;
+} Line;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *whole, *acquire, *release, *cut, *sequence;
+    Py_buffer shared;
+    Line enter, exit;
+} Straight;
+
+/* Splits a form for `%`, as `format.blank` makes them: `%d` for a number, `%%` for a percent sign. */
+static int
+split(Line *line, const char *form, Py_ssize_t length, int numbers)
+{
+    line->form = PyMem_Malloc(length + 1);
+    line->text = PyMem_Malloc(length + MAX_NUMBERS * DIGITS);
+    if (line->form == NULL || line->text == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    Py_ssize_t at = 0;
+    for (Py_ssize_t i = 0; i < length; i++) {
+        if (form[i] == '%') {
+            i++;
+            if (form[i] == 'd' && line->numbers < numbers) {
+                line->ends[line->numbers++] = at;
+                continue;
+            }
+            if (form[i] != '%') {
+                PyErr_SetString(PyExc_ValueError, "not a form of a line");
+                return -1;
+            }
+        }
+        line->form[at++] = form[i];
+    }
+    line->ends[line->numbers] = at;
+    if (line->numbers == numbers)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "a form with %d numbers is needed", numbers);
+    return -1;
+}
+
+static Py_ssize_t
+fill(Line *line, const long long *numbers)
+{
+    char *to = line->text;
+    Py_ssize_t from = 0;
+    for (int i = 0; i <= line->numbers; i++) {
+        memcpy(to, line->form + from, line->ends[i] - from);
+        to += line->ends[i] - from;
+        from = line->ends[i];
+        if (i < line->numbers) {
+            char digits[DIGITS], *digit = digits + DIGITS;
+            unsigned long long rest = numbers[i];
+            do
+                *--digit = '0' + rest % 10;
+            while (rest /= 10);
+            memcpy(to, digit, digits + DIGITS - digit);
+            to += digits + DIGITS - digit;
+        }
+    }
+    return to - line->text;
+}
+
+/* In one write; else `cut` is told how much was written. */
+static int
+put(Straight *self, Line *line, const long long *numbers)
+{
+    int file = (int)((long long *)self->shared.buf)[FILE_];
+    Py_ssize_t length = fill(line, numbers), written;
+    Py_BEGIN_ALLOW_THREADS
+    do
+        written = write(file, line->text, length);
+    while (written == -1 && errno == EINTR);
+    Py_END_ALLOW_THREADS
+    if (written == length)
+        return 0;
+    PyObject *done = PyObject_CallFunction(self->cut, "n", written == -1 ? 0 : written);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+static int
+locked(Straight *self)
+{
+    PyObject *done = PyObject_CallNoArgs(self->acquire);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+/* Returns `result`, and keeps its exception where it is NULL. */
+static PyObject *
+unlocked(Straight *self, PyObject *result)
+{
+    PyObject *kind, *value, *traceback;
+    PyErr_Fetch(&kind, &value, &traceback);
+    PyObject *done = PyObject_CallNoArgs(self->release);
+    if (done == NULL)
+        Py_CLEAR(result);
+    else
+        PyErr_Restore(kind, value, traceback);
+    Py_XDECREF(done);
+    return result;
+}
+
+/* Returns `result`; None where it is NULL, and the exception goes to `Kind.failed`, unless it is a Ctrl-C or the like. */
+static PyObject *
+guarded(Straight *self, PyObject *result)
+{
+    if (result != NULL || !PyErr_ExceptionMatches(PyExc_Exception))
+        return result;
+    PyObject *kind, *value, *traceback;
+    PyErr_Fetch(&kind, &value, &traceback);
+    PyErr_NormalizeException(&kind, &value, &traceback);
+    result = PyObject_CallMethod(self->whole, "failed", "O", value);
+    Py_DECREF(kind);
+    Py_DECREF(value);
+    Py_XDECREF(traceback);
+    return result;
+}
+
+static PyObject *
+begun(Straight *self, PyObject *time_ns)
+{
+    long long *shared = self->shared.buf;
+    if (shared[LATE])
+        return PyObject_CallMethod(self->whole, "begin", "O", time_ns);
+    PyObject *number = PyIter_Next(self->sequence);
+    if (number == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "no number is left");
+        return NULL;
+    }
+    long long numbers[] = {shared[NEXT], PyLong_AsLongLong(time_ns), PyLong_AsLongLong(number)};
+    Py_DECREF(number);
+    if (PyErr_Occurred())
+        return NULL;
+    shared[NEXT]++;
+    return put(self, &self->enter, numbers) == -1 ? NULL : Py_BuildValue("LL", numbers[0], numbers[2]);
+}
+
+static PyObject *
+ended(Straight *self, PyObject *begun, PyObject *time_ns)
+{
+    long long *shared = self->shared.buf, entered, number;
+    if (shared[LATE])
+        return PyObject_CallMethod(self->whole, "end", "OO", begun, time_ns);
+    if (!PyArg_Parse(begun, "(LL)", &entered, &number))
+        return NULL;
+    long long numbers[] = {shared[NEXT], PyLong_AsLongLong(time_ns), number, entered};
+    if (PyErr_Occurred())
+        return NULL;
+    shared[NEXT]++;
+    return put(self, &self->exit, numbers) == -1 ? NULL : Py_NewRef(Py_None);
+}
+
+/* Whoever forked while another thread held the lock would wait for it for ever: a closed recorder is known without. */
+static int
+closed(Straight *self)
+{
+    return ((long long *)self->shared.buf)[FILE_] == -1;
+}
+
+static PyObject *
+begin(Straight *self, PyObject *time_ns)
+{
+    if (closed(self))
+        Py_RETURN_NONE;
+    return guarded(self, locked(self) == -1 ? NULL : unlocked(self, begun(self, time_ns)));
+}
+
+static PyObject *
+end(Straight *self, PyObject *const *given, Py_ssize_t count)
+{
+    if (closed(self))
+        Py_RETURN_NONE;
+    if (count == 2 && given[0] != Py_None)
+        return guarded(self, locked(self) == -1 ? NULL : unlocked(self, ended(self, given[0], given[1])));
+    PyObject *method = PyObject_GetAttrString(self->whole, "end");
+    PyObject *result = method == NULL ? NULL : PyObject_Vectorcall(method, given, count, NULL);
+    Py_XDECREF(method);
+    return result;
+}
+
+static PyObject *
+make(PyTypeObject *type, PyObject *given, PyObject *named)
+{
+    PyObject *whole, *lock, *cut, *sequence;
+    Py_buffer shared;
+    const char *enter, *exit;
+    Py_ssize_t entered, exited;
+    if (!PyArg_ParseTuple(given, "OOOw*Oy#y#", &whole, &lock, &cut, &shared, &sequence, &enter, &entered, &exit, &exited))
+        return NULL;
+    Straight *self = (Straight *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        PyBuffer_Release(&shared);
+        return NULL;
+    }
+    self->whole = Py_NewRef(whole);
+    self->acquire = PyObject_GetAttrString(lock, "acquire");
+    self->release = PyObject_GetAttrString(lock, "release");
+    self->cut = Py_NewRef(cut);
+    self->sequence = Py_NewRef(sequence);
+    self->shared = shared;
+    if (self->acquire == NULL || self->release == NULL)
+        ;
+    else if (shared.len < (LATE + 1) * (Py_ssize_t)sizeof(long long) || !PyIter_Check(sequence))
+        PyErr_SetString(PyExc_TypeError, "three numbers and an iterator are needed");
+    else if (split(&self->enter, enter, entered, 3) == 0 && split(&self->exit, exit, exited, 4) == 0)
+        return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
+}
+
+static int
+traverse(Straight *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->whole);
+    Py_VISIT(self->acquire);
+    Py_VISIT(self->release);
+    Py_VISIT(self->cut);
+    Py_VISIT(self->sequence);
+    return 0;
+}
+
+static void
+dealloc(Straight *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_XDECREF(self->whole);
+    Py_XDECREF(self->acquire);
+    Py_XDECREF(self->release);
+    Py_XDECREF(self->cut);
+    Py_XDECREF(self->sequence);
+    PyBuffer_Release(&self->shared);
+    PyMem_Free(self->enter.form);
+    PyMem_Free(self->enter.text);
+    PyMem_Free(self->exit.form);
+    PyMem_Free(self->exit.text);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef methods[] = {
+    {"begin", (PyCFunction)begin, METH_O, PyDoc_STR("As Kind.begin.")},
+    {"end", (PyCFunction)(void (*)(void))end, METH_FASTCALL, PyDoc_STR("As Kind.end.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("Straight(whole, lock, cut, shared, sequence, enter, exit)")},
+    {Py_tp_new, make},
+    {Py_tp_dealloc, dealloc},
+    {Py_tp_traverse, traverse},
+    {Py_tp_methods, methods},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "genlock.traces._fast_recorder.Straight",
+    .basicsize = sizeof(Straight),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = slots,
+};
+
+static int
+execute(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
+    int done = type == NULL ? -1 : PyModule_AddObjectRef(module, "Straight", type);
+    Py_XDECREF(type);
+    return done;
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, execute}, {0, NULL}};
+
+static struct PyModuleDef module = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "_fast_recorder",
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC
+PyInit__fast_recorder(void)
+{
+    return PyModuleDef_Init(&module);
+}

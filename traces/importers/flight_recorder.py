@@ -1,0 +1,358 @@
+"""Reads torch's Flight Recorder dumps: the ring in which a rank keeps its last collectives (pickle or JSON).
+
+Every quirk of the format is handled here, and here alone:
+
+- the rank stands in the file's name alone, and `record_id` is a rank's own: never align ranks by it;
+- JSON writes a null time as 0 and has no frames; 2.9 says `nccl_version`, 2.10 `comm_lib_version`;
+- gloo never says how far an operation came (`state` stays `scheduled`, `retired` is true for what failed),
+  and its `pg_config` has one entry, named "", of whichever group was made last;
+- a ring drops its oldest entries silently; a dump of what is pending leaves out all that completed;
+- send and recv name their ends by the *group's* ranks; those of a batch keep the state `scheduled`, the one of
+  the `coalesced` entry that ends the batch holds for all of them;
+- `pg_status` is keyed by a number that only entries connect to a group's name, and its last number may be a
+  collective's or, in a group that has both, a send's or recv's.
+
+Left out: anything but what `collectives` holds (thread names, time-outs, versions of the library).
+"""
+
+from __future__ import annotations
+
+import marshal
+import re
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ...errors import CutFile, UnreadableInput
+from ..collectives import OPS, Group, Interned, Ops, RankRecord, Signature, Status, packed
+from .safe_pickle import MAX_BYTES, MAX_CONTAINERS, load_plain
+
+Dump = dict[str, Any]
+
+KINDS = {
+    "_all_gather_base": "all_gather",
+    "all_gather_single": "all_gather",
+    "all_gather_into_tensor_coalesced": "all_gather",
+    "ALLGATHER_coalesced": "all_gather",
+    "_reduce_scatter_base": "reduce_scatter",
+    "reduce_scatter_single": "reduce_scatter",
+    "reduce_scatter_tensor_coalesced": "reduce_scatter",
+    "REDUCE_SCATTER_coalesced": "reduce_scatter",
+    "allreduce_coalesced": "all_reduce",
+    "all_reduce_barrier": "barrier",
+    "all_to_all_single": "all_to_all",
+    "all_to_all_v_single": "all_to_all",
+    "_broadcast_oop": "broadcast",
+    "_reduce_oop": "reduce",
+}
+"""Names that a collective goes by, to the one that they are on the wire."""
+
+STATES = {"scheduled": Status.ISSUED, "started": Status.STARTED, "completed": Status.COMPLETED}
+
+FIELDS = (
+    *("record_id", "time_created_ns", "process_group", "profiling_name", "collective_seq_id", "p2p_seq_id"),
+    *("input_sizes", "output_sizes", "input_dtypes", "output_dtypes", "state", "is_p2p", "pg_id"),
+)
+LARGEST = 1 << 62
+MAX_RANKS = 1_000_000
+
+
+def rank_of(path: Path) -> int:
+    """The rank that a dump's name ends in (`trace_3`, `_dump_3`, `nccl_trace_rank_3.json`). Raises UnreadableInput."""
+    stem = path.name.split(".")[0]
+    found = re.search(r"rank_?(\d{1,7})(?!\d)", path.name) or re.search(r"(\d{1,7})$", stem)
+    if found is None:
+        raise UnreadableInput("no rank in the file's name", where=str(path), do="end it in the rank: `trace_3`")
+    return int(found[1])
+
+
+def looks_like(dump: object) -> bool:
+    """Whether a decoded value is a Flight Recorder dump."""
+    return isinstance(dump, dict) and "entries" in dump and "version" in dump
+
+
+def decode_json(path: Path, data: bytes) -> Any:
+    """The value in `data`. Raises UnreadableInput, CutFile where it ends too early."""
+    if len(data) > MAX_BYTES or data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise _bad(path, f"JSON of more than {MAX_BYTES:,} bytes or {MAX_CONTAINERS:,} containers")
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if "truncated" in str(error):
+            raise CutFile("the JSON ends in the middle", where=str(path)) from None
+        raise _bad(path, f"malformed JSON ({error})") from None
+
+
+def read_pickle(path: Path, data: bytes, interned: Interned) -> RankRecord:
+    """One rank's dump as torch's `_dump_fr_trace` writes it."""
+    return read_dump(path, load_plain(path, data), interned)
+
+
+def read_dump(path: Path, dump: object, interned: Interned) -> RankRecord:
+    """One rank's dump, decoded. Raises UnreadableInput with the entry where it stops making sense."""
+    rank = rank_of(path)
+    if not looks_like(dump) or not isinstance(dump, dict) or not isinstance(dump["entries"], list):
+        raise _bad(path, "not a Flight Recorder dump: it has no list of entries")
+    version = dump["version"]
+    if not isinstance(version, str) or not re.fullmatch(r"2\.\d{1,3}", version):
+        raise UnreadableInput(
+            f"Flight Recorder version {str(version)[:20]!r} is not one of 2.*",
+            where=str(path),
+            do="replay it with a version of genlock that knows it",
+        )
+    reader = _Reader(path, rank, _configured(path, dump.get("pg_config"), interned), interned)
+    rows = reader.rows(dump["entries"])
+    numbers = _array(path, rows)["entry"]
+    steps = np.diff(numbers)
+    if (steps <= 0).any():
+        raise _bad(path, "the entries are not in the order of their `record_id`")
+    ops = _array(path, reader.unbatched(rows)) if reader.batched else _array(path, rows)
+    statuses = _statuses(path, dump.get("pg_status"))
+    active = not reader.gloo and not bool((ops["status"] == Status.COMPLETED).any())
+    pending_only = active and (len(ops) > 0 or any(last > 0 for last, _ in statuses.values()))
+    names = reader.named(statuses)
+    gaps = np.flatnonzero(steps > 1)
+    return RankRecord(
+        rank,
+        path,
+        packed(ops),
+        lost=bool(len(numbers)) and int(numbers[0]) > 0,
+        pending_only=pending_only,
+        issued={names[n]: last for n, (last, _) in statuses.items() if n in names},
+        gap=None if pending_only or not len(gaps) else int(numbers[gaps[0]]) + 1,
+    )
+
+
+Row = tuple[int, int, int, int, int, int, int, int, int]
+"""One operation, in the order of OPS."""
+
+
+def _array(path: Path, rows: Sequence[Row]) -> Ops:
+    if not {type(value) for row in rows for value in row} <= {int, Status}:  # numpy would take "1" for 1
+        raise _bad(path, "an entry has a number that is none")
+    try:
+        ops = np.array(rows, dtype=OPS)
+    except (TypeError, ValueError, OverflowError):
+        raise _bad(path, "an entry has a number out of bounds") from None
+    if any((ops[name] < 0).any() for name in ("entry", "time", "sequence")):
+        raise _bad(path, "an entry has a number below 0")
+    return ops
+
+
+class _Reader:
+    """Turns one rank's entries into rows; what was met before is looked up, not taken apart again."""
+
+    def __init__(self, path: Path, rank: int, config: Mapping[str, Group], interned: Interned) -> None:
+        self.path, self.rank, self.config, self.interned = path, rank, config, interned
+        self.gloo = False
+        self.batched = False
+        self._groups: dict[tuple[str, str], int] = {}
+        self._ids: dict[int, int] = {}
+        self._names: dict[str, tuple[str, str, tuple[int, int] | None]] = {}
+        self._signatures: dict[tuple[str, bytes], int] = {}
+        self._sites: dict[tuple[str, int, str], int] = {}
+
+    def rows(self, entries: Sequence[Any]) -> list[Row]:
+        """One row an entry. Raises UnreadableInput at the first that makes no sense."""
+        fields: Callable[[Any], tuple[Any, ...]] = itemgetter(*FIELDS)
+        rows: list[Row] = []
+        try:
+            for entry in entries:
+                rows.append(self._row(fields(entry), entry.get("frames")))
+        except KeyError as error:
+            raise _bad(self.path, f"it has no {str(error)[:40]}", len(rows)) from None
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise _bad(self.path, f"malformed ({type(error).__name__})", len(rows)) from None
+        return rows
+
+    def _row(self, values: tuple[Any, ...], frames: Any) -> Row:
+        number, time, group_name, name, collective, p2p, *shape, state, is_p2p, pg_id = values
+        backend, kind, ends = self._names.get(name) or self._name(name)
+        group = self._groups.get(tuple(group_name)) or self._group(group_name)
+        self._ids[pg_id] = group - 1
+        # marshal, because it is the fastest way to something that can be looked up
+        key = (kind, marshal.dumps(shape, 2))
+        signature = self._signatures.get(key)
+        if signature is None:
+            signature = self._signatures[key] = self._signature(kind, *shape)
+        status = STATES[state] if backend != "gloo" else Status.UNSAID
+        site = self._site(frames) if frames else 0
+        peer = -1 if ends is None else self._peer(group - 1, ends, kind)
+        return number, time, p2p if is_p2p else collective, group - 1, signature, site, peer, 0, status
+
+    def _name(self, name: str) -> tuple[str, str, tuple[int, int] | None]:
+        """`nccl:send 0->1` taken apart; ends are (from, to), as ranks of the group."""
+        found = re.fullmatch(r"(\w{1,20}):(\w{1,60})(?: (\d{1,7})(->|<-)(\d{1,7}))?", name, re.ASCII)
+        if found is None:
+            raise ValueError
+        ends = None
+        if found[3] is not None:
+            one, other = int(found[3]), int(found[5])
+            ends = (one, other) if found[4] == "->" else (other, one)
+        if (found[2] in ("send", "recv")) != (ends is not None):
+            raise ValueError
+        self.gloo |= found[1] == "gloo"
+        self.batched |= found[2] == "coalesced"
+        self._names[name] = parts = (found[1], KINDS.get(found[2], found[2]), ends)
+        return parts
+
+    def _group(self, given: Sequence[str]) -> int:
+        """The group's number, plus one."""
+        name, description = given
+        if not isinstance(name, str) or not isinstance(description, str):
+            raise TypeError
+        group = self.config.get(name)
+        if group is None:
+            group = Group(name, description, (), stated=False)
+        elif self.rank not in group.members:
+            what = f"rank {self.rank} is no member of group {name} ({description[:80]})"
+            raise UnreadableInput(what, where=str(self.path), do="is the rank in the file's name right?")
+        self._groups[name, description] = number = self.interned.groups(group) + 1
+        return number
+
+    def _signature(self, kind: str, sent: Any, received: Any, in_types: Any, out_types: Any) -> int:
+        types = in_types or out_types
+        if not all(isinstance(t, str) for t in types):
+            raise TypeError
+        dtype = "+".join(dict.fromkeys(types))
+        return self.interned.signatures(Signature(kind, dtype, _elements(sent), _elements(received)))
+
+    def _site(self, frames: Sequence[Mapping[str, Any]]) -> int:
+        """Where the program, not torch, issued it."""
+        for frame in frames:
+            key = (frame["filename"], frame["line"], frame["name"])
+            site = self._sites.get(key)
+            if site is None:
+                file, line, name = key
+                inside = "torch/" in file or "/torch/" in file
+                place = f"{Path(file).name}:{int(line)} ({name[:80]})"
+                site = self._sites[key] = 0 if inside else self.interned.sites(place)
+            if site:
+                return site
+        return 0
+
+    def _peer(self, group: int, ends: tuple[int, int], kind: str) -> int:
+        members = self.interned.groups.values[group].members
+        if members and max(ends) >= len(members):
+            raise _bad(self.path, f"an entry names rank {max(ends)} of a group of {len(members)}")
+        source, target = (members[ends[0]], members[ends[1]]) if members else ends
+        mine, peer = (source, target) if kind == "send" else (target, source)
+        if mine != self.rank:
+            raise _bad(self.path, f"an entry is of rank {mine}, the file's name says {self.rank}")
+        return peer
+
+    def unbatched(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows without `coalesced` entries: a batch's sends and receives take its state, its collectives are one.
+
+        Those of a batch come one after another in their group, with one sequence number and the `coalesced` entry last.
+        """
+        kinds = [s.kind for s in self.interned.signatures.values]
+        out: list[Row] = []
+        batch: dict[tuple[int, bool], list[int]] = {}
+        for row in rows:
+            sequence, group, signature, peer, status = row[2], row[3], row[4], row[6], row[8]
+            p2p = peer >= 0
+            ends_batch = kinds[signature] == "coalesced"
+            for key in [(group, p2p)] if not ends_batch else [(group, True), (group, False)]:
+                members = batch.get(key, [])
+                if members and out[members[0]][2] != sequence:
+                    members = batch[key] = []
+                if ends_batch:
+                    for at in members:
+                        out[at] = (*out[at][:8], status)
+                    batch[key] = []
+                elif members and not p2p:
+                    first = out[members[0]]
+                    out[members[0]] = (*first[:4], self._together(first[4], signature), *first[5:])
+                else:
+                    batch.setdefault(key, []).append(len(out))
+                    out.append(row)
+        return out
+
+    def _together(self, one: int, other: int) -> int:
+        """The signature of two collectives that are issued as one."""
+        a, b = self.interned.signatures.values[one], self.interned.signatures.values[other]
+        kind = a.kind if a.kind == b.kind else "batch"
+        return self.interned.signatures(Signature(kind, a.dtype, a.sent + b.sent, a.received + b.received))
+
+    def named(self, statuses: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+        """`pg_id` to group, for those that the entries or, all being there, their order connects.
+
+        Both `pg_id` and a numeric name count up as a rank makes its groups; where there is one status for each
+        configured group, and no entry contradicts, the smallest belongs to the smallest.
+        """
+        names = sorted((n for n in self.config if n.isdecimal()), key=int)
+        if len(names) == len(self.config) == len(statuses):
+            groups = (self.interned.groups(self.config[name]) for name in names)
+            ordered = dict(zip(sorted(statuses), groups, strict=True))
+            if all(ordered.get(n) == group for n, group in self._ids.items()):
+                return ordered
+        return self._ids
+
+
+def _elements(sizes: Sequence[Sequence[int]]) -> int:
+    total = 0
+    for shape in sizes:
+        count = 1
+        for extent in shape:
+            if type(extent) is not int or extent < 0:
+                raise TypeError
+            count *= extent
+        total += count
+        if total > LARGEST:
+            raise ValueError
+    return total
+
+
+def _statuses(path: Path, given: object) -> dict[int, tuple[int, int]]:
+    """`pg_id` to the last number issued and completed, from `pg_status`."""
+    found = {}
+    if not isinstance(given, dict | None):
+        raise _bad(path, "`pg_status` is not a dictionary")
+    for name, about in (given or {}).items():
+        try:
+            last, done = about["last_enqueued_collective"], about["last_completed_collective"]
+            found[int(name)] = (int(last), int(done))
+        except (KeyError, TypeError, ValueError):
+            raise _bad(path, "`pg_status` is malformed") from None
+    return found
+
+
+def _configured(path: Path, config: object, interned: Interned) -> dict[str, Group]:
+    """Name to group, from `pg_config`; the one that gloo writes under the name "" names no group."""
+    found = {}
+    if not isinstance(config, dict | None):
+        raise _bad(path, "`pg_config` is not a dictionary")
+    for name, about in (config or {}).items():
+        if not isinstance(name, str) or not isinstance(about, dict) or not isinstance(about.get("desc", ""), str):
+            raise _bad(path, "`pg_config` is malformed")
+        members = _ranks(path, about.get("ranks"))
+        if not members:
+            continue
+        group = Group(name, about.get("desc", ""), members)
+        interned.groups(group)
+        if name:
+            found[name] = group
+    return found
+
+
+def _ranks(path: Path, text: object) -> tuple[int, ...]:
+    """`[0, 1]`, read as numbers and nothing else."""
+    try:
+        ranks = msgspec.json.decode(text, type=list[int]) if isinstance(text, str) else None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        ranks = None
+    if ranks is None:
+        raise _bad(path, "`ranks` of a group is not a list of numbers")
+    if not all(0 <= r < MAX_RANKS for r in ranks) or len(set(ranks)) != len(ranks):
+        raise _bad(path, "`ranks` of a group are not distinct ranks")
+    return tuple(ranks)
+
+
+def _bad(path: Path, what: str, at: int | None = None) -> UnreadableInput:
+    where = str(path) if at is None else f"{path}, entry {at}"
+    return UnreadableInput(what, where=where, do="is it a dump that torch wrote?")
