@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 from typing import Protocol as Interface
 
+from ..notebook import table
+
 Verdict = Literal["conforming", "divergent", "unknown"]
 
 
@@ -85,3 +87,25 @@ class Diagnosis:
     """Of a run that left its model: where each rank ended."""
     lifted: str = ""
     """Of a recording that knows no protocol: the one that its collectives follow, and how many chunks of it."""
+
+    def __repr__(self) -> str:
+        mode = f" ({self.failure_mode})" if self.failure_mode else ""
+        found = f"{self.ranks} ranks, {self.events:,} events"
+        if self.divergence is not None:
+            culprits = ", ".join(f"rank{rank}" for rank in self.culprits) or "unknown"
+            found = f"rank{self.divergence.rank} in {self.divergence.state}; culprits {culprits}"
+        return f"<Diagnosis {self.verdict}{mode}: {found}>"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, str]] = []
+        if self.divergence is not None:
+            at = self.divergence
+            rows += [
+                ("first divergence", f"rank{at.rank}, chunk {at.chunk}, {at.phase or at.place}, line {at.line}"),
+                *(("state", at.state), ("observed", at.observed), ("expected", " or ".join(at.expected) or "nothing")),
+                *(("why", at.why), ("failure mode", self.failure_mode or "none known")),
+                ("culprits", ", ".join(f"rank{rank}" for rank in self.culprits) or "unknown"),
+            ]
+        rows += [("limit", reason) for reason in self.reasons]
+        found = f"{self.ranks} ranks, {self.events:,} events, {self.matched_collectives:,} collectives matched"
+        return table(found, self.verdict, rows)

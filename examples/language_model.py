@@ -18,8 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from genlock.impl.chunk.parity import Posture
-from genlock.impl.rank.serve import Driver, Mine, plain, serve
+from genlock import Driver, Posture, RankModel, chunk_fields, serve
 from torch import Tensor, nn
 
 WIDTH, HEADS, LAYERS, BYTES, NEAR = 96, 6, 3, 256, 32
@@ -89,7 +88,7 @@ class LanguageModel(nn.Module):
 # ── all that serving it takes ───────────────────────────────────────────────────────────────────────
 
 
-def mine(group: dist.ProcessGroup, device: torch.device) -> Mine:
+def mine(group: dist.ProcessGroup, device: torch.device) -> RankModel:
     torch.set_default_device(device)
     model = LanguageModel(group).requires_grad_(False)
 
@@ -108,16 +107,17 @@ def mine(group: dist.ProcessGroup, device: torch.device) -> Mine:
         dtype="float32", attention_backend="math", kv_bias_backend="math", compile="off", recompute_schedule="never"
     )
     shard, replica = dict(model.layers.named_parameters()), {"table": model.table}
-    return Mine(chunk=chunk, indices=model.indices, posture=posture, shard=shard, replica=replica)
+    return RankModel(chunk=chunk, indices=model.indices, posture=posture, shard=shard, replica=replica)
 
 
 def converse(driver: Driver) -> None:
     encode, steps, tokens = nn.Embedding(BYTES, WIDTH, dtype=torch.bfloat16).requires_grad_(False), torch.arange(8), 0
-    driver.warm_up(plain(torch.zeros(1, 8, BYTES).bfloat16(), steps, encode(torch.zeros(1, 4).long()), 0, updated=True))
-    for prompt, new in ((prompt, new) for prompt in PROMPTS for new in (True, False)):
-        ids, noise = torch.tensor([list(prompt.encode())]), -torch.empty(1, 8, BYTES).exponential_().log()
-        said = driver.chunk(plain(noise.bfloat16(), steps, encode(ids), tokens, updated=new))
-        print(prompt if new else "", bytes(said.tolist()), flush=True)
+    noise, prompt = torch.zeros(1, 8, BYTES).bfloat16(), encode(torch.zeros(1, 4).long())
+    driver.warm_up(chunk_fields(noise, steps, prompt, 0, updated=True))
+    for text, new in ((text, new) for text in PROMPTS for new in (True, False)):
+        ids, noise = torch.tensor([list(text.encode())]), -torch.empty(1, 8, BYTES).exponential_().log().bfloat16()
+        said = driver.chunk(chunk_fields(noise, steps, encode(ids), tokens, updated=new))
+        print(text if new else "", bytes(said.tolist()), flush=True)
         tokens += len(steps) + (ids.shape[1] - 1 if new else 0)
 
 

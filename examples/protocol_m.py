@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from genlock.model.tables import By, Meet, Protocol, Put, Role, Row, Scope, Slot, State, Take
+from genlock import By, Meet, Protocol, Put, Role, Row, Scope, Slot, State, Take
 
 HEADER, PAYLOAD, ACK = Slot("header"), Slot("payload"), Slot("ack")
 

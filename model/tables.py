@@ -289,6 +289,10 @@ class Protocol:
     former_digests: tuple[str, ...] = ()
     """Digests that earlier versions of Genlock gave the same tables."""
 
+    def __repr__(self) -> str:
+        roles = ", ".join(f"{r.name} ({len(r.states)} states, {len(r.rows)} rows)" for r in self.roles)
+        return f"<Protocol {self.name}: {roles}, {len(self.schedule)} collectives>"
+
     def role(self, rank: int) -> Role:
         return self.driver if rank == 0 else self.worker
 

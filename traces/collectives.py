@@ -164,6 +164,9 @@ class Recording:
     numbered: bool = True
     """Whether sequence numbers are the recorder's own; else they count from the beginning of each rank's recording."""
 
+    def __repr__(self) -> str:
+        return f"<Recording by {self.source}: {len(self.ranks)} of {self.world} ranks, {self.entries:,} operations>"
+
     @property
     def entries(self) -> int:
         return sum(len(r.ops) for r in self.ranks.values())

@@ -179,6 +179,11 @@ class Trace(msgspec.Struct, frozen=True):
     twin: int | None = None
     """Of a large job: the rank whose lines these are, because this rank wrote the same at other times."""
 
+    def __repr__(self) -> str:
+        ended = "cut" if self.cut else self.end.cause if self.end else "without an end"
+        of = f"rank {self.rank} of {self.header.world}"
+        return f"<Trace {self.path.name}: {of}, {len(self.lines):,} lines, {ended}>"
+
     @property
     def rank(self) -> int:
         return self.header.rank

@@ -20,7 +20,7 @@ from .rank_classes import Crew
 from .replay_rank import NOTHING, RankReplay, replay_rank
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis(diagnosis.Diagnosis):
     """The verdict on a run that followed a protocol."""
 

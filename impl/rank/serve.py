@@ -1,6 +1,6 @@
 """Serves your own generator and pipeline, given as plain callables, on ranks that torchrun starts on any nodes.
 
-    def build(group, device) -> Mine: ...        # on every rank: your model, sharded over `group`
+    def build(group, device) -> RankModel: ...        # on every rank: your model, sharded over `group`
     def application(driver: Driver) -> None: ... # on rank0 alone: your pipeline
     sys.exit(serve(build, application, out="traces"))
 
@@ -44,7 +44,7 @@ class Indices(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mine:
+class RankModel:
     """What every rank brings.
 
     `chunk` is phase B as a Python generator. It is given the envelope's fields by their names, does one generator
@@ -61,7 +61,7 @@ class Mine:
     calls: Inside = field(default_factory=Inside)
 
 
-Build = Callable[[dist.ProcessGroup, torch.device], Mine]
+Build = Callable[[dist.ProcessGroup, torch.device], RankModel]
 
 
 class Driver:
@@ -76,7 +76,7 @@ class Driver:
         return self._seat.drain.requested.is_set()
 
     def chunk(self, fields: Fields) -> Tensor:
-        """One chunk through all ranks; `fields` as `plain` makes them. Returns the generator's output.
+        """One chunk through all ranks; `fields` as `chunk_fields` makes them. Returns the generator's output.
 
         Raises Refused, with nothing sent and nothing changed, where the fields break a rule: the next chunk is as
         free as if this one had never been asked for.
@@ -140,7 +140,7 @@ def serve(
     return seat.hold(work)
 
 
-def plain(
+def chunk_fields(
     latents: Tensor,
     steps: Tensor,
     conditioning: Tensor,
@@ -183,7 +183,7 @@ def plain(
 class _Served:
     """A user's generator as a role wants it."""
 
-    def __init__(self, mine: Mine) -> None:
+    def __init__(self, mine: RankModel) -> None:
         self._mine = mine
 
     def chunk(self, fields: Fields) -> _Run:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import Exit, UsageError
 from ...junit import Case, as_xml
+from ...notebook import table
 from ..protocols.load import load
 from ..semantics.known_mutants import mutant as find_mutant
 from ..semantics.network import Network
@@ -21,6 +22,7 @@ from .formatting import counted, counterexample_json, counterexample_text, fault
 from .reference import Progress, Result, Verdict
 
 SCHEMA = 1
+_WORDS = {Exit.OK: "holds", Exit.VIOLATED: "violated", Exit.UNKNOWN: "unknown"}
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,17 @@ class Report:
 
     @property
     def network(self) -> Network:
+        """The network that was searched: the protocol within its scope, with its faults."""
         return self.result.network
 
     @property
     def holds(self) -> bool:
+        """True if every property that was judged holds. Of a search that ended early that is no verdict: see `exit`."""
         return self.result.holds
 
     @property
     def depth(self) -> int:
+        """Steps of the longest of all shortest paths to a state."""
         return self.result.graph.depth[-1]
 
     @property
@@ -50,6 +55,20 @@ class Report:
         if self.result.stopped:
             return Exit.UNKNOWN
         return Exit.OK if self.holds else Exit.VIOLATED
+
+    def __repr__(self) -> str:
+        broken = f" broken by {self.mutant}" if self.mutant else ""
+        claim = f" ({self.counterexample.claim})" if self.counterexample else ""
+        searched = f"{self.network.ranks} ranks, {self.result.graph.counts[0]:,} states"
+        return f"<Report {self.protocol}{broken}: {_WORDS[self.exit]}{claim}, {searched}>"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, ...]] = [
+            (v.property.name, "holds" if v.holds else "VIOLATED", v.property.text) for v in self.result.verdicts
+        ]
+        if self.counterexample is not None:
+            rows.append(("counterexample", self.counterexample.title, self.counterexample.summary))
+        return table(repr(self).strip("<>").partition(":")[0], _WORDS[self.exit], rows)
 
     def as_json(self) -> dict[str, Any]:
         """The object that `check --format json` prints."""

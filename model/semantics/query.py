@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ..protocols.load import load
-from ..tables import Scope
+from ..tables import Protocol, Scope
 from .faults import asked, with_faults
 from .known_mutants import mutant as find_mutant
 from .network import CRASH, Network
@@ -30,10 +30,12 @@ class Query:
     detection: bool | None = None
     """None: each property is judged in the mode that it is defined for."""
     mutant: str | None = None
+    tables: Protocol | None = None
+    """The protocol itself, where there is no name to load it by; `protocol` is then what it calls itself."""
 
     def network(self) -> Network:
         """The network to search. Raises UsageError for a name that does not exist."""
-        tables = load(self.protocol, self.params)
+        tables = self.tables or load(self.protocol, self.params)
         broken = None if self.mutant is None else find_mutant(self.mutant)
         kinds = {**(broken.faults if broken else {}), **asked(self.fault_points, tables)} or {CRASH: None}
         budget, detection, stream = 1, self.detection, self.stream

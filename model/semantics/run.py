@@ -65,6 +65,9 @@ class Counterexample:
     shortest: bool = True
     """No run that shows it has fewer steps. A reduced search leaves out some that may."""
 
+    def __repr__(self) -> str:
+        return f"<{self.title}>"
+
     @property
     def title(self) -> str:
         """`shortest counterexample to no_stranding, 27 steps`."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import genlock
 import msgspec
 import pytest
 from genlock.conformance.replay import judge_paths
@@ -43,7 +44,7 @@ PROGRAMS: dict[str, tuple[Sequence[str], int, str]] = {
     "its own status": (["-c", "raise SystemExit(7)"], 7, ""),
     "a signal": (["-c", "import os; os.kill(os.getpid(), 9)"], -signal.SIGKILL, ""),
     "no descriptor": (["-m", "open_files"], 0, "0 1 2\n"),
-    "a loaded program": (["-m", "genlock", "--version"], 0, "genlock 0.1.0\n"),
+    "a loaded program": (["-m", "genlock", "--version"], 0, f"genlock {genlock.__version__}\n"),
     "a mistake": (["-m", "genlock", "run", "--ranks=0"], int(Exit.USAGE), ""),
 }
 

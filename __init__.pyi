@@ -1,0 +1,86 @@
+"""The types of the public names, which `__init__.py` imports when they are first used."""
+
+from .api import as_json as as_json
+from .api import as_text as as_text
+from .api import check as check
+from .api import diagnose as diagnose
+from .api import load_protocol as load_protocol
+from .api import load_traces as load_traces
+from .api import replay as replay
+from .conformance.diagnosis import Diagnosis as Diagnosis
+from .conformance.diagnosis import Divergence as Divergence
+from .errors import ContractViolation as ContractViolation
+from .errors import Exit as Exit
+from .errors import GenlockError as GenlockError
+from .errors import ModelError as ModelError
+from .errors import Refused as Refused
+from .errors import UnreadableInput as UnreadableInput
+from .errors import UsageError as UsageError
+from .impl.chunk.parity import Posture as Posture
+from .impl.chunk.schema import Mode as Mode
+from .impl.rank.serve import Driver as Driver
+from .impl.rank.serve import RankModel as RankModel
+from .impl.rank.serve import chunk_fields as chunk_fields
+from .impl.rank.serve import serve as serve
+from .model.checker.report import Report as Report
+from .model.semantics.run import Counterexample as Counterexample
+from .model.semantics.run import Stuck as Stuck
+from .model.semantics.run import TraceStep as TraceStep
+from .model.tables import By as By
+from .model.tables import Collective as Collective
+from .model.tables import Kind as Kind
+from .model.tables import Meet as Meet
+from .model.tables import Protocol as Protocol
+from .model.tables import Put as Put
+from .model.tables import Role as Role
+from .model.tables import Row as Row
+from .model.tables import Scope as Scope
+from .model.tables import Slot as Slot
+from .model.tables import State as State
+from .model.tables import Take as Take
+from .traces.collectives import Recording as Recording
+from .traces.format import Trace as Trace
+
+__version__: str
+__all__ = [  # noqa: RUF022  # in the order of the manual
+    "check",
+    "Report",
+    "Counterexample",
+    "TraceStep",
+    "Stuck",
+    "replay",
+    "load_traces",
+    "diagnose",
+    "Diagnosis",
+    "Divergence",
+    "Trace",
+    "Recording",
+    "as_text",
+    "as_json",
+    "load_protocol",
+    "Protocol",
+    "Role",
+    "State",
+    "Row",
+    "By",
+    "Scope",
+    "Collective",
+    "Kind",
+    "Slot",
+    "Put",
+    "Take",
+    "Meet",
+    "serve",
+    "RankModel",
+    "Driver",
+    "chunk_fields",
+    "Posture",
+    "Mode",
+    "GenlockError",
+    "UsageError",
+    "UnreadableInput",
+    "ModelError",
+    "Refused",
+    "ContractViolation",
+    "Exit",
+]
