@@ -36,8 +36,12 @@ Write a protocol of your own, as a table a role, and check it (this vocabulary i
 
 Serve a model of your own on ranks that torchrun starts (needs torch: `pip install 'genlock[run]'`):
 
-    def build(group, device) -> genlock.RankModel: ...         # on every rank: your model, sharded over `group`
-    def application(driver: genlock.Driver) -> None: ...       # on rank0 alone: your pipeline
+    def build(group, device) -> genlock.RankModel: ...  # on every rank: your model, sharded over `group`
+
+
+    def application(driver: genlock.Driver) -> None: ...  # on rank0 alone: your pipeline
+
+
     sys.exit(genlock.serve(build, application, out="traces"))
 
 Names, each imported when it is first used, so that `import genlock` itself loads neither numpy nor torch:
