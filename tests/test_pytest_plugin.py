@@ -59,6 +59,48 @@ def test_without():
     assert "GENLOCK_RECORD" not in os.environ
 """
 
+PROTOCOLS = """
+import pytest
+from genlock import Protocol, Put, Role, Row, Slot, State, Take, UsageError
+
+def hand_over(offered):
+    slot, end = Slot("work"), State("DONE", "end", terminal=True)
+    put = Row("IDLE", "put", "DONE", gate=Put(slot, lambda v: 1), send=lambda v: "work")
+    again = Row("IDLE", "keep", "DONE")
+    take = Row("WAIT", "take", "DONE", gate=Take(slot))
+    driver = Role("driver", "IDLE", (State("IDLE", "work"), end), (put, again)[:offered], start=lambda finite: ())
+    worker = Role("worker", "WAIT", (State("WAIT", "work"), end), (take,), start=lambda finite: ())
+    return Protocol("hand_over", "1", driver, worker, schedule=(), slots=(slot,), ranks=2)
+
+def test_holds(genlock_check):
+    assert genlock_check(hand_over(1), faults=0).holds
+    assert genlock_check("tp_v1.1", ranks=2, chunks=1, faults=0).network.ranks == 2
+    assert len(genlock_check.reports) == 2
+
+def test_strands(genlock_check):
+    genlock_check(hand_over(2), faults=0)
+    raise AssertionError("not reached")
+
+def test_known_mutant(genlock_check):
+    genlock_check(ranks=2, chunks=1, mutant="FM-04")
+
+def test_ended_early(genlock_check):
+    def stop(*_):
+        raise KeyboardInterrupt
+    genlock_check(progress=stop)
+
+def test_checks_nothing(genlock_check):
+    pass
+
+def test_asks_nonsense(genlock_check):
+    with pytest.raises(UsageError, match="no protocol `tp_v9`"):
+        genlock_check("tp_v9")
+    genlock_check(hand_over(1), faults=0)
+
+def test_without():
+    pass
+"""
+
 
 @pytest.fixture(scope="module")
 def entry_point() -> str:
@@ -85,6 +127,31 @@ def test_ranks_of_other_peoples_tests_are_recorded_and_held_to_conform(pytester:
             "*ValueError: of its own",
         ]
     )
+
+
+def test_other_peoples_protocols_are_checked_and_fail_with_numbered_steps(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_protocols=PROTOCOLS)
+    done = pytester.runpytest_subprocess("-v", "-p", "no:cacheprovider", timeout=110)
+    done.assert_outcomes(passed=3, failed=4)
+    done.stdout.fnmatch_lines(
+        [
+            "*::test_holds PASSED*",
+            "*::test_strands FAILED*",
+            "*::test_known_mutant FAILED*",
+            "*::test_ended_early FAILED*",
+            "*::test_checks_nothing FAILED*",
+            "*::test_asks_nonsense PASSED*",
+            "*::test_without PASSED*",
+            "genlock_check: hand_over: 2 ranks*",
+            "*VIOLATED  no_stranding *",
+            "*1. rank0 keep*",
+            "*rank1 is stuck in WAIT*",
+            "genlock_check: tp_v1.1 broken by FM-04*",
+            "*STOPPED: *",
+            "genlock_check: nothing was checked*",
+        ]
+    )
+    done.stdout.no_fnmatch_line("*not reached*")
 
 
 def test_the_entry_point_imports_next_to_nothing(entry_point: str) -> None:
