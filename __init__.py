@@ -63,51 +63,8 @@ from __future__ import annotations
 
 __version__ = "0.2.0"
 
-__all__ = [  # noqa: RUF022  # in the order of the manual
-    "check",
-    "Report",
-    "Counterexample",
-    "TraceStep",
-    "Stuck",
-    "replay",
-    "load_traces",
-    "diagnose",
-    "Diagnosis",
-    "Divergence",
-    "Trace",
-    "Recording",
-    "as_text",
-    "as_json",
-    "load_protocol",
-    "Protocol",
-    "Role",
-    "State",
-    "Row",
-    "By",
-    "Scope",
-    "Collective",
-    "Kind",
-    "Slot",
-    "Put",
-    "Take",
-    "Meet",
-    "serve",
-    "RankModel",
-    "Driver",
-    "chunk_fields",
-    "Posture",
-    "Mode",
-    "GenlockError",
-    "UsageError",
-    "UnreadableInput",
-    "ModelError",
-    "Refused",
-    "ContractViolation",
-    "Exit",
-]
-
 _HOMES = {
-    "api": "check replay load_traces diagnose load_protocol as_text as_json",
+    "api": "check replay load_traces diagnose as_text as_json load_protocol",
     "model.checker.report": "Report",
     "model.semantics.run": "Counterexample TraceStep Stuck",
     "conformance.diagnosis": "Diagnosis Divergence",
@@ -117,14 +74,16 @@ _HOMES = {
     "impl.rank.serve": "serve RankModel Driver chunk_fields",
     "impl.chunk.parity": "Posture",
     "impl.chunk.schema": "Mode",
-    "errors": "Exit GenlockError UsageError UnreadableInput ModelError Refused ContractViolation",
+    "errors": "GenlockError UsageError UnreadableInput ModelError Refused ContractViolation Exit",
 }
-"""The module of each public name."""
+"""The module of each public name; `__init__.pyi` has their types. Those of `impl` need torch."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used. Raises ImportError for one that needs torch, where there is none."""
+    if name == "__all__":
+        return _available()
     if name not in _HOME_OF:
         raise AttributeError(f"module `genlock` has no attribute `{name}`")
     from importlib import import_module
@@ -140,9 +99,13 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """List the public names that can be had here: those of `impl` need torch."""
+    """List the public names that can be had here, and what the module holds already."""
+    return sorted({*globals(), *_available()})
+
+
+def _available() -> list[str]:
+    """Return the public names that can be had here, so that `from genlock import *` and `help` work without torch."""
     from importlib.util import find_spec
 
     has_torch = find_spec("torch") is not None
-    can_be_had = (name for name in __all__ if has_torch or not _HOME_OF[name].startswith("impl."))
-    return sorted({*globals(), *can_be_had})
+    return [name for name, module in _HOME_OF.items() if has_torch or not module.startswith("impl.")]

@@ -41,7 +41,7 @@ def test_every_public_name_has_one_home_and_a_type() -> None:
     typed = {alias.asname or "" for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert sorted(genlock.__all__) == sorted(set(genlock.__all__)) == sorted(HOME_OF) == sorted(typed)
     listed = next(ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign))
-    assert listed == genlock.__all__
+    assert sorted(listed) == sorted(genlock.__all__)
     homes = {
         f"{node.module}.{alias.name}" for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
@@ -81,6 +81,8 @@ def test_without_torch_help_works_and_serving_says_what_is_missing() -> None:
         "found = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name: None if name == 'torch' else found(name)\n"
         "import genlock, pydoc\n"
+        "from genlock import *\n"
+        "assert check is genlock.check\n"
         "print(pydoc.plain(pydoc.render_doc(genlock)))\n"
         "try: genlock.serve\n"
         "except ImportError as error: print(error)\n"

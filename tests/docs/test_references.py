@@ -60,7 +60,7 @@ def is_file(name: str, near: Path) -> bool:
 def is_name(dotted: str) -> bool:
     """True for a package, a module, or what one defines, by its name below `genlock`."""
     parts = dotted.split(".")
-    if parts[0] in genlock.__all__:
+    if parts[0] in vars(genlock)["_HOME_OF"]:
         return True
     here = ROOT
     while parts and (here / parts[0] / "__init__.py").exists():
