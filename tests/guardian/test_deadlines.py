@@ -1,0 +1,70 @@
+"""Whose clock runs, and what follows from who waits for whom."""
+
+from __future__ import annotations
+
+from genlock.guardian.deadlines import Graph, Local, lags, stuck, waits_for
+from genlock.guardian.status_page import EVERYONE, NOBODY, Page
+from hypothesis import given
+from hypothesis import strategies as st
+
+Rank = tuple[str, int, int]
+"""How a rank is (working, waiting, done, paused), whom it waits for, how many collectives it has issued."""
+
+
+def graph(*ranks: Rank) -> Graph:
+    found = Graph(len(ranks), {"steady": 1.0, "collective": 5.0})
+    for one, (state, waiting, position) in zip(found.ranks, ranks, strict=True):
+        one.quiet, one.done, one.paused = state != "working", state == "done", state == "paused"
+        one.page.waiting, one.page.position = waiting, position
+    return found
+
+
+RANKS = st.lists(
+    st.tuples(st.sampled_from(["working", "waiting", "done", "paused"]), st.integers(-2, 3), st.integers(0, 3)),
+    min_size=2,
+    max_size=4,
+)
+
+
+@given(RANKS)
+def test_nobody_is_charged_for_waiting_while_somebody_it_waits_for_can_go_on(ranks: list[Rank]) -> None:
+    of = graph(*ranks).ranks
+    for n, (state, waiting, _) in enumerate(ranks):
+        among = stuck(n, of)
+        if state != "waiting" or waiting == NOBODY:
+            assert (among, waits_for(n, of), lags(n, of)) == (set(), set(), False)
+        for m in among:
+            assert ranks[m][0] == "done" or (ranks[m][0] == "waiting" and ranks[m][1] != NOBODY)
+            assert waits_for(m, of) <= among, "whoever is waited for is among them"
+        assert not (lags(n, of) and waits_for(n, of))
+
+
+@given(RANKS)
+def test_a_verdict_needs_its_time_and_names_no_rank_that_works(ranks: list[Rank]) -> None:
+    found = graph(*ranks)
+    assert found.overdue(0.0) is None
+    assert found.overdue(1.0) is None, "no deadline has passed yet"
+    finding = found.overdue(5.1)
+    assert (finding is not None) == any(stuck(n, found.ranks) or lags(n, found.ranks) for n in range(len(ranks)))
+    if finding is not None and finding.culprit >= 0:
+        assert ranks[finding.culprit][0] in ("waiting", "done")
+
+
+def test_progress_sets_the_clock_back_and_waiting_suspends_it() -> None:
+    clock, page = Local(1, {"steady": 1.0, "slow": 9.0}, 0.0), Page()
+
+    def at(now: float, **odd: bool) -> bool:
+        return clock.look(page, stopped=odd.get("stopped", False), paused=odd.get("paused", False), now=now) is not None
+
+    assert [at(0.0), at(0.9), at(1.1)] == [False, False, True]
+    page.counter += 1
+    assert [at(1.2), at(2.1), at(2.3)] == [False, False, True]
+    page.waiting = EVERYONE
+    assert [at(2.4), at(50.0)] == [False, False]
+    assert [at(50.1, stopped=True), at(51.0, stopped=True), at(51.2, stopped=True)] == [False, False, True]
+    page.waiting = NOBODY
+    assert [at(60.0, paused=True), at(90.0, paused=True), at(90.1), at(90.9), at(91.2)] == [*[False] * 4, True]
+    page.phase = "slow"
+    assert [at(95.0), at(99.2)] == [False, True]
+    page.deadline = 20.0
+    assert at(100.0) is False
