@@ -11,7 +11,7 @@ from . import __version__
 
 
 def main() -> None:
-    """Run the command that `sys.argv` names, and end the process with its exit status."""
+    """Do what `sys.argv` asks for, and end the process with the exit status of it."""
     if sys.argv[1:2] in (["--version"], ["-V"]):
         print(f"genlock {__version__}")
         return

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 examples/language_model.py out/words [gloo|nccl]
     genlock replay out/words
 
-The model knows nothing of Genlock. What serving it takes is below the line, in `mine` and `converse`. A chunk is a few
+The model knows nothing of Genlock. What serving it takes is below the line, in `build` and `converse`. A chunk is a few
 tokens: `conditioning_embeds` is the prompt, which rank0 alone can read; `latents` the noise of sampling, so that no
 rank draws random numbers; a step is a token; `current_start_frame` counts tokens in the cache. Its weights are random,
 and so is what it says.
@@ -88,7 +88,7 @@ class LanguageModel(nn.Module):
 # ── all that serving it takes ───────────────────────────────────────────────────────────────────────
 
 
-def mine(group: dist.ProcessGroup, device: torch.device) -> RankModel:
+def build(group: dist.ProcessGroup, device: torch.device) -> RankModel:
     torch.set_default_device(device)
     model = LanguageModel(group).requires_grad_(False)
 
@@ -122,4 +122,4 @@ def converse(driver: Driver) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(mine, converse, out=sys.argv[1], backend="".join(sys.argv[2:3]) or "gloo"))
+    sys.exit(serve(build, converse, out=sys.argv[1], backend="".join(sys.argv[2:3]) or "gloo"))

@@ -37,7 +37,7 @@ PhaseB = Callable[[Fields], Generator[None, None, Tensor]]
 
 
 class Indices(NamedTuple):
-    """Holds where a rank's cache stands, in frames (or tokens, or whatever your clock counts); equal on all ranks."""
+    """Says where a rank's cache stands, in frames (or tokens, or whatever your clock counts); equal on all ranks."""
 
     start_frame: int
     global_end_index: int
@@ -79,7 +79,7 @@ class Driver:
         return self._seat.drain.requested.is_set()
 
     def chunk(self, fields: Fields) -> Tensor:
-        """Take one chunk through all ranks, and return the generator's output. `chunk_fields` makes `fields`.
+        """Run one chunk through all ranks; `fields` as `chunk_fields` makes them. Returns the generator's output.
 
         Raises Refused, with nothing sent and nothing changed, where the fields break a rule: the next chunk is as
         free as if this one had never been asked for.
@@ -87,9 +87,9 @@ class Driver:
         return self._seat.run(self._rank0.chunk(fields))
 
     def warm_up(self, fields: Fields) -> None:
-        """Take one chunk through all ranks and drop its output, for compilers and kernels to settle.
+        """Run a chunk whose output nobody wants, for compilers and kernels to settle.
 
-        The next chunk begins with a hard cut, so that nothing of this one is left.
+        The next one begins with a hard cut, so that nothing of it is left.
         """
         self.chunk({**fields, "init_cache": True, "tp_reset_kv_cache": True})
         self._seat.run(self._rank0.hard_cut())
@@ -198,7 +198,7 @@ def chunk_fields(
 
 
 class _Served:
-    """Adapts a user's generator to what a role calls."""
+    """Adapts a user's generator to what a role wants."""
 
     def __init__(self, mine: RankModel) -> None:
         self._mine = mine
@@ -211,7 +211,7 @@ class _Served:
 
 
 class _Run:
-    """Runs phase B, a Python generator, and holds it to the number of calls that the plan has."""
+    """Runs phase B as a Python generator, held to the number of calls that the plan has."""
 
     def __init__(self, steps: Generator[None, None, Tensor], planned: int) -> None:
         self._steps, self._made = steps, 0

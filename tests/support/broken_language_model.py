@@ -35,7 +35,7 @@ how = ""
 
 
 def mine(group: Any, device: torch.device) -> RankModel:
-    whole: RankModel = example.mine(group, device)
+    whole: RankModel = example.build(group, device)
     made.append(whole)
 
     def chunk(fields: Any) -> Generator[None, None, torch.Tensor]:
