@@ -38,7 +38,7 @@ def where(page: Page) -> str:
     return f"{phase}, since {page.commit}" if page.commit else phase
 
 
-class Local:
+class WorkClock:
     """Times one rank's own work. Only progress, a counter that grows, sets the clock back."""
 
     def __init__(self, rank: int, deadlines: Mapping[str, float], now: float) -> None:
@@ -60,7 +60,7 @@ class Local:
         return Failure("deadline", self._rank, what)
 
 
-class Standing:
+class RankState:
     """Holds the state of a rank. A rank counts as working until it is `quiet`: nothing has moved lately."""
 
     __slots__ = ("done", "page", "paused", "quiet")
@@ -70,11 +70,11 @@ class Standing:
         self.quiet = self.paused = self.done = False
 
 
-def is_waiting(one: Standing) -> bool:
+def is_waiting(one: RankState) -> bool:
     return one.quiet and not one.paused and not one.done and one.page.waiting != NOBODY
 
 
-def waits_for(rank: int, ranks: Sequence[Standing]) -> set[int]:
+def waits_for(rank: int, ranks: Sequence[RankState]) -> set[int]:
     """Return the ranks that a rank waits for: those that have not issued its collective, or the one that it names."""
     one = ranks[rank]
     if not is_waiting(one):
@@ -84,7 +84,7 @@ def waits_for(rank: int, ranks: Sequence[Standing]) -> set[int]:
     return {n for n, other in enumerate(ranks) if n != rank and other.page.position < one.page.position}
 
 
-def lags(rank: int, ranks: Sequence[Standing]) -> bool:
+def lags(rank: int, ranks: Sequence[RankState]) -> bool:
     """Return True if all have entered the collective that this rank waits in, and some have left it."""
     one = ranks[rank]
     if not is_waiting(one) or one.page.waiting != EVERYONE or not one.page.position or waits_for(rank, ranks):
@@ -97,7 +97,7 @@ def lags(rank: int, ranks: Sequence[Standing]) -> bool:
     )
 
 
-def stuck(rank: int, ranks: Sequence[Standing]) -> set[int]:
+def stuck(rank: int, ranks: Sequence[RankState]) -> set[int]:
     """Return this rank and all that it waits for, directly or not; empty if one of them can go on by itself.
 
     Where all ranks have entered a collective, each of them waits for all.
@@ -118,11 +118,11 @@ def stuck(rank: int, ranks: Sequence[Standing]) -> set[int]:
     return found
 
 
-class Graph:
+class RankGraph:
     """Keeps who waits for whom, over all ranks, and since when that is unchanged."""
 
     def __init__(self, world: int, deadlines: Mapping[str, float]) -> None:
-        self.ranks = [Standing() for _ in range(world)]
+        self.ranks = [RankState() for _ in range(world)]
         self._deadlines = deadlines
         self._since: dict[int, tuple[tuple[str, int], float]] = {}
 

@@ -17,10 +17,10 @@ import time
 
 from . import evidence
 from .child import HELD, Child, stopped, traced, watch_parent
-from .deadlines import Failure, Graph, Local, where
+from .deadlines import Failure, RankGraph, WorkClock, where
 from .exit_cause import LAST, USAGE, by_itself, cause_of, status_of, weight_of
 from .links import Caller, Listener
-from .settings import Settings, Wrong, differences
+from .settings import GuardianSettings, Wrong, differences
 from .status_page import NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
 
 TYPE_CHECKING = False
@@ -52,11 +52,11 @@ SHARED = ("waiting", "position", "counter", "deadline", "phase", "commit")
 class Guardian:
     """Guards one rank, from the start of its program to the guardian's own exit status."""
 
-    def __init__(self, settings: Settings, environ: dict[str, str]) -> None:
+    def __init__(self, settings: GuardianSettings, environ: dict[str, str]) -> None:
         self.settings, self.environ = settings, environ
         self.rank, self.world = settings.rank, settings.world
         self.selector = selectors.DefaultSelector()
-        self.graph = Graph(self.world, settings.deadlines)
+        self.graph = RankGraph(self.world, settings.deadlines)
         self.finding: Failure | None = None
         self.findings: list[tuple[int, float, Failure]] = []
         self.begun = self.lost_at = time.monotonic()
@@ -82,7 +82,7 @@ class Guardian:
         self.words = evidence.LastWords(self.environ)
         self.child = Child(self.settings.program, self.environ)
         self.page = Page()
-        self.local = Local(self.rank, self.settings.deadlines, time.monotonic())
+        self.local = WorkClock(self.rank, self.settings.deadlines, time.monotonic())
         self._moved = time.monotonic()
         refused = self._once
         if self.rank == 0:
@@ -411,7 +411,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run a guardian, for `genlock guard`. Return its exit status."""
     parent = os.getppid()
     try:
-        settings = Settings(arguments, os.environ)
+        settings = GuardianSettings(arguments, os.environ)
         guardian = Guardian(settings, dict(os.environ))
         guardian.start(settings.parent or parent)
     except (Wrong, OSError) as error:

@@ -41,7 +41,7 @@ class Wrong(Exception):
     """Says that a flag or a variable cannot be used; the text is for the user."""
 
 
-class Settings:
+class GuardianSettings:
     """Holds the settings of one guardian."""
 
     def __init__(self, arguments: Sequence[str], environ: Mapping[str, str]) -> None:

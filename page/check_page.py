@@ -18,7 +18,7 @@ from ..model.semantics.network import Network, NetworkState
 from ..model.semantics.run import Counterexample, TraceStep
 from ..model.tables import Protocol, Scope
 from .explorer import BOUND, along, steps, walk
-from .view_model import Edge, Link, Moment, Problem, Story
+from .view_model import CollectiveLink, Edge, Headline, Moment, Story
 
 WHOLE = 60_000
 """States of a page that is for walking alone: all of TP v1.1 with 3 ranks and one chunk."""
@@ -86,11 +86,11 @@ def _to_walk(network: Network, title: str, bound: int, spine: Sequence[NetworkSt
     )
 
 
-def lanes_of(example: Counterexample, protocol: Protocol) -> tuple[list[Moment], list[Link]]:
+def lanes_of(example: Counterexample, protocol: Protocol) -> tuple[list[Moment], list[CollectiveLink]]:
     """Return the steps, one a column, and the collectives by name and number."""
     operations = {op.name: op for op in protocol.schedule}
     links: dict[tuple[str, int], int] = {}
-    found: list[Link] = []
+    found: list[CollectiveLink] = []
     opened: dict[tuple[int, str, int], int] = {}
     moments: list[Moment] = []
     states = _start(protocol, example.ranks)
@@ -101,7 +101,7 @@ def lanes_of(example: Counterexample, protocol: Protocol) -> tuple[list[Moment],
             if key not in links:
                 links[key] = len(found)
                 root = operations[step.operation].root
-                found.append(Link(f"{step.operation} #{step.sequence}", tuple(range(example.ranks)), root))
+                found.append(CollectiveLink(f"{step.operation} #{step.sequence}", tuple(range(example.ranks)), root))
             link = links[key]
             mate = opened.pop((step.rank, *key), None) if edge == "exit" else None
             if edge == "enter":
@@ -135,7 +135,7 @@ def _moment(
     )
 
 
-class Cause(NamedTuple):
+class WrongStep(NamedTuple):
     """Names the step in which a run goes wrong, what should have come instead, and why it did not."""
 
     at: int
@@ -143,18 +143,18 @@ class Cause(NamedTuple):
     why: str
 
 
-def _cause(example: Counterexample, report: Report) -> Cause:
+def _cause(example: Counterexample, report: Report) -> WrongStep:
     """Return a mutant's first step that the unbroken protocol does not have; else the last fault, or the last step."""
     broken = None if report.mutant is None else _broken_at(example, report)
     if broken is not None:
         return broken
     faults = [at for at, step in enumerate(example.steps) if step.edge in FAULTS]
     if faults:
-        return Cause(faults[-1], ("no fault",), f"a fault at rank{example.steps[faults[-1]].rank}")
-    return Cause(len(example.steps) - 1, (example.text,), example.summary)
+        return WrongStep(faults[-1], ("no fault",), f"a fault at rank{example.steps[faults[-1]].rank}")
+    return WrongStep(len(example.steps) - 1, (example.text,), example.summary)
 
 
-def _broken_at(example: Counterexample, report: Report) -> Cause | None:
+def _broken_at(example: Counterexample, report: Report) -> WrongStep | None:
     """Return the first step that the unbroken protocol lacks or has otherwise; None where there is none."""
     broken = report.network
     tables = with_faults(load(report.protocol), broken.kinds)
@@ -178,10 +178,10 @@ def _broken_at(example: Counterexample, report: Report) -> Cause | None:
         ]
         edited = [f"step {n + 1}, {edit.row.event}: {'; '.join(edit.words)}" for n, edit in edits if n <= at]
         expected = tuple(dict.fromkeys(moves)) or ("to wait",)
-        return Cause(at, expected, "; ".join(edited) or "the unbroken protocol has no such step here")
+        return WrongStep(at, expected, "; ".join(edited) or "the unbroken protocol has no such step here")
     if edits:  # the steps are those of the unbroken protocol, what they carry is not
         at, edit = edits[0]
-        return Cause(at, (f"{edit.row.event} as it was",), "; ".join(edit.words))
+        return WrongStep(at, (f"{edit.row.event} as it was",), "; ".join(edit.words))
     return None
 
 
@@ -202,7 +202,7 @@ def _start(protocol: Protocol, ranks: int) -> tuple[str, ...]:
     return tuple(protocol.role(rank).initial for rank in range(ranks))
 
 
-def _finding(example: Counterexample, report: Report, cause: Cause) -> Problem:
+def _finding(example: Counterexample, report: Report, cause: WrongStep) -> Headline:
     """Describe where the run went wrong, and what came of it."""
     step = example.steps[cause.at]
     calls = [s.sequence for s in example.steps if (s.rank, s.operation, s.edge) == (step.rank, "generate", "issue")]
@@ -215,4 +215,4 @@ def _finding(example: Counterexample, report: Report, cause: Cause) -> Problem:
     if report.mutant:
         head = f"{report.mutant}: {find_mutant(report.mutant).title}"
     waits = tuple(s.text for s in example.stuck) or (example.summary,)
-    return Problem(head, seen, cause.expected, cause.why, tuple(facts), (step.rank,), waits)
+    return Headline(head, seen, cause.expected, cause.why, tuple(facts), (step.rank,), waits)

@@ -21,13 +21,13 @@ from ..traces.format import Dropped, End, Event, Trace
 from ..traces.load import load
 from .explorer import along, walk
 from .lamport_order import columns
-from .view_model import Link, Moment, Problem, Story
+from .view_model import CollectiveLink, Headline, Moment, Story
 
 MAX_LANES, MAX_MOMENTS = 32, 120_000
 MAX_WALKED = 1_000
 """A longer run is not followed through the model, so that its page is not for walking."""
 
-Op = tuple[Any, ...]
+OperationKey = tuple[Any, ...]
 """An operation's identity on all of its ranks: group, sequence, and for p2p its two ends."""
 
 
@@ -99,7 +99,7 @@ def shown(present: Sequence[int], report: Mapping[str, Any]) -> list[int]:
     return sorted(list(ordered)[:MAX_LANES])
 
 
-def finding(report: Mapping[str, Any]) -> Problem | None:
+def finding(report: Mapping[str, Any]) -> Headline | None:
     """Return the divergence as the page shows it; None where there is none."""
     d = report["divergence"]
     if d is None:
@@ -113,14 +113,14 @@ def finding(report: Mapping[str, Any]) -> Problem | None:
         if w["waiting_for"]
     )
     head = f"{mode}first divergence at rank{d['rank']}"
-    return Problem(head, d["observed"], tuple(d["expected"]), d["why"], facts, tuple(d["culprits"]), waits)
+    return Headline(head, d["observed"], tuple(d["expected"]), d["why"], facts, tuple(d["culprits"]), waits)
 
 
-def of_traces(traces: Sequence[Trace], protocol: Protocol | None) -> tuple[list[Moment], list[Link]]:
+def of_traces(traces: Sequence[Trace], protocol: Protocol | None) -> tuple[list[Moment], list[CollectiveLink]]:
     """Return the events of Genlock's own traces in logical order, and the collectives that link them."""
     ordered = columns({t.rank: [_end_of(t, line) for line in t.lines] for t in traces})
-    links: dict[Op, int] = {}
-    found: list[Link] = []
+    links: dict[OperationKey, int] = {}
+    found: list[CollectiveLink] = []
     drafts: list[tuple[int, int, Moment, object]] = []
     for trace in traces:
         for line, number, column in zip(trace.lines, trace.numbers, ordered[trace.rank], strict=True):
@@ -139,7 +139,7 @@ def of_traces(traces: Sequence[Trace], protocol: Protocol | None) -> tuple[list[
     return _paired(drafts), found
 
 
-def operation(trace: Trace, event: Event) -> Op | None:
+def operation(trace: Trace, event: Event) -> OperationKey | None:
     """Return the operation that `event` is an end of; None for a step."""
     if event.edge == "step" or event.sequence is None:
         return None
@@ -151,7 +151,7 @@ def operation(trace: Trace, event: Event) -> Op | None:
 
 def _end_of(
     trace: Trace, line: Event | Dropped | End
-) -> tuple[Op | None, str, str | None, int | None, tuple[int, ...]]:
+) -> tuple[OperationKey | None, str, str | None, int | None, tuple[int, ...]]:
     """Return what the order of columns depends on: operation, edge, kind, root and members."""
     if not isinstance(line, Event):
         return (None, "step", None, None, ())
@@ -159,12 +159,12 @@ def _end_of(
     return (operation(trace, line), line.edge, line.op, line.root, members)
 
 
-def _link(trace: Trace, event: Event, protocol: Protocol | None) -> Link:
+def _link(trace: Trace, event: Event, protocol: Protocol | None) -> CollectiveLink:
     row = _row(trace, event, protocol)
     name = row.op.name if row and row.op else event.op or event.transition
     if event.peer is not None and event.op in P2P:
-        return Link(f"{name} #{event.sequence}", (trace.rank, event.peer), None)
-    return Link(f"{name} #{event.sequence}", trace.groups.get(event.group or "", ()), event.root)
+        return CollectiveLink(f"{name} #{event.sequence}", (trace.rank, event.peer), None)
+    return CollectiveLink(f"{name} #{event.sequence}", trace.groups.get(event.group or "", ()), event.root)
 
 
 def _row(trace: Trace, event: Event, protocol: Protocol | None) -> Any:
@@ -200,7 +200,7 @@ def _ending(trace: Trace, line: Dropped | End, last: Moment | None) -> Moment:
     return Moment(trace.rank, 0, f"ends: {line.cause}", edge, state, state, phase, call_id, chunk, detail=line.message)
 
 
-def of_recording(recording: Recording, lanes: Sequence[int]) -> tuple[list[Moment], list[Link]]:
+def of_recording(recording: Recording, lanes: Sequence[int]) -> tuple[list[Moment], list[CollectiveLink]]:
     """Return the operations of a recording, and the collectives that link them; a finished one is one moment."""
     ops = [
         (int(op["time"]), at, rank, op)
@@ -208,9 +208,9 @@ def of_recording(recording: Recording, lanes: Sequence[int]) -> tuple[list[Momen
         if rank in recording.ranks
         for at, op in enumerate(recording.ranks[rank].ops)
     ]
-    links: dict[Op, int] = {}
-    found: list[Link] = []
-    reached: dict[Op, int] = {}
+    links: dict[OperationKey, int] = {}
+    found: list[CollectiveLink] = []
+    reached: dict[OperationKey, int] = {}
     last = dict.fromkeys(lanes, -1)
     drafts: list[tuple[int, int, Moment, object]] = []
     for _, at, rank, op in sorted(ops, key=lambda o: o[:3]):
@@ -220,7 +220,7 @@ def of_recording(recording: Recording, lanes: Sequence[int]) -> tuple[list[Momen
         key = (int(op["group"]), sequence, *ends)
         if key not in links:
             links[key] = len(found)
-            found.append(Link(f"{signature.kind} #{sequence}", ends or group.members, None))
+            found.append(CollectiveLink(f"{signature.kind} #{sequence}", ends or group.members, None))
         column = reached[key] = max(last[rank] + 1, reached.get(key, 0))
         last[rank] = column
         edge: Any = "step" if op["status"] in (Status.COMPLETED, Status.UNSAID) else "enter"

@@ -15,7 +15,7 @@ from ..model.tables import Protocol, Role
 
 SCHEMA = 1
 Edge = Literal["step", "enter", "exit", "fault"]
-Verdict = Literal["conforming", "divergent", "unknown", "holds", "violated", "walk", "ship", "do not ship"]
+AnyVerdict = Literal["conforming", "divergent", "unknown", "holds", "violated", "walk", "ship", "do not ship"]
 
 
 class Moment(NamedTuple):
@@ -48,7 +48,7 @@ TEXTS = ("name", "edge", "before", "state", "phase", "detail")
 """The fields of a moment that are text."""
 
 
-class Link(NamedTuple):
+class CollectiveLink(NamedTuple):
     """Names a collective and its members, whose lanes it links."""
 
     name: str
@@ -56,7 +56,7 @@ class Link(NamedTuple):
     root: int | None
 
 
-class Problem(NamedTuple):
+class Headline(NamedTuple):
     """Tells what went wrong first: `head` names it, `facts` are (name, text)."""
 
     head: str
@@ -83,16 +83,16 @@ class Story:
     """Holds everything that one page shows."""
 
     title: str
-    verdict: Verdict
+    verdict: AnyVerdict
     summary: str
     lanes: Sequence[int]
     """Ranks, from top to bottom; `Moment.rank` is one of them."""
     moments: Sequence[Moment]
     """In the order in which the page steps through them; a rank's own come in its order."""
-    links: Sequence[Link] = ()
+    links: Sequence[CollectiveLink] = ()
     focus: int | None = None
     """Index of the moment at which the page opens."""
-    finding: Problem | None = None
+    finding: Headline | None = None
     notes: Sequence[str] = ()
     """Reasons for care, such as what the page leaves out."""
     protocol: Protocol | None = None

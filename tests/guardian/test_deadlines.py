@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genlock.guardian.deadlines import Graph, Local, lags, stuck, waits_for
+from genlock.guardian.deadlines import RankGraph, WorkClock, lags, stuck, waits_for
 from genlock.guardian.status_page import EVERYONE, NOBODY, Page
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +11,8 @@ Rank = tuple[str, int, int]
 """How a rank is (working, waiting, done, paused), whom it waits for, how many collectives it has issued."""
 
 
-def graph(*ranks: Rank) -> Graph:
-    found = Graph(len(ranks), {"steady": 1.0, "collective": 5.0})
+def graph(*ranks: Rank) -> RankGraph:
+    found = RankGraph(len(ranks), {"steady": 1.0, "collective": 5.0})
     for one, (state, waiting, position) in zip(found.ranks, ranks, strict=True):
         one.quiet, one.done, one.paused = state != "working", state == "done", state == "paused"
         one.page.waiting, one.page.position = waiting, position
@@ -51,7 +51,7 @@ def test_a_verdict_needs_its_time_and_names_no_rank_that_works(ranks: list[Rank]
 
 
 def test_progress_sets_the_clock_back_and_waiting_suspends_it() -> None:
-    clock, page = Local(1, {"steady": 1.0, "slow": 9.0}, 0.0), Page()
+    clock, page = WorkClock(1, {"steady": 1.0, "slow": 9.0}, 0.0), Page()
 
     def at(now: float, **odd: bool) -> bool:
         return clock.look(page, stopped=odd.get("stopped", False), paused=odd.get("paused", False), now=now) is not None

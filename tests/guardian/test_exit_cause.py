@@ -10,7 +10,7 @@ import pytest
 from genlock.guardian.deadlines import Failure
 from genlock.guardian.exit_cause import PEER_DIED, by_itself
 from genlock.guardian.guardian import Guardian
-from genlock.guardian.settings import Settings
+from genlock.guardian.settings import GuardianSettings
 from genlock.guardian.status_page import SIZE, Page
 
 
@@ -38,7 +38,7 @@ class Wires:
 
 def watching(rank: int, status: int) -> tuple[Any, socket.socket]:
     """A guardian of one of two ranks, whose process has ended; and by what signals come to it."""
-    settings = Settings(["--", "x"], {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})
+    settings = GuardianSettings(["--", "x"], {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})
     guardian: Any = Guardian(settings, {})
     guardian.child, guardian.memory, guardian.page = Gone(status), bytearray(SIZE), Page()
     guardian.links, guardian.met = Wires(), {1 - rank}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from genlock.guardian.settings import Settings, Wrong
+from genlock.guardian.settings import GuardianSettings, Wrong
 
 TOKEN = b"token"
 
@@ -29,15 +29,17 @@ AWAY = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": 
 )
 def test_settings_that_cannot_be_used_are_named(arguments: list[str], environ: dict[str, str], message: str) -> None:
     with pytest.raises(Wrong, match=re.escape(message)):
-        Settings(arguments, environ)
+        GuardianSettings(arguments, environ)
 
 
 def test_settings_come_from_flags_then_environment_then_defaults() -> None:
-    found = Settings(["--deadline=steady=5", "--interface=lo", "--", "prog", "--flag"],
+    found = GuardianSettings(["--deadline=steady=5", "--interface=lo", "--", "prog", "--flag"],
                      {**AWAY, "GENLOCK_TOKEN": "s", "GENLOCK_DEADLINES": "steady=9,ack=2"})  # fmt: skip
     assert (found.deadlines["steady"], found.deadlines["ack"], found.deadlines["startup"]) == (5, 2, 300)
     assert (found.host, found.bind, found.program) == ("10.0.0.1", "127.0.0.1", ["prog", "--flag"])
     assert found.ports == list(range(1024, 1032))
     odd = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "1", "X": ""}
-    tokens = {Settings(["--", "x"], {**AWAY, "GENLOCK_TOKEN": "s", key: value}).token for key, value in odd.items()}
+    tokens = {
+        GuardianSettings(["--", "x"], {**AWAY, "GENLOCK_TOKEN": "s", key: value}).token for key, value in odd.items()
+    }
     assert len(tokens) == 3, "another run, or another start of it, has another token"

@@ -17,7 +17,7 @@ from genlock.guardian.child import children
 from genlock.guardian.deadlines import Failure
 from genlock.guardian.exit_cause import PEER_DIED, by_itself, weight_of
 from genlock.guardian.links import Caller, Listener
-from genlock.guardian.settings import Settings
+from genlock.guardian.settings import GuardianSettings
 from guardian_jobs import BUSY, PROGRAM, free_port, until
 
 
@@ -28,7 +28,7 @@ class Opposite:
         port = free_port()
         common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         common |= {"TORCHELASTIC_RUN_ID": "a job", "RANK": str(1 - plays), "SCRIPT": json.dumps({"*": script})}
-        self.settings = settings = Settings(["--", "x"], common)
+        self.settings = settings = GuardianSettings(["--", "x"], common)
         self.heard: list[dict[str, object]] = []
         self.selector = selectors.DefaultSelector()
         self.links: Listener | Caller = Caller(self.selector, self._hear, lambda what: None)
