@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import typer
 from genlock import __version__
-from genlock.cli import flags
 from genlock.cli.app import INTERRUPTED, Commands, app
 from genlock.errors import ContractViolation, Exit, UnreadableInput
 from typer.core import TyperGroup
@@ -144,15 +143,6 @@ def test_a_value_that_cannot_be_read_is_named_in_one_line(line: str, message: st
     result = genlock(line)
     assert result.exit_code == Exit.USAGE
     assert message in one_line(result)
-
-
-def test_repeated_flags_are_read() -> None:
-    assert flags.fault_points(["crash", "stall@rank1.READY"]) == (("crash", None), ("stall", "rank1.READY"))
-    assert flags.settings("--param", ["K=3", "name=a=b"]) == {"K": "3", "name": "a=b"}
-    assert flags.seconds("--deadline", ["steady=0.5", "warm-up=30"]) == {"steady": 0.5, "warm-up": 30.0}
-    assert flags.injection("OM-01,rank=1,phase=generate") == ("OM-01", {"rank": "1", "phase": "generate"})
-    assert flags.injection("C-04") == ("C-04", {})
-    assert flags.injection(None) is None
 
 
 @pytest.mark.parametrize(
