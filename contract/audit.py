@@ -47,7 +47,7 @@ class Audit:
 
     def as_text(self) -> str:
         """The verdict and its reasons first, then a line each."""
-        good = sum(found.good for found in self.ledger.values())
+        good = sum(found.good is True for found in self.ledger.values())
         notes = [*self.notes, ""] if self.notes else []
         head = [f"{self._word()}: {self.subject}", *(f"  because {reason}" for reason in self.verdict.reasons)]
         lines = [f"  {j.status.value:9}  {j.line.key}  {j.line.claim}" for j in self.verdict.lines]

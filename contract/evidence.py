@@ -1,7 +1,8 @@
 """Evidence for the lines of the contract: gathered by running things, kept by name, found again by pattern.
 
-A *ledger* maps `kind:name` to a finding. What was not run is not in it, and a line without evidence says so.
-Left out: what the lines claim (`lines.py`), and the break-it matrix itself, which is run on real processes.
+A *ledger* maps `kind:name` to a finding. What was not run is not in it, or says why it was not, and a line that rests
+on it is not shown. Left out: what the lines claim (`claims`), what pytest reported (`pytest_report`), and the break-it
+matrix, which is run on real processes (`breakit`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import msgspec
 
+from ..errors import UnreadableInput
+from ..junit import Case
 from ..model.checker.report import run_check
 from ..model.mutation.report import KillReport, kill_all
 from ..model.semantics.query import Query
 from ..model.tables import Scope
+from .pytest_report import cases_by_file, files, summary
 
 Tell = Callable[[str], None]
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,19 +28,29 @@ RANKS, CHUNKS, STEPS = 3, 2, 2
 """The scope at which properties are checked: the smallest in which all that the tables can do is done."""
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """Whether it is as claimed, what was found, and how that is known."""
+class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that was tried, and what came of it."""
 
-    good: bool
+    good: bool | None
+    """It is as claimed; None: it was not shown here."""
     says: str
+    """What was found; of what was not shown why not, and what to do."""
     known: str
+    """How that is known."""
+    lacks: str = ""
+    """The part of it that was not shown."""
+
+    @property
+    def mark(self) -> str:
+        """What stands before `says`, for people; empty where all is as claimed."""
+        return {True: "", False: "**FAILS** ", None: "**not shown** "}[self.good]
 
 
 Ledger = dict[str, Finding]
 
 
 class Ledgered(msgspec.Struct, frozen=True):
-    """A ledger as it is kept in a file, with what it was gathered on."""
+    """A ledger as it is kept in a file, with the versions that it was gathered on."""
 
     python: str
     torch: str
@@ -55,7 +69,7 @@ def matching(ledger: Mapping[str, Finding], pattern: str) -> dict[str, Finding]:
 
 
 def gather(tell: Tell, protocol: str = "tp_v1.1", mutant: str | None = None) -> Ledger:
-    """All that runs in this process: properties, mutants, checks and probes; and which files of tests there are.
+    """All that runs in this process: properties, mutants, checks and probes; and what pytest reported of the tests.
 
     Of a protocol of the user's own, or a mutant, its properties alone: the rest speaks of TP v1.1.
     """
@@ -64,7 +78,7 @@ def gather(tell: Tell, protocol: str = "tp_v1.1", mutant: str | None = None) -> 
         tell("mutants and checks")
         ledger.update(_kills(kill_all(Scope(RANKS, CHUNKS, STEPS), tell)))
         ledger.update(_probes(tell))
-        ledger.update(_tests())
+        ledger.update(reported_tests())
     return ledger
 
 
@@ -114,8 +128,14 @@ def _probes(tell: Tell) -> Iterator[tuple[str, Finding]]:
             yield f"probe:{probe.name}", Finding(False, f"{probe.what}: {type(error).__name__}: {error}", "code")
 
 
-def _tests() -> Iterator[tuple[str, Finding]]:
-    """Files of tests: that they are there, and how many tests they hold. Absent where genlock is installed without."""
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        count = path.read_text(encoding="utf-8").count("\ndef test_")
-        yield f"test:{path.relative_to(ROOT).as_posix()}", Finding(count > 0, f"{count} tests", "run by `make test`")
+def reported_tests(root: Path = ROOT) -> Iterator[tuple[str, Finding]]:
+    """Each file of tests below `root`, by what pytest reported of it; none where genlock is installed without them."""
+    reported: dict[str, list[Case]] = {}
+    nothing = "pytest has reported no test of it"
+    try:
+        reported = cases_by_file(root)
+    except UnreadableInput as error:
+        nothing = str(error)
+    for name in dict.fromkeys((*files(root), *reported)):
+        good, says, lacks = summary(reported[name]) if name in reported else (None, nothing, "")
+        yield f"test:{name}", Finding(good, says, "run by `make test`", lacks)

@@ -94,12 +94,9 @@ def _evidence(pattern: str, found: Ledger) -> list[str]:
     kind, _, name = pattern.partition(":")
     if not found:
         return [f"- {kind} `{name}`: **not shown**"]
-    bad = {key: f for key, f in found.items() if not f.good}
+    bad = {key: f for key, f in found.items() if f.good is not True}
     shown = bad if bad else found if len(found) <= MANY else dict([next(iter(found.items()))])
-    rows = [
-        f"- {kind} `{key.partition(':')[2]}`: {'' if f.good else '**FAILS** '}{clean(f.says)} ({f.known})"
-        for key, f in shown.items()
-    ]
+    rows = [f"- {kind} `{key.partition(':')[2]}`: {f.mark}{clean(f.says)} ({f.known})" for key, f in shown.items()]
     if not bad and len(found) > MANY:
         rows[0] = f"- {len(found)} of `{pattern}`, such as {rows[0][2:]}"
     return rows
@@ -140,7 +137,7 @@ def _schema(ledger: Ledger) -> str:
     rows = []
     for field in FIELDS:
         tried = {**matching(ledger, f"probe:rank0.{field.name}.*"), **matching(ledger, f"probe:worker.{field.name}.*")}
-        bad = [name for name, f in tried.items() if not f.good]
+        bad = [name for name, f in tried.items() if f.good is False]
         shown = f"FAILS: {', '.join(bad)}" if bad else f"{len(tried)} probes" if tried else "not shown"
         rows.append((f"`{field.name}`", field.type, field.required_when, field.why, field.first_checked, shown))
     return "\n\n".join(

@@ -26,11 +26,17 @@ class Judged:
 
     @property
     def missing(self) -> list[str]:
-        return [pattern for pattern, findings in self.found.items() if not findings]
+        """The evidence that is not there: patterns that nothing was found for, and what was found but not shown."""
+        return [
+            name
+            for pattern, findings in self.found.items()
+            for name in ([n for n, f in findings.items() if f.good is None] if findings else [pattern])
+        ]
 
     @property
     def failed(self) -> dict[str, Finding]:
-        return {name: f for findings in self.found.values() for name, f in findings.items() if not f.good}
+        """What was found and is not as claimed."""
+        return {name: f for findings in self.found.values() for name, f in findings.items() if f.good is False}
 
     @property
     def status(self) -> Status:
