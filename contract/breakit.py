@@ -175,7 +175,11 @@ def run_rows(rows: Sequence[Row], tell: Callable[[str], None], out: Path) -> lis
         return found
 
     with Zygote(PROGRAM) as zygote, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        return [outcome for found in pool.map(one, range(len(rows))) for outcome in found]
+        try:
+            return [outcome for found in pool.map(one, range(len(rows))) for outcome in found]
+        except BaseException:  # Ctrl-C: what runs ends now, not when it would have
+            zygote.kill()
+            raise
 
 
 def _run(row: Row, out: Path, zygote: Zygote) -> list[Outcome]:

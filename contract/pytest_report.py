@@ -40,7 +40,7 @@ def tree_digest(root: Path) -> str:
 def _tested(root: Path) -> Iterator[tuple[str, Path]]:
     folders = [path.parent for path in root.glob("*/__init__.py")] + [root / name for name in _FOLDERS]
     inside = (path for folder in folders for path in folder.rglob("*"))
-    for path in (*root.glob("*.py"), root / "pyproject.toml", *inside):
+    for path in (*root.glob("*.py*"), root / "pyproject.toml", *inside):
         parts = path.relative_to(root).parts
         hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
         if not hidden and path.suffix not in _NOT_TESTED and path.is_file():

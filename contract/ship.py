@@ -1,20 +1,44 @@
-"""Whether a line holds, by its evidence, and whether to ship. Left out: how that is written down (`pages`)."""
+"""Judges each line of the contract by its evidence, and from all of them whether to ship.
+
+A verdict says no more than what was shown. Left out: how it is written down (`audit`, `pages`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from ..errors import Exit
 from .claims import P0, Line
 from .evidence import Finding, Ledger, matching
 
 
 class Status(Enum):
+    """How a line stands."""
+
     PASS = "pass"
     FAIL = "FAIL"
     MISSING = "not shown"
     """Evidence that the line rests on was not run here."""
+
+
+class Verdict(Enum):
+    """Whether to ship."""
+
+    SHIP = "ship"
+    """Every line passes, and nothing is left open."""
+    ON_WHAT_WAS_SHOWN = "ship on what was shown"
+    """Every line passes; what was not shown is named: a backend, sizes not searched, tests that were skipped."""
+    NOT_SHOWN = "not shown"
+    """Nothing is against it, and a line, or what was required, has no evidence."""
+    DO_NOT_SHIP = "do not ship"
+    """Something is not as claimed."""
+
+    @property
+    def exit(self) -> Exit:
+        """The exit status of an audit."""
+        return {Verdict.DO_NOT_SHIP: Exit.VIOLATED, Verdict.NOT_SHOWN: Exit.UNKNOWN}.get(self, Exit.OK)
 
 
 @dataclass(frozen=True)
@@ -44,25 +68,44 @@ class Judged:
 
 
 def judge(line: Line, ledger: Ledger) -> Judged:
-    """A line against a ledger."""
+    """Hold a line against a ledger."""
     return Judged(line, {pattern: matching(ledger, pattern) for pattern in line.evidence})
 
 
 @dataclass(frozen=True)
 class Ship:
-    """The verdict: every P0 must pass, and nothing that was found may be bad. `reasons` has what stands against it."""
+    """The verdict, and what it rests on."""
 
+    verdict: Verdict
     lines: tuple[Judged, ...]
     reasons: tuple[str, ...]
+    """What stands against it, or keeps it from being known."""
+    not_shown: tuple[str, ...]
+    """What it does not say."""
 
-    @property
-    def ships(self) -> bool:
-        return not self.reasons
 
+def ship(ledger: Ledger, *, contract: bool = True, outside: Sequence[str] = (), required: Sequence[str] = ()) -> Ship:
+    """Give the verdict on a ledger.
 
-def ship(ledger: Ledger, *, contract: bool = True) -> Ship:
-    """`contract`: whether the P0 lines of TP v1.1 are asked for; else the findings alone count."""
+    `contract`: every P0 line of TP v1.1 must pass; else each finding has to be shown. `outside`: what was not tried,
+    and need not be. `required`: what was not tried, and must be. Nothing that was found may be bad.
+    """
     lines = tuple(judge(line, ledger) for line in P0) if contract else ()
-    bad = [f"{name}: {found.says}" for name, found in ledger.items() if not found.good]
-    unseen = [f"{j.line.key}: not shown: {', '.join(j.missing)}" for j in lines if j.status is Status.MISSING]
-    return Ship(lines, (*bad, *unseen))
+    bad = [f"{name}: {found.says}" for name, found in ledger.items() if found.good is False]
+    open_lines = [f"{j.line.key}: not shown: {', '.join(j.missing)}" for j in lines if j.status is Status.MISSING]
+    open_lines += [f"{name}: not shown: {f.says}" for name, f in ledger.items() if f.good is None and not contract]
+    open_lines += [f"required: not shown: {what}" for what in required]
+    if not ledger:
+        open_lines.append("nothing was tried")
+    partly = [f"{name}: {found.lacks}" for name, found in ledger.items() if found.lacks and found.good]
+    left = (*outside, *partly)
+    verdict = (
+        Verdict.DO_NOT_SHIP
+        if bad
+        else Verdict.NOT_SHOWN
+        if open_lines
+        else Verdict.ON_WHAT_WAS_SHOWN
+        if left
+        else Verdict.SHIP
+    )
+    return Ship(verdict, lines, (*bad, *open_lines), left)
