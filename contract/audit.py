@@ -156,11 +156,12 @@ def audit(
     if not contract:
         required = [what for what in (ended, NO_NCCL if nccl else "") if what]
         return Audit(subject, ledger, ship(ledger, contract=False, outside=(NO_CODE,), required=required), of)
-    on_nccl = any(found.good for name, found in ledger.items() if name.startswith("nccl:"))
-    lacks = [] if on_nccl else [NO_NCCL]
+    kinds = {name.partition(":")[0] for name, found in ledger.items() if found.good}
+    backends = [backend for kind, backend in (("row", "gloo"), ("nccl", "NCCL")) if kind in kinds]
+    lacks = [] if "nccl" in kinds else [NO_NCCL]
     required = [what for what in (ended, *(lacks if nccl else ()), "" if files(ROOT) else NO_TESTS) if what]
     verdict = ship(ledger, outside=() if nccl else lacks, required=required)
-    return Audit(subject, ledger, verdict, f"on gloo{' and NCCL' if on_nccl else ''}; model: {of}")
+    return Audit(subject, ledger, verdict, f"on {' and '.join(backends) or 'no backend'}; model: {of}")
 
 
 def _audit_runs(tell: Tell, runs: Sequence[Path], nccl: bool) -> Audit:

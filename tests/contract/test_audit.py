@@ -262,7 +262,8 @@ def test_ctrl_c_ends_the_runs_of_the_matrix(tmp_path: Path) -> None:
     from genlock.contract import audit as audits
     from genlock.contract.breakit import Row, run_rows
     audits.gather = lambda *_, **__: iter(())
-    rows = [Row(("OM-13",), ",kind=stop,rank=1,phase=startup", 2, 0)] * 5
+    stopped = ",kind=stop,rank=1,phase=startup"
+    rows = [Row(("OM-13",), stopped, 2, 0, cold=True), *[Row(("OM-13",), stopped, 2, 0)] * 4]
     found = audits.audit(print, matrix=lambda tell: run_rows(rows, tell, Path(sys.argv[1])) and {})
     print(*found.verdict.reasons, sep="\\n")
     sys.exit(found.exit)
@@ -270,7 +271,7 @@ def test_ctrl_c_ends_the_runs_of_the_matrix(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         try:
-            while not list(tmp_path.glob("*/run.json")):  # torchrun is about to be started
+            while len(list(tmp_path.glob("*/run.json"))) < 3:  # torchrun is about to be started in each
                 time.sleep(0.02)
             program.send_signal(signal.SIGINT)
             said, _ = program.communicate(timeout=20)  # a run that were waited for would take 100 s
