@@ -294,7 +294,7 @@ def job(
 
 def sharing(rank: int) -> dict[str, str]:
     """The environment of a rank that shares its GPU, as `genlock.impl.rank.devices` has it (which needs no torch)."""
-    spec = importlib.util.spec_from_file_location("devices", HERE.parent / "impl" / "devices.py")
+    spec = importlib.util.spec_from_file_location("devices", HERE.parent / "impl" / "rank" / "devices.py")
     assert spec is not None
     assert spec.loader is not None
     devices = importlib.util.module_from_spec(spec)

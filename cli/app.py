@@ -221,6 +221,7 @@ def run(
     deadline: flags.Deadlines,
     observe: flags.Observe = False,
     agent_per_rank: flags.AgentPerRank = False,
+    oversubscribe: flags.Oversubscribe = False,
     out: flags.OutDir = None,
 ) -> None:
     """Run rank0 and its workers on torch.distributed, guarded and recorded."""
@@ -238,7 +239,14 @@ def run(
         deadlines=seconds,
         injection=scenarios.injection(broken.id, broken.settings) if broken else todo.inject,
     )
-    finished = launch.launch(config, ranks, echo=print, observe=observe, agent_per_rank=agent_per_rank)
+    finished = launch.launch(
+        config,
+        ranks,
+        echo=print,
+        observe=observe,
+        agent_per_rank=agent_per_rank,
+        oversubscribe=oversubscribe,
+    )
     print(launch.as_text(finished))
     raise typer.Exit(finished.exit)
 

@@ -204,6 +204,9 @@ Observe = Annotated[bool, typer.Option("--observe", help="Report a passed deadli
 AgentPerRank = Annotated[
     bool, typer.Option("--agent-per-rank", help="A torchrun for each rank, as on several machines; else one for all.")
 ]
+Oversubscribe = Annotated[
+    bool, typer.Option("--oversubscribe", help="Start more ranks than this machine seems to have room for.")
+]
 Meet = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where rank0's guardian is met.")]
 Interface = Annotated[str | None, typer.Option(metavar="NAME", help="Network interface that it listens on.")]
 Program = Annotated[list[str], typer.Argument(metavar="CMD", help="A program and its arguments.")]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ...errors import Refused, UsageError
+from ...errors import Refused
 from ...model.protocols.tp_values import Action
 from ..chunk import preflight, wire
 from ..chunk.received_envelope import header_of
@@ -25,7 +25,7 @@ from ..chunk.rules import plan_in
 from ..chunk.schema import Ids, encode
 from ..rank.operations import Exchange, Moves, Step
 from ..rank.roles import Generator, Rank0, Run
-from ..scenario import RANK0_ALONE, Injection
+from ..scenario import Injection
 from ..video.config import ALL_REDUCES_PER_BLOCK, GeneratorConfig
 from ..video.generator import Generator as Video
 from ..video.tensor_parallel import TensorParallel
@@ -100,12 +100,7 @@ class ForgedHeader(Faulty):
 
 
 def _earlier(back: int) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
-    def of(sent: Sequence[torch.Tensor]) -> torch.Tensor:
-        if len(sent) <= back:
-            raise UsageError("no earlier header was sent", where="--inject OM-16", do=f"use chunk={back + 1} or more")
-        return sent[-1 - back]
-
-    return of
+    return lambda sent: sent[-1 - back]
 
 
 def _truncated(sent: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -312,11 +307,8 @@ class Here:
         self._struck = struck
         """Told when the fault strikes here."""
         self.fault = FAULTS[injection.id] if injection else Fault()
-        chosen = injection.rank if injection and injection.rank is not None else None
-        phase = injection.phase if injection else ""
-        default = 0 if phase in RANK0_ALONE or (injection and injection.id == "OM-15") else 1
-        self.mine = injection is not None and rank == (default if chosen is None else chosen)
-        self._on_rank0 = chosen is None
+        self.mine = injection is not None and rank == injection.strikes
+        self._on_rank0 = injection is None or injection.rank is None
         self._heard = False
 
     def facts(self, facts: Facts) -> Facts:

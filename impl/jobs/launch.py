@@ -31,12 +31,13 @@ from ...guardian import command as guardian
 from ...guardian.child import children
 from ...guardian.evidence import END
 from ...guardian.settings import LIMITS, TOKEN, TRACES, Wrong, limits
+from ...host import available_memory
 from ...traces.format import SUFFIX, End, Trace, encode, find, name_of, read
 from ...traces.perfetto import write as write_perfetto
 from ..rank.devices import gpus
 from ..rank.parent_death import die_with_parent
 from ..rank.trace_header import header
-from ..scenario import DEADLINES, RunConfig
+from ..scenario import DEADLINES, RunConfig, must_strike
 from .stage_times import RankProfile, profile, slices
 from .stage_times import as_text as profile_text
 
@@ -118,6 +119,32 @@ def require_torch() -> None:
         raise UsageError("torch is not installed", do="pip install 'genlock[run]'")
 
 
+RANK_BYTES = {"gloo": 200 << 20, "nccl": 1 << 30}
+"""Memory of a rank and its guardian that no other process shares; on gloo measured, on NCCL by what CUDA takes."""
+AGENT_BYTES = 150 << 20
+"""Memory of a torchrun."""
+START_SECONDS = 2.0
+"""Time of a core that a rank takes to start."""
+
+
+def require_room(config: RunConfig, ranks: int, agents: int) -> None:
+    """Raise UsageError where the machine has not the memory for so many ranks, or not the cores to start them in time.
+
+    `agents` is the number of torchruns.
+    """
+    where, do = f"--ranks {ranks}", "ask for fewer, or insist with --oversubscribe"
+    need, have = ranks * RANK_BYTES[config.backend] + agents * AGENT_BYTES, available_memory()
+    if have is not None and need > have:
+        text = f"they need about {need / (1 << 30):,.1f} GiB, and {have / (1 << 30):,.1f} GiB are left"
+        raise UsageError(text, where=where, do=do)
+    cores = len(os.sched_getaffinity(0))
+    limit = max(DEADLINES["startup"], config.deadlines.get("startup", 0.0))  # a shorter one is meant to pass
+    seconds = ranks * START_SECONDS / cores
+    if seconds > limit:
+        text = f"on {cores} cores they need about {seconds:,.0f} s to start, and the deadline of startup is {limit:g} s"
+        raise UsageError(text, where=where, do=do)
+
+
 def launch(
     config: RunConfig,
     ranks: int,
@@ -126,14 +153,22 @@ def launch(
     limit: float = 600.0,
     observe: bool = False,
     agent_per_rank: bool = False,
+    oversubscribe: bool = False,
 ) -> RunResult:
     """Run `ranks` ranks, each under its guardian, and wait until all of them are gone.
 
     `echo` is given each line that a rank or its guardian has for the user. After `limit` seconds everything is killed.
     With `observe` guardians only report. One torchrun starts all ranks, or one each, as on several machines. Called in
     the main thread, it drains the run on the first SIGTERM or Ctrl-C, and ends it on the second.
+
+    Raises UsageError before anything is started: for a fault that cannot strike in this run, and, without
+    `oversubscribe`, for more ranks than the machine can hold.
     """
     require_torch()
+    if config.injection is not None:
+        must_strike(config.injection, config.scenario, ranks)
+    if not oversubscribe:
+        require_room(config, ranks, ranks if agent_per_rank else 1)
     if config.backend == "nccl" and gpus() == 0:
         raise UsageError("NCCL needs a GPU, and there is none here", where="--backend nccl", do="use --backend gloo")
     out = Path(config.out)

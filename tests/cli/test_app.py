@@ -29,7 +29,7 @@ FLAGS = {
     "demo": "",
     "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --reduction --format",
     "export promela": MODEL,
-    "run": "--ranks --backend --chunks --inject --deadline --observe --agent-per-rank --out",
+    "run": "--ranks --backend --chunks --inject --deadline --observe --agent-per-rank --oversubscribe --out",
     "guard": "--deadline --observe --meet --interface --out",
     "record": "--out",
     "replay": "--format --out",
