@@ -86,7 +86,7 @@ def _work(seat: Seat, config: RunConfig, here: Here) -> None:
     groups.issued = lambda name: here.issued(name, seat.monitor.vars.chunk_index)
     shape = here.config(tiny())
     own = Generator(shape, Distributed(groups.groups["device"]), device=seat.device)
-    settings = _settings(config, seat.world, shape, own, here)
+    settings = _settings(config, seat.world, shape, own, here, groups.reserve)
     generator = seat.fenced(here.generator(own), PLAN)
     if seat.rank == 0:
         drive(here.fault.build(seat.monitor, settings, generator), seat, config, here)
@@ -94,8 +94,15 @@ def _work(seat: Seat, config: RunConfig, here: Here) -> None:
         seat.serve(settings, generator)
 
 
-def _settings(config: RunConfig, world: int, shape: GeneratorConfig, own: Generator, here: Here) -> Settings:
-    """What this rank says that it is."""
+def _settings(
+    config: RunConfig,
+    world: int,
+    shape: GeneratorConfig,
+    own: Generator,
+    here: Here,
+    reserve: Callable[[torch.Tensor], None],
+) -> Settings:
+    """Return what this rank says that it is, and how it prepares what it sends."""
     posture = parity.Posture(
         dtype=shape.dtype,
         attention_backend=shape.attention,
@@ -111,6 +118,7 @@ def _settings(config: RunConfig, world: int, shape: GeneratorConfig, own: Genera
         digest.Policy(every=config.scenario.digest_every),
         lambda: parity.Fingerprint(own.shard_fingerprint(), own.replica_fingerprint()),
         WeightCheck(own.weights).damage,
+        reserve,
     )
 
 
