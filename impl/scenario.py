@@ -214,14 +214,27 @@ DEADLINES: Mapping[str, float] = {
     "generate": 120.0,
     "ack": 120.0,
     "shutdown": 30.0,
-    "drain": 60.0,
+    "drain": 870.0,
     "collective": 120.0,
 }
 """Seconds without progress after which a rank is ended, by the phase that it is in.
 
-Two are no phases. `drain`: the seconds that a drain may take in all, from the signal on. `collective`: ranks wait for
-each other alone, which a guardian sees.
+Two are no phases. `drain`: seconds that a rank holds a signal, the chunk that it came in not counted; by itself as long
+as a healthy rank0 may take from a chunk's last call to SHUTDOWN (`effective`). `collective`: ranks wait for each other
+alone, which a guardian sees.
 """
+
+
+def effective(given: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds of every phase: those given, and else by default. What a drain may take follows from them.
+
+    After its last call a worker waits while rank0 collects acks, checks them, does phase C, and sends SHUTDOWN; after a
+    signal at start-up, while parity is exchanged and checked, and rank0 does phase A.
+    """
+    seconds = {**DEADLINES, **given}
+    drain = 2 * max(seconds["ack"], seconds["startup"]) + seconds["idle"] + seconds["shutdown"]
+    return {**seconds, "drain": drain, **given}
+
 
 PHASES = tuple(name for name in DEADLINES if name not in ("drain", "collective"))
 INSIDE = ("startup", "header", "payload", "generate", "ack")

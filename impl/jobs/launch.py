@@ -37,7 +37,7 @@ from ...traces.perfetto import write as write_perfetto
 from ..rank.devices import gpus
 from ..rank.parent_death import die_with_parent
 from ..rank.trace_header import header
-from ..scenario import DEADLINES, RunConfig, must_strike
+from ..scenario import DEADLINES, RunConfig, effective, must_strike
 from .stage_times import RankProfile, profile, slices
 from .stage_times import as_text as profile_text
 
@@ -178,7 +178,7 @@ def launch(
     for left in out.glob(f"*{END}"):  # of a run that nobody saw to its end
         left.unlink()
     (out / CONFIG).write_bytes(msgspec.json.encode(msgspec.structs.replace(config, launcher=os.getpid())))
-    deadlines = {name: s for name, s in {**DEADLINES, **config.deadlines}.items() if name != "drain"}
+    deadlines = {name: s for name, s in effective(config.deadlines).items() if name != "drain"}
     guarded = [*guardian(), *(f"--deadline={name}={s:g}" for name, s in deadlines.items()), *["--observe"] * observe]
     program = [*guarded, "--", sys.executable, "-m", "genlock.impl.jobs.rank_main", str(out / CONFIG)]
     own = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", TOKEN: secrets.token_hex(), TRACES: str(out)}
