@@ -26,7 +26,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What a report holds: its cases, in order, and the properties of its suites by name."""
+    """A report that was read: its cases, in order, and the properties of its suites by name."""
 
     cases: tuple[Case, ...]
     properties: Mapping[str, str]

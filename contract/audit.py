@@ -17,7 +17,7 @@ from ..errors import Exit, UnreadableInput
 from ..junit import Case, Outcome, as_xml
 from ..model.semantics.query import Query
 from ..model.tables import Scope
-from .evidence import ROOT, Finding, Ledger, Ledgered, Tell, gather, replayed, scope_of
+from .evidence import ROOT, Evidence, Ledger, Ledgered, Tell, gather, replayed, scope_of
 from .interrupt import Interrupted, interrupts
 from .pages import line_text, pages, table
 from .pytest_report import files
@@ -36,7 +36,7 @@ BOTH = (False, True)
 
 @dataclass(frozen=True)
 class Audit:
-    """What was audited, what was found, and whether to ship. `shown` has what the verdict rests on, in words."""
+    """A finished audit: its subject, the evidence, and the verdict. `shown` says in words what the verdict rests on."""
 
     subject: str
     ledger: Ledger
@@ -45,7 +45,7 @@ class Audit:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to do about what was not shown, each thing once."""
+        """Return what to do about evidence that was not shown, each thing once."""
         return tuple(dict.fromkeys(f.says for f in self.ledger.values() if f.good is None and self.verdict.lines))
 
     @property
@@ -64,7 +64,7 @@ class Audit:
         head = [self.headline, *(f"  because {reason}" for reason in self.verdict.reasons)]
         head += [f"  not shown: {what}" for what in self.verdict.not_shown]
         head += [f"  {note}" for note in self.notes]
-        lines = [f"  {j.status.value:9}  {j.line.key}  {j.line.claim}" for j in self.verdict.lines]
+        lines = [f"  {j.status.value:9}  {j.claim.key}  {j.claim.text}" for j in self.verdict.lines]
         parts = [*head, "", *lines, *[""] * bool(lines)]
         return "\n".join([*parts, f"{good} of {len(self.ledger)} findings are as claimed."])
 
@@ -80,7 +80,7 @@ class Audit:
             "not_shown": list(self.verdict.not_shown),
             "notes": list(self.notes),
             "p0": [
-                {"key": j.line.key, "claim": j.line.claim, "status": j.status.value, "missing": j.missing,
+                {"key": j.claim.key, "claim": j.claim.text, "status": j.status.value, "missing": j.missing,
                  "failed": sorted(j.failed)}
                 for j in self.verdict.lines
             ],
@@ -103,7 +103,9 @@ class Audit:
         cases = [Case("genlock.audit", "verdict", how[self.verdict.verdict], self.headline, why)]
         for j in self.verdict.lines:
             missing = "\n".join((*j.failed, *j.missing))
-            cases.append(Case("genlock.audit.p0", j.line.key, by_status.get(j.status, "passed"), j.line.claim, missing))
+            cases.append(
+                Case("genlock.audit.p0", j.claim.key, by_status.get(j.status, "passed"), j.claim.text, missing)
+            )
         for name, found in self.ledger.items():
             kind, _, rest = name.partition(":")
             outcome: Outcome = "passed" if found.good else "skipped" if found.good is None else "failure"
@@ -114,7 +116,7 @@ class Audit:
         """The ship report."""
         reasons = "\n".join(f"- {reason}" for reason in self.verdict.reasons)
         left = "\n".join(f"- not shown: {what}" for what in self.verdict.not_shown)
-        overview = table(("", "", ""), ((j.line.key, j.line.claim, j.status.value) for j in self.verdict.lines))
+        overview = table(("", "", ""), ((j.claim.key, j.claim.text, j.status.value) for j in self.verdict.lines))
         subject = f"Of {self.subject}, {self.shown}." if self.shown else f"Of {self.subject}."
         head = [f"# {self.verdict.verdict.value.upper()}", subject, reasons, left]
         head.append(overview if self.verdict.lines else "")
@@ -173,7 +175,7 @@ def _audit_runs(tell: Tell, runs: Sequence[Path], nccl: bool) -> Audit:
             for folder in runs:
                 tell(f"replaying {folder}")
                 good, says, backends = replayed(folder)
-                ledger[f"run:{folder}"] = Finding(good, says, "replayed")
+                ledger[f"run:{folder}"] = Evidence(good, says, "replayed")
                 shown |= backends if good else set()
         except Interrupted as signal:
             ended = f"the rest, which was not tried: {signal}"
@@ -184,7 +186,7 @@ def _audit_runs(tell: Tell, runs: Sequence[Path], nccl: bool) -> Audit:
 
 
 def write(found: Audit, out: Path) -> None:
-    """`audit.txt`, `audit.md` and `audit.json`; of the whole contract also its evidence, for `genlock docs`."""
+    """Write `audit.txt`, `audit.md` and `audit.json`; of the whole contract also its evidence, for `genlock docs`."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "audit.txt").write_text(found.as_text() + "\n", encoding="utf-8")
     (out / "audit.md").write_text(found.as_markdown(), encoding="utf-8")
@@ -194,12 +196,12 @@ def write(found: Audit, out: Path) -> None:
 
 
 def keep_evidence(ledger: Ledger, path: Path) -> None:
-    """As a file that `read_evidence` reads, each finding on lines of its own."""
+    """Write a ledger as a file that `read_evidence` reads, each entry on lines of its own."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(Ledgered.of(ledger)), indent=1) + b"\n")
 
 
 def read_evidence(path: Path) -> Ledger:
-    """Raises UnreadableInput for what `keep_evidence` would not have written."""
+    """Read a ledger. Raises UnreadableInput for what `keep_evidence` would not have written."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Ledgered).findings
     except OSError as error:
@@ -209,7 +211,7 @@ def read_evidence(path: Path) -> Ledger:
 
 
 def write_docs(out: Path, evidence: Path) -> list[Path]:
-    """Every page of the contract, under `out`; returns their paths. Raises UnreadableInput for bad evidence."""
+    """Write every page of the contract under `out`, and return their paths. Raises UnreadableInput for bad evidence."""
     written = []
     for name, text in pages(read_evidence(evidence)).items():
         path = out / name

@@ -30,28 +30,28 @@ from .pytest_report import cases_by_file, files, summary
 Tell = Callable[[str], None]
 ROOT = Path(__file__).resolve().parent.parent
 NCCL = ROOT / "traces" / "corpus" / "nccl"
-"""Where recorded runs on NCCL are kept."""
+"""The folder of recorded runs on NCCL."""
 
 
-class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
+class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing that was tried, and what came of it."""
 
     good: bool | None
     """It is as claimed; None: it was not shown here."""
     says: str
-    """What was found; of what was not shown why not, and what to do."""
+    """The result; of evidence that is not there, why not, and what to do."""
     known: str
-    """How that is known."""
+    """The way in which that is known."""
     lacks: str = ""
     """The part of it that was not shown."""
 
     @property
     def mark(self) -> str:
-        """What stands before `says`, for people; empty where all is as claimed."""
+        """Return the word that stands before `says`, for people; empty where all is as claimed."""
         return {True: "", False: "**FAILS** ", None: "**not shown** "}[self.good]
 
 
-Ledger = dict[str, Finding]
+Ledger = dict[str, Evidence]
 
 
 class Ledgered(msgspec.Struct, frozen=True):
@@ -68,14 +68,14 @@ class Ledgered(msgspec.Struct, frozen=True):
         return cls(platform.python_version(), version("torch").partition("+")[0], ledger)
 
 
-def matching(ledger: Mapping[str, Finding], pattern: str) -> dict[str, Finding]:
+def matching(ledger: Mapping[str, Evidence], pattern: str) -> dict[str, Evidence]:
     """The findings that a line's evidence names."""
     return {name: found for name, found in ledger.items() if fnmatchcase(name, pattern)}
 
 
 def gather(
     tell: Tell, question: Query, transports: Sequence[bool] = (False, True), *, contract: bool
-) -> Iterator[tuple[str, Finding]]:
+) -> Iterator[tuple[str, Evidence]]:
     """All that runs in this process: each property of `question`, which is searched on each transport (as a stream?).
 
     `contract`: of TP v1.1 also mutants, checks, probes, what pytest reported of the tests, and recorded runs on NCCL;
@@ -91,7 +91,7 @@ def gather(
         yield from recorded_runs(NCCL)
 
 
-def _properties(tell: Tell, question: Query, transports: Sequence[bool]) -> Iterator[tuple[str, Finding]]:
+def _properties(tell: Tell, question: Query, transports: Sequence[bool]) -> Iterator[tuple[str, Evidence]]:
     """Each property on all transports, one finding each; and one of each search that came to no end."""
     reports = []
     for stream in transports:
@@ -101,7 +101,7 @@ def _properties(tell: Tell, question: Query, transports: Sequence[bool]) -> Iter
         reports.append((transport, report))
         if report.exit is Exit.UNKNOWN:
             why = report.result.stopped or " ".join(report.as_text().split())[:600]
-            yield f"search:{transport}", Finding(None, why, "model")
+            yield f"search:{transport}", Evidence(None, why, "model")
     known = f"model, {scope_of(question, transports)}"
     open_end = any(report.exit is Exit.UNKNOWN for _, report in reports)
     for prop in {v.property.name: v.property for _, report in reports for v in report.result.verdicts}.values():
@@ -117,11 +117,11 @@ def _properties(tell: Tell, question: Query, transports: Sequence[bool]) -> Iter
                 said += f": {example.summary}, {len(example.steps)} steps"
             says.append(said)
         good = (None if open_end else True) if holds else False
-        yield f"property:{prop.name}", Finding(good, "; ".join(says), known)
+        yield f"property:{prop.name}", Evidence(good, "; ".join(says), known)
 
 
 def scope_of(question: Query, transports: Sequence[bool]) -> str:
-    """What is searched, whole: ranks, chunks, steps, parameters, faults, detection and transports."""
+    """Say what is searched, whole: ranks, chunks, steps, parameters, faults, detection and transports."""
     network = question.network()
     scope = network.scope
     size = f"{scope.ranks} ranks, {counted(scope.chunks, 'chunk')}, {counted(scope.steps, 'step')} a chunk"
@@ -131,30 +131,30 @@ def scope_of(question: Query, transports: Sequence[bool]) -> str:
     return ", ".join([size, *params, faults_text(network), *detection, f"{over} transport"])
 
 
-def _kills(report: KillReport) -> Iterator[tuple[str, Finding]]:
+def _kills(report: KillReport) -> Iterator[tuple[str, Evidence]]:
     for m in report.mutants:
         says = f"{m.mutant.killed_by.name} fails in {m.steps} steps" if m.killed else "NOBODY NOTICES"
-        yield f"mutant:{m.mutant.name}", Finding(m.killed, f"{m.mutant.title}: {says}", "model")
+        yield f"mutant:{m.mutant.name}", Evidence(m.killed, f"{m.mutant.title}: {says}", "model")
     for c in report.checks:
         one = c.check
         says = f"under `{one.fault}` {one.fails.name} fails without it"
         if not c.holds:
             says = f"{', '.join(c.broken)} fail with it" if c.broken else "nothing fails without it"
-        yield f"check:{one.role}.{one.event}.{one.guard}", Finding(c.holds, says, "model")
+        yield f"check:{one.role}.{one.event}.{one.guard}", Evidence(c.holds, says, "model")
 
 
-def _probes(tell: Tell) -> Iterator[tuple[str, Finding]]:
+def _probes(tell: Tell) -> Iterator[tuple[str, Evidence]]:
     from ..impl.faults import selfcheck
 
     tell("probes")
     for probe in selfcheck.probes():
         try:
-            yield f"probe:{probe.name}", Finding(True, f"{probe.what}: {probe.run()}", "code")
+            yield f"probe:{probe.name}", Evidence(True, f"{probe.what}: {probe.run()}", "code")
         except Exception as error:
-            yield f"probe:{probe.name}", Finding(False, f"{probe.what}: {type(error).__name__}: {error}", "code")
+            yield f"probe:{probe.name}", Evidence(False, f"{probe.what}: {type(error).__name__}: {error}", "code")
 
 
-def recorded_runs(folder: Path) -> Iterator[tuple[str, Finding]]:
+def recorded_runs(folder: Path) -> Iterator[tuple[str, Evidence]]:
     """Each run below `folder`, which must have been on NCCL, and be what `expected.json` beside its traces says."""
     for run in sorted({path.parent for path in folder.rglob(f"*{SUFFIX}")}):
         good, says, backends = replayed(run)
@@ -164,7 +164,7 @@ def recorded_runs(folder: Path) -> Iterator[tuple[str, Finding]]:
             good, says = None, f"recorded on {', '.join(sorted(backends)) or 'an unknown backend'}, not on NCCL"
         elif good is not None:
             good = good is (wanted == "conforming")
-        yield f"nccl:{run.relative_to(folder).as_posix()}", Finding(good, says, "NCCL-measured, replayed")
+        yield f"nccl:{run.relative_to(folder).as_posix()}", Evidence(good, says, "NCCL-measured, replayed")
 
 
 def replayed(folder: Path) -> tuple[bool | None, str, set[str]]:
@@ -179,7 +179,7 @@ def replayed(folder: Path) -> tuple[bool | None, str, set[str]]:
     return good, " ".join(reports.as_text(diagnosis).split()), backends
 
 
-def reported_tests(root: Path = ROOT) -> Iterator[tuple[str, Finding]]:
+def reported_tests(root: Path = ROOT) -> Iterator[tuple[str, Evidence]]:
     """Each file of tests below `root`, by what pytest reported of it; none where genlock is installed without them."""
     reported: dict[str, list[Case]] = {}
     nothing = "pytest has reported no test of it"
@@ -189,4 +189,4 @@ def reported_tests(root: Path = ROOT) -> Iterator[tuple[str, Finding]]:
         nothing = str(error)
     for name in dict.fromkeys((*files(root), *reported)):
         good, says, lacks = summary(reported[name]) if name in reported else (None, nothing, "")
-        yield f"test:{name}", Finding(good, says, "run by `make test`", lacks)
+        yield f"test:{name}", Evidence(good, says, "run by `make test`", lacks)

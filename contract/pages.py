@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ..model.protocols.tp_v1_1 import TP_V1_1
 from ..model.semantics.known_mutants import MUTANTS
 from ..model.tables import Guard, Role, Row
-from .claims import DELTA, HAZARDS, MODES, P0, P1, Line
+from .claims import DELTA, HAZARDS, MODES, P0, P1, Claim
 from .evidence import Ledger, matching
 from .inserts import INSERTS
 from .ship import Judged, Status, judge
@@ -68,11 +68,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 # ── lines ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _lines(title: str, lines: Sequence[Line], ledger: Ledger) -> str:
+def _lines(title: str, lines: Sequence[Claim], ledger: Ledger) -> str:
     judged = [judge(line, ledger) for line in lines]
     overview = table(
         ("", "what", "keeps out", ""),
-        ([j.line.key, j.line.claim, ", ".join(j.line.modes), j.status.value] for j in judged),
+        ([j.claim.key, j.claim.text, ", ".join(j.claim.modes), j.status.value] for j in judged),
     )
     return "\n\n".join([f"# {title}", overview, *map(line_text, judged)])
 
@@ -84,10 +84,10 @@ def _backed(ledger: Ledger, *keys: str) -> str:
 
 def line_text(judged: Judged, level: str = "##") -> str:
     """A line with all its evidence, as Markdown."""
-    line = judged.line
+    line = judged.claim
     modes = f" Keeps out {', '.join(line.modes)}." if line.modes else ""
     evidence = "\n".join(row for pattern in line.evidence for row in _evidence(pattern, judged.found[pattern]))
-    return f"{level} {line.key}: {judged.status.value}\n**{line.claim}**{modes}\n\n{line.how}\n\n{evidence}"
+    return f"{level} {line.key}: {judged.status.value}\n**{line.text}**{modes}\n\n{line.how}\n\n{evidence}"
 
 
 def _evidence(pattern: str, found: Ledger) -> list[str]:

@@ -20,7 +20,7 @@ DIGEST = "genlock.digest"
 MAKE = "run `make test`"
 
 _FOLDERS = ("bench", "examples", "scripts", "tests")
-"""What is tested, or tests, besides the package."""
+"""Folders besides the package whose files are tested, or test."""
 _NOT_TESTED = (".md", ".pyc", ".so")
 
 

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ..errors import Exit
-from .claims import P0, Line
-from .evidence import Finding, Ledger, matching
+from .claims import P0, Claim
+from .evidence import Evidence, Ledger, matching
 
 
 class Status(Enum):
-    """How a line stands."""
+    """Says how a claim stands."""
 
     PASS = "pass"
     FAIL = "FAIL"
     MISSING = "not shown"
-    """Evidence that the line rests on was not run here."""
+    """Evidence that the claim rests on was not run here."""
 
 
 class Verdict(Enum):
-    """Whether to ship."""
+    """Says whether to ship."""
 
     SHIP = "ship"
     """Every line passes, and nothing is left open."""
@@ -43,14 +43,14 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Judged:
-    """A line with what was found for each piece of its evidence; empty where nothing was."""
+    """A claim with what was found for each piece of its evidence; empty where nothing was."""
 
-    line: Line
+    claim: Claim
     found: Mapping[str, Ledger]
 
     @property
     def missing(self) -> list[str]:
-        """The evidence that is not there: patterns that nothing was found for, and what was found but not shown."""
+        """Return the names of evidence that is not there: patterns that match nothing, and what was not shown."""
         return [
             name
             for pattern, findings in self.found.items()
@@ -58,8 +58,8 @@ class Judged:
         ]
 
     @property
-    def failed(self) -> dict[str, Finding]:
-        """What was found and is not as claimed."""
+    def failed(self) -> dict[str, Evidence]:
+        """Return the evidence that is not as claimed."""
         return {name: f for findings in self.found.values() for name, f in findings.items() if f.good is False}
 
     @property
@@ -67,9 +67,9 @@ class Judged:
         return Status.FAIL if self.failed else Status.MISSING if self.missing else Status.PASS
 
 
-def judge(line: Line, ledger: Ledger) -> Judged:
-    """Hold a line against a ledger."""
-    return Judged(line, {pattern: matching(ledger, pattern) for pattern in line.evidence})
+def judge(claim: Claim, ledger: Ledger) -> Judged:
+    """Hold a claim against a ledger."""
+    return Judged(claim, {pattern: matching(ledger, pattern) for pattern in claim.evidence})
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Ship:
     verdict: Verdict
     lines: tuple[Judged, ...]
     reasons: tuple[str, ...]
-    """What stands against it, or keeps it from being known."""
+    """Reasons against it, or for which it is not known."""
     not_shown: tuple[str, ...]
-    """What it does not say."""
+    """Things that the verdict does not speak of."""
 
 
 def ship(ledger: Ledger, *, contract: bool = True, outside: Sequence[str] = (), required: Sequence[str] = ()) -> Ship:
@@ -92,7 +92,7 @@ def ship(ledger: Ledger, *, contract: bool = True, outside: Sequence[str] = (), 
     """
     lines = tuple(judge(line, ledger) for line in P0) if contract else ()
     bad = [f"{name}: {found.says}" for name, found in ledger.items() if found.good is False]
-    open_lines = [f"{j.line.key}: not shown: {', '.join(j.missing)}" for j in lines if j.status is Status.MISSING]
+    open_lines = [f"{j.claim.key}: not shown: {', '.join(j.missing)}" for j in lines if j.status is Status.MISSING]
     open_lines += [f"{name}: not shown: {f.says}" for name, f in ledger.items() if f.good is None and not contract]
     open_lines += [f"required: not shown: {what}" for what in required]
     if not ledger:

@@ -15,7 +15,7 @@ from .explorer import BOUND
 from .view_model import Item, Story
 
 STATUS = {True: "as claimed", False: "FAILS", None: "not shown"}
-"""How a finding stands, by `good`."""
+"""The word for a piece of evidence, by `good`."""
 
 
 def story_of(audit: Mapping[str, Any], bound: int = BOUND) -> Story:

@@ -1,8 +1,8 @@
-"""How faults are made in a real run, by the ids of the break-it matrix.
+"""Makes faults in a real run, by the ids of the break-it matrix.
 
 A fault changes what the application hands to rank0, rank0's own code, what a rank says of itself, the bytes that
-it receives, or its generator; everything else of the run is the real thing. Left out: asking at each move (`rank`),
-and what is done to the process itself (`blow`).
+it receives, or its generator; everything else of the run is the real thing. Left out: asking at each move
+(`rank_main`), and what is done to the process itself (`process_faults`).
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class _BroadcastFirst(_Comm):
 
 @dataclass(frozen=True)
 class Fault:
-    """How a fault is made. `spoil` changes what the application hands to rank0, after it asked for a hard cut if
+    """The making of a fault. `spoil` changes what the application hands to rank0, after it asked for a hard cut if
     `cuts`; `build` replaces rank0's code.
 
     The others strike on the rank of the injection: `facts` and `config` change what it says of itself and what it
@@ -294,7 +294,7 @@ FAULTS: Mapping[str, Fault] = {
     "FM-13": Fault(generator=Drifting),
     "FM-04": Fault(_never_materialised, build=HeaderFirst, enforce=False),
 }
-"""How each fault of `scenario.FAULTS` is made."""
+"""The making of each fault of `scenario.FAULTS`."""
 
 
 class Here:
@@ -328,7 +328,7 @@ class Here:
         return generator
 
     def spoils(self, number: int, id: str) -> Fault:
-        """What rank0's application does wrong in chunk `number` of the run, for which the scenario asks for `id`."""
+        """Return what rank0's application does wrong in chunk `number`, for which the scenario asks for `id`."""
         if id:
             return FAULTS[id]
         strikes = self.injection is not None and number == self.injection.chunk and self._on_rank0
@@ -357,7 +357,7 @@ class Here:
             self._blow()
 
     def _early(self, phase: str) -> bool:
-        """Whether this rank's chunk index is still that of the chunk before."""
+        """Say whether this rank's chunk index is still that of the chunk before."""
         return phase in ("idle", "preflight") or (phase == "header" and self.rank > 0)
 
     def _blow(self) -> None:
@@ -385,6 +385,6 @@ class Here:
 
 
 COLLECTIVE_OF = {"startup": "parity", "header": "header", "payload": "payload", "ack": "ack"}
-"""Of the phases in which a rank can be struck inside; a generator call has many collectives of its own."""
+"""The collective of each phase in which a rank can be struck inside; a generator call has many of its own."""
 AT_A_PHASE = ("OM-13", "OM-15")
 """The faults that strike when a rank comes to a phase."""

@@ -60,11 +60,11 @@ class Started(Protocol):
 
 
 start_process: Callable[..., Started] = subprocess.Popen
-"""How a torchrun is started."""
+"""Starts a torchrun."""
 
 
 class RankEnd(msgspec.Struct, frozen=True):
-    """How one rank ended. `end` is None where its trace has no end marker: it was killed."""
+    """The end of one rank. `end` is None where its trace has no end marker: it was killed."""
 
     rank: int
     role: str
@@ -87,7 +87,7 @@ class RunResult(msgspec.Struct, frozen=True):
     hard_cuts: int
     recomputes: int
     profiles: tuple[RankProfile, ...] = ()
-    """Where the chunks' time went, by rank."""
+    """The time of the chunks by stage, of each rank."""
 
 
 def new_run() -> str:
@@ -114,7 +114,7 @@ def deadlines_of(flags: Mapping[str, float]) -> dict[str, float]:
 
 
 def require_torch() -> None:
-    """Raises UsageError where torch is not installed."""
+    """Raise UsageError where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise UsageError("torch is not installed", do="pip install 'genlock[run]'")
 
@@ -316,7 +316,7 @@ def _end(agent: Started) -> None:
 
 
 def _begin_traces(config: RunConfig, ranks: int) -> None:
-    """Of ranks that were ended before they had begun a trace, make one of the guardian's word. It has no event."""
+    """Write a trace without an event, of the guardian's word, for each rank that was ended before it had begun one."""
     out = Path(config.out)
     for rank in range(ranks):
         path = out / name_of(rank)
@@ -328,7 +328,7 @@ def _begin_traces(config: RunConfig, ranks: int) -> None:
 
 
 def summarise(out: Path, status: int, seconds: float) -> RunResult:
-    """What the traces in `out` say about the run, and `perfetto.json` of it beside them.
+    """Sum up a run from the traces in `out`, and write `perfetto.json` beside them.
 
     Raises UnreadableInput where there is none.
     """
@@ -376,7 +376,7 @@ def _counts(driver: Trace | None) -> tuple[int, int, int, int, int]:
 
 
 def as_text(result: RunResult) -> str:
-    """What was done, how each rank ended, and where to look."""
+    """Say what was done, how each rank ended, and where to look."""
     lines = [
         f"{result.chunks} chunks ({result.hard_cuts} hard cuts, {result.recomputes} recomputes), "
         f"{result.refused} refused, {result.heartbeats} heartbeats, in {result.seconds:.1f} s"

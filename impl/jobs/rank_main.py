@@ -36,7 +36,7 @@ from ..video.pipeline import Pipeline, PipelineConfig
 from ..video.tensor_parallel import Distributed
 
 PLAN = Inside(count=ALL_REDUCES_PER_BLOCK * tiny().blocks, dtypes=frozenset({tiny().dtype, "float32"}))
-"""What a call of the small generator may issue."""
+"""The collectives that a call of the small generator may issue."""
 
 
 class _Watched(Monitor):
@@ -153,7 +153,7 @@ def drive(rank0: Rank0, seat: Seat, config: RunConfig, here: Here) -> None:
 
 
 def _chunk(rank0: Rank0, seat: Seat, pipeline: Pipeline, fields: dict[str, Any]) -> None:
-    """One chunk through phases B and C; a refusal is told, and the run goes on."""
+    """Take one chunk through phases B and C; report a refusal, and go on."""
     try:
         output = seat.run(rank0.chunk(fields))
     except Refused as refusal:
@@ -165,7 +165,7 @@ def _chunk(rank0: Rank0, seat: Seat, pipeline: Pipeline, fields: dict[str, Any])
 
 
 def _arrived(here: Here, seat: Seat, config: RunConfig) -> None:
-    """Where a fault waits for this rank to come here: have it strike; of a signal, stay until it has come back."""
+    """Have a fault strike that waits for this rank to come here; of a signal, stay until it has come back."""
     monitor = seat.monitor
     seat.conductor.moved()  # the guardian has to know where it struck
     if monitor.failed:

@@ -40,7 +40,7 @@ SET_NAME = 15
 class Process:
     """A program that a zygote has forked; like a Popen, as far as it goes.
 
-    `status` is the file where its end is told, and `gone` says whether the zygote has ended, and with it the program.
+    `status` is the file that its exit status goes to. `gone` says whether the zygote has ended, and so the program.
     """
 
     def __init__(self, pid: int, status: Path, gone: Callable[[], bool]) -> None:
@@ -238,7 +238,7 @@ def _run(main: Callable[[], object], arguments: Sequence[str]) -> int:
 
 
 PROGRAMS: dict[str, tuple[str, Callable[[list[str]], int]]] = {}
-"""Of a module that is run, the process's name, if it has one, and what it does with its arguments; filled by `_load`.
+"""The process's name, if it has one, and the function to run, by module; filled by `_load`.
 The guardian is a file: it has no module."""
 
 

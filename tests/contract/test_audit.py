@@ -18,7 +18,7 @@ from genlock.cli.app import app
 from genlock.contract import audit as audits
 from genlock.contract import evidence
 from genlock.contract.claims import HAZARDS, P0, P1
-from genlock.contract.evidence import Finding, Ledger, matching, recorded_runs
+from genlock.contract.evidence import Evidence, Ledger, matching, recorded_runs
 from genlock.contract.pages import QUESTIONS, pages
 from genlock.contract.ship import Ship, Status, Verdict, judge, ship
 from genlock.errors import Exit, UnreadableInput
@@ -41,7 +41,7 @@ PROBES = {probe.name: probe for probe in selfcheck.probes()}
 
 @pytest.fixture(scope="module")
 def ledger() -> Ledger:
-    """What the checked-in documents were written from."""
+    """The evidence that the checked-in documents were written from."""
     return audits.read_evidence(CONTRACT / audits.EVIDENCE)
 
 
@@ -120,7 +120,7 @@ def test_a_check_that_is_taken_away_fails_its_line(
     with pytest.raises(selfcheck.Unnoticed) as caught:
         PROBES[probe.partition(":")[2]].run()
     line = next(line for line in (*P0, *P1, *HAZARDS) if line.key == key)
-    assert judge(line, ledger | {probe: Finding(False, str(caught.value), "code")}).status is Status.FAIL
+    assert judge(line, ledger | {probe: Evidence(False, str(caught.value), "code")}).status is Status.FAIL
 
 
 # ── the verdict ─────────────────────────────────────────────────────────────────────────────────────
@@ -129,7 +129,7 @@ def test_a_check_that_is_taken_away_fails_its_line(
 def whole(ledger: Ledger) -> Ledger:
     """The ledger with a good finding for each row of the break-it matrix that a line names."""
     rows = {pattern for line in P0 for pattern in line.evidence if pattern.startswith("row:")}
-    return {**dict.fromkeys(rows, Finding(True, "as predicted", "gloo-measured")), **ledger}
+    return {**dict.fromkeys(rows, Evidence(True, "as predicted", "gloo-measured")), **ledger}
 
 
 def without(ledger: Ledger, name: str) -> Ledger:
@@ -139,9 +139,9 @@ def without(ledger: Ledger, name: str) -> Ledger:
 def test_each_verdict_says_no_more_than_its_evidence(ledger: Ledger) -> None:
     ledger = whole(ledger)
     row, tests = "row:OM-15", "test:tests/impl/rank/test_drain.py"
-    bad = Finding(False, "rank1 was left behind", "gloo-measured")
-    unseen = Finding(None, "build/tests.xml: pytest has reported nothing; run `make test`", "run by `make test`")
-    partly = Finding(True, "8 passed, 1 skipped: no GPU", "run by `make test`", "1 skipped: no GPU")
+    bad = Evidence(False, "rank1 was left behind", "gloo-measured")
+    unseen = Evidence(None, "build/tests.xml: pytest has reported nothing; run `make test`", "run by `make test`")
+    partly = Evidence(True, "8 passed, 1 skipped: no GPU", "run by `make test`", "1 skipped: no GPU")
 
     def told(ledger: Ledger, **given: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...], tuple[str, ...]]:
         found = ship(ledger, **given)  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def test_each_verdict_says_no_more_than_its_evidence(ledger: Ledger) -> None:
     ],
 )
 def test_text_json_junit_page_and_exit_status_say_the_same(verdict: Verdict, status: Exit, outcome: str) -> None:
-    found = audits.Audit("own.py", {"property:p": Finding(True, "holds", "model")}, Ship(verdict, (), ("r",), ("n",)))
+    found = audits.Audit("own.py", {"property:p": Evidence(True, "holds", "model")}, Ship(verdict, (), ("r",), ("n",)))
     head = f"{verdict.value.upper()}: own.py"
     assert found.exit is status
     assert found.as_text().splitlines()[:3] == [head, "  because r", "  not shown: n"]
@@ -221,7 +221,7 @@ def test_a_search_that_was_stopped_shows_nothing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(evidence, "run_check", check)
     found = audits.audit(nobody, Query(str(PROTOCOL_M), Scope(3, 1, 1), {"W": "2", "K": "1"}))
     assert found.exit is Exit.UNKNOWN
-    assert found.ledger["search:stream"] == Finding(None, "no memory is left", "model")
+    assert found.ledger["search:stream"] == Evidence(None, "no memory is left", "model")
     assert {f.good for f in found.ledger.values()} == {None}
 
 
@@ -238,12 +238,12 @@ def test_a_run_of_which_nothing_is_known_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_an_audit_with_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gather(*_: object, **__: object) -> Iterator[tuple[str, Finding]]:
-        yield "property:no_stranding", Finding(True, "holds", "model")
+    def gather(*_: object, **__: object) -> Iterator[tuple[str, Evidence]]:
+        yield "property:no_stranding", Evidence(True, "holds", "model")
         try:
             os.kill(os.getpid(), signal.SIGINT)
         except KeyboardInterrupt:  # as a search does, which then has found all that it will
-            yield "property:no_mispairing", Finding(True, "holds", "model")
+            yield "property:no_mispairing", Evidence(True, "holds", "model")
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(audits, "gather", gather)
@@ -252,6 +252,20 @@ def test_ctrl_c_ends_an_audit_with_what_is_known(monkeypatch: pytest.MonkeyPatch
     assert found.exit is Exit.UNKNOWN
     assert "required: not shown: the rest, which was not tried: SIGINT" in found.verdict.reasons
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_where_genlock_is_installed_without_tests_the_audit_says_what_it_cannot_show(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = {name: found for name, found in whole(ledger).items() if not name.startswith("test:")}
+    monkeypatch.setattr(audits, "gather", lambda *_, **__: iter(some.items()))
+    monkeypatch.setattr(audits, "files", lambda root: [])
+    found = audits.audit(nobody)
+    assert found.exit is Exit.UNKNOWN
+    assert f"required: not shown: {audits.NO_TESTS}" in found.verdict.reasons
+    lines = {j.claim.key: j.status for j in found.verdict.lines}
+    assert lines["P0-12"] is Status.MISSING
+    assert lines["P0-01"] is Status.PASS, "what rests on no test is shown"
 
 
 @pytest.mark.timeout(60)

@@ -1,4 +1,4 @@
-"""What pytest reported is evidence for the files that it tested, as they are now; all else is not shown."""
+"""A report of pytest is evidence for the files that it tested, as they are now; all else is not shown."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from genlock.contract.claims import HAZARDS, P0, P1, Line
-from genlock.contract.evidence import Finding, reported_tests
+from genlock.contract.claims import HAZARDS, P0, P1, Claim
+from genlock.contract.evidence import Evidence, reported_tests
 from genlock.contract.pytest_report import DIGEST, REPORT, tree_digest
 from genlock.contract.ship import Status, judge
 from genlock.junit import Case, as_xml
@@ -39,8 +39,8 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def report(checkout: Path, *cases: Case, digest: str | None = None) -> dict[str, Finding]:
-    """What comes of a report with these cases, of the checkout as it is or, with `digest`, of another."""
+def report(checkout: Path, *cases: Case, digest: str | None = None) -> dict[str, Evidence]:
+    """Read the evidence of a report with these cases, of the checkout as it is or, with `digest`, of another."""
     text = as_xml("pytest", cases)
     marked = f'><properties><property name="{DIGEST}" value="{digest or tree_digest(checkout)}"/></properties>'
     path = checkout / REPORT
@@ -51,7 +51,7 @@ def report(checkout: Path, *cases: Case, digest: str | None = None) -> dict[str,
 
 def test_a_file_is_good_where_all_its_tests_passed(checkout: Path) -> None:
     found = report(checkout, *PASSED, Case("tests.test_bad", "test_three", "failure", "assert False"))
-    assert found[f"test:{GOOD}"] == Finding(True, "2 passed", "run by `make test`")
+    assert found[f"test:{GOOD}"] == Evidence(True, "2 passed", "run by `make test`")
     assert found[f"test:{BAD}"].good is False
     assert found[f"test:{BAD}"].says == "0 passed, 1 FAILED, first test_three: assert False"
 
@@ -66,7 +66,7 @@ def test_what_was_skipped_is_told_and_a_file_of_which_nothing_ran_is_not_shown(c
 
 def test_a_file_that_was_not_run_is_not_shown(checkout: Path) -> None:
     found = report(checkout, *PASSED)
-    assert found[f"test:{BAD}"] == Finding(None, "pytest has reported no test of it", "run by `make test`")
+    assert found[f"test:{BAD}"] == Evidence(None, "pytest has reported no test of it", "run by `make test`")
 
 
 def test_a_file_that_could_not_be_collected_has_failed_and_what_is_of_no_file_is_not_lost(checkout: Path) -> None:
@@ -118,8 +118,8 @@ def test_where_genlock_is_installed_without_tests_there_is_no_finding(tmp_path: 
     assert dict(reported_tests(tmp_path)) == {}
 
 
-def pytest_run(checkout: Path, *args: str) -> dict[str, Finding]:
-    """What comes of a real run with the project's own conftest."""
+def pytest_run(checkout: Path, *args: str) -> dict[str, Evidence]:
+    """Read the evidence of a real run with the project's own conftest."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *args]
     subprocess.run([*command, f"--junitxml={REPORT}"], cwd=checkout, capture_output=True, check=False, timeout=60)
     return dict(reported_tests(checkout))
@@ -127,7 +127,7 @@ def pytest_run(checkout: Path, *args: str) -> dict[str, Finding]:
 
 def test_a_test_that_is_made_to_fail_turns_its_line(checkout: Path) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", checkout / "tests")
-    line = Line("P0-00", "", (), "", (f"test:{BAD}",))
+    line = Claim("P0-00", "", (), "", (f"test:{BAD}",))
     marker = ("-m", "not slow")
     assert judge(line, pytest_run(checkout, *marker)).status is Status.PASS
     (checkout / BAD).write_text("def test_three(): assert False\n")
