@@ -9,16 +9,16 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit statuses of a command (0-3) and of a rank (0, 10-14)."""
+    """Exit statuses of a command (0-3, 70) and of a rank (0, 10-14)."""
 
     OK = 0
     """The property holds, the trace conforms, the rank stopped."""
     VIOLATED = 1
-    """A property is violated, or a trace diverges."""
+    """A property is violated, a trace diverges, or an audit says not to ship; nothing else."""
     USAGE = 2
     """Wrong use, or input that cannot be read."""
     UNKNOWN = 3
-    """The evidence does not suffice for a verdict."""
+    """The evidence does not suffice for a verdict, or the work was ended early."""
     CONTRACT = 10
     """This rank violated the contract."""
     PEER_VIOLATED = 11
@@ -29,6 +29,8 @@ class Exit(IntEnum):
     """A deadline of this rank passed."""
     PARITY = 14
     """The ranks disagreed at start-up."""
+    BUG = 70
+    """Genlock itself is at fault."""
 
 
 class GenlockError(Exception):

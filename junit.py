@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import PurePath
+from typing import Literal, get_args
 from xml.etree import ElementTree
+
+from .errors import UnreadableInput
 
 Outcome = Literal["passed", "failure", "error", "skipped"]
 
@@ -21,6 +24,14 @@ class Case:
     text: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A report that was read: its cases, in order, and the properties of its suites by name."""
+
+    cases: tuple[Case, ...]
+    properties: Mapping[str, str]
+
+
 def as_xml(name: str, cases: Iterable[Case], seconds: float | None = None) -> str:
     """Return a suite of these cases as an XML document. `seconds` is how long all of them took."""
     cases = list(cases)
@@ -34,3 +45,26 @@ def as_xml(name: str, cases: Iterable[Case], seconds: float | None = None) -> st
         if case.outcome != "passed":
             ElementTree.SubElement(element, case.outcome, message=case.message).text = case.text or None
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+def from_xml(text: str, where: PurePath) -> Suite:
+    """Return what a report says, be it of one suite or of several. Raises UnreadableInput for anything else.
+
+    A case with several outcomes has the worst of them: a test that passed and whose teardown failed is an error.
+    """
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise UnreadableInput(f"not a JUnit report: {error}", where=str(where)) from None
+    if root.tag not in ("testsuite", "testsuites"):
+        raise UnreadableInput(f"not a JUnit report: its root is <{root.tag}>", where=str(where))
+    properties = {found.get("name", ""): found.get("value", "") for found in root.iterfind(".//properties/property")}
+    return Suite(tuple(map(_case, root.iter("testcase"))), properties)
+
+
+def _case(element: ElementTree.Element) -> Case:
+    classname, name = element.get("classname", ""), element.get("name", "")
+    for outcome in get_args(Outcome)[1:]:
+        if (found := element.find(outcome)) is not None:
+            return Case(classname, name, outcome, found.get("message", ""), found.text or "")
+    return Case(classname, name)

@@ -1,4 +1,4 @@
-"""How fast the checker is beside Spin: the same networks, in one run, turn and turn about, one thread each.
+"""Times the checker beside Spin: the same networks, in one run, turn and turn about, one thread each.
 
     python bench/checker.py [--repeat 5] [--large] [--out FOLDER]
 

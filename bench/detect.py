@@ -1,4 +1,4 @@
-"""How long the others live on when one rank dies or stalls: under guardians, under torchrun alone, with gloo alone.
+"""Times how long the others live on when a rank dies or stalls: under guardians, torchrun alone, or gloo alone.
 
     python bench/detect.py [--only kill stop loop gil beside] [--layouts agent agents] [--gb 0 0.5 2] [--keep FILE]
     python bench/detect.py --table FILE
@@ -62,7 +62,7 @@ AT_ONCE = "all killed at once"
 
 
 class Case(NamedTuple):
-    """What is measured: under `guardians`, or what is beside it; over these numbers of ranks, in turn."""
+    """Names what is measured: under `guardians`, or what is beside it; over these numbers of ranks, in turn."""
 
     kind: str
     layout: str
@@ -248,7 +248,7 @@ class Job:
         return not self.handles and self.begun < float("inf")
 
     def named(self) -> bool:
-        """Whether each guardian blamed the rank that was hit."""
+        """Return whether each guardian blamed the rank that was hit."""
         until = time.monotonic() + (10 if self.case.kind == GUARDED else 0)
         blamed: Sequence[str] = ()
         while len(blamed) < self.ranks and time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""What it costs to get a chunk's inputs to every rank, and an ack back: Genlock's envelope beside other designs.
+"""Times getting a chunk's inputs to every rank, and an ack back: Genlock's envelope beside other designs.
 
     python bench/envelope.py [--ranks 2 4] [--rounds 60] [--format json]
 
@@ -125,7 +125,7 @@ def rank(folder: str, world: int, rounds: int, number: int) -> None:
 
 
 class Ends(NamedTuple):
-    """Where a rank stands: its number, the world, the control group, a folder that all ranks share."""
+    """Holds a rank's place: its number, the world, the control group, a folder that all ranks share."""
 
     rank: int
     world: int

@@ -1,4 +1,4 @@
-"""What a call of the video generator takes on one device, with its KV ring full.
+"""Times a call of the video generator on one device, with its KV ring full.
 
     python bench/generator.py [--shape tiny|wan_14b] [--blocks 40] [--calls 5] [--format json]
 
@@ -21,7 +21,7 @@ LATENTS = {"tiny": (8, 12), "wan_14b": (60, 104)}
 """Rows and columns of a latent frame."""
 TEXT_TOKENS = {"tiny": 16, "wan_14b": 512}
 ROOM = 1.3
-"""What a call needs beside the weights, as a factor."""
+"""Memory of a call beside the weights, as a factor."""
 
 
 def main() -> int:

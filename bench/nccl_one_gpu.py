@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 BUDGET = 440.0
 """Seconds for everything."""
 LIMIT_BYTES = 15_500_000
-"""Of the folder: what a step leaves beyond this is cut, the largest first."""
+"""Size of the folder: files beyond it are cut, the largest first."""
 NEEDED = ("msgspec", "typer", "rich", "graphviz", "xxhash")
 KEPT_LINES = 40
 
@@ -230,7 +230,7 @@ def quick(bench: Bench) -> dict[str, Any]:
 
 
 def sound(bench: Bench) -> bool:
-    """Whether the healthy runs and the replay of each came out well."""
+    """Return whether the healthy runs and the replay of each came out well."""
     healthy = [step for step in bench.done if re.fullmatch(r"(replay )?run\d", step["name"])]
     return len(healthy) > 1 and all(step.get("status") == 0 for step in healthy)
 
@@ -246,7 +246,7 @@ def scenario(bench: Bench, name: str, ranks: int, fault: str | None, chunks: int
 
 
 def replays(bench: Bench) -> None:
-    """What replay makes of every run's traces, and of torch's own dumps of the healthy ones and the hangs."""
+    """Replay every run's traces, and torch's own dumps of the healthy ones and the hangs."""
     steps = []
     for folder in sorted(bench.out.iterdir()):
         for traces, name in ((folder, folder.name), (folder / "flight_recorder", f"{folder.name}, dumps of torch")):
@@ -294,7 +294,7 @@ def job(
 
 def sharing(rank: int) -> dict[str, str]:
     """The environment of a rank that shares its GPU, as `genlock.impl.rank.devices` has it (which needs no torch)."""
-    spec = importlib.util.spec_from_file_location("devices", HERE.parent / "impl" / "devices.py")
+    spec = importlib.util.spec_from_file_location("devices", HERE.parent / "impl" / "rank" / "devices.py")
     assert spec is not None
     assert spec.loader is not None
     devices = importlib.util.module_from_spec(spec)

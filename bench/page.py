@@ -1,4 +1,4 @@
-"""How long the page of 16 ranks x 5,000 events takes to open and to step, in headless Chromium.
+"""Times opening and stepping the page of 16 ranks x 5,000 events, in headless Chromium.
 
     python bench/page.py [--ranks 16] [--events 5000]
 

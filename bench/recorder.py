@@ -1,4 +1,4 @@
-"""What the recorder costs: all-reduces of about 1 ms between two ranks, with and without it, in turn.
+"""Times the recorder: all-reduces of about 1 ms between two ranks, with and without it, in turn.
 
     python bench/recorder.py [--milliseconds 1] [--rounds 240] [--backend nccl] [--format json]
 

@@ -1,4 +1,4 @@
-"""What a replay costs: against ranks and events, in every format, and beside torch's own analyzer in one run.
+"""Times a replay: against ranks and events, in every format, and beside torch's own analyzer in one run.
 
     python bench/replay.py                    # all of it; some minutes, most of them torch's
     python bench/replay.py --torch 64         # beside torch with 64 ranks alone
@@ -42,7 +42,7 @@ FRAMES = [
 
 
 class Measured(NamedTuple):
-    """One program on one set of dumps; seconds, MB, and whom it blames."""
+    """Holds one program's run on one set of dumps: seconds, MB, and the rank that it blames."""
 
     wall: float
     user: float
@@ -52,7 +52,7 @@ class Measured(NamedTuple):
 
 
 def culprit(ranks: int) -> int:
-    """Who hangs the job of the dumps."""
+    """The rank that hangs the job of the dumps."""
     return ranks // 3
 
 
@@ -63,7 +63,7 @@ def write(folder: Path, ranks: int, entries: int, culprit: int) -> None:
 
 
 def dump(rank: int, ranks: int, entries: int, culprit: int) -> dict[str, Any]:
-    """What the ring of one rank holds: seven operations of its TP group, then one of the group of all, and so on."""
+    """Return the ring of one rank: seven operations of its TP group, then one of the group of all, and so on."""
     tp = rank // TP
     members = range(tp * TP, tp * TP + TP)
     config = {
@@ -187,7 +187,7 @@ FORMATS: Mapping[str, Callable[[Path, int, int], None]] = {
 
 
 def grow(cases: Sequence[tuple[int, int]], names: Sequence[str]) -> None:
-    """What a replay of each of these formats costs, for (ranks, events)."""
+    """Time a replay of each of these formats, for (ranks, events)."""
     print("genlock replay, by ranks and events a rank")
     print(f"  {'':16}{'ranks':>6}{'events':>8}{'files MB':>10}{'wall s':>8}{'user s':>8}{'MB':>6}")
     for name in names:

@@ -12,6 +12,7 @@ import resource
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,10 +22,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from ..errors import Exit, GenlockError
+from ..errors import Exit, GenlockError, UsageError
 from . import flags
 
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+MISUSES: tuple[type[Exception], ...] = tuple(
+    kind for kind in typer.BadParameter.__mro__ if issubclass(kind, Exception) and kind.__name__ == "ClickException"
+)
+"""The error that typer raises, and shows, where a command line cannot be read; its module is another by version."""
 
 
 class Commands(TyperGroup):
@@ -35,12 +39,17 @@ class Commands(TyperGroup):
             return super().invoke(*args, **kwargs)
         except GenlockError as error:
             _end(str(error), error.exit)
-        except OSError as error:
-            if error.filename is None:  # not about a file: a closed pipe, say
-                raise
-            _end(f"{error.filename}: {error.strerror}", Exit.USAGE)
         except KeyboardInterrupt:
-            _end("interrupted", INTERRUPTED)
+            _end("interrupted", Exit.UNKNOWN)
+        except MemoryError:
+            _end("no memory is left", Exit.UNKNOWN)
+        except Exception as error:
+            if isinstance(error, (typer.Exit, typer.Abort, BrokenPipeError, *MISUSES)):
+                raise
+            if isinstance(error, OSError) and error.filename is not None:
+                _end(f"{error.filename}: {error.strerror}", Exit.USAGE)
+            traceback.print_exc()
+            _end("a bug of Genlock; please report it to the project, with the lines above", Exit.BUG)
 
 
 def _end(message: str, status: int) -> NoReturn:
@@ -212,6 +221,7 @@ def run(
     deadline: flags.Deadlines,
     observe: flags.Observe = False,
     agent_per_rank: flags.AgentPerRank = False,
+    oversubscribe: flags.Oversubscribe = False,
     out: flags.OutDir = None,
 ) -> None:
     """Run rank0 and its workers on torch.distributed, guarded and recorded."""
@@ -229,7 +239,14 @@ def run(
         deadlines=seconds,
         injection=scenarios.injection(broken.id, broken.settings) if broken else todo.inject,
     )
-    finished = launch.launch(config, ranks, echo=print, observe=observe, agent_per_rank=agent_per_rank)
+    finished = launch.launch(
+        config,
+        ranks,
+        echo=print,
+        observe=observe,
+        agent_per_rank=agent_per_rank,
+        oversubscribe=oversubscribe,
+    )
     print(launch.as_text(finished))
     raise typer.Exit(finished.exit)
 
@@ -324,31 +341,41 @@ def docs(evidence: flags.Evidence = None, out: flags.OutDir = None) -> None:
 
 
 @app.command(epilog="Example: genlock audit --out audit")
+@flags.asking
 def audit(
-    protocol: flags.ProtocolName = "tp_v1.1",
+    asked: flags.Audited,
     *,
-    mutant: flags.Mutant = None,
     full: flags.FullMatrix = False,
     runs: flags.RunFolders,
+    require: flags.Require = None,
     out: flags.OutDir = None,
-    report: flags.AuditChoice = flags.TextOrJson.text,
+    report: flags.ReportChoice = flags.ReportFormat.text,
 ) -> None:
     """Go through the checklist of TP v1.1, or judge a protocol or runs of your own: ship or do not ship."""
     from ..contract.audit import TP, write
     from ..contract.audit import audit as audited
 
-    with progress("auditing") as tell:
-        rows = None
-        if protocol == TP and mutant is None and not runs:
-            from ..contract.breakit_findings import run_matrix
+    contract = asked.protocol == TP and asked.mutant is None and not runs
+    if asked.chosen and (contract or runs):
+        of, do = ("recorded runs are", "leave it out") if runs else ("the contract is", f"`genlock check {TP}` has it")
+        raise UsageError(f"{of} audited as a whole", where=", ".join(asked.chosen), do=do)
+    if full and not contract:
+        raise UsageError(f"the break-it matrix is of {TP} alone", where="--full", do="leave it out")
+    matrix = None
+    if contract:
+        from ..contract.breakit_findings import run_matrix
+        from ..impl.jobs.launch import require_torch
 
-            rows = run_matrix(tell, out, full=full)
-        found = audited(tell, protocol, mutant, runs, rows)
+        require_torch()
+        matrix = partial(run_matrix, out=out, full=full)
+    with progress("auditing") as tell:
+        question = asked.on(stream=False)
+        found = audited(tell, question, asked.streams, runs=runs, matrix=matrix, nccl=require is not None)
     if out is not None:
         from ..page.audit_page import story_of
         from ..page.html import write as write_page
 
         write(found, out)
         write_page(out / "page.html", story_of(found.as_json()))
-    print(json.dumps(found.as_json()) if report is flags.TextOrJson.json else found.as_text())
+    show(report, found.as_text, found.as_json, found.as_junit)
     raise typer.Exit(found.exit)

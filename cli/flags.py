@@ -60,9 +60,8 @@ class ReportFormat(StrEnum):
     junit = "junit"
 
 
-class TextOrJson(StrEnum):
-    text = "text"
-    json = "json"
+class Requirable(StrEnum):
+    nccl = "nccl"
 
 
 class Picture(StrEnum):
@@ -178,6 +177,7 @@ TransportChoice = Annotated[
     Transport,
     typer.Option("--transport", help="Inside a collective a rank waits (rendezvous) or goes on (stream)."),
 ]
+AuditTransport = Annotated[Transport | None, typer.Option("--transport", help="This one alone.", show_default="both")]
 Detection = Annotated[
     OnOff | None,
     typer.Option(help="May a rank notice a dead or stuck peer?", show_default="each property in its own mode"),
@@ -204,6 +204,9 @@ Observe = Annotated[bool, typer.Option("--observe", help="Report a passed deadli
 AgentPerRank = Annotated[
     bool, typer.Option("--agent-per-rank", help="A torchrun for each rank, as on several machines; else one for all.")
 ]
+Oversubscribe = Annotated[
+    bool, typer.Option("--oversubscribe", help="Start more ranks than this machine seems to have room for.")
+]
 Meet = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where rank0's guardian is met.")]
 Interface = Annotated[str | None, typer.Option(metavar="NAME", help="Network interface that it listens on.")]
 Program = Annotated[list[str], typer.Argument(metavar="CMD", help="A program and its arguments.")]
@@ -212,7 +215,9 @@ TracePaths = Annotated[list[Path], typer.Argument(metavar="PATH", help="Traces, 
 ReportChoice = Annotated[ReportFormat, typer.Option("--format", help="How to print the verdict.")]
 OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", file_okay=False, help="Where to write.")]
 
-AuditChoice = Annotated[TextOrJson, typer.Option("--format", help="How to print the verdict.")]
+Require = Annotated[
+    Requirable | None, typer.Option("--require", help="Without evidence of this there is no verdict: exit status 3.")
+]
 FullMatrix = Annotated[
     bool, typer.Option("--full", help="Strike every rank of every number of ranks, in either layout: hours.")
 ]
@@ -248,8 +253,8 @@ OutFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", dir_okay=
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Holds the flags that say what to search: a protocol, its scope, and what may go wrong."""
+class Searched:
+    """Holds the flags that say what to search, but for the transport: a protocol, its scope, what may go wrong."""
 
     protocol: ProtocolName = "tp_v1.1"
     ranks: Ranks = 3
@@ -257,13 +262,12 @@ class Asked:
     steps: Steps = 2
     faults: Faults = None
     fault: FaultPoints
-    transport: TransportChoice = Transport.rendezvous
     detection: Detection = None
     param: Params
     mutant: Mutant = None
 
-    def question(self) -> Query:
-        """Return the query that these flags make. Raises UsageError for a value that cannot be read."""
+    def on(self, *, stream: bool) -> Query:
+        """Return the query that these flags make, on a transport. Raises UsageError for a value that cannot be read."""
         params, points = settings("--param", self.param), fault_points(self.fault)
         from ..model.semantics.query import Query
         from ..model.tables import Scope
@@ -274,15 +278,47 @@ class Asked:
             params=params,
             faults=self.faults,
             fault_points=points,
-            stream=self.transport is Transport.stream,
+            stream=stream,
             detection=None if self.detection is None else self.detection is OnOff.on,
             mutant=self.mutant,
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked(Searched):
+    """A search on one transport."""
+
+    transport: TransportChoice = Transport.rendezvous
+
+    def question(self) -> Query:
+        """The same, read."""
+        return self.on(stream=self.transport is Transport.stream)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited(Searched):
+    """An audit, on both transports or on one."""
+
+    transport: AuditTransport = None
+
+    @property
+    def streams(self) -> tuple[bool, ...]:
+        """Whether each transport is a stream."""
+        return (False, True) if self.transport is None else (self.transport is Transport.stream,)
+
+    @property
+    def chosen(self) -> list[str]:
+        """The flags, besides protocol and mutant, that differ from what they are by themselves."""
+        own = Audited(fault=[], param=[])
+        names = [field.name for field in fields(self) if field.name not in ("protocol", "mutant")]
+        return [f"--{name}" for name in names if getattr(self, name) != getattr(own, name)]
+
+
 def asking(command: Callable[..., None]) -> Callable[..., None]:
-    """Declare the flags of `Asked` on a command, which is given them as one: its first parameter, `asked`."""
-    hints = get_type_hints(Asked, include_extras=True)
+    """Declare the flags of a command's parameter `asked`, by its class, and hand them to it as one."""
+    signature = inspect.signature(command, eval_str=True)
+    kind = signature.parameters["asked"].annotation
+    hints = get_type_hints(kind, include_extras=True)
     declared = [
         inspect.Parameter(
             field.name,
@@ -290,14 +326,13 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
             default=inspect.Parameter.empty if field.default is MISSING else field.default,
             annotation=hints[field.name],
         )
-        for field in fields(Asked)
+        for field in fields(kind)
     ]
-    signature = inspect.signature(command, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "asked"]
 
     @wraps(command)
     def with_flags(**given: Any) -> None:
-        asked = Asked(**{flag.name: given.pop(flag.name) for flag in declared})
+        asked = kind(**{flag.name: given.pop(flag.name) for flag in declared})
         command(asked, **given)
 
     with_flags.__signature__ = signature.replace(parameters=[*declared, *own])  # type: ignore[attr-defined]

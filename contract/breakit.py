@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -168,17 +169,24 @@ def run_rows(rows: Sequence[Row], tell: Callable[[str], None], out: Path) -> lis
         raise UsageError("there are runs in this folder already", where=str(out), do="choose another --out")
     done: list[int] = []
 
+    stop = threading.Event()
+
     def one(number: int) -> list[Outcome]:
-        found = _run(rows[number], out / f"{number:03}-{rows[number].ids[0]}", zygote)
+        found = _run(rows[number], out / f"{number:03}-{rows[number].ids[0]}", zygote, stop)
         done.append(number)
         tell(f"{len(done)} of {len(rows)} runs")
         return found
 
     with Zygote(PROGRAM) as zygote, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        return [outcome for found in pool.map(one, range(len(rows))) for outcome in found]
+        try:
+            return [outcome for found in pool.map(one, range(len(rows))) for outcome in found]
+        except BaseException:  # Ctrl-C: what runs ends now, not when it would have
+            stop.set()
+            zygote.kill()
+            raise
 
 
-def _run(row: Row, out: Path, zygote: Zygote) -> list[Outcome]:
+def _run(row: Row, out: Path, zygote: Zygote, stop: threading.Event) -> list[Outcome]:
     out.mkdir(parents=True)
     scenario = out / "scenario.json"
     scenario.write_bytes(msgspec.json.encode(_scenario(row)))
@@ -188,7 +196,7 @@ def _run(row: Row, out: Path, zygote: Zygote) -> list[Outcome]:
     flags += [f"--deadline={text}" for text in _deadlines(row)]
     begin = time.monotonic()
     process = _start([sys.executable, "-m", "genlock", "run", *flags], out / "said.txt", None if row.cold else zygote)
-    last, left = _follow(process)
+    last, left = _follow(process, stop)
     status = process.wait()
     moment = struck(out)
     seconds = last - (moment.time_ns / 1e9 if moment else begin)
@@ -221,12 +229,12 @@ def _deadlines(row: Row) -> Iterator[str]:
         yield from (f"{phase}={STALLED}" for phase in PHASES if phase != "startup" and not starting)
 
 
-def _follow(process: subprocess.Popen[bytes] | Process) -> tuple[float, list[int]]:
+def _follow(process: subprocess.Popen[bytes] | Process, stop: threading.Event) -> tuple[float, list[int]]:
     """Wait for all processes of a run; when the last of its ranks and guardians ended, and who had to be killed."""
     handles: dict[int, int] = {}
     ranks: set[int] = set()
     last, until = time.monotonic(), time.monotonic() + LIMIT
-    while (process.poll() is None or handles) and time.monotonic() < until:
+    while (process.poll() is None or handles) and time.monotonic() < until and not stop.is_set():
         for pid in _descendants(process.pid, *handles):
             if pid not in handles:
                 with contextlib.suppress(OSError):

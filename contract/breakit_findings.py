@@ -13,7 +13,7 @@ from statistics import median
 import msgspec
 
 from .breakit import EACH, Outcome, plan, run_rows
-from .evidence import Finding, Ledger, Tell
+from .evidence import Evidence, Ledger, Tell
 
 MATRIX = "breakit.json"
 
@@ -37,7 +37,7 @@ def findings(outcomes: Sequence[Outcome]) -> Ledger:
     return {f"row:{id}": _finding([outcome for outcome in outcomes if outcome.id == id]) for id in ids}
 
 
-def _finding(runs: Sequence[Outcome]) -> Finding:
+def _finding(runs: Sequence[Outcome]) -> Evidence:
     odd = [run for run in runs if not run.agrees]
     if odd:
         one = odd[0]
@@ -46,7 +46,7 @@ def _finding(runs: Sequence[Outcome]) -> Finding:
             f"{one.layout}: predicted: {one.predicted}; {one.happened}; replay: {one.verdict}, "
             f"culprits {', '.join(f'rank{rank}' for rank in one.culprits) or 'none'}"
         )
-        return Finding(False, " ".join(says.split())[:600], "gloo-measured")
+        return Evidence(False, " ".join(says.split())[:600], "gloo-measured")
     seconds = [run.seconds for run in runs if run.injected]
     least, most = min(run.ranks for run in runs), max(run.ranks for run in runs)
     each = sum(run.layout == EACH for run in runs)
@@ -62,4 +62,4 @@ def _finding(runs: Sequence[Outcome]) -> Finding:
         parts.append(f"replay named the one culprit in {single}")
     if both:
         parts.append(f"both ranks in {both}, where two differ and no third tells who is odd")
-    return Finding(True, "; ".join(parts), "gloo-measured")
+    return Evidence(True, "; ".join(parts), "gloo-measured")

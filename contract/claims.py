@@ -1,4 +1,4 @@
-"""What the documents claim, line by line, and which evidence each line rests on. Literals only.
+"""Lists the claims of the documents, and the evidence that each rests on. Literals only.
 
 Evidence is named `kind:name`, where a name may end in `*`:
 
@@ -17,18 +17,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Line(NamedTuple):
-    """A claim: what must hold, the failure modes that it keeps out, how it is kept, and its evidence."""
+class Claim(NamedTuple):
+    """One line of the contract: what must hold, the failure modes that it keeps out, how, and its evidence."""
 
     key: str
-    claim: str
+    text: str
     modes: tuple[str, ...]
     how: str
     evidence: tuple[str, ...]
 
 
 P0 = (
-    Line(
+    Claim(
         "P0-01",
         "Whatever can raise happens before the first byte: an INFER header leaves only after all five preflight steps.",
         ("FM-04", "FM-07"),
@@ -37,7 +37,7 @@ P0 = (
         ("property:nothing_sent_before_preflight", "mutant:FM-04", "mutant:FM-07", "probe:preflight.*",
          "row:OM-01", "row:OM-02"),
     ),
-    Line(
+    Claim(
         "P0-02",
         "Every rank makes exactly the planned generator calls, and asserts it before each call and on leaving phase B.",
         ("FM-02",),
@@ -46,7 +46,7 @@ P0 = (
          "check:*.generate.call_is_expected", "check:*.leave_phase_b.count_is_expected", "probe:preflight.identity.*",
          "probe:ack.observed_generator_calls", "row:OM-03"),
     ),
-    Line(
+    Claim(
         "P0-03",
         "Nothing that gates a collective, chooses a code path or changes numbers differs by rank.",
         ("FM-01", "FM-03", "FM-14"),
@@ -54,7 +54,7 @@ P0 = (
         ("property:parity_before_header", "mutant:FM-01", "mutant:FM-03", "mutant:FM-14",
          "check:*.parity_agrees.parity_agrees", "probe:parity.*", "row:OM-04", "row:OM-05", "row:C-01", "row:C-04"),
     ),
-    Line(
+    Claim(
         "P0-04",
         "In phase B no collective is issued that is not in the plan, from any thread, by any way into torch.",
         ("FM-08", "FM-09"),
@@ -62,7 +62,7 @@ P0 = (
         ("property:no_mispairing", "mutant:FM-08", "mutant:FM-09", "row:OM-06",
          "test:tests/impl/recording/test_c10d_intercept.py", "test:tests/impl/rank/test_collective_guard.py"),
     ),
-    Line(
+    Claim(
         "P0-05",
         "No rank waits for ever: when one dies, stands still or is poisoned, all others end, and say who it was.",
         ("FM-18",),
@@ -70,7 +70,7 @@ P0 = (
         ("property:no_stranding", "property:crash_over_hang", "mutant:FM-18", "row:OM-13",
          "test:tests/guardian/test_guardian.py", "test:tests/guardian/test_talk.py"),
     ),
-    Line(
+    Claim(
         "P0-06",
         "What a worker computes on is, byte for byte, what rank0 sent, in the order that the manifest says.",
         ("FM-05",),
@@ -78,7 +78,7 @@ P0 = (
         ("property:acts_as_told", "mutant:FM-05", "mutant:FM-05-order", "check:worker.accept_envelope.*",
          "check:worker.accept_*.header_is_intact", "probe:header.*", "probe:payload.*", "row:OM-11", "row:OM-16"),
     ),
-    Line(
+    Claim(
         "P0-07",
         "Stale, duplicate or replayed work is never accepted, and a hard cut separates cache worlds without a gap.",
         ("FM-10",),
@@ -87,7 +87,7 @@ P0 = (
          "check:worker.accept_*.call_is_newer", "check:worker.accept_*.epoch_follows", "probe:worker.*.stale",
          "row:OM-14", "row:OM-16"),
     ),
-    Line(
+    Claim(
         "P0-08",
         "An override lives for one chunk; recompute without one, or one without recompute, is refused.",
         ("FM-06", "FM-15"),
@@ -96,7 +96,7 @@ P0 = (
          "probe:preflight.recompute_without_override", "probe:preflight.stale_override", "row:OM-10",
          "test:tests/impl/chunk/test_retained_tensors.py"),
     ),
-    Line(
+    Claim(
         "P0-09",
         "Weights, caches, frames, noise and conditioning that drift are seen in the same chunk, with the rank named.",
         ("FM-11", "FM-12", "FM-13", "FM-16", "FM-17"),
@@ -105,7 +105,7 @@ P0 = (
          "check:rank0.acks_agree.acks_agree", "probe:ack.*", "probe:parity.weights", "row:OM-12",
          "test:tests/impl/faults/test_drift.py"),
     ),
-    Line(
+    Claim(
         "P0-10",
         "A refused chunk has sent nothing and changed nothing: pending cuts, resets and overrides survive it.",
         ("FM-04", "FM-10"),
@@ -113,7 +113,7 @@ P0 = (
         ("property:refusal_leaves_no_trace", "mutant:EPOCH-EARLY", "row:OM-14",
          "test:tests/impl/chunk/test_preflight.py"),
     ),
-    Line(
+    Claim(
         "P0-11",
         "Ranks of different versions never speak to each other, and unknown bytes are refused before any allocation.",
         ("FM-01",),
@@ -121,14 +121,14 @@ P0 = (
         ("probe:version.*", "probe:parity.*_version", "probe:header.wire_version",
          "test:tests/impl/chunk/test_parity.py"),
     ),
-    Line(
+    Claim(
         "P0-12",
         "A shutdown reaches every rank, also on SIGTERM and Ctrl-C in mid-chunk; all exit with 0.",
         ("FM-18",),
         "rank0 finishes or gives up its chunk and sends SHUTDOWN; workers hold the signal meanwhile.",
         ("property:clean_shutdown", "property:no_false_abort", "row:OM-15", "test:tests/impl/rank/test_drain.py"),
     ),
-    Line(
+    Claim(
         "P0-13",
         "Nothing that arrives is executed: no pickle on the control plane, sizes bounded, unknown fields refused.",
         ("FM-05",),
@@ -139,42 +139,42 @@ P0 = (
 )  # fmt: skip
 
 P1 = (
-    Line(
+    Claim(
         "P1-01",
         "Record every run, and replay what ended badly before reading logs.",
         (),
         "`genlock run` records by itself, `genlock record -- CMD` any other program.",
         ("test:tests/impl/recording/test_command.py", "test:tests/conformance/test_replay.py"),
     ),
-    Line(
+    Claim(
         "P1-02",
         "Check the tables before a change of the protocol goes in, and each known mistake against them.",
         (),
         "`genlock check`, `genlock check --mutants`, `genlock audit` in CI.",
         ("mutant:*", "check:*"),
     ),
-    Line(
+    Claim(
         "P1-03",
         "Send conditioning only when its epoch rises, once bring-up is over.",
         ("FM-17",),
         "`Mode.OPTIMIZE`; what is held is digested again, an eighth in each chunk.",
         ("probe:rank0.conditioning_epoch.*", "mutant:FM-17", "test:tests/impl/chunk/test_retained_tensors.py"),
     ),
-    Line(
+    Claim(
         "P1-04",
         "Digest every N-th chunk and a sample of the bytes, once bring-up is over; never the header less.",
         (),
         "`digest.Policy(every=N, sample=BYTES, output=False)`, the same on every rank by parity.",
         ("test:tests/impl/chunk/test_digest.py",),
     ),
-    Line(
+    Claim(
         "P1-05",
         "Give each phase a deadline of its own, and watch in observe mode before it is enforced.",
         ("FM-18",),
         "`--deadline PHASE=SECONDS`, `--observe`.",
         ("test:tests/guardian/test_guardian.py",),
     ),
-    Line(
+    Claim(
         "P1-06",
         "Simulate a million schedules before a release.",
         (),
@@ -184,7 +184,7 @@ P1 = (
 )  # fmt: skip
 
 HAZARDS = (
-    Line(
+    Claim(
         "H-1",
         "`context_frames_override` survives in the pipeline's state and is used for a later chunk.",
         ("FM-06", "FM-15"),
@@ -192,7 +192,7 @@ HAZARDS = (
         ("property:no_stale_override", "mutant:FM-15", "probe:preflight.stale_override",
          "test:tests/impl/chunk/test_retained_tensors.py"),
     ),
-    Line(
+    Claim(
         "H-2",
         "An override of the latents survives in the same way.",
         ("FM-15", "FM-16"),
@@ -200,7 +200,7 @@ HAZARDS = (
         ("mutant:FM-16", "probe:rank0.latents.*", "probe:payload.latents",
          "test:tests/impl/chunk/test_retained_tensors.py"),
     ),
-    Line(
+    Claim(
         "H-3",
         "Conditioning that is missing falls back to what is cached.",
         ("FM-17",),
@@ -212,7 +212,7 @@ HAZARDS = (
 
 
 class Change(NamedTuple):
-    """How the contract stands to the baseline: unchanged, refined or overridden, and why."""
+    """One point in which the contract stands to the baseline: unchanged, refined or overridden, and why."""
 
     what: str
     baseline: str

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .claims import HAZARDS, P0, P1, Line
+from .claims import HAZARDS, P0, P1, Claim
 from .evidence import Ledger
 from .ship import Status, judge
 
-LINES: dict[str, Line] = {line.key: line for line in (*P0, *P1, *HAZARDS)}
+LINES: dict[str, Claim] = {line.key: line for line in (*P0, *P1, *HAZARDS)}
 
 
 class Insert(NamedTuple):
@@ -26,8 +26,8 @@ class Insert(NamedTuple):
         return "\n\n".join([f"# {self.title}", rules, where, backed])
 
 
-def _backing(status: Status, line: Line) -> str:
-    return f"- {line.key} ({status.value}): {line.claim}"
+def _backing(status: Status, line: Claim) -> str:
+    return f"- {line.key} ({status.value}): {line.text}"
 
 
 INSERTS: dict[str, Insert] = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ..model.protocols.tp_v1_1 import TP_V1_1
 from ..model.semantics.known_mutants import MUTANTS
 from ..model.tables import Guard, Role, Row
-from .claims import DELTA, HAZARDS, MODES, P0, P1, Line
+from .claims import DELTA, HAZARDS, MODES, P0, P1, Claim
 from .evidence import Ledger, matching
 from .inserts import INSERTS
 from .ship import Judged, Status, judge
@@ -68,11 +68,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 # ── lines ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _lines(title: str, lines: Sequence[Line], ledger: Ledger) -> str:
+def _lines(title: str, lines: Sequence[Claim], ledger: Ledger) -> str:
     judged = [judge(line, ledger) for line in lines]
     overview = table(
         ("", "what", "keeps out", ""),
-        ([j.line.key, j.line.claim, ", ".join(j.line.modes), j.status.value] for j in judged),
+        ([j.claim.key, j.claim.text, ", ".join(j.claim.modes), j.status.value] for j in judged),
     )
     return "\n\n".join([f"# {title}", overview, *map(line_text, judged)])
 
@@ -84,22 +84,19 @@ def _backed(ledger: Ledger, *keys: str) -> str:
 
 def line_text(judged: Judged, level: str = "##") -> str:
     """A line with all its evidence, as Markdown."""
-    line = judged.line
+    line = judged.claim
     modes = f" Keeps out {', '.join(line.modes)}." if line.modes else ""
     evidence = "\n".join(row for pattern in line.evidence for row in _evidence(pattern, judged.found[pattern]))
-    return f"{level} {line.key}: {judged.status.value}\n**{line.claim}**{modes}\n\n{line.how}\n\n{evidence}"
+    return f"{level} {line.key}: {judged.status.value}\n**{line.text}**{modes}\n\n{line.how}\n\n{evidence}"
 
 
 def _evidence(pattern: str, found: Ledger) -> list[str]:
     kind, _, name = pattern.partition(":")
     if not found:
         return [f"- {kind} `{name}`: **not shown**"]
-    bad = {key: f for key, f in found.items() if not f.good}
+    bad = {key: f for key, f in found.items() if f.good is not True}
     shown = bad if bad else found if len(found) <= MANY else dict([next(iter(found.items()))])
-    rows = [
-        f"- {kind} `{key.partition(':')[2]}`: {'' if f.good else '**FAILS** '}{clean(f.says)} ({f.known})"
-        for key, f in shown.items()
-    ]
+    rows = [f"- {kind} `{key.partition(':')[2]}`: {f.mark}{clean(f.says)} ({f.known})" for key, f in shown.items()]
     if not bad and len(found) > MANY:
         rows[0] = f"- {len(found)} of `{pattern}`, such as {rows[0][2:]}"
     return rows
@@ -140,7 +137,7 @@ def _schema(ledger: Ledger) -> str:
     rows = []
     for field in FIELDS:
         tried = {**matching(ledger, f"probe:rank0.{field.name}.*"), **matching(ledger, f"probe:worker.{field.name}.*")}
-        bad = [name for name, f in tried.items() if not f.good]
+        bad = [name for name, f in tried.items() if f.good is False]
         shown = f"FAILS: {', '.join(bad)}" if bad else f"{len(tried)} probes" if tried else "not shown"
         rows.append((f"`{field.name}`", field.type, field.required_when, field.why, field.first_checked, shown))
     return "\n\n".join(

@@ -53,6 +53,12 @@ class Injection(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str = ""
     where: str = ""
 
+    @property
+    def strikes(self) -> int:
+        """The rank that is struck, also where none was chosen."""
+        default = 0 if self.phase in RANK0_ALONE or self.id == "OM-15" else 1
+        return default if self.rank is None else self.rank
+
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The steps of a run; SHUTDOWN follows the last one. `inject` is the fault, if any.
@@ -162,7 +168,29 @@ def injection(id: str, settings: Mapping[str, str]) -> Injection:
             raise UsageError(f"no {name} `{value}`", where="--inject", do=f"choose from {', '.join(choices)}")
     if phase in RANK0_ALONE and rank:
         raise UsageError(f"rank{rank} has no phase `{phase}`", where="--inject", do="leave `rank` out, or use rank=0")
-    return Injection(id, chunk, rank, phase, kind, where)
+    if kind and rank is None and fault.refused:
+        raise UsageError(f"without a rank {id} has no kind", where="--inject", do="give a rank, or leave `kind` out")
+    return Injection(id, chunk, rank, phase or ("generate" if where else ""), kind, where)
+
+
+def must_strike(fault: Injection, scenario: Scenario, ranks: int) -> None:
+    """Refuse a fault that cannot strike in this run: of a rank or a chunk that it does not have. Raises UsageError."""
+    if fault.strikes >= ranks:
+        raise UsageError(f"there is no rank{fault.strikes} of {ranks} ranks", where="--inject", do="count from 0")
+    if "chunk" not in FAULTS[fault.id].settings or fault.phase in WITHOUT_A_CHUNK:
+        return
+    sent = scenario.chunks - sum(isinstance(step, Chunk) and bool(step.spoil) for step in scenario.steps)
+    last = scenario.chunks if FAULTS[fault.id].refused and fault.rank is None else sent
+    # whoever waits for the next header is in these phases once more after the last chunk
+    last += fault.phase == "idle" or (fault.phase == "header" and fault.strikes > 0)
+    if fault.chunk > last:
+        where = f"--inject {fault.id}"
+        raise UsageError(
+            f"there is no chunk {fault.chunk}: the run has {last}", where=where, do="choose another `chunk`"
+        )
+    if fault.chunk < (first := FIRST_CHUNK.get((fault.id, fault.kind), 1)):
+        text = f"no header that could come again was sent before chunk {fault.chunk}"
+        raise UsageError(text, where=f"--inject {fault.id}", do=f"use chunk={first} or more")
 
 
 def _number(text: str, least: int, what: str) -> int:
@@ -186,20 +214,37 @@ DEADLINES: Mapping[str, float] = {
     "generate": 120.0,
     "ack": 120.0,
     "shutdown": 30.0,
-    "drain": 60.0,
+    "drain": 870.0,
     "collective": 120.0,
 }
 """Seconds without progress after which a rank is ended, by the phase that it is in.
 
-Two are no phases. `drain`: the seconds that a drain may take in all, from the signal on. `collective`: ranks wait for
-each other alone, which a guardian sees.
+Two are no phases. `drain`: seconds that a rank holds a signal, the chunk that it came in not counted; by itself as long
+as a healthy rank0 may take from a chunk's last call to SHUTDOWN (`effective`). `collective`: ranks wait for each other
+alone, which a guardian sees.
 """
+
+
+def effective(given: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds of every phase: those given, and else by default. What a drain may take follows from them.
+
+    After its last call a worker waits while rank0 collects acks, checks them, does phase C, and sends SHUTDOWN; after a
+    signal at start-up, while parity is exchanged and checked, and rank0 does phase A.
+    """
+    seconds = {**DEADLINES, **given}
+    drain = 2 * max(seconds["ack"], seconds["startup"]) + seconds["idle"] + seconds["shutdown"]
+    return {**seconds, "drain": drain, **given}
+
 
 PHASES = tuple(name for name in DEADLINES if name not in ("drain", "collective"))
 INSIDE = ("startup", "header", "payload", "generate", "ack")
 """The phases in whose collective a rank can be struck."""
 RANK0_ALONE = ("preflight", "shutdown")
 """The phases that no worker has."""
+WITHOUT_A_CHUNK = ("startup", "shutdown")
+"""The phases that come once in a run."""
+FIRST_CHUNK = {("OM-16", ""): 3, ("OM-16", "stale"): 3, ("OM-16", "duplicate"): 2}
+"""The first chunk in which a fault can strike, by id and kind, where that is not the first of the run."""
 
 
 class RunConfig(msgspec.Struct, frozen=True):

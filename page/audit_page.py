@@ -14,6 +14,9 @@ from .check_page import of_protocol
 from .explorer import BOUND
 from .view_model import Item, Story
 
+STATUS = {True: "as claimed", False: "FAILS", None: "not shown"}
+"""The word for a piece of evidence, by `good`."""
+
 
 def story_of(audit: Mapping[str, Any], bound: int = BOUND) -> Story:
     """The page of `audit`; of a built-in protocol, at most `bound` states of it can be walked by hand."""
@@ -32,7 +35,7 @@ def story_of(audit: Mapping[str, Any], bound: int = BOUND) -> Story:
         for line in audit["p0"]
     ]
     told = [
-        Item(name, found["says"], "as claimed" if found["good"] else "FAILS", found["good"], (found["known"],))
+        Item(name, found["says"], STATUS[found["good"]], found["good"] is True, (found["known"],))
         for name, found in findings.items()
     ]
     known = audit["subject"] in PROTOCOLS
@@ -43,8 +46,8 @@ def story_of(audit: Mapping[str, Any], bound: int = BOUND) -> Story:
     return replace(
         story,
         title=f"Audit of {audit['subject']}",
-        verdict="ship" if audit["ship"] else "do not ship",
-        summary=f"{good:,} of {len(told):,} findings are as claimed",
-        notes=audit["reasons"],
+        verdict=audit["verdict"],
+        summary="; ".join(filter(None, (audit["shown"], f"{good:,} of {len(told):,} findings are as claimed"))),
+        notes=[*audit["reasons"], *(f"not shown: {what}" for what in audit["not_shown"]), *audit["notes"]],
         checklist=[*lines, *told],
     )

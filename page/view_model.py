@@ -15,7 +15,10 @@ from ..model.tables import Protocol, Role
 
 SCHEMA = 1
 Edge = Literal["step", "enter", "exit", "fault"]
-AnyVerdict = Literal["conforming", "divergent", "unknown", "holds", "violated", "walk", "ship", "do not ship"]
+AnyVerdict = Literal[
+    "conforming", "divergent", "unknown", "holds", "violated", "walk",
+    "ship", "ship on what was shown", "not shown", "do not ship",
+]  # fmt: skip
 
 
 class Moment(NamedTuple):

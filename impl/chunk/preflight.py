@@ -10,7 +10,7 @@ raise themselves, becomes one `Refused`. Left out: committing, and sending.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -163,8 +163,16 @@ def check_held(typed: Typed, damage: str | None) -> None:
         _refuse(Problem("conditioning_embeds", None, damage, "send it anew, with the next epoch"), 5, typed.ids)
 
 
-def materialise(typed: Typed, device: torch.device | str = "cpu", policy: digest.Policy = BRING_UP) -> Prepared:
-    """Step 5: all tensors as one run of bytes on `device`, their digests as far as due, and the header packet."""
+def materialise(
+    typed: Typed,
+    device: torch.device | str = "cpu",
+    policy: digest.Policy = BRING_UP,
+    reserve: Callable[[torch.Tensor], None] = lambda payload: None,
+) -> Prepared:
+    """Step 5: all tensors as one run of bytes on `device`, their digests as far as due, and the header packet.
+
+    `reserve` has whatever sending the payload takes beside it; what it raises is a refusal.
+    """
     ids, specs = typed.ids, typed.meta.tensor_specs
     for spec, tensor in zip(specs, typed.tensors, strict=True):
         with _refusing(5, ids, spec.key, tensor):
@@ -173,6 +181,7 @@ def materialise(typed: Typed, device: torch.device | str = "cpu", policy: digest
         layout = slots(specs)
         payload = torch.empty(layout[-1].end, dtype=torch.uint8, device=device)
         views = view_payload(specs, payload)
+        reserve(payload)
     digests = []
     for slot, tensor in zip(layout, typed.tensors, strict=True):
         with _refusing(5, ids, slot.spec.key, tensor):

@@ -1,8 +1,8 @@
-"""How faults are made in a real run, by the ids of the break-it matrix.
+"""Makes faults in a real run, by the ids of the break-it matrix.
 
 A fault changes what the application hands to rank0, rank0's own code, what a rank says of itself, the bytes that
-it receives, or its generator; everything else of the run is the real thing. Left out: asking at each move (`rank`),
-and what is done to the process itself (`blow`).
+it receives, or its generator; everything else of the run is the real thing. Left out: asking at each move
+(`rank_main`), and what is done to the process itself (`process_faults`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ...errors import Refused, UsageError
+from ...errors import Refused
 from ...model.protocols.tp_values import Action
 from ..chunk import preflight, wire
 from ..chunk.received_envelope import header_of
@@ -25,7 +25,7 @@ from ..chunk.rules import plan_in
 from ..chunk.schema import Ids, encode
 from ..rank.operations import Exchange, Moves, Step
 from ..rank.roles import Generator, Rank0, Run
-from ..scenario import RANK0_ALONE, Injection
+from ..scenario import Injection
 from ..video.config import ALL_REDUCES_PER_BLOCK, GeneratorConfig
 from ..video.generator import Generator as Video
 from ..video.tensor_parallel import TensorParallel
@@ -100,12 +100,7 @@ class ForgedHeader(Faulty):
 
 
 def _earlier(back: int) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
-    def of(sent: Sequence[torch.Tensor]) -> torch.Tensor:
-        if len(sent) <= back:
-            raise UsageError("no earlier header was sent", where="--inject OM-16", do=f"use chunk={back + 1} or more")
-        return sent[-1 - back]
-
-    return of
+    return lambda sent: sent[-1 - back]
 
 
 def _truncated(sent: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -235,7 +230,7 @@ class _BroadcastFirst(_Comm):
 
 @dataclass(frozen=True)
 class Fault:
-    """How a fault is made. `spoil` changes what the application hands to rank0, after it asked for a hard cut if
+    """The making of a fault. `spoil` changes what the application hands to rank0, after it asked for a hard cut if
     `cuts`; `build` replaces rank0's code.
 
     The others strike on the rank of the injection: `facts` and `config` change what it says of itself and what it
@@ -299,7 +294,7 @@ FAULTS: Mapping[str, Fault] = {
     "FM-13": Fault(generator=Drifting),
     "FM-04": Fault(_never_materialised, build=HeaderFirst, enforce=False),
 }
-"""How each fault of `scenario.FAULTS` is made."""
+"""The making of each fault of `scenario.FAULTS`."""
 
 
 class Here:
@@ -312,11 +307,8 @@ class Here:
         self._struck = struck
         """Told when the fault strikes here."""
         self.fault = FAULTS[injection.id] if injection else Fault()
-        chosen = injection.rank if injection and injection.rank is not None else None
-        phase = injection.phase if injection else ""
-        default = 0 if phase in RANK0_ALONE or (injection and injection.id == "OM-15") else 1
-        self.mine = injection is not None and rank == (default if chosen is None else chosen)
-        self._on_rank0 = chosen is None
+        self.mine = injection is not None and rank == injection.strikes
+        self._on_rank0 = injection is None or injection.rank is None
         self._heard = False
 
     def facts(self, facts: Facts) -> Facts:
@@ -336,7 +328,7 @@ class Here:
         return generator
 
     def spoils(self, number: int, id: str) -> Fault:
-        """What rank0's application does wrong in chunk `number` of the run, for which the scenario asks for `id`."""
+        """Return what rank0's application does wrong in chunk `number`, for which the scenario asks for `id`."""
         if id:
             return FAULTS[id]
         strikes = self.injection is not None and number == self.injection.chunk and self._on_rank0
@@ -365,7 +357,7 @@ class Here:
             self._blow()
 
     def _early(self, phase: str) -> bool:
-        """Whether this rank's chunk index is still that of the chunk before."""
+        """Say whether this rank's chunk index is still that of the chunk before."""
         return phase in ("idle", "preflight") or (phase == "header" and self.rank > 0)
 
     def _blow(self) -> None:
@@ -393,6 +385,6 @@ class Here:
 
 
 COLLECTIVE_OF = {"startup": "parity", "header": "header", "payload": "payload", "ack": "ack"}
-"""Of the phases in which a rank can be struck inside; a generator call has many collectives of its own."""
+"""The collective of each phase in which a rank can be struck inside; a generator call has many of its own."""
 AT_A_PHASE = ("OM-13", "OM-15")
 """The faults that strike when a rank comes to a phase."""

@@ -1,4 +1,4 @@
-"""What OM-13 does to a rank's process: it ends, or stands still, in four ways; or its guardian or the launcher dies.
+"""Does to a process what OM-13 asks: it ends, or stands still, in four ways; or its guardian or the launcher dies.
 
 It is done by the rank itself, so that it happens exactly where it is meant to. When it happened stands in
 `struck.json` beside the traces. Left out: when it is due (`inject`), and what must follow (`breakit`).

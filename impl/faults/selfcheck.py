@@ -134,7 +134,7 @@ def _named(names: str, said: str | None, who: str) -> str:
 
 
 def _of_rank0(field: Field) -> Iterator[Probe]:
-    """What rank0's preflight must say of a field that is missing, mistyped or forbidden."""
+    """Yield what rank0's preflight must say of a field that is missing, mistyped or forbidden."""
     name, named = field.name, path(field.name)
     if field.required_when == "forbidden":
         yield _rank0(name, "is handed in", name, lambda: fields(**{name: torch.ones(1)}))
@@ -153,7 +153,7 @@ def _rank0(
 
 
 def _of_worker(field: Field) -> Iterator[Probe]:
-    """What a worker must say of a field that another build of rank0 sends wrong."""
+    """Yield what a worker must say of a field that another build of rank0 sends wrong."""
     name = field.name
     if name in Ids.__struct_fields__:
         yield Probe(f"worker.{name}.stale", f"a header comes with a stale `{name}`", lambda: _stale(name))

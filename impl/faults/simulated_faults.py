@@ -166,7 +166,7 @@ FORGERS: Mapping[str, Callable[[torch.Tensor, random.Random], torch.Tensor]] = {
 
 
 def in_facts(strike: Strike | None, rank: int, facts: Mapping[str, str]) -> dict[str, str]:
-    """What a rank says of itself."""
+    """Return what a rank says of itself."""
     if strike is None or strike.rank != rank or strike.kind not in IN_FACTS:
         return dict(facts)
     key, value = IN_FACTS[strike.kind]

@@ -111,7 +111,7 @@ class Simulation:
         self.now = 0.0
         """Virtual seconds since the start."""
         self.errors: dict[int, BaseException] = {}
-        """What a rank's coroutine raised."""
+        """The error that a rank's coroutine raised."""
         self.gone: set[int] = set()
         """Ranks that are dead, whether they said so or not."""
         self.stalled: set[int] = set()
@@ -126,7 +126,7 @@ class Simulation:
         self._went_on(rank, lambda: self.conductors[rank].start(moves))
 
     def busy(self, rank: int) -> bool:
-        """Whether the rank waits in a collective."""
+        """Say whether the rank waits in a collective."""
         return rank in self._waiting
 
     def ready(self) -> list[int]:
@@ -159,7 +159,7 @@ class Simulation:
 
     @property
     def stuck(self) -> bool:
-        """Whether rank0 can do nothing more: it is gone, stalled, or left waiting."""
+        """Say whether rank0 can do nothing more: it is gone, stalled, or left waiting."""
         return 0 in self.gone or 0 in self.stalled or self.busy(0)
 
     def kill(self, rank: int) -> None:
@@ -187,7 +187,7 @@ class Simulation:
         return found
 
     def _next(self) -> tuple[float, int, Callable[[int], None]] | None:
-        """What happens next: a completion, a rank that is told of a dead peer, or a deadline."""
+        """Choose what happens next: a completion, a rank that hears of a dead peer, or a deadline."""
         due: list[tuple[float, int, Callable[[int], None]]] = []
         for rank, wait in sorted(self._waiting.items()):
             if rank in self.stalled:

@@ -31,12 +31,13 @@ from ...guardian import command as guardian
 from ...guardian.child import children
 from ...guardian.evidence import END
 from ...guardian.settings import LIMITS, TOKEN, TRACES, Wrong, limits
+from ...host import available_memory
 from ...traces.format import SUFFIX, End, Trace, encode, find, name_of, read
 from ...traces.perfetto import write as write_perfetto
 from ..rank.devices import gpus
 from ..rank.parent_death import die_with_parent
 from ..rank.trace_header import header
-from ..scenario import DEADLINES, RunConfig
+from ..scenario import DEADLINES, RunConfig, effective, must_strike
 from .stage_times import RankProfile, profile, slices
 from .stage_times import as_text as profile_text
 
@@ -59,11 +60,11 @@ class Started(Protocol):
 
 
 start_process: Callable[..., Started] = subprocess.Popen
-"""How a torchrun is started."""
+"""Starts a torchrun."""
 
 
 class RankEnd(msgspec.Struct, frozen=True):
-    """How one rank ended. `end` is None where its trace has no end marker: it was killed."""
+    """The end of one rank. `end` is None where its trace has no end marker: it was killed."""
 
     rank: int
     role: str
@@ -86,7 +87,7 @@ class RunResult(msgspec.Struct, frozen=True):
     hard_cuts: int
     recomputes: int
     profiles: tuple[RankProfile, ...] = ()
-    """Where the chunks' time went, by rank."""
+    """The time of the chunks by stage, of each rank."""
 
 
 def new_run() -> str:
@@ -113,9 +114,35 @@ def deadlines_of(flags: Mapping[str, float]) -> dict[str, float]:
 
 
 def require_torch() -> None:
-    """Raises UsageError where torch is not installed."""
+    """Raise UsageError where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise UsageError("torch is not installed", do="pip install 'genlock[run]'")
+
+
+RANK_BYTES = {"gloo": 200 << 20, "nccl": 1 << 30}
+"""Memory of a rank and its guardian that no other process shares; on gloo measured, on NCCL by what CUDA takes."""
+AGENT_BYTES = 150 << 20
+"""Memory of a torchrun."""
+START_SECONDS = 2.0
+"""Time of a core that a rank takes to start."""
+
+
+def require_room(config: RunConfig, ranks: int, agents: int) -> None:
+    """Raise UsageError where the machine has not the memory for so many ranks, or not the cores to start them in time.
+
+    `agents` is the number of torchruns.
+    """
+    where, do = f"--ranks {ranks}", "ask for fewer, or insist with --oversubscribe"
+    need, have = ranks * RANK_BYTES[config.backend] + agents * AGENT_BYTES, available_memory()
+    if have is not None and need > have:
+        text = f"they need about {need / (1 << 30):,.1f} GiB, and {have / (1 << 30):,.1f} GiB are left"
+        raise UsageError(text, where=where, do=do)
+    cores = len(os.sched_getaffinity(0))
+    limit = max(DEADLINES["startup"], config.deadlines.get("startup", 0.0))  # a shorter one is meant to pass
+    seconds = ranks * START_SECONDS / cores
+    if seconds > limit:
+        text = f"on {cores} cores they need about {seconds:,.0f} s to start, and the deadline of startup is {limit:g} s"
+        raise UsageError(text, where=where, do=do)
 
 
 def launch(
@@ -126,14 +153,22 @@ def launch(
     limit: float = 600.0,
     observe: bool = False,
     agent_per_rank: bool = False,
+    oversubscribe: bool = False,
 ) -> RunResult:
     """Run `ranks` ranks, each under its guardian, and wait until all of them are gone.
 
     `echo` is given each line that a rank or its guardian has for the user. After `limit` seconds everything is killed.
     With `observe` guardians only report. One torchrun starts all ranks, or one each, as on several machines. Called in
     the main thread, it drains the run on the first SIGTERM or Ctrl-C, and ends it on the second.
+
+    Raises UsageError before anything is started: for a fault that cannot strike in this run, and, without
+    `oversubscribe`, for more ranks than the machine can hold.
     """
     require_torch()
+    if config.injection is not None:
+        must_strike(config.injection, config.scenario, ranks)
+    if not oversubscribe:
+        require_room(config, ranks, ranks if agent_per_rank else 1)
     if config.backend == "nccl" and gpus() == 0:
         raise UsageError("NCCL needs a GPU, and there is none here", where="--backend nccl", do="use --backend gloo")
     out = Path(config.out)
@@ -143,7 +178,7 @@ def launch(
     for left in out.glob(f"*{END}"):  # of a run that nobody saw to its end
         left.unlink()
     (out / CONFIG).write_bytes(msgspec.json.encode(msgspec.structs.replace(config, launcher=os.getpid())))
-    deadlines = {name: s for name, s in {**DEADLINES, **config.deadlines}.items() if name != "drain"}
+    deadlines = {name: s for name, s in effective(config.deadlines).items() if name != "drain"}
     guarded = [*guardian(), *(f"--deadline={name}={s:g}" for name, s in deadlines.items()), *["--observe"] * observe]
     program = [*guarded, "--", sys.executable, "-m", "genlock.impl.jobs.rank_main", str(out / CONFIG)]
     own = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", TOKEN: secrets.token_hex(), TRACES: str(out)}
@@ -281,7 +316,7 @@ def _end(agent: Started) -> None:
 
 
 def _begin_traces(config: RunConfig, ranks: int) -> None:
-    """Of ranks that were ended before they had begun a trace, make one of the guardian's word. It has no event."""
+    """Write a trace without an event, of the guardian's word, for each rank that was ended before it had begun one."""
     out = Path(config.out)
     for rank in range(ranks):
         path = out / name_of(rank)
@@ -293,7 +328,7 @@ def _begin_traces(config: RunConfig, ranks: int) -> None:
 
 
 def summarise(out: Path, status: int, seconds: float) -> RunResult:
-    """What the traces in `out` say about the run, and `perfetto.json` of it beside them.
+    """Sum up a run from the traces in `out`, and write `perfetto.json` beside them.
 
     Raises UnreadableInput where there is none.
     """
@@ -341,7 +376,7 @@ def _counts(driver: Trace | None) -> tuple[int, int, int, int, int]:
 
 
 def as_text(result: RunResult) -> str:
-    """What was done, how each rank ended, and where to look."""
+    """Say what was done, how each rank ended, and where to look."""
     lines = [
         f"{result.chunks} chunks ({result.hard_cuts} hard cuts, {result.recomputes} recomputes), "
         f"{result.refused} refused, {result.heartbeats} heartbeats, in {result.seconds:.1f} s"

@@ -36,7 +36,7 @@ from ..video.pipeline import Pipeline, PipelineConfig
 from ..video.tensor_parallel import Distributed
 
 PLAN = Inside(count=ALL_REDUCES_PER_BLOCK * tiny().blocks, dtypes=frozenset({tiny().dtype, "float32"}))
-"""What a call of the small generator may issue."""
+"""The collectives that a call of the small generator may issue."""
 
 
 class _Watched(Monitor):
@@ -86,7 +86,7 @@ def _work(seat: Seat, config: RunConfig, here: Here) -> None:
     groups.issued = lambda name: here.issued(name, seat.monitor.vars.chunk_index)
     shape = here.config(tiny())
     own = Generator(shape, Distributed(groups.groups["device"]), device=seat.device)
-    settings = _settings(config, seat.world, shape, own, here)
+    settings = _settings(config, seat.world, shape, own, here, groups.reserve)
     generator = seat.fenced(here.generator(own), PLAN)
     if seat.rank == 0:
         drive(here.fault.build(seat.monitor, settings, generator), seat, config, here)
@@ -94,8 +94,15 @@ def _work(seat: Seat, config: RunConfig, here: Here) -> None:
         seat.serve(settings, generator)
 
 
-def _settings(config: RunConfig, world: int, shape: GeneratorConfig, own: Generator, here: Here) -> Settings:
-    """What this rank says that it is."""
+def _settings(
+    config: RunConfig,
+    world: int,
+    shape: GeneratorConfig,
+    own: Generator,
+    here: Here,
+    reserve: Callable[[torch.Tensor], None],
+) -> Settings:
+    """Return what this rank says that it is, and how it prepares what it sends."""
     posture = parity.Posture(
         dtype=shape.dtype,
         attention_backend=shape.attention,
@@ -111,6 +118,7 @@ def _settings(config: RunConfig, world: int, shape: GeneratorConfig, own: Genera
         digest.Policy(every=config.scenario.digest_every),
         lambda: parity.Fingerprint(own.shard_fingerprint(), own.replica_fingerprint()),
         WeightCheck(own.weights).damage,
+        reserve,
     )
 
 
@@ -145,7 +153,7 @@ def drive(rank0: Rank0, seat: Seat, config: RunConfig, here: Here) -> None:
 
 
 def _chunk(rank0: Rank0, seat: Seat, pipeline: Pipeline, fields: dict[str, Any]) -> None:
-    """One chunk through phases B and C; a refusal is told, and the run goes on."""
+    """Take one chunk through phases B and C; report a refusal, and go on."""
     try:
         output = seat.run(rank0.chunk(fields))
     except Refused as refusal:
@@ -157,7 +165,7 @@ def _chunk(rank0: Rank0, seat: Seat, pipeline: Pipeline, fields: dict[str, Any])
 
 
 def _arrived(here: Here, seat: Seat, config: RunConfig) -> None:
-    """Where a fault waits for this rank to come here: have it strike; of a signal, stay until it has come back."""
+    """Have a fault strike that waits for this rank to come here; of a signal, stay until it has come back."""
     monitor = seat.monitor
     seat.conductor.moved()  # the guardian has to know where it struck
     if monitor.failed:

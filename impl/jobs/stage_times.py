@@ -1,4 +1,4 @@
-"""Where a chunk's time goes: each moment of a rank's chunk counted to one stage, from its trace alone.
+"""Counts each moment of a rank's chunk to one stage, from its trace alone: where a chunk's time goes.
 
 A trace has an event at each move, so the time from one event to the next belongs to the phase that it was spent in.
 On NCCL a generator call ends when it is enqueued: there the device's time shows where the host waits for it, in
@@ -25,7 +25,7 @@ STAGES = {
     "calls": "the generator",
     "ack": "the acks of all ranks",
 }
-"""What a chunk consists of, in order."""
+"""The stages of a chunk, in order."""
 
 BY_PHASE = {
     "idle": "between",
@@ -53,7 +53,7 @@ class Stage(NamedTuple):
 
 
 class RankProfile(msgspec.Struct, frozen=True):
-    """What a chunk of one rank takes: median milliseconds of each stage, and of the whole."""
+    """The time of one rank's chunks: median milliseconds of each stage, and of the whole."""
 
     rank: int
     chunks: int
@@ -80,12 +80,12 @@ def stages(trace: Trace) -> Iterator[Stage]:
 
 
 def _stage(event: Event) -> str | None:
-    """What the time before an event was spent on; None at start-up and on the way out."""
+    """Return the stage that the time before an event belongs to; None at start-up and on the way out."""
     return "digests" if event.transition in DIGESTS else BY_PHASE.get(event.phase)
 
 
 def profile(trace: Trace) -> RankProfile:
-    """What the rank's chunks take."""
+    """Measure a rank's chunks."""
     chunks: dict[int, dict[str, float]] = {}
     for stage in stages(trace):
         chunk = chunks.setdefault(stage.chunk, dict.fromkeys(STAGES, 0.0))

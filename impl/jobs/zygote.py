@@ -1,4 +1,4 @@
-"""Programs of the house without the start of an interpreter: forked from one process that has torch loaded.
+"""Starts Genlock's own programs without the start of an interpreter: forks them from a process that has torch loaded.
 
     with Zygote() as zygote:  # some seconds, once
         process = zygote.start([sys.executable, "-m", "genlock", "run", …], said)
@@ -38,16 +38,23 @@ SET_NAME = 15
 
 
 class Process:
-    """A program that a zygote has forked; like a Popen, as far as it goes. `status` is where its end is told."""
+    """A program that a zygote has forked; like a Popen, as far as it goes.
 
-    def __init__(self, pid: int, status: Path) -> None:
-        self.pid, self._status = pid, status
+    `status` is the file that its exit status goes to. `gone` says whether the zygote has ended, and so the program.
+    """
+
+    def __init__(self, pid: int, status: Path, gone: Callable[[], bool]) -> None:
+        self.pid, self._status, self._gone = pid, status, gone
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit status, once it has ended."""
-        if self.returncode is None and self._status.exists():
-            self.returncode = int(self._status.read_text())
+        """Return its exit status, once it has ended; None before."""
+        if self.returncode is None:
+            gone = self._gone()
+            if self._status.exists():
+                self.returncode = int(self._status.read_text())
+            elif gone:
+                self.returncode = -signal.SIGKILL
         return self.returncode
 
     def kill(self) -> None:
@@ -76,6 +83,7 @@ class Zygote:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             preexec_fn=partial(die_with_parent, os.getpid()),
+            start_new_session=True,  # Ctrl-C in a terminal is for this process alone, which ends the others
         )
 
     @property
@@ -87,18 +95,33 @@ class Zygote:
 
     def __exit__(self, *_: object) -> None:
         if self._process.stdin:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._process.wait()
 
+    def kill(self) -> None:
+        """End it at once, and all that it has forked."""
+        self._process.kill()
+        self._process.wait()
+
+    def _gone(self) -> bool:
+        return self._process.poll() is not None
+
     def start(self, words: Sequence[str], said: Path) -> Process:
-        """Run a program; what it says goes to a file, and its exit status to another beside it."""
+        """Run a program; what it says goes to a file, and its exit status to another beside it.
+
+        Raises BrokenPipeError where the zygote has ended.
+        """
         status = said.with_suffix(".status")
         assert self._process.stdin
         assert self._process.stdout
         with self._asking:
             self._process.stdin.write(json.dumps([list(words), str(said), str(status)]) + "\n")
             self._process.stdin.flush()
-            return Process(int(self._process.stdout.readline()), status)
+            pid = self._process.stdout.readline()
+            if not pid:
+                raise BrokenPipeError("the zygote has ended")
+            return Process(int(pid), status, self._gone)
 
 
 # ── in the zygote, and in what it forks ─────────────────────────────────────────────────────────────
@@ -215,7 +238,7 @@ def _run(main: Callable[[], object], arguments: Sequence[str]) -> int:
 
 
 PROGRAMS: dict[str, tuple[str, Callable[[list[str]], int]]] = {}
-"""Of a module that is run, the process's name, if it has one, and what it does with its arguments; filled by `_load`.
+"""The process's name, if it has one, and the function to run, by module; filled by `_load`.
 The guardian is a file: it has no module."""
 
 

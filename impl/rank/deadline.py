@@ -15,12 +15,36 @@ from collections.abc import Callable, Mapping
 
 from ...errors import Exit
 from ...traces.recorder import Recorder
-from ..scenario import DEADLINES
+from ..scenario import effective
 from .drain import Drain
 from .monitor import Monitor
 
 LAST_WORDS = 5.0
 """Seconds, at most, that the last words of a rank may take."""
+
+
+IN_A_CHUNK = ("payload", "generate", "ack")
+"""The phases of a chunk in which a rank has begun what it must finish."""
+
+
+class Grace:
+    """Counts how long a signal has been held. The chunk that it came in is not counted, nor one begun just then.
+
+    Both have deadlines of their own, and as many steps as the plan says.
+    """
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        """Index of the last chunk that is not counted."""
+        self._begin = 0.0
+
+    def held(self, since: float, now: float, phase: str, chunk_index: int) -> float:
+        """Return the seconds so far. Ask often: what is not counted is what was in progress at an earlier asking."""
+        if self._last is None:
+            self._last, self._begin = chunk_index + 1, since
+        if phase in IN_A_CHUNK and chunk_index <= self._last:
+            self._begin = now
+        return now - self._begin
 
 
 class Deadline:
@@ -29,8 +53,8 @@ class Deadline:
     def __init__(
         self, monitor: Monitor, recorder: Recorder | None, seconds: Mapping[str, float], drain: Drain | None = None
     ) -> None:
-        self._monitor, self._recorder, self._seconds = monitor, recorder, {**DEADLINES, **seconds}
-        self._drain = drain
+        self._monitor, self._recorder, self._seconds = monitor, recorder, effective(seconds)
+        self._drain, self._grace = drain, Grace()
         self.last_words: Callable[[], object] = lambda: None
         """Done before the end, for a few seconds at most."""
         self._stopped = threading.Event()
@@ -55,10 +79,10 @@ class Deadline:
                 self._expire(f"made no progress for {waited:.1f} s")
 
     def _hold(self) -> None:
-        """A signal is held for a grace period: if the drain takes longer, somebody else has failed to see to it."""
-        drain = self._drain
+        """End a rank that has held a signal for too long: somebody else has failed to see to the drain."""
+        drain, monitor = self._drain, self._monitor
         if drain is not None and drain.since is not None:
-            held = time.monotonic() - drain.since
+            held = self._grace.held(drain.since, time.monotonic(), monitor.phase, monitor.vars.chunk_index)
             if held > self._seconds["drain"]:
                 self._expire(f"held {drain.signal} for {held:.1f} s, and the drain has not ended")
 

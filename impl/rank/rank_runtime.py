@@ -22,7 +22,7 @@ from ...traces.format import Cause
 from ...traces.recorder import Recorder
 from ..recording.c10d_intercept import BLIND_SPOTS as UNSEEN
 from ..recording.c10d_intercept import watch
-from ..scenario import DEADLINES
+from ..scenario import DEADLINES, effective
 from . import devices as devices_of
 from . import flight_recorder_dump
 from .collective_guard import Fence, Fenced, Inside, Uncounted
@@ -70,7 +70,7 @@ class Seat:
         if flight_recorder_dump.wanted():
             self.beat.last_words(lambda: flight_recorder_dump.dump(out, self.rank, hurry=True))
         # under a guardian its clocks count, which charge nobody for waiting
-        limits = {**dict.fromkeys(DEADLINES, inf), "drain": deadlines.get("drain", DEADLINES["drain"])}
+        limits = {**dict.fromkeys(DEADLINES, inf), "drain": effective(deadlines)["drain"]}
         self._deadline = Deadline(self.monitor, self.recorder, limits if self.beat.guarded else deadlines, self.drain)
         self._deadline.last_words = lambda: flight_recorder_dump.dump(out, self.rank)
 

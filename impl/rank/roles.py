@@ -75,6 +75,8 @@ class Settings:
     fingerprint: Callable[[], parity.Fingerprint] | None = None
     vigil: Callable[[], str | None] | None = None
     """What is wrong with this rank's weights, asked in every other chunk whose digests are due."""
+    reserve: Callable[[torch.Tensor], None] = lambda payload: None
+    """Has whatever sending a payload takes, in preflight: `TorchTransport.reserve`."""
 
     def record(self) -> torch.Tensor:
         """What this rank says of itself at start-up: its facts, and every flag of its own that gates a check."""
@@ -210,7 +212,8 @@ class Rank0(Role):
             typed = preflight.check_dtypes(encoded)
             yield Step("preflight_dtypes")
             preflight.check_held(typed, self.damage(typed.meta, ids.chunk_index))
-            prepared = preflight.materialise(typed, self.settings.device, self.settings.digests)
+            settings = self.settings
+            prepared = preflight.materialise(typed, settings.device, settings.digests, settings.reserve)
             yield Step("preflight_materialise", prepared.header.payload_digest)
         except Refused as refusal:
             yield Step("refuse", note=str(refusal))

@@ -140,6 +140,7 @@ def serve(
             digests or digest.Policy(),
             lambda: parity.Fingerprint(fingerprint(mine.shard), fingerprint(mine.replica)),
             WeightCheck(weights).damage,
+            seat.transport.reserve,
         )
         generator = seat.fenced(_Served(mine), mine.calls)
         if seat.rank:

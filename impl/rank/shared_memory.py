@@ -4,9 +4,10 @@ gloo takes bytes from one process to another of the same host through sockets, w
 in the kernel. Here the root copies them once, and broadcasts a token that says that they are there; each of the others
 copies them out. The token travels as the bytes would have: whoever waits for it waits in the same collective.
 
-The memory has no name in any file system, and is gone when the last process that has it is. Left out: when the root
-may write again. In the protocol it has heard by then from every rank that it is done with the last payload; where
-one is not, it is told so (`take`).
+The memory has no name in any file system, and is gone when the last process that has it is. Ranks agree on it while
+they find each other, by the store that they do it with: the schedule has no collective for it. Left out: when the root
+may write again. In the protocol it has heard by then from every rank that it is done with the last payload; where one
+is not, it is told so (`take`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import mmap
 import os
 import secrets
 import struct
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -26,9 +28,17 @@ LARGE = 256 * 1024
 """Bytes from which on the memory is used: below that, sockets are as fast."""
 _AHEAD = mmap.PAGESIZE
 """Bytes before those of a broadcast: which broadcast it is, or at first a secret by which the memory is known."""
-_NUMBER, _TOKEN = struct.Struct("<q"), struct.Struct("<qq")
+_NUMBER, _TOKEN, _OFFER = struct.Struct("<q"), struct.Struct("<qq"), struct.Struct("<qqqq")
 TOKEN = _TOKEN.size
 """Bytes of a token: the broadcast's number and its size."""
+
+
+class Store(Protocol):
+    """The key-value store by which the ranks of a job find each other, as torch has it."""
+
+    def set(self, key: str, value: str, /) -> object: ...
+    def get(self, key: str, /) -> bytes: ...
+    def add(self, key: str, amount: int, /) -> int: ...
 
 
 class Commons:
@@ -40,24 +50,29 @@ class Commons:
         self._number, self._reserved = 0, 0
 
     @classmethod
-    def of(cls, control: dist.ProcessGroup) -> Commons | None:
-        """Make it, on all ranks at once, of whom `control` is a group; None on all of them where one cannot have it."""
-        own = _make() if control.rank() == 0 else None
-        place = torch.zeros(4, dtype=torch.int64)
+    def of(cls, group: dist.ProcessGroup, store: Store) -> Commons | None:
+        """Make it, on all ranks of `group` at once; None on all of them where one cannot have it.
+
+        They agree by the store by which they have found each other: no collective is issued. Raises what it raises.
+        """
+        rank, world = group.rank(), group.size()
+        base = f"genlock/memory/{group.group_name}"
+        key = f"{base}/{store.add(f'{base}/{rank}', 1)}"  # a group may have several, each rank makes them in one order
+        own = _make() if rank == 0 else None
+        if rank == 0:
+            store.set(f"{key}/place", _OFFER.pack(*_offer(own)).hex())
+        else:
+            there, *place = _OFFER.unpack(bytes.fromhex(store.get(f"{key}/place").decode()))
+            own = _open(*place) if there else None
+        store.add(f"{key}/have", int(own is not None))
+        if store.add(f"{key}/said", 1) == world:
+            store.set(f"{key}/all", str(store.add(f"{key}/have", 0) == world))
+        if store.get(f"{key}/all") == b"True" and own is not None:
+            return cls(*own)
         if own is not None:
-            secret = secrets.randbits(62)
-            _NUMBER.pack_into(own[1], 0, secret)
-            place = torch.tensor([1, os.getpid(), own[0], secret])
-        dist.broadcast(place, 0, group=control)
-        there, pid, file, secret = place.tolist()
-        if there and control.rank():
-            own = _open(pid, file, secret)
-        have = torch.tensor([own is not None], dtype=torch.int32)
-        dist.all_reduce(have, dist.ReduceOp.MIN, group=control)
-        if own is not None and not have:
             own[1].close()
             os.close(own[0])
-        return cls(*own) if own is not None and have else None
+        return None
 
     def close(self) -> None:
         """Let go of it: the last rank's is the end of it."""
@@ -69,9 +84,11 @@ class Commons:
         """Whether a broadcast of this tensor goes by the memory: the same on every rank, if it is of the same size."""
         return tensor.is_cpu and LARGE <= tensor.nbytes <= MAX_PAYLOAD_BYTES
 
-    def put(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The root's part before the broadcast; returns the token. Raises GenlockError where the host has no memory."""
-        size = tensor.nbytes
+    def reserve(self, size: int) -> None:
+        """Have the host set memory aside for a broadcast of `size` bytes: `put` of no more cannot fail after that.
+
+        Raises GenlockError where the host has none left.
+        """
         if size > self._reserved:
             try:
                 os.posix_fallocate(self._file, 0, _AHEAD + size)
@@ -79,6 +96,11 @@ class Commons:
                 text = f"no memory for a payload of {size} bytes: {error.strerror}"
                 raise GenlockError(text, where="rank0", do="send less, or give the host more") from None
             self._reserved = size
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The root's part before the broadcast; returns the token. What was not reserved is reserved here."""
+        size = tensor.nbytes
+        self.reserve(size)
         self._number += 1
         _NUMBER.pack_into(self._memory, 0, self._number)
         self._bytes[_AHEAD : _AHEAD + size].copy_(_plain(tensor))
@@ -94,6 +116,15 @@ class Commons:
         if now != number:
             text = f"broadcast {now} was written before this rank had taken broadcast {number}: the root did not wait"
             raise ContractViolation(text, where=where)
+
+
+def _offer(own: tuple[int, mmap.mmap] | None) -> tuple[int, int, int, int]:
+    """Whether rank0 has the memory, where (its process and descriptor there), and a secret that stands in it."""
+    if own is None:
+        return 0, 0, 0, 0
+    secret = secrets.randbits(62)
+    _NUMBER.pack_into(own[1], 0, secret)
+    return 1, os.getpid(), own[0], secret
 
 
 def _make() -> tuple[int, mmap.mmap] | None:

@@ -24,6 +24,7 @@ from .operations import Call, Exchange, Moves, T
 from .shared_memory import TOKEN, Commons
 
 BroadcastOptions, GatherOptions = map(found, ("distributed.BroadcastOptions", "distributed.GatherOptions"))
+default_store = found("distributed.distributed_c10d._get_default_store")
 
 
 class PeerLost(GenlockError):
@@ -53,7 +54,7 @@ class TorchTransport:
         self.groups = dict(groups)
         self.names = {group_of(group).name: name for name, group in self.groups.items()}
         """What the interceptor calls the groups, to what the table calls them."""
-        self._commons = Commons.of(self.groups["control"])
+        self._commons = Commons.of(self.groups["control"], default_store())
 
     def run(self, conductor: Conductor, moves: Moves[T]) -> T:
         """Run a coroutine to its end and return what it returns. Raises what it raises, and PeerLost."""
@@ -65,6 +66,11 @@ class TorchTransport:
 
     _commons: Commons | None = None
     """By which large payloads go; None where the ranks have none."""
+
+    def reserve(self, payload: torch.Tensor) -> None:
+        """Have all that sending this payload takes, so that it cannot fail. Raises GenlockError."""
+        if self._commons is not None and self._commons.fits(payload):
+            self._commons.reserve(payload.nbytes)
 
     issued: Callable[[str], None] = staticmethod(lambda name: None)
     """Told when a collective of the control plane is with the backend, before it is waited for."""

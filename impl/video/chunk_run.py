@@ -20,7 +20,7 @@ TIMESTEPS = 1000
 
 
 class ChunkGenerator(Protocol):
-    """What a chunk asks of a rank's generator: see `generator.Generator`."""
+    """The part of a rank's generator that a chunk needs: see `generator.Generator`."""
 
     comm: TensorParallel
     device: Any

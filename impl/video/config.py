@@ -1,4 +1,4 @@
-"""What a generator is made of, in numbers: its configuration, equal on all ranks, and the table of its weights.
+"""Describes a generator in numbers: its configuration, equal on all ranks, and the table of its weights.
 
 Left out: the weights themselves (`weights`), and what is computed with them (`layers`, `generator`).
 """

@@ -57,7 +57,7 @@ class Generator:
 
     @property
     def knows_text(self) -> bool:
-        """Whether cross-attention has keys and values."""
+        """Say whether cross-attention has keys and values."""
         return self._text_kv is not None
 
     def shard_fingerprint(self) -> int:

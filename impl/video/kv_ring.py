@@ -16,7 +16,7 @@ from ...errors import ContractViolation
 
 
 class CacheScalars(NamedTuple):
-    """What must be equal on all ranks after each chunk (frames; the epoch counts hard cuts)."""
+    """The numbers that must be equal on all ranks after each chunk (frames; the epoch counts hard cuts)."""
 
     cache_epoch: int
     start_frame: int
@@ -25,7 +25,7 @@ class CacheScalars(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an open chunk's keys and values of one block lie, in tensors that compiled code can be given."""
+    """The place of an open chunk's keys and values of one block, in tensors that compiled code can be given."""
 
     kv: Tensor
     """[2, batch, capacity, tokens of a frame, heads, head width], keys first."""
@@ -129,7 +129,7 @@ class RingCache:
             self._kv = torch.zeros(shape, dtype=dtype, device=self.device)
 
     def place(self, block: int) -> Place:
-        """Where the open chunk's keys and values of one block go, for `store` and `load`."""
+        """Return where the open chunk's keys and values of one block go, for `store` and `load`."""
         if self._kv is None or not self._open:
             raise self._violation("keys were to be written while no chunk was open")
         return Place(self._kv[:, block], self._slots, len(self._past))

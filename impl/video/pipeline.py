@@ -1,4 +1,4 @@
-"""What rank0 alone does around the generator: phase A (plan a chunk, materialise its inputs) and phase C.
+"""Does what rank0 alone does around the generator: phase A (plan a chunk, materialise its inputs) and phase C.
 
 `prepare` proposes a chunk as the envelope's fields. It only remembers what was asked for: a hard cut stays
 pending until `commit`, so that it survives a refusal; all else changes at `commit` and `finish`. Left out: ids
@@ -28,7 +28,7 @@ Frames = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
-    """What rank0 decides for a run. Height and width in pixels, `recompute_every` in chunks (0: never)."""
+    """The decisions of rank0 for a run. Height and width in pixels, `recompute_every` in chunks (0: never)."""
 
     height: int = 64
     width: int = 96
@@ -94,7 +94,7 @@ def denoising_steps(steps: int, shift: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Wishes:
-    """What the caller asked for and no committed chunk has granted yet."""
+    """The requests of the caller that no committed chunk has granted yet."""
 
     hard_cut: bool = False
     reset_kv: bool = False
@@ -103,7 +103,7 @@ class _Wishes:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What chunks leave behind for the next one; a hard cut keeps the count of chunks and the conditioning epoch.
+    """The state that chunks leave for the next one; a hard cut keeps the count of chunks and the conditioning epoch.
 
     `latents` (bf16) and `pixels` (float32, as decoded) are the newest frames, as many as a recompute rebuilds.
     `anchor` is the first of `pixels`, encoded anew (bf16): it heads the context of a recompute.

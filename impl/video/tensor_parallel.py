@@ -1,4 +1,4 @@
-"""What a tensor-parallel generator needs of its peers: a sum over ranks, and a ledger of the sums that it asked for.
+"""Gives a tensor-parallel generator what it needs of its peers: a sum over ranks, and a ledger of the sums so far.
 
 Left out: every other collective, since a generator call has none, and what may be issued when (`fence`).
 """

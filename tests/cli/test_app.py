@@ -5,8 +5,10 @@ What the commands do is tested beside the modules that do it.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 import typer
 from genlock import __version__
-from genlock.cli.app import INTERRUPTED, Commands, app
+from genlock.cli.app import Commands, app
 from genlock.errors import ContractViolation, Exit, UnreadableInput
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -26,13 +28,13 @@ FLAGS = {
     "demo": "",
     "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --reduction --format",
     "export promela": MODEL,
-    "run": "--ranks --backend --chunks --inject --deadline --observe --agent-per-rank --out",
+    "run": "--ranks --backend --chunks --inject --deadline --observe --agent-per-rank --oversubscribe --out",
     "guard": "--deadline --observe --meet --interface --out",
     "record": "--out",
     "replay": "--format --out",
     "render": "--diff --format --out",
     "docs": "--evidence --out",
-    "audit": "--mutant --full --run --out --format",
+    "audit": f"{MODEL} --full --run --require --format",
 }
 CHOICES = {
     "check --transport": "rendezvous stream",
@@ -42,7 +44,9 @@ CHOICES = {
     "check --reduction": "auto on off",
     "check --format": "text json junit",
     "run --backend": "gloo nccl",
-    "audit --format": "text json",
+    "audit --transport": "rendezvous stream",
+    "audit --require": "nccl",
+    "audit --format": "text json junit",
     "render": "states sequence counterexample trace waits",
     "render states --format": "svg png dot mermaid html",
 }
@@ -151,7 +155,8 @@ def test_a_value_that_cannot_be_read_is_named_in_one_line(line: str, message: st
         (UnreadableInput("no\nheader", where="rank0.jsonl"), "rank0.jsonl: no header", Exit.USAGE),
         (ContractViolation("meta differs"), "meta differs", Exit.CONTRACT),
         (PermissionError(13, "Permission denied", "out/report"), "out/report: Permission denied", Exit.USAGE),
-        (KeyboardInterrupt(), "interrupted", INTERRUPTED),
+        (KeyboardInterrupt(), "interrupted", Exit.UNKNOWN),
+        (MemoryError(), "no memory is left", Exit.UNKNOWN),
     ],
 )
 def test_what_a_user_can_meet_ends_in_one_line(error: BaseException, line: str, status: int) -> None:
@@ -161,8 +166,21 @@ def test_what_a_user_can_meet_ends_in_one_line(error: BaseException, line: str, 
 
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), OSError(5, "not about a file")])
-def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
-    assert CliRunner().invoke(failing(bug), "fail").exception is bug
+def test_a_bug_keeps_its_traceback_and_is_no_verdict(bug: Exception) -> None:
+    result = CliRunner().invoke(failing(bug), "fail")
+    assert result.exit_code == Exit.BUG
+    assert result.stderr.startswith("Traceback")
+    assert str(bug) in result.stderr
+    assert result.stderr.endswith("genlock: a bug of Genlock; please report it to the project, with the lines above\n")
+
+
+@pytest.mark.parametrize("line", ["--help", "check --help", "render states --format mermaid --out /dev/stdout"])
+def test_a_pipe_that_is_closed_is_no_verdict(line: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "genlock", *line.split()], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def failing(error: BaseException) -> typer.Typer:

@@ -461,8 +461,12 @@ def test_a_recorded_run_is_left_at_its_divergence_for_what_the_model_would_have_
 AUDIT: dict[str, Any] = {
     "schema": 1,
     "subject": "tp_v1.1",
+    "shown": "on gloo",
+    "verdict": "do not ship",
     "ship": False,
     "reasons": ["row:OM-01: a rank was left waiting"],
+    "not_shown": [],
+    "notes": [],
     "p0": [
         {
             "key": "P0-01",
@@ -478,6 +482,9 @@ AUDIT: dict[str, Any] = {
         "property:no_stranding": {"good": True, "says": "holds in 151,707 states", "known": "model"},
     },
 }
+
+
+SHOWN = {"verdict": "ship on what was shown", "ship": True, "not_shown": ["what these runs did not do"]}
 
 
 def test_an_audit_is_a_checklist_with_its_evidence(opened: Open) -> None:
@@ -498,8 +505,9 @@ def test_an_audit_is_a_checklist_with_its_evidence(opened: Open) -> None:
 
 
 def test_an_audit_of_runs_is_a_checklist_alone(opened: Open) -> None:
-    page = opened(audit_page.story_of({**AUDIT, "subject": "run1", "ship": True, "reasons": [], "p0": []}))
-    assert page.inner_text("#verdict") == "ship"
+    page = opened(audit_page.story_of({**AUDIT, **SHOWN, "subject": "run1", "reasons": [], "p0": []}))
+    assert page.inner_text("#verdict") == "ship on what was shown"
+    assert page.inner_text("#notes") == "not shown: what these runs did not do"
     assert page.locator("#items li").count() == 2
     for part in "#controls", "#left", "#choices":
         assert not page.locator(part).is_visible()

@@ -43,14 +43,27 @@ class Sizes:
             self.all.append(operation.numel)
 
 
+class Issued:
+    """The names of all collectives."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+
+    def issue(self, operation: Operation) -> None:
+        self.all.append(operation.op)
+
+
 class Rank:
     """One rank of a job, with all that it finds."""
 
     def __init__(self, number: int) -> None:
         self.number, world = number, dist.group.WORLD
         assert world is not None
-        self.transport = TorchTransport.over({"control": dist.new_group(), "device": world})
-        self.found: dict[str, Any] = {}
+        groups = {"control": dist.new_group(), "device": world}
+        issued = Issued()
+        with watching(issued):
+            self.transport = TorchTransport.over(groups)
+        self.found: dict[str, Any] = {"joined_by": issued.all}
 
     def sent(self, size: int, seed: int = 0) -> bool:
         """Whether this rank has what the root sent."""

@@ -93,7 +93,8 @@ def soak(out: Path, chunks: int, ranks: int, seed: int) -> Soaked:
 RUN = """
 import sys
 from pathlib import Path
-from genlock.impl import launch, scenario
+from genlock.impl import scenario
+from genlock.impl.jobs import launch
 path, out, ranks = sys.argv[1:]
 config = scenario.RunConfig(launch.new_run(), out, "gloo", scenario.load(Path(path)))
 done = launch.launch(config, int(ranks), echo=print, limit=86400)

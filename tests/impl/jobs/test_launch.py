@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from genlock.cli.write_check import write_check
@@ -249,3 +250,31 @@ def test_pipeline_and_generator_fit_the_roles() -> None:
     for call in chunk.calls:
         call()
     assert isinstance(chunk.result(), torch.Tensor)
+
+
+def test_ranks_that_the_machine_cannot_hold_are_refused_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    config = RunConfig("run", str(out), "gloo", scenario.default(1), {"startup": 10.0})
+    started: list[object] = []
+
+    def start(*args: object, **_: object) -> object:
+        started.append(args)
+        raise OSError("stop here")
+
+    monkeypatch.setattr(launch, "start_process", start)
+    monkeypatch.setattr(launch, "available_memory", lambda: 1 << 30)
+    with pytest.raises(UsageError, match=r"--ranks 9: they need about 1.9 GiB, and 1.0 GiB are left; .*--oversub"):
+        launch.launch(config, 9, echo=print)
+    monkeypatch.setattr(launch, "available_memory", lambda: None)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(
+        UsageError, match="on 2 cores they need about 130 s to start, and the deadline of startup is 120"
+    ):
+        launch.launch(config, 130, echo=print)
+    with pytest.raises(UsageError, match="no rank9 of 9 ranks"):
+        launch.launch(msgspec.structs.replace(config, injection=Injection("OM-06", rank=9)), 9, echo=print)
+    assert (out.exists(), started) == (False, [])
+    with pytest.raises(OSError, match="stop here"):
+        launch.launch(config, 130, echo=print, oversubscribe=True)

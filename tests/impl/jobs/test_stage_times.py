@@ -1,4 +1,4 @@
-"""Where a chunk's time goes: exact for a trace made by hand, and without gap or overlap for whole simulated runs."""
+"""The time of a chunk by stage: exact for a trace made by hand, and without gap or overlap for whole simulated runs."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     said += process.communicate(timeout=60)[0].splitlines()
     assert "draining; once more to end at once" in said[0]
-    assert (process.returncode, said[-1]) == (130, "genlock: interrupted")
+    assert (process.returncode, said[-1]) == (Exit.UNKNOWN, "genlock: interrupted")
     until(lambda: not alive(str(tmp_path)))
     assert not alive(str(tmp_path))
 

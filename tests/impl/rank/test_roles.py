@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 import torch
 from genlock.conformance.protocol.diagnose import diagnose
-from genlock.errors import ContractViolation, ParityMismatch, Refused
+from genlock.errors import ContractViolation, GenlockError, ParityMismatch, Refused
 from genlock.impl.chunk import parity, preflight, wire
 from genlock.impl.chunk.schema import MAX_PAYLOAD_BYTES, Committed, Ids, Meta, Mode, encode
 from genlock.impl.rank.conductor import Conductor
@@ -48,6 +49,23 @@ def test_refusal_changes_nothing_and_a_pending_cut_survives_it() -> None:
     job.run(job.rank0.chunk(fields()))
     assert {m.vars.cache_epoch for m in job.monitors} == {1}
     assert not job.monitors[0].vars.pending_cut
+
+
+def test_what_sending_takes_is_reserved_before_the_commitment_point() -> None:
+    job, asked = Job(), list[int]()
+
+    def reserve(payload: torch.Tensor) -> None:
+        asked.append(payload.numel())
+        if len(asked) == 1:
+            raise GenlockError("no memory for a payload", where="rank0")
+
+    job.rank0.settings = replace(job.rank0.settings, reserve=reserve)
+    with pytest.raises(Refused, match=r"preflight step 5 refused `payload` = .*: rank0: no memory for a payload"):
+        job.run(job.rank0.chunk(fields()))
+    assert job.states()[1:] == ["AWAIT_HEADER"] * 2
+    job.run(job.rank0.chunk(fields()))
+    assert asked[0] == asked[1] > 0
+    assert {m.vars.chunk_index for m in job.monitors} == {1}
 
 
 def test_worker_that_counts_one_too_many_dies_at_its_own_assertion() -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from genlock.errors import GenlockError
 from genlock.impl.rank.shared_memory import LARGE, Commons, _make
+from genlock.impl.rank.transport import default_store
 from repository import SUPPORT
 from shared_memory_ranks import JOBS, SIZES
 
@@ -47,6 +49,19 @@ def test_where_one_rank_cannot_have_it_nobody_has(jobs: dict[str, Found], job: s
         assert not found["left"]
 
 
+def test_ranks_agree_on_the_memory_without_a_collective(jobs: dict[str, Found]) -> None:
+    assert {job: [found["joined_by"] for found in jobs[job]] for job in JOBS} == {job: [[]] * JOBS[job] for job in JOBS}
+
+
+def test_two_transports_over_one_group_have_memory_of_their_own(alone: None) -> None:
+    group = dist.group.WORLD
+    assert group is not None
+    made = [Commons.of(group, default_store()) for _ in range(2)]
+    for memory in made:
+        assert memory is not None
+        memory.close()
+
+
 def test_another_size_is_named(jobs: dict[str, Found]) -> None:
     told = [found.get("error") for found in jobs["size"]]
     assert told == [None, *(f"rank{n}, payload: 2097152 bytes instead of 1048576" for n in (1, 2))]
@@ -65,6 +80,21 @@ def test_a_host_without_memory_is_said_in_one_line(monkeypatch: pytest.MonkeyPat
         memory.put(payload)
     told = "rank0: no memory for a payload of 262144 bytes: No space left on device; send less, or give the host more"
     assert str(raised.value) == told
+    memory.close()
+
+
+def test_what_is_reserved_can_be_put_whatever_the_host_says_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _make()
+    assert made is not None
+    memory = Commons(*made)
+    memory.reserve(2 * LARGE)
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    for size in (LARGE, 2 * LARGE):
+        memory.put(torch.zeros(size, dtype=torch.uint8))
     memory.close()
 
 

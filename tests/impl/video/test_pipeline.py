@@ -76,7 +76,7 @@ def test_types_and_shapes() -> None:
 
 
 WISHES = {"hard_cut": "init_cache", "reset_kv": "tp_reset_kv_cache", "recompute": "tp_do_kv_recompute"}
-"""What can be asked for, and the field that grants it."""
+"""The things that can be asked for, and the field that grants each."""
 PROPOSAL = st.fixed_dictionaries(
     {"prompt": st.sampled_from(["a cat", "a dog"]), **{wish: st.booleans() for wish in WISHES}}
 )

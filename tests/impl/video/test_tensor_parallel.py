@@ -26,7 +26,7 @@ Runs = dict[tuple[str, int], dict[str, Any]]
 
 
 def started(folder: Path, worlds: tuple[str, ...], limit: float) -> Runs:
-    """What each rank of each world saw in the worker's scenario, by (world, rank)."""
+    """The view of each rank of each world in the worker's scenario, by (world, rank)."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(WORKER), str(folder), *worlds]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit, check=False)
