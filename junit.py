@@ -26,7 +26,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A report that was read: its cases, in order, and the properties of its suites by name."""
+    """Holds a report that was read: its cases, in order, and the properties of its suites by name."""
 
     cases: tuple[Case, ...]
     properties: Mapping[str, str]

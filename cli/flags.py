@@ -286,29 +286,29 @@ class Searched:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked(Searched):
-    """A search on one transport."""
+    """Holds the flags of a search on one transport."""
 
     transport: TransportChoice = Transport.rendezvous
 
     def question(self) -> Query:
-        """The same, read."""
+        """Return the query that these flags make."""
         return self.on(stream=self.transport is Transport.stream)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audited(Searched):
-    """An audit, on both transports or on one."""
+    """Holds the flags of an audit, on both transports or on one."""
 
     transport: AuditTransport = None
 
     @property
     def streams(self) -> tuple[bool, ...]:
-        """Whether each transport is a stream."""
+        """Return, for each transport to search, if it is a stream."""
         return (False, True) if self.transport is None else (self.transport is Transport.stream,)
 
     @property
     def chosen(self) -> list[str]:
-        """The flags, besides protocol and mutant, that differ from what they are by themselves."""
+        """Return the flags, besides protocol and mutant, that were set to something else than their default."""
         own = Audited(fault=[], param=[])
         names = [field.name for field in fields(self) if field.name not in ("protocol", "mutant")]
         return [f"--{name}" for name in names if getattr(self, name) != getattr(own, name)]
