@@ -46,7 +46,8 @@ class Audit:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what to do about evidence that was not shown, each thing once."""
-        return tuple(dict.fromkeys(f.says for f in self.ledger.values() if f.good is None and self.verdict.lines))
+        missing = [name for j in self.verdict.lines for name in j.missing if name in self.ledger]
+        return tuple(dict.fromkeys(self.ledger[name].says for name in missing))
 
     @property
     def exit(self) -> Exit:
