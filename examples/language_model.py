@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 examples/language_model.py out/words [gloo|nccl]
     genlock replay out/words
 
-The model knows nothing of Genlock. What serving it takes is below the line, in `mine` and `converse`. A chunk is a few
+The model knows nothing of Genlock. What serving it takes is below the line, in `build` and `converse`. A chunk is a few
 tokens: `conditioning_embeds` is the prompt, which rank0 alone can read; `latents` the noise of sampling, so that no
 rank draws random numbers; a step is a token; `current_start_frame` counts tokens in the cache. Its weights are random,
 and so is what it says.
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from genlock.impl.chunk.parity import Posture
-from genlock.impl.rank.serve import Driver, Mine, plain, serve
+from genlock.impl.rank.serve import Driver, RankModel, chunk_fields, serve
 from torch import Tensor, nn
 
 WIDTH, HEADS, LAYERS, BYTES, NEAR = 96, 6, 3, 256, 32
@@ -89,7 +89,7 @@ class LanguageModel(nn.Module):
 # ── all that serving it takes ───────────────────────────────────────────────────────────────────────
 
 
-def mine(group: dist.ProcessGroup, device: torch.device) -> Mine:
+def build(group: dist.ProcessGroup, device: torch.device) -> RankModel:
     torch.set_default_device(device)
     model = LanguageModel(group).requires_grad_(False)
 
@@ -108,18 +108,20 @@ def mine(group: dist.ProcessGroup, device: torch.device) -> Mine:
         dtype="float32", attention_backend="math", kv_bias_backend="math", compile="off", recompute_schedule="never"
     )
     shard, replica = dict(model.layers.named_parameters()), {"table": model.table}
-    return Mine(chunk=chunk, indices=model.indices, posture=posture, shard=shard, replica=replica)
+    return RankModel(chunk=chunk, indices=model.indices, posture=posture, shard=shard, replica=replica)
 
 
 def converse(driver: Driver) -> None:
     encode, steps, tokens = nn.Embedding(BYTES, WIDTH, dtype=torch.bfloat16).requires_grad_(False), torch.arange(8), 0
-    driver.warm_up(plain(torch.zeros(1, 8, BYTES).bfloat16(), steps, encode(torch.zeros(1, 4).long()), 0, updated=True))
+    driver.warm_up(
+        chunk_fields(torch.zeros(1, 8, BYTES).bfloat16(), steps, encode(torch.zeros(1, 4).long()), 0, updated=True)
+    )
     for prompt, new in ((prompt, new) for prompt in PROMPTS for new in (True, False)):
         ids, noise = torch.tensor([list(prompt.encode())]), -torch.empty(1, 8, BYTES).exponential_().log()
-        said = driver.chunk(plain(noise.bfloat16(), steps, encode(ids), tokens, updated=new))
+        said = driver.chunk(chunk_fields(noise.bfloat16(), steps, encode(ids), tokens, updated=new))
         print(prompt if new else "", bytes(said.tolist()), flush=True)
         tokens += len(steps) + (ids.shape[1] - 1 if new else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(serve(mine, converse, out=sys.argv[1], backend="".join(sys.argv[2:3]) or "gloo"))
+    sys.exit(serve(build, converse, out=sys.argv[1], backend="".join(sys.argv[2:3]) or "gloo"))

@@ -115,7 +115,7 @@ def _own(traces: Sequence[Trace]) -> Iterator[Slice]:
                     entered = unnamed.get((event.group, event.sequence, event.op), -1)
                 if entered in open_ends:
                     yield _slice(trace, open_ends.pop(entered), event.time_ns, shift)
-            else:
+            elif event.edge == "step":
                 yield Slice(trace.rank, event.transition, last + shift, last + shift, None, {"state": event.state})
         for event in open_ends.values():
             yield _slice(trace, event, last, shift)
@@ -124,6 +124,8 @@ def _own(traces: Sequence[Trace]) -> Iterator[Slice]:
 def _slice(trace: Trace, event: Event, end: int, shift: int) -> Slice:
     about = {"group": event.group, "sequence": event.sequence, "op": event.op, "phase": event.phase}
     about |= {"chunk": event.chunk, "call": event.call}
+    if event.site is not None:
+        about["at"] = trace.place(event)
     name = event.transition or str(event.op)
     peer = -1 if event.peer is None else event.peer
     key = _key(trace.rank, event.group, event.sequence, event.op, peer, event.tag or 0)

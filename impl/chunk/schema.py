@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 import torch
 
-from ...errors import ContractViolation
+from ...errors import Code, ContractViolation
 from ...model.protocols.tp_values import Action
 from .digest import dtype_name
 
@@ -253,15 +253,33 @@ def decode(data: bytes) -> Meta:
     try:
         meta = msgspec.msgpack.decode(data, type=Meta)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ContractViolation(f"not meta of schema v{TP_ENVELOPE_VERSION}: {shown(error)}", where="meta") from error
+        text, field = f"not meta of schema v{TP_ENVELOPE_VERSION}: {shown(error)}", _field_of(data)
+        raise ContractViolation(text, where="meta", code=Code.MESSAGE, field=field) from error
     if encode(meta) != data:
-        raise ContractViolation("the bytes are not in canonical form", where="meta")
+        raise ContractViolation("the bytes are not in canonical form", where="meta", code=Code.MESSAGE, field="meta")
     return meta
 
 
-def violation(problem: Problem, where: str) -> ContractViolation:
-    """A problem as the error that poisons a rank."""
-    return ContractViolation(f"`{problem.field}` = {shown(problem.value)}: {problem.text}", where=where, do=problem.do)
+def _field_of(data: bytes) -> str:
+    """Return the first field of meta that the bytes lack or have of another type; `meta` where they are no mapping."""
+    try:
+        raw = msgspec.msgpack.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return "meta"
+    if not isinstance(raw, dict):
+        return "meta"
+    for field in msgspec.structs.fields(Meta):
+        try:
+            msgspec.convert(raw[field.name], field.type)
+        except (KeyError, msgspec.ValidationError):
+            return path(field.name)
+    return "meta"
+
+
+def violation(problem: Problem, where: str, code: Code = Code.RULE) -> ContractViolation:
+    """Return a problem as the error that poisons a rank."""
+    text = f"`{problem.field}` = {shown(problem.value)}: {problem.text}"
+    return ContractViolation(text, where=where, do=problem.do, code=code, field=problem.field)
 
 
 def version_problem(field: str, theirs: int, ours: int) -> Problem:

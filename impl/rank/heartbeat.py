@@ -131,7 +131,7 @@ class Beat:
         finally:
             self.leave()
 
-    def issue(self, operation: object) -> Callable[[str | None], None]:
+    def issue(self, operation: object) -> Callable[[object], None]:
         """As a watcher of the interceptor: every collective of this process is waited in, until all have completed."""
         with self._lock:
             self._pending += 1
@@ -140,7 +140,7 @@ class Beat:
             self._write()
         return self._complete
 
-    def _complete(self, outcome: str | None) -> None:
+    def _complete(self, outcome: object) -> None:
         with self._lock:
             self._pending -= 1
             if not self._pending:

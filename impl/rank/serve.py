@@ -1,12 +1,12 @@
 """Serves your own generator and pipeline, given as plain callables, on ranks that torchrun starts on any nodes.
 
-    def build(group, device) -> Mine: ...        # on every rank: your model, sharded over `group`
+    def build(group, device) -> RankModel: ...        # on every rank: your model, sharded over `group`
     def application(driver: Driver) -> None: ... # on rank0 alone: your pipeline
     sys.exit(serve(build, application, out="traces"))
 
-Every rank is held to the tables, fenced, and recorded; examples/language_model.py is a whole one. Warm up with
+Every rank is held to the tables, guarded, and recorded; examples/language_model.py is a whole one. Warm up with
 `Driver.warm_up`: a generator that is called past it finds its first collective refused, since no peer would answer.
-Left out: phases A and C of a video (`pipeline`), and faults to inject (`rank`).
+Left out: phases A and C of a video (`video.pipeline`), and faults to inject (`jobs.rank_main`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...errors import ContractViolation, UsageError
+from ...errors import Code, ContractViolation, UsageError
 from ...model.protocols.tp_v1_1 import TP_V1_1
 from ..chunk import digest, parity
 from ..chunk.schema import TP_ENVELOPE_VERSION, TP_PLAN, Mode
 from ..chunk.weight_check import WeightCheck, fingerprint
-from .collective_guard import Inside
+from .collective_guard import CallLimits
 from .parent_death import die_with_parent
-from .rank_runtime import Seat, say
+from .rank_runtime import RankRuntime, say
 from .roles import Rank0, Settings
 
 Fields = Mapping[str, Any]
@@ -36,7 +36,7 @@ PhaseB = Callable[[Fields], Generator[None, None, Tensor]]
 
 
 class Indices(NamedTuple):
-    """Where a rank's cache stands, in frames (or tokens, or whatever your clock counts); equal on all ranks."""
+    """Says where a rank's cache stands, in frames (or tokens, or whatever your clock counts); equal on all ranks."""
 
     start_frame: int
     global_end_index: int
@@ -44,8 +44,8 @@ class Indices(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mine:
-    """What every rank brings.
+class RankModel:
+    """Brings a rank's model: its generator, weights, and what they resolved to.
 
     `chunk` is phase B as a Python generator. It is given the envelope's fields by their names, does one generator
     call up to each `yield`, as many as the plan has, and returns the output. `indices` is asked after each chunk.
@@ -58,40 +58,42 @@ class Mine:
     posture: parity.Posture
     shard: Mapping[str, Tensor]
     replica: Mapping[str, Tensor] = field(default_factory=dict)
-    calls: Inside = field(default_factory=Inside)
+    calls: CallLimits = field(default_factory=CallLimits)
 
 
-Build = Callable[[dist.ProcessGroup, torch.device], Mine]
+Build = Callable[[dist.ProcessGroup, torch.device], RankModel]
 
 
 class Driver:
-    """What rank0's application does to the job. Every call involves all ranks; make them from the main thread."""
+    """Drives the job from rank0's application. Every call involves all ranks; make them from the main thread."""
 
-    def __init__(self, seat: Seat, rank0: Rank0) -> None:
-        self._seat, self._rank0 = seat, rank0
+    def __init__(self, runtime: RankRuntime, rank0: Rank0) -> None:
+        self._runtime, self._rank0 = runtime, rank0
 
     @property
     def draining(self) -> bool:
-        """Whether a signal asks to finish: return from the application then."""
-        return self._seat.drain.requested.is_set()
+        """True once a signal asks to finish: return from the application then."""
+        return self._runtime.drain.requested.is_set()
 
     def chunk(self, fields: Fields) -> Tensor:
-        """One chunk through all ranks; `fields` as `plain` makes them. Returns the generator's output.
+        """Run one chunk through all ranks; `fields` as `chunk_fields` makes them. Returns the generator's output.
 
         Raises Refused, with nothing sent and nothing changed, where the fields break a rule: the next chunk is as
         free as if this one had never been asked for.
         """
-        return self._seat.run(self._rank0.chunk(fields))
+        return self._runtime.run(self._rank0.chunk(fields))
 
     def warm_up(self, fields: Fields) -> None:
-        """A chunk whose output nobody wants, for compilers and kernels to settle. The next one begins with a hard cut,
-        so that nothing of it is left."""
+        """Run a chunk whose output nobody wants, for compilers and kernels to settle.
+
+        The next one begins with a hard cut, so that nothing of it is left.
+        """
         self.chunk({**fields, "init_cache": True, "tp_reset_kv_cache": True})
-        self._seat.run(self._rank0.hard_cut())
+        self._runtime.run(self._rank0.hard_cut())
 
     def heartbeat(self) -> None:
         """Tell the workers that there is nothing to do for now."""
-        self._seat.run(self._rank0.heartbeat())
+        self._runtime.run(self._rank0.heartbeat())
 
 
 def serve(
@@ -104,43 +106,43 @@ def serve(
     digests: digest.Policy | None = None,
     deadlines: Mapping[str, float] | None = None,
 ) -> int:
-    """Take this rank's seat, to the end of the job; returns the exit status.
+    """Run this rank to the end of the job; returns the exit status.
 
     `out` is where the rank's trace goes; `deadlines` are seconds by phase (`scenario.DEADLINES`). Whatever goes wrong
     ends the process with a status of `errors.Exit`, and one line on stderr.
     """
     die_with_parent()
     try:
-        seat = Seat(os.environ.get("TORCHELASTIC_RUN_ID", "served"), Path(out), backend, deadlines or {})
+        runtime = RankRuntime(os.environ.get("TORCHELASTIC_RUN_ID", "served"), Path(out), backend, deadlines or {})
     except UsageError as error:
         say(str(error))
         return error.exit
 
     def work() -> None:
-        mine = build(seat.connect().groups["device"], seat.device)
-        facts = parity.own_facts(TP_V1_1, seat.world, {**mine.posture.facts, "backend": backend})
-        weights = {**mine.shard, **mine.replica}
+        model = build(runtime.connect().groups["device"], runtime.device)
+        facts = parity.own_facts(TP_V1_1, runtime.world, {**model.posture.facts, "backend": backend})
+        weights = {**model.shard, **model.replica}
         settings = Settings(
             facts,
             mode,
-            seat.device,
+            runtime.device,
             digests or digest.Policy(),
-            lambda: parity.Fingerprint(fingerprint(mine.shard), fingerprint(mine.replica)),
+            lambda: parity.Fingerprint(fingerprint(model.shard), fingerprint(model.replica)),
             WeightCheck(weights).damage,
         )
-        generator = seat.fenced(_Served(mine), mine.calls)
-        if seat.rank:
-            seat.serve(settings, generator)
+        generator = runtime.guarded(_Served(model), model.calls)
+        if runtime.rank:
+            runtime.serve(settings, generator)
             return
-        rank0 = Rank0(seat.monitor, settings, generator)
-        seat.run(rank0.startup())
-        application(Driver(seat, rank0))
-        seat.run(rank0.shutdown("drain" if seat.drain.requested.is_set() else "shutdown"))
+        rank0 = Rank0(runtime.monitor, settings, generator)
+        runtime.run(rank0.startup())
+        application(Driver(runtime, rank0))
+        runtime.run(rank0.shutdown("drain" if runtime.drain.requested.is_set() else "shutdown"))
 
-    return seat.hold(work)
+    return runtime.hold(work)
 
 
-def plain(
+def chunk_fields(
     latents: Tensor,
     steps: Tensor,
     conditioning: Tensor,
@@ -151,7 +153,7 @@ def plain(
     context: Tensor | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    """A chunk's fields, with the usual values for all that is not named; `others` are fields by their own names.
+    """Return a chunk's fields, with the usual values for all that is not named; `others` are fields by their own names.
 
     `latents`, `conditioning` and `context` are bf16 or fp16, `steps` int64[n]: one generator call each. `updated`
     says that the conditioning is new; a `context` asks for a recompute, which is one more call.
@@ -181,20 +183,20 @@ def plain(
 
 
 class _Served:
-    """A user's generator as a role wants it."""
+    """Adapts a user's generator to what a role wants."""
 
-    def __init__(self, mine: Mine) -> None:
-        self._mine = mine
+    def __init__(self, model: RankModel) -> None:
+        self._model = model
 
     def chunk(self, fields: Fields) -> _Run:
-        return _Run(self._mine.chunk(fields), fields["tp_expected_generator_calls"])
+        return _Run(self._model.chunk(fields), fields["tp_expected_generator_calls"])
 
     def scalars(self) -> Indices:
-        return Indices(*self._mine.indices())
+        return Indices(*self._model.indices())
 
 
 class _Run:
-    """Phase B as a Python generator, held to the number of calls that the plan has."""
+    """Runs phase B as a Python generator, held to the number of calls that the plan has."""
 
     def __init__(self, steps: Generator[None, None, Tensor], planned: int) -> None:
         self._steps, self._made = steps, 0
@@ -223,4 +225,5 @@ class _Run:
             f"`chunk` {text} generator calls, but the plan has {len(self.calls)}",
             where="phase B",
             do="yield once after each call",
+            code=Code.CALLS,
         )

@@ -1,12 +1,12 @@
-"""Memory that all ranks of a job have in common, where all are on one host: a large broadcast goes through it.
+"""Shares memory among all ranks of a job, where all are on one host: a large broadcast goes through it.
 
 gloo takes bytes from one process to another of the same host through sockets, which copies them twice for each peer,
 in the kernel. Here the root copies them once, and broadcasts a token that says that they are there; each of the others
 copies them out. The token travels as the bytes would have: whoever waits for it waits in the same collective.
 
 The memory has no name in any file system, and is gone when the last process that has it is. Left out: when the root
-may write again. In the protocol it has heard by then from every rank that it is done with the last payload; where
-one is not, it is told so (`take`).
+may write again. In the protocol it has heard by then from every rank that it is done with the last payload; a rank that
+is not raises (`take`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import struct
 import torch
 import torch.distributed as dist
 
-from ...errors import ContractViolation, GenlockError
+from ...errors import Code, ContractViolation, GenlockError
 from ..chunk.schema import MAX_PAYLOAD_BYTES
 
 LARGE = 256 * 1024
-"""Bytes from which on the memory is used: below that, sockets are as fast."""
+"""The memory is used from so many bytes on: below that, sockets are as fast."""
 _AHEAD = mmap.PAGESIZE
-"""Bytes before those of a broadcast: which broadcast it is, or at first a secret by which the memory is known."""
+"""So many bytes come before those of a broadcast: which broadcast it is, or at first a secret by which the memory is known."""
 _NUMBER, _TOKEN = struct.Struct("<q"), struct.Struct("<qq")
 TOKEN = _TOKEN.size
-"""Bytes of a token: the broadcast's number and its size."""
+"""Size of a token in bytes: the broadcast's number and its size."""
 
 
-class Commons:
-    """The memory, as one rank has it."""
+class SharedMemory:
+    """Holds the memory, as one rank has it."""
 
     def __init__(self, file: int, memory: mmap.mmap) -> None:
         self._file, self._memory = file, memory
@@ -40,7 +40,7 @@ class Commons:
         self._number, self._reserved = 0, 0
 
     @classmethod
-    def of(cls, control: dist.ProcessGroup) -> Commons | None:
+    def of(cls, control: dist.ProcessGroup) -> SharedMemory | None:
         """Make it, on all ranks at once, of whom `control` is a group; None on all of them where one cannot have it."""
         own = _make() if control.rank() == 0 else None
         place = torch.zeros(4, dtype=torch.int64)
@@ -70,7 +70,7 @@ class Commons:
         return tensor.is_cpu and LARGE <= tensor.nbytes <= MAX_PAYLOAD_BYTES
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The root's part before the broadcast; returns the token. Raises GenlockError where the host has no memory."""
+        """Do the root's part before the broadcast; returns the token. Raises GenlockError where the host has no memory."""
         size = tensor.nbytes
         if size > self._reserved:
             try:
@@ -85,15 +85,16 @@ class Commons:
         return torch.frombuffer(bytearray(_TOKEN.pack(self._number, size)), dtype=torch.uint8)
 
     def take(self, token: torch.Tensor, into: torch.Tensor, where: str) -> None:
-        """The others' part after it. Raises ContractViolation where the root sent another size, or did not wait."""
+        """Do the others' part after it. Raises ContractViolation where the root sent another size, or did not wait."""
         number, size = _TOKEN.unpack(bytes(token.tolist()))
         if size != into.nbytes:
-            raise ContractViolation(f"{size} bytes instead of {into.nbytes}", where=where)
+            text = f"{size} bytes instead of {into.nbytes}"
+            raise ContractViolation(text, where=where, code=Code.MESSAGE, field="payload")
         _plain(into).copy_(self._bytes[_AHEAD : _AHEAD + size])
         (now,) = _NUMBER.unpack_from(self._memory)
         if now != number:
             text = f"broadcast {now} was written before this rank had taken broadcast {number}: the root did not wait"
-            raise ContractViolation(text, where=where)
+            raise ContractViolation(text, where=where, code=Code.MESSAGE, field="payload")
 
 
 def _make() -> tuple[int, mmap.mmap] | None:
@@ -111,7 +112,7 @@ def _make() -> tuple[int, mmap.mmap] | None:
 
 
 def _open(pid: int, number: int, secret: int) -> tuple[int, mmap.mmap] | None:
-    """The memory of rank0; None where that is not to be had, as on another host or in another container."""
+    """Open the memory of rank0; None where that is not to be had, as on another host or in another container."""
     try:
         file = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from genlock.impl.rank.parent_death import die_with_parent
-from genlock.impl.rank.serve import Driver, Mine, serve
+from genlock.impl.rank.serve import Driver, RankModel, serve
 from repository import ROOT
 
 _spec = importlib.util.spec_from_file_location("language_model", ROOT / "examples" / "language_model.py")
@@ -30,12 +30,12 @@ example: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(example)
 WAYS = ("weight", "past")
 RANKS = 2
-made: list[Mine] = []
+made: list[RankModel] = []
 how = ""
 
 
-def mine(group: Any, device: torch.device) -> Mine:
-    whole: Mine = example.mine(group, device)
+def mine(group: Any, device: torch.device) -> RankModel:
+    whole: RankModel = example.build(group, device)
     made.append(whole)
 
     def chunk(fields: Any) -> Generator[None, None, torch.Tensor]:

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from genlock.traces import recorder
 from genlock.traces.format import NUMBER, Dropped, Event, Group, name_of, read
-from genlock.traces.recorder import Kind, Recorder
+from genlock.traces.recorder import OperationRecorder, Recorder
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from simulated import header
 
-NATIVE = recorder.Straight
+NATIVE = recorder.FastOperationRecorder
 needs_native = pytest.mark.skipif(
     NATIVE is None, reason="traces/_fast_recorder.c was not built: it takes a C compiler and Python's headers"
 )
@@ -32,12 +32,14 @@ needs_native = pytest.mark.skipif(
 def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Either part writes."""
     if not request.param:
-        monkeypatch.setattr(recorder, "Straight", None)
+        monkeypatch.setattr(recorder, "FastOperationRecorder", None)
 
 
-def barrier(writer: Recorder, sequence: Iterator[int], failed: Callable[[Exception], None], group: str = "%d") -> Kind:
+def barrier(
+    writer: Recorder, sequence: Iterator[int], failed: Callable[[Exception], None], group: str = "%d"
+) -> OperationRecorder:
     enter = Event(NUMBER, NUMBER, "", "enter", "", "", group=group, sequence=NUMBER, op="barrier")
-    return writer.kind(enter, replace(enter, edge="exit", entered=NUMBER), sequence, failed)
+    return writer.operation(enter, replace(enter, edge="exit", entered=NUMBER), sequence, failed)
 
 
 def never(error: Exception) -> None:
@@ -63,7 +65,7 @@ def test_both_write_the_same(
     written = []
     for straight in (NATIVE, None):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(recorder, "Straight", straight)
+            patch.setattr(recorder, "FastOperationRecorder", straight)
             writer = Recorder(tmp_path_factory.mktemp("traces"), header(0))
             kind = barrier(writer, count(first), never, name)
             writer.group(Group("first", (0,)))
@@ -125,7 +127,7 @@ def test_what_cannot_be_a_line_is_refused(tmp_path: Path) -> None:
     writer = Recorder(tmp_path, header(0))
     enter = Event(NUMBER, 0, "", "enter", "", "", group="g", sequence=NUMBER, op="barrier")
     with pytest.raises(ValueError, match="3 numbers"):
-        writer.kind(enter, enter, count(1), never)
+        writer.operation(enter, enter, count(1), never)
 
 
 @pytest.mark.usefixtures("part")

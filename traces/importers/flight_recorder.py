@@ -17,6 +17,8 @@ Left out: anything but what `collectives` holds (thread names, time-outs, versio
 
 from __future__ import annotations
 
+import codecs
+import json
 import marshal
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -82,9 +84,24 @@ def decode_json(path: Path, data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if "truncated" in str(error):
+        if _ends_early(data):
             raise CutFile("the JSON ends in the middle", where=str(path)) from None
         raise _bad(path, f"malformed JSON ({error})") from None
+
+
+_BEGUN = re.compile(r'\s*|"(?:[^"\\]|\\.)*\\?|-|t(?:r|ru)?|f(?:a|al|als)?|n(?:u|ul)?', re.DOTALL)
+"""Matches the rest of a text in which a JSON value has begun, or none, and nothing is wrong so far."""
+
+
+def _ends_early(data: bytes) -> bool:
+    """Return True for the beginning of a JSON text of which more would be needed."""
+    try:
+        json.loads(codecs.getincrementaldecoder("utf-8")().decode(data))
+    except json.JSONDecodeError as error:
+        return _BEGUN.fullmatch(error.doc, error.pos) is not None
+    except (UnicodeDecodeError, RecursionError):
+        return False
+    return False
 
 
 def read_pickle(path: Path, data: bytes, interned: Interned) -> RankRecord:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from genlock.errors import ContractViolation, Exit
 from genlock.impl import scenario
-from genlock.impl.rank.collective_guard import Fence, Fenced, Inside
+from genlock.impl.rank.collective_guard import CollectiveGuard, GuardedGenerator, CallLimits
 from genlock.impl.rank.monitor import Monitor
 from genlock.impl.rank.roles import Run
 from genlock.impl.recording import c10d_intercept
@@ -54,9 +54,9 @@ def video(inner: Callable[[], None] = lambda: None) -> Generator:
     return Generator(tiny(), Comm())
 
 
-def chunk(generator: Generator, fence: Fence) -> Run:
+def chunk(generator: Generator, fence: CollectiveGuard) -> Run:
     frames = (1, tiny().chunk_frames, tiny().latent_channels, 4, 4)
-    return Fenced(generator, fence).chunk(
+    return GuardedGenerator(generator, fence).chunk(
         {
             "cache_epoch": 1,
             "current_start_frame": 0,
@@ -74,10 +74,12 @@ def chunk(generator: Generator, fence: Fence) -> Run:
     )
 
 
-def run_call(inner: Callable[[], None] = lambda: None, plan: Inside = Inside(), **given: Any) -> Fence:  # noqa: B008
+def run_call(
+    inner: Callable[[], None] = lambda: None, plan: CallLimits = CallLimits(), **given: Any
+) -> CollectiveGuard:  # noqa: B008
     """One generator call behind a fence."""
     world: Any = dist.group.WORLD
-    fence = Fence(generating(), {c10d_intercept.group_of(world).name: "device"}, {"generate": plan}, **given)
+    fence = CollectiveGuard(generating(), {c10d_intercept.group_of(world).name: "device"}, {"generate": plan}, **given)
     generator = video(inner)
     with watching(fence):
         chunk(generator, fence).calls[0]()
@@ -88,7 +90,7 @@ def run_call(inner: Callable[[], None] = lambda: None, plan: Inside = Inside(), 
 @pytest.mark.usefixtures("alone")
 def test_fence_counts_and_hashes_what_a_generator_does() -> None:
     """It agrees with the generator's own ledger, so that no other ledger is needed."""
-    count, sequence = run_call(plan=Inside(count=ALL_REDUCES_PER_BLOCK * tiny().blocks)).counted()
+    count, sequence = run_call(plan=CallLimits(count=ALL_REDUCES_PER_BLOCK * tiny().blocks)).counted()
     assert (count, sequence != 0) == (ALL_REDUCES_PER_BLOCK * tiny().blocks, True)
 
 
@@ -128,15 +130,15 @@ def swallowed_sum() -> None:
 @pytest.mark.parametrize(
     ("inner", "plan", "says"),
     [
-        (swallowed, Inside(), "all_reduce on group device is due"),
-        (in_a_thread, Inside(), "by thread heartbeat .* only MainThread may"),
-        (lambda: dist.all_reduce(torch.ones(5)), Inside(count=8), "the plan has 8 in a call"),
-        (lambda: None, Inside(count=9), "8 collectives were issued, but the plan has 9"),
-        (lambda: dist.all_reduce(torch.ones(5).long()), Inside(dtypes=frozenset({"float32"})), "has float32"),
-        (lambda: dist.all_reduce(torch.ones(10**5)), Inside(numel=10**4), "the plan has 10000 elements at most"),
+        (swallowed, CallLimits(), "all_reduce on group device is due"),
+        (in_a_thread, CallLimits(), "by thread heartbeat .* only MainThread may"),
+        (lambda: dist.all_reduce(torch.ones(5)), CallLimits(count=8), "the plan has 8 in a call"),
+        (lambda: None, CallLimits(count=9), "8 collectives were issued, but the plan has 9"),
+        (lambda: dist.all_reduce(torch.ones(5).long()), CallLimits(dtypes=frozenset({"float32"})), "has float32"),
+        (lambda: dist.all_reduce(torch.ones(10**5)), CallLimits(numel=10**4), "the plan has 10000 elements at most"),
     ],
 )
-def test_generator_call_outside_its_plan_ends_the_run(inner: Callable[[], None], plan: Inside, says: str) -> None:
+def test_generator_call_outside_its_plan_ends_the_run(inner: Callable[[], None], plan: CallLimits, says: str) -> None:
     with pytest.raises(ContractViolation, match=says):
         run_call(inner, plan)
 
@@ -149,7 +151,7 @@ def test_other_errors_of_a_call_stay_what_they_are() -> None:
         raise dist.DistBackendError("connection closed by peer")
 
     with pytest.raises(dist.DistBackendError):
-        run_call(lost, Inside(count=8))
+        run_call(lost, CallLimits(count=8))
 
 
 def test_om_06_a_broadcast_in_a_block_dies_on_its_own_rank(tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_om_06_a_broadcast_in_a_block_dies_on_its_own_rank(tmp_path: Path) -> No
 
 
 def test_nothing_is_due_between_two_moves() -> None:
-    fence = Fence(Monitor(TP_V1_1.role(1), 1), NAMES, {})
+    fence = CollectiveGuard(Monitor(TP_V1_1.role(1), 1), NAMES, {})
     with pytest.raises(ContractViolation, match="no collective is due"):
         fence.issue(operation(Kind.ALL_REDUCE, "device"))
 
@@ -202,7 +204,7 @@ def test_fence_lets_through_what_is_due_and_no_more(tried: list[Operation], call
     if not call:
         monitor.state = "AWAIT_HEADER"
         monitor.enter("receive_header")
-    fence = Fence(monitor, NAMES, {"generate": Inside()})
+    fence = CollectiveGuard(monitor, NAMES, {"generate": CallLimits()})
     due = GENERATE if call else HEADER
     passed = []
     for one in tried:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from genlock.conformance.protocol.diagnose import diagnose
 from genlock.errors import ContractViolation, Exit
-from genlock.impl.rank.serve import _Run, plain, serve
+from genlock.impl.rank.serve import _Run, chunk_fields, serve
 from genlock.traces.format import Trace, find, read
 from repository import ROOT, SUPPORT
 from torch import Tensor
@@ -162,7 +162,7 @@ def test_plain_fields_pass_preflight() -> None:
 
     half = torch.zeros(1, 2, dtype=torch.bfloat16)
     for context in (None, half):
-        fields = plain(half, torch.arange(3), half, 0, hard_cut=True, updated=True, context=context, base_seed=7)
+        fields = chunk_fields(half, torch.arange(3), half, 0, hard_cut=True, updated=True, context=context, base_seed=7)
         checked = preflight.check_schema(fields, Ids(1, 1, 1, 0), Committed(), Mode.BRING_UP)
         assert checked.fields["tp_expected_generator_calls"] == 3 + (context is not None)
 

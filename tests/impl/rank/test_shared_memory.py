@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from genlock.errors import GenlockError
-from genlock.impl.rank.shared_memory import LARGE, Commons, _make
+from genlock.impl.rank.shared_memory import LARGE, SharedMemory, _make
 from repository import SUPPORT
 from shared_memory_ranks import JOBS, SIZES
 
@@ -55,7 +55,7 @@ def test_another_size_is_named(jobs: dict[str, Found]) -> None:
 def test_a_host_without_memory_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     made = _make()
     assert made is not None
-    memory, payload = Commons(*made), torch.zeros(LARGE, dtype=torch.uint8)
+    memory, payload = SharedMemory(*made), torch.zeros(LARGE, dtype=torch.uint8)
 
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

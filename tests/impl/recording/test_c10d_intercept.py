@@ -19,7 +19,7 @@ import torch.distributed as dist
 from genlock.errors import ContractViolation, UsageError
 from genlock.impl.recording import c10d_intercept, torch_compat
 from genlock.impl.recording.c10d_intercept import Operation, watching
-from genlock.impl.recording.command import Recording
+from genlock.impl.recording.command import RecordingSettings
 from genlock.impl.recording.session import Session
 from genlock.traces import recorder
 from genlock.traces.format import name_of, read
@@ -155,7 +155,7 @@ MISSING = set() if hasattr(dist.ProcessGroup, "all_gather_single") else {"all_ga
 
 def test_torch_that_lacks_a_private_name_is_told_which_was_tried() -> None:
     with pytest.raises(UsageError, match=rf"has no torch\._C\.nowhere\.to_be_found; use torch {torch_compat.TRIED[0]}"):
-        torch_compat.found("_C.nowhere.to_be_found")
+        torch_compat.lookup("_C.nowhere.to_be_found")
 
 
 def test_no_operator_of_this_torch_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_watcher_told_before_a_refusal_is_told_of_it() -> None:
     told: list[str | None] = []
 
     class First:
-        def issue(self, operation: Operation) -> c10d_intercept.Leave:
+        def issue(self, operation: Operation) -> c10d_intercept.OnComplete:
             return told.append
 
     class Then:
@@ -223,7 +223,7 @@ class Told:
     def __init__(self) -> None:
         self.all: list[tuple[Operation, str | None, str | None]] = []
 
-    def issue(self, operation: Operation) -> c10d_intercept.Leave:
+    def issue(self, operation: Operation) -> c10d_intercept.OnComplete:
         site = c10d_intercept.site(c10d_intercept.caller())
         return lambda outcome: self.all.append((operation, site, outcome))
 
@@ -271,14 +271,14 @@ def waited() -> None:
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each operation that torch's own function issues: whether it went the short way."""
     went = list[bool]()
-    may_go = c10d_intercept._Interception._may_go
+    may_go = c10d_intercept._Interception._takes_fast_path
 
     def noted(self: Any, *given: Any) -> Any:
         known = may_go(self, *given)
         went.append(known is not None)
         return known
 
-    monkeypatch.setattr(c10d_intercept._Interception, "_may_go", noted)
+    monkeypatch.setattr(c10d_intercept._Interception, "_takes_fast_path", noted)
     return went
 
 
@@ -288,7 +288,7 @@ def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch
     with watching(short):
         waited()
     assert ways == [True] * 4
-    monkeypatch.setattr(c10d_intercept._Interception, "_may_go", lambda self, *given: None)
+    monkeypatch.setattr(c10d_intercept._Interception, "_takes_fast_path", lambda self, *given: None)
     with watching(long):
         waited()
     assert short.all == long.all
@@ -332,10 +332,10 @@ def test_who_says_whom_to_tell_is_asked_once_of_an_operation_and_a_place(monkeyp
         thread.join()
         assert asked_and_told() == (5, 8)
         assert keeping.asked[-1].thread == "other"
-        monkeypatch.setattr(c10d_intercept, "MAX_TOLD", 3)
+        monkeypatch.setattr(c10d_intercept, "MAX_OBSERVERS", 3)
         for again in range(2):
             dist.all_reduce(one)
-            c10d_intercept.forget()
+            c10d_intercept.forget_observers()
             assert asked_and_told() == (6 + again, 9 + again)
     assert len(keeping.all) == 10
 
@@ -368,7 +368,7 @@ def test_what_nobody_waits_for_is_told_when_somebody_does_after_all() -> None:
         assert [(o.op, outcome) for o, _, outcome in told.all] == [("all_reduce", None)] * 3
         world.allreduce([torch.ones(1)], options())
     assert not c10d_intercept._interception._newest
-    assert not c10d_intercept._interception._leaves
+    assert not c10d_intercept._interception._unwaited
 
 
 @pytest.mark.usefixtures("alone")
@@ -395,7 +395,7 @@ def test_what_is_issued_was_written_before(tmp_path: Path, monkeypatch: pytest.M
         return to_backend(*given)
 
     monkeypatch.setattr(c10d_intercept._Gloo, "allreduce", allreduce)
-    session = Session(Recording("r", str(tmp_path)))
+    session = Session(RecordingSettings("r", str(tmp_path)))
     with watching(session):
         for _ in range(2):
             dist.all_reduce(torch.ones(1))
@@ -487,8 +487,8 @@ def test_a_recorder_that_fails_says_so_once_and_the_program_goes_on(
         raise ValueError("no")
 
     if not native:
-        monkeypatch.setattr(recorder, "Straight", None)
-    session = Session(Recording("r", str(tmp_path)))
+        monkeypatch.setattr(recorder, "FastOperationRecorder", None)
+    session = Session(RecordingSettings("r", str(tmp_path)))
     session._counts.default_factory = broken
     with watching(session):
         for _ in range(3):
