@@ -197,7 +197,8 @@ def test_what_a_rank_says_after_dropped_events_still_counts(run: Path, tmp_path:
         at = next(n for n, line in enumerate(lines) if line.get("transition") == "accept_infer")
         lines[5 : at - 2] = [{"kind": "dropped", "index": 4, "count": at - 7}]
         rejects = next(line for line in lines if line.get("transition") == "accept_infer")
-        rejects.update(transition="reject_header", outcome="header: `call_id` = 1")
+        outcome = {"code": "rule_broken", "field": "call_id", "text": "header: `call_id` = 1"}
+        rejects.update(transition="reject_header", outcome=outcome)
 
     found = replayed(run, tmp_path, 1, drop)
     assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-10", (0, 1))

@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from genlock.errors import ContractViolation
 from genlock.impl.recording.c10d_intercept import OnComplete, Operation, caller, site, watching
+from genlock.traces.outcome import Outcome
 from torch.nn.parallel import DistributedDataParallel
 
 RANKS = 2
@@ -167,9 +168,13 @@ class Seen:
 
     def issue(self, operation: Operation) -> OnComplete:
         left: list[str | None] = []
+
+        def on_complete(outcome: Outcome | None) -> None:
+            left.append(None if outcome is None else outcome.text)
+
         facts = operation._asdict() | {"group": operation.group.name, "site": site(caller()), "left": left}
         self.operations.append(facts)
-        return left.append
+        return on_complete
 
 
 class Refusal:

@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from genlock.errors import ContractViolation, Exit
 from genlock.impl import scenario
+from genlock.impl.rank import collective_guard
 from genlock.impl.rank.collective_guard import CollectiveGuard, GuardedGenerator, CallLimits
 from genlock.impl.rank.monitor import Monitor
+from genlock.impl.rank.operations import BackendFailed
 from genlock.impl.rank.roles import Run
 from genlock.impl.recording import c10d_intercept
 from genlock.impl.recording.c10d_intercept import Operation, watching
@@ -24,6 +26,7 @@ from genlock.model.protocols.tp_v1_1 import GENERATE, HEADER, TP_V1_1
 from genlock.model.protocols.tp_values import Plan
 from genlock.model.tables import Kind, changed
 from genlock.traces.format import Group, read
+from genlock.traces.outcome import Code, Outcome
 from genlock.traces.recorder import Recorder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,7 +106,7 @@ def test_broadcast_in_a_block_is_refused_and_recorded(tmp_path: Path) -> None:
         assert word in str(caught.value)
     [event] = read(recorder.path).events
     assert (event.op, event.group, event.numel, event.edge) == ("broadcast", "device", 5, "enter")
-    assert event.outcome == "refused: all_reduce on group device is due"
+    assert event.outcome == Outcome(Code.COLLECTIVE, (1,), text="all_reduce on group device is due")
 
 
 def swallowed() -> None:
@@ -139,8 +142,9 @@ def swallowed_sum() -> None:
     ],
 )
 def test_generator_call_outside_its_plan_ends_the_run(inner: Callable[[], None], plan: CallLimits, says: str) -> None:
-    with pytest.raises(ContractViolation, match=says):
+    with pytest.raises(ContractViolation, match=says) as caught:
         run_call(inner, plan)
+    assert caught.value.code is (Code.THREAD if inner is in_a_thread else Code.COLLECTIVE)
 
 
 @pytest.mark.usefixtures("alone")
@@ -152,6 +156,58 @@ def test_other_errors_of_a_call_stay_what_they_are() -> None:
 
     with pytest.raises(dist.DistBackendError):
         run_call(lost, CallLimits(count=8))
+
+
+class Work:
+    """Of a backend that has lost a peer."""
+
+    def __init__(self, failed: bool) -> None:
+        self.failed = failed
+
+    def is_completed(self) -> bool:
+        return True
+
+    def is_success(self) -> bool:
+        return not self.failed
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("text", ["connection closed by peer", "nothing that anybody reads"])
+def test_what_the_backend_could_not_complete_is_known_by_its_work_not_by_a_text(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(work: Any) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(c10d_intercept, "_wait", lost)
+    with pytest.raises(BackendFailed) as caught:
+        run_call()
+    assert str(caught.value.__cause__) == text
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_error_of_the_generator_itself_is_no_lost_peer() -> None:
+    def broken() -> None:
+        raise RuntimeError("connection closed by peer")
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        run_call(broken)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_failed_work_that_nobody_waits_for_in_python_counts(failed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a compiled generator has them: what it raises comes out of C++."""
+    monkeypatch.setattr(collective_guard, "SETTLES", 0.02)
+
+    def broken() -> None:
+        c10d_intercept._interception._newest[0] = (Work(failed), lambda outcome: None)
+        guard._open += 1
+        raise RuntimeError("?")
+
+    guard = CollectiveGuard(generating(), {}, {"generate": CallLimits()})
+    with watching(guard), pytest.raises(BackendFailed if failed else RuntimeError):
+        chunk(video(broken), guard).calls[0]()
 
 
 def test_om_06_a_broadcast_in_a_block_dies_on_its_own_rank(tmp_path: Path) -> None:
@@ -166,7 +222,8 @@ def test_om_06_a_broadcast_in_a_block_dies_on_its_own_rank(tmp_path: Path) -> No
     for word in ("rank1 (worker) in GENERATING", "broadcast of 1 float32 on group device", "was refused before"):
         assert word in message
     refused = [e for e in ended.traces[1].events if not e.transition]
-    assert [(e.op, e.outcome) for e in refused] == [("broadcast", "refused: all_reduce on group device is due")]
+    outcome = Outcome(Code.COLLECTIVE, (1,), text="all_reduce on group device is due")
+    assert [(e.op, e.outcome) for e in refused] == [("broadcast", outcome)]
     found = ended.replayed()
     assert (found.verdict, found.culprits) == ("divergent", (1,))
 

@@ -23,6 +23,7 @@ from genlock.impl.recording.command import RecordingSettings
 from genlock.impl.recording.session import Session
 from genlock.traces import recorder
 from genlock.traces.format import name_of, read
+from genlock.traces.outcome import Code, Outcome
 from repository import ROOT, SUPPORT
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -199,7 +200,7 @@ def c10d_wait() -> object:
 
 @pytest.mark.usefixtures("alone")
 def test_watcher_told_before_a_refusal_is_told_of_it() -> None:
-    told: list[str | None] = []
+    told: list[Outcome | None] = []
 
     class First:
         def issue(self, operation: Operation) -> c10d_intercept.OnComplete:
@@ -211,38 +212,38 @@ def test_watcher_told_before_a_refusal_is_told_of_it() -> None:
 
     with watching(First()), watching(Then()), pytest.raises(ContractViolation):
         dist.all_reduce(torch.ones(1))
-    assert told == ["ContractViolation: no"]
+    assert told == [Outcome(Code.CONTRACT, text="no")]
 
 
 # ── the short way ───────────────────────────────────────────────────────────────────────────────────────
 
 
-class Told:
-    """What is issued, and how it ended."""
+class Noting:
+    """Notes what is issued, and how it ended."""
 
     def __init__(self) -> None:
-        self.all: list[tuple[Operation, str | None, str | None]] = []
+        self.all: list[tuple[Operation, str | None, Outcome | None]] = []
 
     def issue(self, operation: Operation) -> c10d_intercept.OnComplete:
         site = c10d_intercept.site(c10d_intercept.caller())
         return lambda outcome: self.all.append((operation, site, outcome))
 
 
-class Keeping(Told):
-    """Says once whom to tell."""
+class Keeping(Noting):
+    """Has an observer for each operation and place."""
 
     def __init__(self) -> None:
         super().__init__()
         self.begun: list[int] = []
         self.asked: list[Operation] = []
 
-    def kind(self, operation: Operation, frame: FrameType | None) -> Kept:
+    def observer(self, operation: Operation, frame: FrameType | None) -> Kept:
         self.asked.append(operation)
         return Kept(self, operation, c10d_intercept.site(frame))
 
 
 class Kept(NamedTuple):
-    """What `Keeping` says once of an operation and a place."""
+    """Observes one operation from one place, for `Keeping`."""
 
     keeping: Keeping
     operation: Operation
@@ -252,7 +253,7 @@ class Kept(NamedTuple):
         self.keeping.begun.append(time_ns)
         return len(self.keeping.begun)
 
-    def end(self, begun: int, time_ns: int, outcome: str | None = None, /) -> None:
+    def end(self, begun: int, time_ns: int, outcome: Outcome | None = None, /) -> None:
         assert begun == len(self.keeping.begun)
         assert self.keeping.begun[-1] <= time_ns <= time.monotonic_ns()
         self.keeping.all.append((self.operation, self.site, outcome))
@@ -284,14 +285,15 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @pytest.mark.usefixtures("alone")
 def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    short, long = Told(), Told()
+    short, long = Noting(), Noting()
     with watching(short):
         waited()
     assert ways == [True] * 4
     monkeypatch.setattr(c10d_intercept._Interception, "_takes_fast_path", lambda self, *given: None)
     with watching(long):
         waited()
-    assert short.all == long.all
+    assert [(o._replace(reduce=None), *rest) for o, *rest in short.all] == long.all
+    assert [o.reduce for o, *_ in short.all] == ["sum", None, "sum", None]
     assert [o.op for o, _, _ in short.all] == ["all_reduce", "broadcast", "all_reduce", "broadcast"]
     assert [o.root for o, _, _ in short.all] == [None, 0, None, 7]
     assert [outcome is None for _, _, outcome in short.all] == [True, True, True, False]
@@ -299,7 +301,7 @@ def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch
 
 @pytest.mark.usefixtures("alone")
 def test_who_says_once_whom_to_tell_is_told_the_same_and_when_it_was_issued() -> None:
-    prompt, keeping, before = Told(), Keeping(), time.monotonic_ns()
+    prompt, keeping, before = Noting(), Keeping(), time.monotonic_ns()
     with watching(prompt):
         waited()
     with watching(keeping):
@@ -341,8 +343,8 @@ def test_who_says_whom_to_tell_is_asked_once_of_an_operation_and_a_place(monkeyp
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("told", [Told(), Keeping()], ids=["prompt", "keeping"])
-def test_what_fails_while_it_is_waited_for_is_told_once(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("told", [Noting(), Keeping()], ids=["prompt", "keeping"])
+def test_what_fails_while_it_is_waited_for_is_told_once(told: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(work: Any) -> None:
         raise RuntimeError("connection closed by peer")
 
@@ -352,14 +354,15 @@ def test_what_fails_while_it_is_waited_for_is_told_once(told: Told, monkeypatch:
             dist.all_reduce(torch.ones(1))
         monkeypatch.undo()
         dist.all_reduce(torch.ones(1))
-    assert [outcome for _, _, outcome in told.all] == ["RuntimeError: connection closed by peer", None]
+    text = "RuntimeError: connection closed by peer"
+    assert [outcome for _, _, outcome in told.all] == [Outcome(Code.BACKEND, text=text), None]
 
 
 @pytest.mark.usefixtures("alone")
 def test_what_nobody_waits_for_is_told_when_somebody_does_after_all() -> None:
     """Works are put by, each with whom to tell, while the thread goes on."""
     world: Any = dist.group.WORLD
-    told = Told()
+    told = Noting()
     with watching(told):
         works = [world.allreduce([torch.ones(1)], options()) for _ in range(3)]
         for work in works[::-1]:
@@ -374,7 +377,7 @@ def test_what_nobody_waits_for_is_told_when_somebody_does_after_all() -> None:
 @pytest.mark.usefixtures("alone")
 def test_a_work_that_another_thread_waits_for_is_told() -> None:
     world: Any = dist.group.WORLD
-    told = Told()
+    told = Noting()
     with watching(told):
         works = [world.allreduce([torch.ones(1)], options()) for _ in range(2)]
         for work in works[::-1]:
@@ -411,7 +414,7 @@ class Refusing:
 @pytest.mark.usefixtures("alone")
 def test_the_short_way_leaves_torch_as_it_was() -> None:
     methods = {name: vars(dist.ProcessGroup)[name] for name in c10d_intercept.METHODS}
-    for watcher in (Told(), Refusing()):
+    for watcher in (Noting(), Refusing()):
         with watching(watcher):
             try:
                 waited()
@@ -440,7 +443,7 @@ def options() -> Any:
 def test_what_the_dispatcher_does_more_for_goes_by_the_kernels(
     ways: list[bool], tensor: torch.Tensor, given: dict[str, Any]
 ) -> None:
-    with watching(Told()):
+    with watching(Noting()):
         dist.all_reduce(torch.ones(1))
         with contextlib.suppress(RuntimeError):  # without data there is nothing that a backend could do
             work = dist.all_reduce(tensor, **given)
@@ -451,7 +454,7 @@ def test_what_the_dispatcher_does_more_for_goes_by_the_kernels(
 @pytest.mark.usefixtures("alone")
 def test_a_program_that_calls_the_method_itself_gets_the_work(ways: list[bool]) -> None:
     world: Any = dist.group.WORLD
-    told = Told()
+    told = Noting()
     with watching(told):
         work = world.allreduce([torch.ones(1)], options())
         assert not told.all
@@ -465,7 +468,7 @@ def test_a_program_that_calls_the_method_itself_gets_the_work(ways: list[bool]) 
 def test_under_a_mode_or_another_backend_operations_go_by_the_kernels(
     ways: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with watching(Told()):
+    with watching(Noting()):
         dist.all_reduce(torch.ones(1))
         with FlopCounterMode(display=False):
             dist.all_reduce(torch.ones(1))

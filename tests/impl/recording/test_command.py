@@ -103,11 +103,11 @@ def test_training_shows_ddp_and_the_subgroup(runs: Runs) -> None:
         gradients = [e for e in entered(trace) if e.group == "0" and e.numel == 9 and e.op == "all_reduce"]
         assert len(gradients) == STEPS
     for one, other in zip(entered(a), entered(b), strict=True):
-        assert signature(one) == signature(other)
+        assert signature(a, one) == signature(b, other)
 
 
-def signature(event: Event) -> tuple[object, ...]:
-    return (event.group, event.sequence, event.op, event.root, event.dtype, event.numel, event.site)
+def signature(trace: Trace, event: Event) -> tuple[object, ...]:
+    return (event.group, event.sequence, event.op, event.root, event.dtype, event.numel, trace.place(event))
 
 
 def test_p2p_pairs_by_peer_and_tag(runs: Runs) -> None:
@@ -123,8 +123,9 @@ def test_functional_collectives_are_seen(runs: Runs) -> None:
 
 def test_site_is_the_line_of_the_program(runs: Runs) -> None:
     lines = (SUPPORT / "recorded.py").read_text().splitlines()
-    for event in entered(runs["pipeline"][0]):
-        name, _, number = str(event.site).rpartition(":")
+    trace = runs["pipeline"][0]
+    for event in entered(trace):
+        name, _, number = trace.place(event).rpartition(":")
         assert name == str(SUPPORT / "recorded.py")
         assert str(event.op) in lines[int(number) - 1]
 
@@ -199,7 +200,7 @@ def test_what_is_written_fits_the_schema(runs: Runs) -> None:
                 found = json.loads(line)
                 kinds.add(found["kind"])
                 validator.validate(found)
-    assert kinds == {"header", "group", "event", "end"}
+    assert kinds == {"header", "group", "site", "event", "end"}
     validator.validate(json.loads(encode(Dropped(3, 2))))
     for wrong in ({"kind": "event", "index": "0"}, {"kind": "event"}, {"kind": "dance"}):
         assert not validator.is_valid(wrong)
