@@ -227,7 +227,7 @@ def test_other_tables_are_unknown(run: Path, tmp_path: Path) -> None:
     [
         (lambda lines: lines[0].update(run="another"), "is of run another"),
         (lambda lines: lines[0]["groups"].update(control=[0, 1]), "other members in its groups"),
-        (lambda lines: lines[0].update(format=99), "newer than this program's"),
+        (lambda lines: lines[0].update(format=99), "newer than what this program reads"),
         (lambda lines: lines[0].update(protocol="tp_v9"), "`tp_v9` is unknown"),
         (lambda lines: lines[0].update(rank=7), "rank 7 is not one of 3"),
         (lambda lines: lines[0].update(rank=0), "a second trace of rank 0"),

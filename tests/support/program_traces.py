@@ -65,7 +65,17 @@ class Writer:
         self.lines.append(Event(at, at * 10, "", "enter", "", "", **known, **facts))
         if left:
             self.lines.append(
-                Event(at + 1, at * 10 + 5, "", "exit", "", "", entered=at, outcome=None if failure is None else failed(failure), **known)
+                Event(
+                    at + 1,
+                    at * 10 + 5,
+                    "",
+                    "exit",
+                    "",
+                    "",
+                    entered=at,
+                    outcome=None if failure is None else failed(failure),
+                    **known,
+                )
             )
 
 

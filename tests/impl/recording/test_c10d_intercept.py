@@ -129,12 +129,14 @@ def test_facts_of_an_operation(found: list[dict[str, Any]]) -> None:
         return {name: value for name, value in seen.items() if name not in ("site", "left")}
 
     nothing = {"root": None, "peer": None, "tag": None, "thread": None, "dtype": "float32", "numel": 4}
+    nothing |= {"reduce": None, "splits": None}
     world = {**nothing, "group": "0", "asynchronous": False}
-    assert facts(0, "all_reduce") == {**world, "op": "all_reduce"}
+    assert facts(0, "all_reduce") == {**world, "op": "all_reduce", "reduce": "sum"}
     assert facts(0, "async_op") == {**world, "op": "all_reduce", "asynchronous": True}
-    assert facts(0, "subgroup") == {**world, "op": "all_reduce", "group": "1"}
-    assert facts(0, "other thread") == {**world, "op": "all_reduce", "thread": "other"}
+    assert facts(0, "subgroup") == {**world, "op": "all_reduce", "group": "1", "reduce": "sum"}
+    assert facts(0, "other thread") == {**world, "op": "all_reduce", "thread": "other", "reduce": "sum"}
     assert facts(1, "broadcast") == {**world, "op": "broadcast", "root": 1}
+    assert facts(0, "all_to_all_single")["splits"] is False
     assert facts(0, "all_to_all") == {**world, "op": "all_to_all", "numel": 8}
     assert facts(0, "barrier") == {**world, "op": "barrier", "dtype": None, "numel": None}
     p2p = {**world, "asynchronous": True, "tag": 7}
@@ -500,4 +502,5 @@ def test_a_recorder_that_fails_says_so_once_and_the_program_goes_on(
     assert capsys.readouterr().err == "genlock: this process is not recorded any further: ValueError: no\n"
     trace = read(tmp_path / name_of(0))
     assert [(e.edge, e.sequence) for e in trace.events] == [("enter", 1), ("exit", 1)]
-    assert trace.end is None
+    assert trace.end is not None
+    assert (trace.end.cause, trace.end.exit) == ("detached", -1), "nothing follows from what is missing"

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from genlock.errors import UsageError
 from genlock.traces.format import Dropped, Event, Trace, encode, find, read, schema
+from genlock.traces.load import load
 from recorded import BREAKS_AT, PROGRAMS, STEPS
 from repository import ROOT, SUPPORT
 
@@ -88,8 +90,25 @@ def test_healthy_program_leaves_complete_traces(runs: Runs, name: str) -> None:
 
 
 def test_two_traces_of_one_start_belong_together_and_of_two_do_not(runs: Runs) -> None:
-    assert all(a.header.run == b.header.run for a, b in runs.values())
-    assert len({a.header.run for a, _ in runs.values()}) == len(PROGRAMS)
+    starts = [(a.header.run, a.header.attempt) for a, _ in runs.values()]
+    assert starts == [(b.header.run, b.header.attempt) for _, b in runs.values()]
+    assert len({run for run, _ in starts}) == 1
+    assert sorted(attempt for _, attempt in starts) == list(range(len(PROGRAMS)))
+    with pytest.raises(UsageError, match=r"attempt \d.*replay one run at a time"):
+        load([trace.path for traces in list(runs.values())[:2] for trace in traces])
+
+
+def test_groups_are_announced_when_they_are_made(runs: Runs) -> None:
+    """By number, place, and who has to make the call."""
+    for trace in runs["train"]:
+        lines = [json.loads(line) for line in trace.path.read_bytes().splitlines()]
+        [made] = [line for line in lines if line["kind"] == "group" and "number" in line]
+        assert (made["name"], made["members"], made["number"], made["known_by"]) == ("1", [0, 1], 1, "all")
+        place, _, number = trace.sites[made["site"]].rpartition(":")
+        assert place == str(SUPPORT / "recorded.py")
+        assert "new_group" in (SUPPORT / "recorded.py").read_text().splitlines()[int(number) - 1]
+        first = next(n for n, line in enumerate(lines) if line.get("group") == "1")
+        assert lines.index(made) < first
 
 
 def test_training_shows_ddp_and_the_subgroup(runs: Runs) -> None:
