@@ -163,13 +163,23 @@ class Refused(GenlockError):
     """Preflight refused a chunk. Nothing was sent and nothing changed, on any rank; the run goes on.
 
     `field` is the path of the offending key, `value` a short rendering of what stood there, `step` the
-    preflight step (1-5) that refused.
+    preflight step (1-5) that refused, `code` the kind of check: `Code.EXCEPTION` where the value itself raised.
     """
 
     def __init__(
-        self, what: str, *, field: str, value: object, step: int, call_id: int, chunk_index: int, do: str = ""
+        self,
+        what: str,
+        *,
+        field: str,
+        value: object,
+        step: int,
+        call_id: int,
+        chunk_index: int,
+        do: str = "",
+        code: Code = Code.RULE,
     ) -> None:
         self.field, self.step, self.call_id, self.chunk_index = field, step, call_id, chunk_index
+        self.code = code
         self.value = repr(value)[:80]
         super().__init__(
             f"preflight step {step} refused `{field}` = {self.value}: {what}",

@@ -49,7 +49,7 @@ SIDE_BY_SIDE = 3
 
 
 class Row(NamedTuple):
-    """Describes one run. `ids` are refused one after the other in it, or are the one fault that is injected by `settings`."""
+    """Describes one run. `ids` are refused one after the other in it, or are the one fault that `settings` inject."""
 
     ids: tuple[str, ...]
     settings: str
@@ -67,8 +67,11 @@ class Row(NamedTuple):
 
 
 class RowResult(msgspec.Struct, frozen=True):
-    """Reports what came of one id in one run. `seconds` are from the injection, where its moment is known, else from the
-    start, to the exit of the last rank and guardian."""
+    """Reports what came of one id in one run.
+
+    `seconds` are from the injection, where its moment is known, else from the start, to the exit of the last rank and
+    guardian.
+    """
 
     id: str
     ranks: int
@@ -129,7 +132,7 @@ def _stricken(kind: str, place: tuple[str, str], rank: int, ranks: int, layout: 
 
 
 def _strikes() -> Iterator[Row]:
-    """Yield each kind at each place on rank0 and on a worker; which worker, the number of ranks and the layout go round."""
+    """Yield each kind at each place on rank0 and a worker; which worker, the number of ranks and the layout go round."""
     for k, kind in enumerate(KINDS):
         for p, place in enumerate(PLACES):
             for worker in range(1 if place[0] == "shutdown" else 2):

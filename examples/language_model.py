@@ -104,16 +104,17 @@ def build(group: dist.ProcessGroup, device: torch.device) -> RankModel:
             yield
         return torch.stack(said)
 
-    math = {"dtype": "float32", "attention_backend": "math", "kv_bias_backend": "math"}
-    posture = Posture(**math, compile="off", recompute_schedule="never")
+    posture = Posture(
+        dtype="float32", attention_backend="math", kv_bias_backend="math", compile="off", recompute_schedule="never"
+    )
     shard, replica = dict(model.layers.named_parameters()), {"table": model.table}
     return RankModel(chunk=chunk, indices=model.indices, posture=posture, shard=shard, replica=replica)
 
 
 def converse(driver: Driver) -> None:
     encode, steps, tokens = nn.Embedding(BYTES, WIDTH, dtype=torch.bfloat16).requires_grad_(False), torch.arange(8), 0
-    nobody, silence = encode(torch.zeros(1, 4).long()), torch.zeros(1, 8, BYTES).bfloat16()
-    driver.warm_up(chunk_fields(silence, steps, nobody, 0, updated=True))
+    nobody = encode(torch.zeros(1, 4).long())
+    driver.warm_up(chunk_fields(torch.zeros(1, 8, BYTES).bfloat16(), steps, nobody, 0, updated=True))
     for prompt, new in ((prompt, new) for prompt in PROMPTS for new in (True, False)):
         ids, noise = torch.tensor([list(prompt.encode())]), -torch.empty(1, 8, BYTES).exponential_().log()
         said = driver.chunk(chunk_fields(noise.bfloat16(), steps, encode(ids), tokens, updated=new))

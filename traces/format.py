@@ -1,4 +1,4 @@
-"""The trace format: one append-only JSONL file a rank, a header line and then one line an event.
+"""Defines the trace format: one append-only JSONL file a rank, a header line and then one line an event.
 
 A line is written before the next thing happens, so that a killed rank loses nothing that it did. Events are numbered
 without gaps: a hole that no `dropped` line accounts for means that somebody removed a line. A trace holds moves of a
@@ -6,7 +6,8 @@ protocol (events with a transition), operations of torch.distributed that no pro
 one), or both. docs/recording.md has an example of each.
 
 This is format 2. What no field of it says is not recorded: a missing field is never a `no`. Fields that the recorder
-does not write yet are marked so; readers take them. Format 1 is read as well (`format1`), and written no more.
+does not write yet are marked so; readers take them. Format 1 is read as well, and written no more: it has places and
+outcomes as texts. A fact that it tells by text alone becomes the code `untyped`, and nothing is read out of the text.
 
 Left out: other people's formats (importers), and what a trace means (`conformance`).
 """
@@ -21,7 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..errors import CutFile, UnreadableInput
-from .outcome import Outcome
+from .outcome import Code, Outcome
 
 FORMAT_VERSION = 2
 READABLE = (1, FORMAT_VERSION)
@@ -32,7 +33,7 @@ MAX_LINE = 1 << 20
 """No line that the recorder writes comes near this many bytes; a longer one is not a trace."""
 
 P2P = ("send", "recv", "recv_any_source")
-"""Every `Event.op` that involves two ranks instead of a whole group."""
+"""Lists every `Event.op` that involves two ranks instead of a whole group."""
 
 Edge = Literal["step", "enter", "exit", "wait"]
 Cause = Literal["stopped", "violation", "parity", "exception", "peer_lost", "deadline", "detached"]
@@ -68,7 +69,7 @@ class TraceHeader(msgspec.Struct, frozen=True, tag="header", tag_field="kind", o
     blind_spots: tuple[str, ...] = ()
     """Names what the recorder could not have seen."""
     attempt: int = 0
-    """Which start of the run, from 0: an elastic launcher starts the ranks again. Traces of one attempt belong
+    """Number of the start of the run, from 0: an elastic launcher starts the ranks again. Traces of one attempt belong
     together."""
 
 
@@ -86,10 +87,10 @@ class Group(msgspec.Struct, frozen=True, tag="group", tag_field="kind", omit_def
     backend: str = ""
     description: str = ""
     number: int | None = None
-    """Which of the groups that this process took part in making, from 1, the default group aside. Ranks that make the
-    same groups in the same order give one group one number. None: the group was met, not seen in the making."""
+    """Number among the groups that this process took part in making, from 1, the default group aside. Ranks that make
+    the same groups in the same order give one group one number. None: the group was met, not seen in the making."""
     known_by: KnownBy | None = None
-    """Who has to make the call: `all` ranks, or its `members` alone (`use_local_synchronization`)."""
+    """Says who has to make the call: `all` ranks, or its `members` alone (`use_local_synchronization`)."""
     site: int | None = None
     """Number of the `Site` that made it."""
 
@@ -129,20 +130,20 @@ class Event(msgspec.Struct, frozen=True, tag="event", tag_field="kind", omit_def
     """Number of the generator call, from 1."""
     group: str | None = None
     sequence: int | None = None
-    """Which collective of its group, from 1. For p2p: which of those with the same op, peer and tag in the group."""
+    """Number of the collective in its group, from 1. For p2p: among those with the same op, peer and tag."""
     op: str | None = None
     root: int | None = None
     """Global rank."""
     peer: int | None = None
-    """Of p2p: global rank of the other end; None where any may be."""
+    """Global rank of the other end of p2p; None where any may be."""
     tag: int | None = None
-    """Of p2p."""
+    """Tag of p2p."""
     dtype: str | None = None
     """Several, in order and separated by commas, where tensors of several dtypes are coalesced."""
     numel: int | None = None
     """Elements that the rank puts in, over all tensors; of a scatter and a recv, those that it is to be given."""
     entered: int | None = None
-    """Of an exit without transition, or a wait: the operation's handle, which is the index of its `enter`."""
+    """Handle of the operation that an exit without transition, or a wait, belongs to: the index of its `enter`."""
     asynchronous: bool = False
     """The host need not wait at once, so that a missing exit need not be a wait. Always so for p2p."""
     thread: str | None = None
@@ -155,16 +156,16 @@ class Event(msgspec.Struct, frozen=True, tag="event", tag_field="kind", omit_def
     data: Any = None
     """The decision as this rank understood it: what the table's row was given."""
     inside: dict[str, int] | None = None
-    """Of a generator call: collectives that it issued, and the hash of their sequence."""
+    """Collectives that a generator call issued, and the hash of their sequence."""
     reduce: str | None = None
-    """Of a reducing operation: sum, avg, product, min, max, band, bor, bxor or premul_sum; None where it is unknown."""
+    """Reduction of a reducing operation: sum, avg, product, min, max, band, bor, bxor, premul_sum; None: unknown."""
     splits: bool | None = None
-    """Of an `all_to_all_single`: whether the caller gave sizes, so that they may rightly be uneven."""
+    """True where the caller of an `all_to_all_single` gave sizes, so that they may rightly be uneven."""
     batch: int | None = None
     """Operations of one rank with the same number were issued as one batch (`batch_isend_irecv`, a coalescing manager):
     none of them waits for another. Not written yet."""
     stream: int | None = None
-    """Which stream of the device it was enqueued on, as the process counts them. Not written yet."""
+    """Stream of the device that it was enqueued on, as the process counts them. Not written yet."""
 
 
 class Dropped(msgspec.Struct, frozen=True, tag="dropped", tag_field="kind", omit_defaults=True):
@@ -192,6 +193,16 @@ class End(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_default
 
 Line = TraceHeader | Group | Site | Event | Dropped | End
 
+
+class FormerEvent(Event, frozen=True, tag="event", tag_field="kind", omit_defaults=True):
+    """Holds an event as format 1 has it."""
+
+    site: str | None = None  # type: ignore[assignment]
+    """`file:line` of the program."""
+    outcome: str | None = None  # type: ignore[assignment]
+
+
+_former_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(TraceHeader | Group | FormerEvent | Dropped | End)
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
@@ -230,7 +241,7 @@ class Trace(msgspec.Struct, frozen=True):
     groups: dict[str, tuple[int, ...]] = {}
     sites: Mapping[int, str] = {}
     same_as: int | None = None
-    """Of a large job: the rank whose lines these are, because this rank wrote the same at other times."""
+    """Rank whose lines these are, in a large job, because this rank wrote the same at other times."""
 
     @property
     def rank(self) -> int:
@@ -319,13 +330,11 @@ class LineReader:
         self.sites: dict[int, str] = {}
         """Number of a site to its `file:line`."""
         self._former: dict[str, int] | None = None if header.format == FORMAT_VERSION else {}
-        """Of format 1, which has the places themselves: the numbers that they are given."""
+        """Numbers that the places of a file of format 1 are given."""
 
     def take(self, number: int, raw: bytes) -> Group | Site | Event | Dropped | End:
         """Return one whole line. Raises UnreadableInput."""
         if self._former is not None:
-            from .format1 import to_event
-
             line, place = to_event(decode(self.path, number, raw, format=1))
             if place is not None:
                 line = msgspec.structs.replace(line, site=self._former.setdefault(place, len(self._former) + 1))
@@ -348,18 +357,33 @@ class LineReader:
 
 def decode(path: Path, number: int, raw: bytes, format: int = FORMAT_VERSION) -> Line:
     """Return one whole line as that format has it. Raises UnreadableInput."""
-    if format == FORMAT_VERSION:
-        return _decode(path, number, raw, _decoder)
-    from .format1 import decoder
-
-    return _decode(path, number, raw, decoder)
+    return _decode(path, number, raw, _decoder if format == FORMAT_VERSION else _former_decoder)
 
 
-def _decode(path: Path, number: int, raw: bytes, decoder: msgspec.json.Decoder[Line]) -> Line:
+def _decode(path: Path, number: int, raw: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
     try:
         return decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _bad(path, number, f"not a line of a trace ({error})") from None
+
+
+def to_event(line: Line) -> tuple[Line, str | None]:
+    """Return a line of format 1 as format 2 has it, but for the site of an event; and that site's place.
+
+    What its structure tells is kept: an operation whose `enter` has an outcome was refused, one whose `exit` has one
+    failed.
+    """
+    if not isinstance(line, FormerEvent):
+        return line, None
+    facts: dict[str, Any] = {name: getattr(line, name) for name in Event.__struct_fields__}
+    facts |= {"site": None, "outcome": None if line.outcome is None else _former_outcome(line, line.outcome)}
+    return Event(**facts), line.site
+
+
+def _former_outcome(event: FormerEvent, text: str) -> Outcome:
+    if not event.transition and event.edge != "step":
+        return Outcome(Code.COLLECTIVE if event.edge == "enter" else Code.BACKEND, text=text)
+    return Outcome(Code.UNTYPED, text=text)
 
 
 def _header(path: Path, line: Line) -> TraceHeader:

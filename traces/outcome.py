@@ -1,4 +1,4 @@
-"""The typed outcome of an event: which check failed, whom it names, in which field. It is made where the check fails.
+"""Defines the typed outcome of an event: which check failed, the ranks it names, the field. Made where the check fails.
 
 Programs decide by `code`, `ranks`, `field` and `differences`; `text` is for people alone. Left out: the checks
 themselves, and the codes, which errors carry too (`errors`).
@@ -24,7 +24,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str = ""
     """One line for people. Nothing decides by it."""
     differences: tuple[Difference, ...] = ()
-    """Of a comparison of ranks: each field that is wrong, as `[field, ranks, values, usual, alike]`."""
+    """Lists, for a comparison of ranks, each field that is wrong, as `[field, ranks, values, usual, alike]`."""
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -22,19 +22,19 @@ from .identical_ranks import own_lines
 
 
 class Slice(NamedTuple):
-    """One operation of one rank. Times in ns."""
+    """Holds one operation of one rank. Times in ns."""
 
     rank: int
     name: str
     start: int
     end: int
     key: tuple[object, ...] | None
-    """What the members of one collective share."""
+    """Shared by the members of one collective."""
     about: Mapping[str, Any]
 
 
 STAGES = 1000
-"""The lane of a rank that shows the stages of its chunks."""
+"""Number of the lane of a rank that shows the stages of its chunks."""
 
 
 def write(found: Recording | Sequence[Trace], path: Path, stages: Sequence[Slice] = ()) -> None:
@@ -76,7 +76,7 @@ def _events(slices: Sequence[Slice], origin: int) -> Iterator[dict[str, Any]]:
 
 
 def _lane(lanes: list[int], s: Slice) -> int:
-    """The first lane that is free again; `lanes` holds when each is."""
+    """Return the first lane that is free again; `lanes` holds when each is."""
     lane = next((at for at, free in enumerate(lanes) if free <= s.start), len(lanes))
     lanes[lane:] = [s.end, *lanes[lane + 1 :]]
     return lane
@@ -133,7 +133,7 @@ def _slice(trace: Trace, event: Event, end: int, shift: int) -> Slice:
 
 
 def _key(rank: int, group: object, sequence: object, op: str | None, peer: int, tag: int) -> tuple[object, ...]:
-    """What those who take part in an operation share."""
+    """Return what those who take part in an operation share."""
     if peer < 0:
         return (group, sequence)
     return (group, sequence, *((rank, peer) if op == "send" else (peer, rank)), tag)

@@ -45,8 +45,8 @@ class OperationRecorder(Protocol):
 
 
 FILE, NEXT, LATE = range(3)
-"""Index the numbers that `_fast_recorder` shares: the file (-1: closed), the next event's index, whether other lines have
-to stand before that event's."""
+"""Index the numbers that `_fast_recorder` shares: the file (-1: closed), the next event's index, and whether other
+lines have to stand before that event's."""
 
 
 class Recorder:
@@ -119,7 +119,7 @@ class Recorder:
                 os.close(file)
 
     def _write(self, index: int, line: bytes) -> None:
-        """One write, so that a killed rank leaves whole lines; all of it, or else none."""
+        """Write a line at once, so that a killed rank leaves whole lines; all of it, or else none."""
         self._shared[NEXT] = index + 1
         if self._due or self._lost:
             line = self._due + (encode(Dropped(index - self._lost, self._lost)) if self._lost else b"") + line

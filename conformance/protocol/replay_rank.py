@@ -32,7 +32,7 @@ class Meeting:
     exited_at: int | None
     row: Row
     sent: Data
-    """What the table says that this rank put in, from its variables."""
+    """Holds what the table says that this rank put in, from its variables."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RankReplay:
     unknown: str | None
     """Why the trace cannot be replayed to its end."""
     gap: bool
-    """Whether it goes on after what is missing, so that nothing follows from where the replay stopped."""
+    """True where it goes on after what is missing, so that nothing follows from where the replay stopped."""
     witnessed: frozenset[tuple[str, str]]
     """(state, event) of each row that was seen."""
 
@@ -139,7 +139,9 @@ class _Rank:
         return replace(stood, observed=NOTHING, facts=Observation(Seen.NOTHING))
 
     def expected(self) -> tuple[str, ...]:
-        """Return what the table would have allowed here, failing aside; where its checks failed, what they would have led to.
+        """Return what the table would have allowed here, failing aside.
+
+        Where its checks failed, that is what they would have led to.
 
         Rows that need data are listed whether or not it would fit.
         """

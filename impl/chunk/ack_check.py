@@ -20,7 +20,7 @@ UNREADABLE = values.Ack(-1, -1, -1, -1)
 
 
 class AckBook:
-    """Knows what each rank must say. `shards` are the weight fingerprints of start-up, by rank; empty where there are none."""
+    """Knows what each rank must say. `shards` are the weight fingerprints of start-up by rank, where there are any."""
 
     def __init__(self, shards: Sequence[int] = ()) -> None:
         self.shards = tuple(shards)
@@ -30,7 +30,7 @@ class AckBook:
         return self.shards[rank] if cut and self.shards else 0
 
     def state(self, ack: Ack, cut: bool, rank: int) -> int:
-        """Return an int64 digest of all that an ack of `rank` says beyond ids and counts, equal on ranks in lockstep."""
+        """Return an int64 digest of what an ack of `rank` says beyond ids and counts, equal on ranks in lockstep."""
         return digest.chain(
             0,
             ack.sequence_hash,

@@ -34,7 +34,7 @@ PARITY_BYTES = 8192
 _MAGIC = b"GENLOCKP"
 _START = len(_MAGIC) + 8
 VERSIONS = ("parity_version", "tp_envelope_version", "header_version", "ack_version", "trace_version")
-"""The facts that are versions of what travels: of these the message says who is newer."""
+"""Lists the facts that are versions of what travels: of these the message says who is newer."""
 
 Facts = Mapping[str, str]
 
@@ -188,7 +188,7 @@ def _versions(said: Sequence[Record]) -> Iterator[Clause]:
 
 
 def _odd(key: str, values: Mapping[int, str | None]) -> Clause:
-    """Return the ranks that do not have what most have; of a tie, what the lowest has, so that all ranks say the same."""
+    """Return the ranks that do not have what most have; of a tie, what the lowest has, so that all say the same."""
     usual = max(dict.fromkeys(values.values()), key=list(values.values()).count)
     odd = {n: value for n, value in values.items() if value != usual}
     difference = Difference(key, tuple(odd), tuple(_short(value) for value in odd.values()), _short(usual))

@@ -16,7 +16,7 @@ PARTS = 8
 
 
 class Override:
-    """Holds `context_frames_override` for one reader: reading it empties it, on every path, whatever becomes of the chunk."""
+    """Holds `context_frames_override` for one reader: reading empties it, whatever becomes of the chunk."""
 
     def __init__(self) -> None:
         self._tensor: torch.Tensor | None = None
@@ -66,7 +66,7 @@ class Conditioning:
         self._parts = [(part, digest.of_tensor(part)) for part in self._tensor.view(-1).chunk(PARTS)]
 
     def of(self, epoch: int) -> torch.Tensor:
-        """Return the conditioning of `epoch`. Raises ContractViolation where another one is held: there is no fallback."""
+        """Return the conditioning of `epoch`. Raises ContractViolation where another is held: there is no fallback."""
         if self._tensor is None or epoch != self.epoch:
             raise ContractViolation(
                 f"the chunk goes by conditioning_epoch {epoch}, and {self.epoch} is held here",

@@ -41,7 +41,7 @@ BRING_UP = digest.Policy()
 """Everything is digested, in every chunk."""
 
 ALIGNMENT = 16
-"""Bytes. The largest element (complex128) then lies aligned, so that each tensor is a view of the payload."""
+"""Is in bytes. The largest element (complex128) then lies aligned, so that each tensor is a view of the payload."""
 
 # fmt: off
 WIRE_DTYPES: dict[str, torch.dtype] = {name: torch_compat.lookup(name) for name in (
@@ -78,7 +78,7 @@ HEADER_FIELDS = (
     "payload_digest",
     "header_digest",
 )
-"""The int64 fields that open the packet. `header_digest` is over all that stand before it."""
+"""Lists the int64 fields that open the packet. `header_digest` is over all that stand before it."""
 
 _HEADER_START = (int.from_bytes(b"GENLOCKH", "little"), WIRE_VERSION, TP_ENVELOPE_VERSION)
 _META_START = 8 * len(HEADER_FIELDS)
@@ -87,7 +87,7 @@ _BOUNDS = {"meta_nbytes": META_MAX_BYTES, "tensor_count": MAX_TENSORS, "payload_
 
 
 class Header(msgspec.Struct, frozen=True):
-    """A header packet whose fields are sound. `meta` is the bytes of meta, empty unless `action` is INFER."""
+    """Holds a header packet whose fields are sound. `meta` is the bytes of meta, empty unless `action` is INFER."""
 
     action: Action
     ids: Ids
@@ -272,11 +272,11 @@ class Ack(msgspec.Struct, frozen=True):
     output_digest: int
     """0 where the digest policy has none."""
     weights_fingerprint: int
-    """Of this rank's shard, in a chunk with `init_cache`; 0 in any other. It differs from rank to rank."""
+    """Fingerprint of this rank's shard, in a chunk with `init_cache`; 0 in any other. It differs from rank to rank."""
 
 
 ACK_FIELDS = ("magic", "ack_version", *Ack.__struct_fields__, "ack_digest")
-"""The int64 fields of an ack. `ack_digest` is over all that stand before it."""
+"""Lists the int64 fields of an ack. `ack_digest` is over all that stand before it."""
 ACK_NUMEL = len(ACK_FIELDS)
 _ACK_START = (int.from_bytes(b"GENLOCKA", "little"), ACK_VERSION)
 

@@ -1,8 +1,8 @@
 """Each check of the control plane, tried: what breaks a rule is handed to the code that must catch it, in memory.
 
 A probe hands in one wrong thing and returns the message that came back. It fails where nothing came back, or where
-what the check found is of another field or rank: so a check that is taken out of the code is missed here. The contract documents
-and the audit cite these probes. Left out: what only several processes can show (the break-it matrix).
+what the check found is of another field or rank: so a check that is taken out of the code is missed here. The contract
+documents and the audit cite these probes. Left out: what only several processes can show (the break-it matrix).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import torch
 
-from ...errors import ContractViolation, GenlockError, Refused
+from ...errors import Code, ContractViolation, GenlockError, Refused
 from ...model.protocols.tp_v1_1 import TP_V1_1
 from ...model.protocols.tp_values import Action
 from ...traces.outcome import Outcome, outcome_of
@@ -93,13 +93,20 @@ def probes() -> Iterator[Probe]:
 # ── who must object ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _refused(names: str, given: Callable[[], Mapping[str, Any]], *, step: int = 1, mode: Mode = Mode.BRING_UP) -> str:
+def _refused(
+    names: str,
+    given: Callable[[], Mapping[str, Any]],
+    *,
+    step: int = 1,
+    mode: Mode = Mode.BRING_UP,
+    code: Code = Code.RULE,
+) -> str:
     try:
         prepared(given(), mode)
     except Refused as refusal:
-        due = (names, step, IDS.call_id, IDS.chunk_index)
-        if (refusal.field, refusal.step, refusal.call_id, refusal.chunk_index) != due:
-            raise Unnoticed(f"the refusal is not of `{names}`, step {step}, in this chunk: {refusal}") from refusal
+        due = (names, step, code, IDS.call_id, IDS.chunk_index)
+        if (refusal.field, refusal.step, refusal.code, refusal.call_id, refusal.chunk_index) != due:
+            raise Unnoticed(f"the refusal is not of `{names}`, step {step}, {code}: {refusal}") from refusal
         return str(refusal)
     raise Unnoticed(f"preflight lets it pass; it must name `{names}` in step {step}")
 
@@ -258,11 +265,15 @@ def _of_preflight() -> Iterator[Probe]:
          lambda: fields(latents=torch.ones(2, 3, dtype=torch.bfloat16, device="meta"))),
     )  # fmt: skip
     for name, what, names, step, given in cases:
-        yield Probe(f"preflight.{name}", what, _refusal(names, given, step))
+        yield Probe(f"preflight.{name}", what, _refusal(names, given, step, OTHER_CODES.get(name, Code.RULE)))
 
 
-def _refusal(names: str, given: Callable[[], Mapping[str, Any]], step: int) -> Callable[[], str]:
-    return lambda: _refused(names, given, step=step)
+OTHER_CODES = {"unreadable": Code.EXCEPTION, "dtype_off_map": Code.MESSAGE}
+"""Of probes that no rule of the schema refuses."""
+
+
+def _refusal(names: str, given: Callable[[], Mapping[str, Any]], step: int, code: Code) -> Callable[[], str]:
+    return lambda: _refused(names, given, step=step, code=code)
 
 
 # ── the wire ────────────────────────────────────────────────────────────────────────────────────────

@@ -34,9 +34,9 @@ class CallLimits:
     """Limits what a generator call may issue, beyond what the table says of it: None allows any."""
 
     count: int | None = None
-    """How many, exactly."""
+    """Number of operations, exactly."""
     dtypes: frozenset[str] | None = None
-    """By torch's names, without `torch.`."""
+    """Names of dtypes, without `torch.`."""
     numel: int | None = None
     """Elements of one, at most."""
 

@@ -20,7 +20,7 @@ from .drain import Drain
 from .monitor import Monitor
 
 LAST_WORDS = 5.0
-"""Seconds, at most, that the last words of a rank may take."""
+"""The last words of a rank may take so many seconds."""
 
 
 class Deadline:
@@ -32,7 +32,7 @@ class Deadline:
         self._monitor, self._recorder, self._seconds = monitor, recorder, {**DEADLINES, **seconds}
         self._drain = drain
         self.last_words: Callable[[], object] = lambda: None
-        """Done before the end, for a few seconds at most."""
+        """Called before the end, for a few seconds at most."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="genlock-deadline", daemon=True)
         self._thread.start()
@@ -55,7 +55,7 @@ class Deadline:
                 self._expire(f"made no progress for {waited:.1f} s")
 
     def _hold(self) -> None:
-        """A signal is held for a grace period: if the drain takes longer, somebody else has failed to see to it."""
+        """End the rank where a signal is held beyond its grace period: somebody else has failed to see to the drain."""
         drain = self._drain
         if drain is not None and drain.since is not None:
             held = time.monotonic() - drain.since

@@ -13,7 +13,7 @@ from ...traces.outcome import Outcome
 
 
 class Monitor:
-    """Steps one rank through its table. With `enforce` off an illegal move is made all the same (a build without tripwires)."""
+    """Steps one rank through its table. With `enforce` off an illegal move is made all the same."""
 
     def __init__(self, role: Role, rank: int, *, enforce: bool = True) -> None:
         self.role, self.rank, self.enforce = role, rank, enforce

@@ -39,7 +39,9 @@ class Decide(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """Issues the collective of `event`. `tensor` is sent from or received into; sent back is it, or all members' tensors.
+    """Issues the collective of `event`. `tensor` is sent from or received into.
+
+    Sent back is that tensor, or those of all members.
 
     `project` says what was delivered in the table's terms; it never raises.
     """
@@ -50,7 +52,7 @@ class Exchange(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Makes one generator call: `work` issues its collectives; `inside` counts and hashes them since the chunk began."""
+    """Makes one generator call: `work` issues its collectives, `inside` counts and hashes those of the chunk."""
 
     event: str
     work: Callable[[], None]

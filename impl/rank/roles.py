@@ -133,7 +133,7 @@ class Role:
             raise ContractViolation(damage, where=where, code=Code.WEIGHTS)
 
     def inputs(self, envelope: Envelope) -> dict[str, object]:
-        """Return the fields that the generator runs on: the envelope's, the override taken, the conditioning by its epoch."""
+        """Return the fields that the generator runs on: the override taken, the conditioning by its epoch."""
         meta, fields = envelope.meta, envelope.fields()
         fields["context_frames_override"] = self.override.take(meta.tp_do_kv_recompute)
         if meta.conditioning_epoch is not None:
@@ -200,7 +200,7 @@ class Rank0(Role):
         return {**fields, "init_cache": True} if pending else fields
 
     def prepare(self, fields: Mapping[str, object]) -> Moves[preflight.Prepared]:
-        """Make the five steps of preflight. Nothing is sent here, and nothing of this rank changes but where it stands."""
+        """Make the five steps of preflight. Nothing is sent, and nothing of this rank changes but where it stands."""
         after = self.monitor.candidate("PREFLIGHTED", "commit")
         ids = Ids(after.call_id, after.chunk_index, after.cache_epoch, after.control_epoch)
         try:

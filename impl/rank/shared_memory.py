@@ -25,7 +25,7 @@ from ..chunk.schema import MAX_PAYLOAD_BYTES
 LARGE = 256 * 1024
 """The memory is used from so many bytes on: below that, sockets are as fast."""
 _AHEAD = mmap.PAGESIZE
-"""So many bytes come before those of a broadcast: which broadcast it is, or at first a secret by which the memory is known."""
+"""So many bytes come before those of a broadcast: its number, or at first a secret by which the memory is known."""
 _NUMBER, _TOKEN = struct.Struct("<q"), struct.Struct("<qq")
 TOKEN = _TOKEN.size
 """Size of a token in bytes: the broadcast's number and its size."""
@@ -66,11 +66,11 @@ class SharedMemory:
         self._memory.close()
 
     def fits(self, tensor: torch.Tensor) -> bool:
-        """Whether a broadcast of this tensor goes by the memory: the same on every rank, if it is of the same size."""
+        """Return True where a broadcast of this tensor goes by the memory: by its size, so that all ranks agree."""
         return tensor.is_cpu and LARGE <= tensor.nbytes <= MAX_PAYLOAD_BYTES
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Do the root's part before the broadcast; returns the token. Raises GenlockError where the host has no memory."""
+        """Do the root's part before the broadcast; returns the token. Raises GenlockError where there is no memory."""
         size = tensor.nbytes
         if size > self._reserved:
             try:

@@ -1,8 +1,8 @@
 """Runs a rank's operations on torch.distributed (gloo, NCCL), and blocks until each has completed.
 
 A wait that the backend ends by an error, before its own timeout, has lost a peer: gloo has no other way to say so, and
-no type for it. Left out: the in-memory simulator (`faults.simulator`), and ending a rank whose collective never completes: no
-backend unblocks a pending operation, so whoever watches the deadline ends the process.
+no type for it. Left out: the in-memory simulator (`faults.simulator`), and ending a rank whose collective never
+completes: no backend unblocks a pending operation, so whoever watches the deadline ends the process.
 """
 
 from __future__ import annotations

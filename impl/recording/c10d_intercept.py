@@ -173,7 +173,7 @@ PLAIN, STRIDED = (torch.Tensor, torch.nn.Parameter), torch.strided
 
 
 def unknown_operators() -> list[str]:
-    """Return operators of the namespace `c10d` that this torch has and the table above does not: further blind spots."""
+    """Return operators of the namespace `c10d` that the table above does not have: further blind spots."""
     here = {name.removeprefix("c10d::") for name in _op_names() if name.startswith("c10d::")}
     return sorted(here - OPERATORS.keys() - NO_PEERS)
 
@@ -410,7 +410,9 @@ class _Interception:
         return None if known.backend is None else known
 
     def _reader(self, row: _Operator, names: Sequence[str]) -> Callable[[Sequence[Any]], Operation | None]:
-        """Return what reads an operator's arguments, whose names are `names`; None for tensors without data, as a tracer has.
+        """Return what reads an operator's arguments, whose names are `names`.
+
+        It returns None for tensors without data, as a tracer has.
 
         The dispatcher leaves out trailing arguments that have their default, `async_op=True` among them.
         """
@@ -446,7 +448,7 @@ class _Interception:
         return (self._groups.get(id(group)) or self._learn(group)).group
 
     def _learn(self, group: dist.ProcessGroup) -> _Known:
-        """Take up a group that was not met before. It is forgotten when it dies: its backend would live on, threads and all."""
+        """Take up a new group. It is forgotten when it dies: its backend would live on, threads and all."""
         name, at = str(group.group_name), id(group)
         used = self._names[name] = self._names.get(name, 0) + 1
         try:
@@ -514,7 +516,7 @@ class _Interception:
 
 
 def _thread() -> str | None:
-    """The name of this thread; None for the main thread, which after a fork may be another."""
+    """Return the name of this thread; None for the main thread, which after a fork may be another."""
     if _ident() == _MAIN or threading.current_thread() is threading.main_thread():
         return None
     return threading.current_thread().name
@@ -542,7 +544,7 @@ def _described(tensors: Any) -> tuple[str, int]:
 
 
 def _gloo_of(group: Any) -> Any:
-    """Return the backend of a group, where what it does with tensors on the host is done by gloo, with nothing around it."""
+    """Return the backend of a group where that is plain gloo for tensors on the host; else None."""
     if type(group) is not _ProcessGroup:
         return None
     try:

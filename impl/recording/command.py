@@ -31,7 +31,7 @@ class RecordingSettings(msgspec.Struct, frozen=True):
     run: str
     out: str
     attempt: int = 0
-    """Which start of the ranks, from 0."""
+    """Number of the start of the ranks, from 0."""
 
     @staticmethod
     def inherited() -> RecordingSettings | None:

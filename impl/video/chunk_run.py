@@ -1,6 +1,6 @@
 """Phase B of a chunk on the video generator: the resets that the plan tells, and its generator calls in order.
 
-Left out: what a call computes (`generator`), and who holds the calls to the table (`rank.roles`, `rank.collective_guard`).
+Left out: what a call computes (`generator`), and who holds the calls to the table (`rank.collective_guard`).
 """
 
 from __future__ import annotations

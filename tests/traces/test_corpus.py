@@ -46,7 +46,9 @@ def without_texts(value: Any) -> Any:
         return [without_texts(part) for part in value]
     if not isinstance(value, dict):
         return value
-    changed = {name: WORDS if name in ("text", "message") else without_texts(part) for name, part in value.items()}
+    changed: dict[str, Any] = {
+        name: WORDS if name in ("text", "message") else without_texts(part) for name, part in value.items()
+    }
     if "differences" in changed:
         changed["differences"] = [
             [field, ranks, [WORDS for _ in values], WORDS, alike]

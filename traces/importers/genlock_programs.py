@@ -32,9 +32,9 @@ from ..format import (
     decode,
     lines_of,
     opening,
+    to_event,
 )
 from ..format import Group as GroupLine
-from ..format1 import to_event
 from ..outcome import Code
 
 KINDS = {
@@ -50,18 +50,18 @@ KINDS = {
 
 SMALL, LARGE = 1 << 31, 1 << 62
 BLOCK = 4 << 20
-"""Bytes that are taken apart at once."""
+"""So many bytes are taken apart at once."""
 
 
 class ProgramRank(NamedTuple):
-    """One rank of a recorded program."""
+    """Holds one rank of a recorded program."""
 
     header: TraceHeader
     record: RankRecord
 
 
 def read_programs(paths: Sequence[Path]) -> tuple[Interned, list[ProgramRank]]:
-    """The ranks whose traces these are. Raises UnreadableInput."""
+    """Return the ranks whose traces these are. Raises UnreadableInput."""
     interned = Interned()
     reader = Reader(interned)
     return interned, [reader.rank(path) for path in paths]
@@ -79,7 +79,7 @@ def line_of(path: Path, index: int) -> int:
 
 
 _EVENTS = re.compile(rb'\{"kind":"event","index":(\d{1,18}),"time_ns":(\d{1,18}),([^\n]{1,1000000})\n')
-"""A line as the recorder writes it; any other spelling of it is read as well, but decoded each time."""
+"""Matches a line as the recorder writes it; any other spelling of it is read as well, but decoded each time."""
 
 
 _SHAPE = np.dtype(
@@ -94,7 +94,7 @@ _SHAPE = np.dtype(
         ("listens", "?"),  # whether it takes what anybody sends
     ]
 )
-"""All of an event but its number and time."""
+"""Lays out all of an event but its number and time."""
 
 
 class _Shapes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import corpus
 import msgspec
 import pytest
 import schedules
-from genlock.conformance.diagnosis import Divergence, Observation, Seen
+from genlock.conformance.diagnosis import Diagnosis, Divergence, Observation, Seen
 from genlock.conformance.protocol.diagnose import diagnose
 from genlock.conformance.protocol.failure_modes import FIELDS, SIGNS, accused_by_check, failure_mode, mode_of
 from genlock.conformance.replay import judge_paths
@@ -135,6 +135,34 @@ def test_where_as_many_say_the_one_as_the_other_all_are_named() -> None:
     assert accused_by_check(shared, 3) == (1, 2)
     acks = divergence("acks_differ", Code.ACKS, "ack", differences=[odd("ack.x", 0, 2)])
     assert accused_by_check(acks, 3) == (1,), "it differs from all others"
+
+
+def with_outcome(name: str, change: Callable[[Outcome], Outcome]) -> Diagnosis:
+    """What replay says of a recorded run with other outcomes in it."""
+
+    def changed(line: Any) -> Any:
+        known = isinstance(line, Event) and line.outcome is not None
+        return msgspec.structs.replace(line, outcome=change(line.outcome)) if known else line
+
+    return diagnose(
+        [msgspec.structs.replace(t, lines=tuple(changed(line) for line in t.lines)) for t in corpus.traces(name)]
+    )
+
+
+def test_an_exception_that_reads_like_a_reset_is_what_it_was() -> None:
+    text = "the connection was reset by the store"
+    found = with_outcome("struck/worker-ready-raise", lambda outcome: msgspec.structs.replace(outcome, text=text))
+    assert (found.failure_mode, found.culprits) == ("FM-04", (1,))
+
+
+def test_a_value_that_reads_like_an_accusation_accuses_nobody_else() -> None:
+    def lie(outcome: Outcome) -> Outcome:
+        told = "`compile`: rank1 has 'x', as rank0 has it"
+        values = tuple(d._replace(values=("as rank0 has it",)) for d in outcome.differences)
+        return msgspec.structs.replace(outcome, text=told, differences=values)
+
+    found = with_outcome("broken/C-04", lie)
+    assert (found.failure_mode, found.culprits) == ("FM-14", (2,))
 
 
 STRUCK = {

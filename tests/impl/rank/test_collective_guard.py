@@ -1,4 +1,4 @@
-"""The fence lets through what is due where the protocol stands, and nothing else; what it counts is what was issued."""
+"""The guard lets through what is due where the protocol stands, and nothing else; what it counts is what was issued."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from genlock.errors import ContractViolation, Exit
 from genlock.impl import scenario
 from genlock.impl.rank import collective_guard
-from genlock.impl.rank.collective_guard import CollectiveGuard, GuardedGenerator, CallLimits
+from genlock.impl.rank.collective_guard import CallLimits, CollectiveGuard, GuardedGenerator
 from genlock.impl.rank.monitor import Monitor
 from genlock.impl.rank.operations import BackendFailed
 from genlock.impl.rank.roles import Run
@@ -57,9 +57,9 @@ def video(inner: Callable[[], None] = lambda: None) -> Generator:
     return Generator(tiny(), Comm())
 
 
-def chunk(generator: Generator, fence: CollectiveGuard) -> Run:
+def chunk(generator: Generator, guard: CollectiveGuard) -> Run:
     frames = (1, tiny().chunk_frames, tiny().latent_channels, 4, 4)
-    return GuardedGenerator(generator, fence).chunk(
+    return GuardedGenerator(generator, guard).chunk(
         {
             "cache_epoch": 1,
             "current_start_frame": 0,
@@ -77,21 +77,22 @@ def chunk(generator: Generator, fence: CollectiveGuard) -> Run:
     )
 
 
-def run_call(
-    inner: Callable[[], None] = lambda: None, plan: CallLimits = CallLimits(), **given: Any
-) -> CollectiveGuard:  # noqa: B008
-    """One generator call behind a fence."""
+ANY = CallLimits()
+
+
+def run_call(inner: Callable[[], None] = lambda: None, plan: CallLimits = ANY, **given: Any) -> CollectiveGuard:
+    """One generator call behind a guard."""
     world: Any = dist.group.WORLD
-    fence = CollectiveGuard(generating(), {c10d_intercept.group_of(world).name: "device"}, {"generate": plan}, **given)
+    guard = CollectiveGuard(generating(), {c10d_intercept.group_of(world).name: "device"}, {"generate": plan}, **given)
     generator = video(inner)
-    with watching(fence):
-        chunk(generator, fence).calls[0]()
-    assert fence.counted() == generator.counted()
-    return fence
+    with watching(guard):
+        chunk(generator, guard).calls[0]()
+    assert guard.counted() == generator.counted()
+    return guard
 
 
 @pytest.mark.usefixtures("alone")
-def test_fence_counts_and_hashes_what_a_generator_does() -> None:
+def test_guard_counts_and_hashes_what_a_generator_does() -> None:
     """It agrees with the generator's own ledger, so that no other ledger is needed."""
     count, sequence = run_call(plan=CallLimits(count=ALL_REDUCES_PER_BLOCK * tiny().blocks)).counted()
     assert (count, sequence != 0) == (ALL_REDUCES_PER_BLOCK * tiny().blocks, True)
@@ -229,9 +230,9 @@ def test_om_06_a_broadcast_in_a_block_dies_on_its_own_rank(tmp_path: Path) -> No
 
 
 def test_nothing_is_due_between_two_moves() -> None:
-    fence = CollectiveGuard(Monitor(TP_V1_1.role(1), 1), NAMES, {})
+    guard = CollectiveGuard(Monitor(TP_V1_1.role(1), 1), NAMES, {})
     with pytest.raises(ContractViolation, match="no collective is due"):
-        fence.issue(operation(Kind.ALL_REDUCE, "device"))
+        guard.issue(operation(Kind.ALL_REDUCE, "device"))
 
 
 OTHER = {name: group for group, name in NAMES.items()}
@@ -255,18 +256,18 @@ DUE = st.sampled_from([operation("broadcast", "control", 0), operation("all_redu
 
 
 @given(tried=st.lists(DUE | OPERATIONS, min_size=1, max_size=3), call=st.booleans())
-def test_fence_lets_through_what_is_due_and_no_more(tried: list[Operation], call: bool) -> None:
+def test_guard_lets_through_what_is_due_and_no_more(tried: list[Operation], call: bool) -> None:
     """A header is one broadcast from rank0; a call is any number of all-reduces; after a refusal nothing passes."""
     monitor = generating() if call else Monitor(TP_V1_1.role(1), 1)
     if not call:
         monitor.state = "AWAIT_HEADER"
         monitor.enter("receive_header")
-    fence = CollectiveGuard(monitor, NAMES, {"generate": CallLimits()})
+    guard = CollectiveGuard(monitor, NAMES, {"generate": CallLimits()})
     due = GENERATE if call else HEADER
     passed = []
     for one in tried:
         try:
-            fence.issue(one)
+            guard.issue(one)
         except ContractViolation:
             break
         passed.append(one)
@@ -278,4 +279,4 @@ def test_fence_lets_through_what_is_due_and_no_more(tried: list[Operation], call
     if len(passed) < len(tried):
         for one in tried:
             with pytest.raises(ContractViolation):
-                fence.issue(one)
+                guard.issue(one)
