@@ -118,7 +118,7 @@ class ModelError(GenlockError):
 
 
 class Unfinished(GenlockError):
-    """What was asked has no answer yet: the work was interrupted, or there was no room for it."""
+    """There is no answer yet: the work was interrupted, or there was no room for it."""
 
     exit = Exit.UNKNOWN
 

@@ -132,7 +132,7 @@ def _stricken(kind: str, place: tuple[str, str], rank: int, ranks: int, layout: 
 
 
 def _strikes() -> Iterator[Row]:
-    """Yield each kind at each place on rank0 and a worker; which worker, the number of ranks and the layout go round."""
+    """Yield each kind at each place on rank0 and a worker; which worker, how many ranks and the layout go round."""
     for k, kind in enumerate(KINDS):
         for p, place in enumerate(PLACES):
             for worker in range(1 if place[0] == "shutdown" else 2):

@@ -357,7 +357,8 @@ class LineReader:
 
 def decode(path: Path, number: int, raw: bytes, format: int = FORMAT_VERSION) -> Line:
     """Return one whole line as that format has it. Raises UnreadableInput."""
-    return _decode(path, number, raw, _decoder if format == FORMAT_VERSION else _former_decoder)
+    line: Line = _decode(path, number, raw, _decoder if format == FORMAT_VERSION else _former_decoder)
+    return line
 
 
 def _decode(path: Path, number: int, raw: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:

@@ -85,8 +85,8 @@ FIELDS: tuple[tuple[str, frozenset[str], tuple[str, ...]], ...] = (
     ),
 )
 """Maps fields in which ranks must agree, at start-up and in every ack, to the failure mode where they do not: names,
-and what a name may end or begin with. Of several that differ, the first here names it: a plan that differs changes flags
-too, weights that differ change outputs, and another start frame moves the end of the ring."""
+and what a name may end or begin with. Of several that differ, the first here names it: a plan that differs changes
+flags too, weights that differ change outputs, and another start frame moves the end of the ring."""
 
 
 def failure_mode(divergence: Divergence, told: Sequence[Difference]) -> str | None:

@@ -263,7 +263,9 @@ class _Reader:
         return peer
 
     def unbatched(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows without `coalesced` entries: a batch's sends and receives take its state; collectives are one.
+        """Return the rows without `coalesced` entries: a batch's sends and receives take its state.
+
+        Its collectives become one.
 
         Those of a batch come one after another in their group, with one sequence number and the `coalesced` entry last.
         """
