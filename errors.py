@@ -1,11 +1,14 @@
-"""The errors that a user can meet, and the exit statuses that they map to. Nothing is raised from here.
+"""The errors that a user can meet, what their checks found, and the exit statuses. Nothing is raised from here.
 
-Each error says what is wrong, where, and what to do; `str(error)` is the one line that a command prints.
+Each error says what is wrong, where, and what to do; `str(error)` is the one line that a command prints. Programs go
+by its typed fields (`Code`, `Difference`), never by that line. Left out: how a finding is written (`traces.outcome`).
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from collections.abc import Sequence
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 
 class Exit(IntEnum):
@@ -31,6 +34,63 @@ class Exit(IntEnum):
     """The ranks disagreed at start-up."""
     BUG = 70
     """Genlock itself is at fault."""
+
+
+class Code(StrEnum):
+    """Names the check that failed: the closed set that traces, replay and the break-it matrix decide by."""
+
+    PARITY = "parity_differs"
+    """Ranks gave unlike facts at start-up, or like marks."""
+    ACKS = "acks_differ"
+    """Ranks said unlike things at the end of a chunk."""
+    MESSAGE = "message_unsound"
+    """A received message has another size, magic, version, digest or bound than it must."""
+    RULE = "rule_broken"
+    """An envelope breaks a rule of its schema."""
+    MOVE = "move_not_allowed"
+    """The table has no such move here."""
+    THREAD = "wrong_thread"
+    """Another thread than the protocol's owner asked for a collective."""
+    COLLECTIVE = "collective_not_due"
+    """A collective was issued that the table or the plan does not have here, or too few were."""
+    CALLS = "calls_miscounted"
+    """More or fewer generator calls than the plan has, or out of turn."""
+    OVERRIDE = "override_misused"
+    """The override is there when it must not be, or missing when it must be there."""
+    CONDITIONING = "conditioning_changed"
+    """The conditioning that is held is not what was received, or of another epoch."""
+    WEIGHTS = "weights_changed"
+    """A weight is not what it was at start-up."""
+    RESET = "cache_reset"
+    """A cache was emptied out of turn."""
+    CACHE = "cache_index"
+    """A cache stands elsewhere than the envelope says; `field` names the index."""
+    CONTRACT = "contract"
+    """Another clause of the contract is broken."""
+    PREFLIGHT = "preflight_refused"
+    """Preflight refused a chunk; the run goes on."""
+    BACKEND = "backend_failed"
+    """The backend could not complete an operation."""
+    PEER = "peer_lost"
+    """The backend reports that a peer is gone."""
+    EXCEPTION = "exception"
+    """Code raised an error that no check of Genlock makes."""
+    UNTYPED = "untyped"
+    """A trace of format 1 holds the finding as text alone."""
+
+
+class Difference(NamedTuple):
+    """Names one field in which ranks are unlike, or alike where they must not be.
+
+    `ranks` are those that differ from most others, in order, and `values` what each of them has; `usual` is what
+    the others have. With `alike`, `ranks` share a value that no two ranks may share.
+    """
+
+    field: str
+    ranks: tuple[int, ...]
+    values: tuple[str, ...] = ()
+    usual: str = ""
+    alike: bool = False
 
 
 class GenlockError(Exception):
@@ -60,15 +120,33 @@ class ModelError(GenlockError):
 
 
 class Unfinished(GenlockError):
-    """What was asked has no answer yet: the work was interrupted, or there was no room for it."""
+    """There is no answer yet: the work was interrupted, or there was no room for it."""
 
     exit = Exit.UNKNOWN
 
 
 class ContractViolation(GenlockError):
-    """A rank did, or was about to do, what the contract forbids: the run is poisoned."""
+    """A rank did, or was about to do, what the contract forbids: the run is poisoned.
+
+    `code` is the check that failed, `field` what it looked at, `ranks` whom it names, `differences` all fields in
+    which it found ranks unlike. Empty where the check has none of it.
+    """
 
     exit = Exit.CONTRACT
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        do: str = "",
+        code: Code = Code.CONTRACT,
+        field: str = "",
+        ranks: Sequence[int] = (),
+        differences: Sequence[Difference] = (),
+    ) -> None:
+        self.code, self.field, self.ranks, self.differences = code, field, tuple(ranks), tuple(differences)
+        super().__init__(what, where=where, do=do)
 
 
 class ParityMismatch(ContractViolation):
@@ -77,17 +155,33 @@ class ParityMismatch(ContractViolation):
     exit = Exit.PARITY
 
 
+class PeerLost(GenlockError):
+    """The backend reports that a peer is gone."""
+
+    exit = Exit.PEER_DIED
+
+
 class Refused(GenlockError):
     """Preflight refused a chunk. Nothing was sent and nothing changed, on any rank; the run goes on.
 
     `field` is the path of the offending key, `value` a short rendering of what stood there, `step` the
-    preflight step (1-5) that refused.
+    preflight step (1-5) that refused, `code` the kind of check: `Code.EXCEPTION` where the value itself raised.
     """
 
     def __init__(
-        self, what: str, *, field: str, value: object, step: int, call_id: int, chunk_index: int, do: str = ""
+        self,
+        what: str,
+        *,
+        field: str,
+        value: object,
+        step: int,
+        call_id: int,
+        chunk_index: int,
+        do: str = "",
+        code: Code = Code.RULE,
     ) -> None:
         self.field, self.step, self.call_id, self.chunk_index = field, step, call_id, chunk_index
+        self.code = code
         self.value = repr(value)[:80]
         super().__init__(
             f"preflight step {step} refused `{field}` = {self.value}: {what}",

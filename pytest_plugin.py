@@ -73,9 +73,9 @@ class RecordedRanks:
 
     def environment(self) -> dict[str, str]:
         """Return the environment that a process needs to be recorded, as part of the run that is under way."""
-        from .impl.recording.command import VARIABLE, Recording
+        from .impl.recording.command import VARIABLE, RecordingSettings
 
-        whole = Recording(f"test{self._count}", str(self._folder())).environment()
+        whole = RecordingSettings(f"test{self._count}", str(self._folder())).environment()
         return {name: whole[name] for name in ("PYTHONPATH", VARIABLE)}
 
     def starting(self) -> None:

@@ -71,7 +71,7 @@ def rank(config: dict[str, Any], number: int) -> None:
     import torch.distributed as dist
     from genlock.impl.rank.devices import sharing
     from genlock.impl.recording.c10d_intercept import watching
-    from genlock.impl.recording.command import Recording
+    from genlock.impl.recording.command import RecordingSettings
     from genlock.impl.recording.session import Session
     from genlock.traces.format import read
 
@@ -83,7 +83,7 @@ def rank(config: dict[str, Any], number: int) -> None:
         os.environ.update(sharing(number, 2, 1))
         torch.set_default_device("cuda:0")
     dist.init_process_group(config["backend"], store=store, rank=number, world_size=2)
-    session = Session(Recording("bench", config["folder"]))
+    session = Session(RecordingSettings("bench", config["folder"]))
     dist.barrier()  # gloo has its threads
     for thread in Path("/proc/self/task").iterdir():
         if (thread / "comm").read_text() == "gloo_tcp_loop\n":

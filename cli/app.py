@@ -281,10 +281,10 @@ def guard(
 def record(program: flags.Program, out: flags.OutDir = None) -> None:
     """Record the collectives of any torch.distributed program, one trace per rank."""
     from ..impl.jobs.launch import new_folder, new_run
-    from ..impl.recording.command import Recording
+    from ..impl.recording.command import RecordingSettings
     from ..impl.recording.command import record as run_recorded
 
-    recording = Recording(new_run(), str((out or new_folder()).absolute()))
+    recording = RecordingSettings(new_run(), str((out or new_folder()).absolute()))
     raise typer.Exit(run_recorded(program, recording))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 from typing import Protocol as Interface
 
 from ..notebook import table
+from ..traces.outcome import Outcome
 
 Verdict = Literal["conforming", "divergent", "unknown"]
 
@@ -23,9 +25,41 @@ class Waiting(Interface):
     def missing(self) -> tuple[int, ...]: ...
 
 
+class Seen(StrEnum):
+    """Names what stands where a rank left the model."""
+
+    MOVE = "move"
+    """A move of the protocol."""
+    OPERATION = "operation"
+    """An operation that no row announces."""
+    END = "end"
+    """The rank's own end marker, or its guardian's."""
+    NOTHING = "nothing"
+    """Nothing: the rank says no more."""
+    GAP = "gap"
+    """An event whose number shows that one before it is missing."""
+    OTHER = "other"
+    """An entry of a recording without a protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Holds what was seen where a rank left the model, as facts: everything is decided by these."""
+
+    seen: Seen = Seen.OTHER
+    transition: str = ""
+    """Of a move; of an end, its cause."""
+    edge: str = ""
+    outcome: Outcome | None = None
+    """What the rank's own check found there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where a rank left the model: the state before, what was seen, what would have been allowed."""
+    """Says where a rank left the model: the state before, what was seen, what would have been allowed.
+
+    `observed`, `expected`, `why` and `place` are text for people; `facts` is what verdicts rest on.
+    """
 
     rank: int
     line: int
@@ -44,11 +78,12 @@ class Divergence:
     """Lamport time, by which the first of several divergences is found."""
     place: str = ""
     """The collective, where no chunk and phase are known."""
+    facts: Observation = Observation()
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where one rank ended, what the model expected of it there, and what came."""
+    """Says where one rank ended, what the model expected of it there, and what came."""
 
     rank: int
     line: int

@@ -82,8 +82,8 @@ def _kept(by_rank: Mapping[int, Trace], lengths: Lengths) -> list[Trace]:
 
 
 def _cut(trace: Trace, length: int) -> Trace:
-    # cut by itself, it is no longer what its twins are
-    kept = {"lines": trace.lines[:length], "numbers": trace.numbers[:length], "cut": False, "twin": None}
+    # cut by itself, it is no longer the same as others
+    kept = {"lines": trace.lines[:length], "numbers": trace.numbers[:length], "cut": False, "same_as": None}
     return msgspec.structs.replace(trace, **kept)
 
 

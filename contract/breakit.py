@@ -1,9 +1,9 @@
-"""The break-it matrix: every row on real processes, its prediction beside what happened and what replay says of it.
+"""Runs the break-it matrix: every row on real processes, its prediction beside what happened and what replay says.
 
 A row is `genlock run --inject …`, in a process of its own and in a folder of its own, forked from one that has torch
-loaded (`impl.warm`) but for the rows that are `cold`. Its processes are followed by their ids, so that one that is
-left behind is seen. Left out: how a fault is made (`impl.inject`), and the lines of the contract that rest on the
-rows (`contract.rows`).
+loaded (`impl.jobs.zygote`) but for the rows that are `cold`. Its processes are followed by their ids, so that one that
+is left behind is seen. The traces say by typed facts which message has to tell the user what it was. Left out: how a
+fault is made (`impl.faults.inject`), and the lines of the contract that rest on the rows (`breakit_findings`).
 """
 
 from __future__ import annotations
@@ -31,30 +31,33 @@ from ..impl.faults.process_faults import struck
 from ..impl.jobs.zygote import GUARDIAN, RANK, Process, Zygote
 from ..impl.rank.parent_death import die_with_parent
 from ..impl.scenario import FAULTS, INSIDE, Chunk, Heartbeat, Scenario, Step, Wait, default
+from ..traces.format import Trace, find
+from ..traces.format import read as read_trace
+from ..traces.outcome import Code
 
 Layout = Literal["one agent", "one per rank"]
 ONE: Layout = "one agent"
 EACH: Layout = "one per rank"
 LAYOUTS = (ONE, EACH)
 PROGRAM = ("genlock.__main__", "genlock.cli.app")
-"""What a row runs, loaded."""
+"""Modules that a row runs, loaded."""
 STALLED, STARTING, COLD_START = 2.0, 6.0, 40.0
-"""Seconds: deadlines of a phase, and of the start, in runs in which a rank stalls."""
+"""Deadlines in seconds, of a phase and of the start, in runs in which a rank stalls."""
 LIMIT = 100.0
-"""Seconds after which a run is ended from here, and counts as a rank left behind."""
+"""After so many seconds a run is ended from here, and counts as a rank left behind."""
 SIDE_BY_SIDE = 3
-"""Runs at once; of those in which a rank stalls most do nothing but wait."""
+"""So many runs go on at once; of those in which a rank stalls most do nothing but wait."""
 
 
 class Row(NamedTuple):
-    """One run. `ids` are refused one after the other in it, or are the one fault that is injected by `settings`."""
+    """Describes one run. `ids` are refused one after the other in it, or are the one fault that `settings` inject."""
 
     ids: tuple[str, ...]
     settings: str
     ranks: int
     exit: int
     culprits: tuple[int, ...] | None = ()
-    """Whom replay must name; None: whoever it names, since no rank is to blame."""
+    """The ranks that replay must name; None: any, since no rank is to blame."""
     layout: Layout = ONE
     cold: bool = False
     """Started as a user would, interpreters and all."""
@@ -64,9 +67,12 @@ class Row(NamedTuple):
         return f"{self.ids[0]}{self.settings}"
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What came of one id in one run. `seconds` are from the injection, where its moment is known, else from the
-    start, to the exit of the last rank and guardian."""
+class RowResult(msgspec.Struct, frozen=True):
+    """Reports what came of one id in one run.
+
+    `seconds` are from the injection, where its moment is known, else from the start, to the exit of the last rank and
+    guardian.
+    """
 
     id: str
     ranks: int
@@ -79,18 +85,22 @@ class Outcome(msgspec.Struct, frozen=True):
     culprits: tuple[int, ...]
     agrees: bool
     injected: bool
-    """Whether `seconds` count from the injection."""
+    """True where `seconds` count from the injection."""
+    predicted_culprits: tuple[int, ...] | None = None
+    """The ranks that replay had to name; None: any."""
 
 
 REFUSED = tuple(name for name, fault in FAULTS.items() if fault.refused)
 KINDS = ("kill", "stop", "loop", "gil")
 STRUCK = 2
-"""The chunk in which OM-13 strikes."""
+"""OM-13 strikes in this chunk."""
 PHASES = ("startup", "idle", "header", "payload", "generate", "ack", "shutdown")
 
 
 def _poisoned(ranks: int, layout: Layout) -> Iterator[Row]:
-    """Where two ranks are all there are, and what they say of each other differs, no third tells who is odd: both are
+    """Yield the rows of faults that poison a run.
+
+    Where two ranks are all there are, and what they say of each other differs, no third tells who is odd: both are
     named. A miscount and a stray collective are on the rank that makes them, weights are held against those of the
     rank's own start-up, and a header of before can only have come from rank0 again."""
     last, each = ranks - 1, layout == EACH
@@ -111,7 +121,7 @@ def _poisoned(ranks: int, layout: Layout) -> Iterator[Row]:
 
 
 PLACES = (*((phase, "") for phase in PHASES), *((phase, "inside") for phase in INSIDE))
-"""Where OM-13 strikes: a phase, and whether inside its collective."""
+"""Lists where OM-13 strikes: a phase, and `inside` for inside its collective."""
 
 
 def _stricken(kind: str, place: tuple[str, str], rank: int, ranks: int, layout: Layout, *, cold: bool = False) -> Row:
@@ -123,7 +133,7 @@ def _stricken(kind: str, place: tuple[str, str], rank: int, ranks: int, layout: 
 
 
 def _strikes() -> Iterator[Row]:
-    """Each kind at each place on rank0 and on a worker; which worker, the number of ranks and the layout go round."""
+    """Yield each kind at each place on rank0 and a worker; which worker, how many ranks and the layout go round."""
     for k, kind in enumerate(KINDS):
         for p, place in enumerate(PLACES):
             for worker in range(1 if place[0] == "shutdown" else 2):
@@ -137,7 +147,7 @@ def _strikes() -> Iterator[Row]:
 
 
 def _every_strike() -> Iterator[Row]:
-    """Each kind at each place on each rank of 2, 3 and 4, in either layout."""
+    """Yield each kind at each place on each rank of 2, 3 and 4, in either layout."""
     for kind in (*KINDS, "guardian", "launcher"):
         for place in PLACES:
             for ranks in (2, 3, 4):
@@ -146,8 +156,11 @@ def _every_strike() -> Iterator[Row]:
 
 
 def plan(*, full: bool = False) -> list[Row]:
-    """Every row with 2, 3 and 4 ranks in either layout. OM-13: each kind at each place on rank0 and a worker, with 2,
-    3 and 4 ranks and the layouts in turn; with `full` on each rank of each number of ranks in either layout."""
+    """Return every row with 2, 3 and 4 ranks in either layout.
+
+    OM-13: each kind at each place on rank0 and a worker, with 2, 3 and 4 ranks and the layouts in turn; with `full` on
+    each rank of each number of ranks in either layout.
+    """
     rows = [_stricken("stop", ("startup", ""), 1, 2, ONE, cold=True)]  # the longest first
     rows += [_stricken("kill", ("idle", ""), 0, 3, layout, cold=True) for layout in LAYOUTS]
     for n, layout in enumerate(LAYOUTS):
@@ -160,8 +173,8 @@ def plan(*, full: bool = False) -> list[Row]:
     return rows
 
 
-def run_rows(rows: Sequence[Row], tell: Callable[[str], None], out: Path) -> list[Outcome]:
-    """Run the rows, some at a time, each into a folder under `out`; what came of them, in order.
+def run_rows(rows: Sequence[Row], tell: Callable[[str], None], out: Path) -> list[RowResult]:
+    """Run the rows, some at a time, each into a folder under `out`; returns what came of them, in order.
 
     Raises UsageError where `out` has the runs of an earlier matrix.
     """
@@ -171,22 +184,22 @@ def run_rows(rows: Sequence[Row], tell: Callable[[str], None], out: Path) -> lis
 
     stop = threading.Event()
 
-    def one(number: int) -> list[Outcome]:
-        found = _run(rows[number], out / f"{number:03}-{rows[number].ids[0]}", zygote, stop)
+    def one(number: int) -> list[RowResult]:
+        results = _run(rows[number], out / f"{number:03}-{rows[number].ids[0]}", zygote, stop)
         done.append(number)
         tell(f"{len(done)} of {len(rows)} runs")
-        return found
+        return results
 
     with Zygote(PROGRAM) as zygote, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         try:
-            return [outcome for found in pool.map(one, range(len(rows))) for outcome in found]
+            return [result for results in pool.map(one, range(len(rows))) for result in results]
         except BaseException:  # Ctrl-C: what runs ends now, not when it would have
             stop.set()
             zygote.kill()
             raise
 
 
-def _run(row: Row, out: Path, zygote: Zygote, stop: threading.Event) -> list[Outcome]:
+def _run(row: Row, out: Path, zygote: Zygote, stop: threading.Event) -> list[RowResult]:
     out.mkdir(parents=True)
     scenario = out / "scenario.json"
     scenario.write_bytes(msgspec.json.encode(_scenario(row)))
@@ -200,7 +213,7 @@ def _run(row: Row, out: Path, zygote: Zygote, stop: threading.Event) -> list[Out
     status = process.wait()
     moment = struck(out)
     seconds = last - (moment.time_ns / 1e9 if moment else begin)
-    return [_outcome(row, id, out, status, seconds, moment is not None, left) for id in row.ids]
+    return [_result(row, id, out, status, seconds, moment is not None, left) for id in row.ids]
 
 
 def _start(words: Sequence[str], said: Path, zygote: Zygote | None) -> subprocess.Popen[bytes] | Process:
@@ -222,7 +235,7 @@ def _scenario(row: Row) -> Scenario:
 
 
 def _deadlines(row: Row) -> Iterator[str]:
-    """Short where they have to pass, as they are by default where nothing may run into them."""
+    """Yield deadlines: short where they have to pass, the default where nothing may run into them."""
     if row.exit == Exit.DEADLINE:
         starting = "phase=startup" in row.settings
         yield f"startup={(COLD_START if row.cold else STARTING) if starting else 120}"
@@ -230,7 +243,10 @@ def _deadlines(row: Row) -> Iterator[str]:
 
 
 def _follow(process: subprocess.Popen[bytes] | Process, stop: threading.Event) -> tuple[float, list[int]]:
-    """Wait for all processes of a run; when the last of its ranks and guardians ended, and who had to be killed."""
+    """Wait for all processes of a run.
+
+    Returns when the last of its ranks and guardians ended, and the processes that had to be killed.
+    """
     handles: dict[int, int] = {}
     ranks: set[int] = set()
     last, until = time.monotonic(), time.monotonic() + LIMIT
@@ -256,43 +272,46 @@ def _follow(process: subprocess.Popen[bytes] | Process, stop: threading.Event) -
 
 
 def _of_a_rank(pid: int) -> bool:
-    """Whether a process is a rank or a guardian."""
+    """Return True for a process that is a rank or a guardian."""
     named = read(f"/proc/{pid}/comm").strip() in (GUARDIAN, RANK)
     return named or "\0genlock.impl.jobs.rank_main\0" in read(f"/proc/{pid}/cmdline")
 
 
 def _descendants(*pids: int) -> set[int]:
-    found: set[int] = set()
+    below: set[int] = set()
     more = list(pids)
     while more:
-        new = [child for child in children(more.pop()) if child not in found]
-        found.update(new)
+        new = [child for child in children(more.pop()) if child not in below]
+        below.update(new)
         more += new
-    return found
+    return below
 
 
-def _outcome(row: Row, id: str, out: Path, status: int, seconds: float, injected: bool, left: list[int]) -> Outcome:
-    said = [line for line in (out / "said.txt").read_text(errors="replace").splitlines() if line]
+def _result(row: Row, id: str, out: Path, status: int, seconds: float, injected: bool, left: list[int]) -> RowResult:
+    traces: list[Trace] = []
     try:
-        found = judge_paths([out])
-        verdict, culprits = str(found.verdict), found.culprits
+        traces = [read_trace(path) for path in find(out)]
+        diagnosis = judge_paths([out])
+        verdict, culprits = str(diagnosis.verdict), diagnosis.culprits
     except UnreadableInput as error:
         verdict, culprits = f"unreadable: {error}", ()
     agrees = status == row.exit and not left and verdict == ("divergent" if row.exit else "conforming")
     agrees = agrees and (row.culprits is None or culprits == row.culprits)
-    told = _told(row, id, said)
-    return Outcome(
+    message = message_of(row, id, traces)
+    named = bool(message) and (row.exit < 0 or message in (out / "said.txt").read_text(errors="replace"))
+    return RowResult(
         id,
         row.ranks,
         row.layout,
         id if len(row.ids) > 1 else row.injection,
         _predicted(row),
-        f"exit {status}, {f'LEFT BEHIND: {left}' if left else 'nothing left'}: {told or 'NOT NAMED'}",
+        f"exit {status}, {f'LEFT BEHIND: {left}' if left else 'nothing left'}: {message if named else 'NOT NAMED'}",
         round(seconds, 3),
         verdict,
         culprits,
-        agrees and bool(told),
+        agrees and named,
         injected,
+        row.culprits,
     )
 
 
@@ -303,17 +322,20 @@ def _predicted(row: Row) -> str:
     return f"all ranks end: exit {int(row.exit)}, culprit {named}"
 
 
-def _told(row: Row, id: str, said: Sequence[str]) -> str:
-    """The line that tells the user what it was; empty where there is none."""
+def message_of(row: Row, id: str, traces: Sequence[Trace]) -> str:
+    """Return the message that has to tell the user what it was; empty where the traces have none."""
     if len(row.ids) > 1:
-        refusals = [line for line in said if "refused a chunk, nothing was sent" in line]
+        events = (event for trace in traces if trace.rank == 0 for event in trace.events)
+        refusals = [e.outcome.text for e in events if e.outcome is not None and e.outcome.code is Code.PREFLIGHT]
         return refusals[row.ids.index(id)] if len(refusals) == len(row.ids) else ""
+    ends = [(trace.rank, trace.end) for trace in traces if trace.end is not None]
     if row.exit < 0:  # who would have passed it on was killed
         return "the launcher died, and its ranks with it"
     if row.exit == Exit.OK:
-        return next((line for line in said if "draining" in line), "")
-    lines = [line for line in said if line.startswith("rank")]
-    if id != "OM-13":
-        return next(iter(lines), "")
-    named = [f"rank{rank}" for rank in row.culprits or ()]
-    return next((line for line in lines if any(name in line.partition(" was ended: ")[2] for name in named)), "")
+        drained = any(event.transition == "drain" for trace in traces for event in trace.events)
+        return next((end.message for rank, end in ends if drained and rank == 0), "")
+    broken = [(rank, end) for rank, end in ends if end.cause != "stopped"]
+    if id == "OM-13":  # those that name the rank first, those that have only lost somebody last
+        culprits = row.culprits or ()
+        broken.sort(key=lambda one: (one[1].culprit not in culprits, one[0] not in culprits))
+    return next((end.message for _, end in broken), "")

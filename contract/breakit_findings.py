@@ -1,4 +1,4 @@
-"""What the break-it matrix has shown, as findings of the contract: one for each id.
+"""Turns what the break-it matrix has shown into findings of the contract, one for each id.
 
 Left out: what a row is, and how it is run (`breakit`).
 """
@@ -12,32 +12,32 @@ from statistics import median
 
 import msgspec
 
-from .breakit import EACH, Outcome, plan, run_rows
+from .breakit import EACH, RowResult, plan, run_rows
 from .evidence import Evidence, Ledger, Tell
 
 MATRIX = "breakit.json"
 
 
 def run_matrix(tell: Tell, out: Path | None, *, full: bool = False) -> Ledger:
-    """Run the matrix, or all that can be struck; with `out`, its outcomes and all traces are kept there.
+    """Run the matrix, or all that can be struck; with `out`, its results and all traces are kept there.
 
     Raises UsageError where `out` has an earlier one.
     """
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return findings(run_rows(plan(full=full), tell, Path(folder)))
-    outcomes = run_rows(plan(full=full), tell, out / "runs")
-    (out / MATRIX).write_bytes(msgspec.json.format(msgspec.json.encode(outcomes), indent=1) + b"\n")
-    return findings(outcomes)
+    results = run_rows(plan(full=full), tell, out / "runs")
+    (out / MATRIX).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+    return findings(results)
 
 
-def findings(outcomes: Sequence[Outcome]) -> Ledger:
-    """`row:ID` to a finding, which is good where prediction and reality agree in every run of it."""
-    ids = list(dict.fromkeys(outcome.id for outcome in outcomes))
-    return {f"row:{id}": _finding([outcome for outcome in outcomes if outcome.id == id]) for id in ids}
+def findings(results: Sequence[RowResult]) -> Ledger:
+    """Return `row:ID` to a finding, which is good where prediction and reality agree in every run of it."""
+    ids = list(dict.fromkeys(result.id for result in results))
+    return {f"row:{id}": _finding([result for result in results if result.id == id]) for id in ids}
 
 
-def _finding(runs: Sequence[Outcome]) -> Evidence:
+def _finding(runs: Sequence[RowResult]) -> Evidence:
     odd = [run for run in runs if not run.agrees]
     if odd:
         one = odd[0]
@@ -56,7 +56,7 @@ def _finding(runs: Sequence[Outcome]) -> Evidence:
     if seconds:
         worst = f"worst {max(seconds):.1f} s; deadlines that had to pass are in it"
         parts.append(f"gone {median(seconds):.1f} s after the injection (median; {worst})")
-    single = sum(run.predicted.endswith(f"culprit rank{run.culprits[0]}") for run in runs if len(run.culprits) == 1)
+    single = sum(run.predicted_culprits == run.culprits and len(run.culprits) == 1 for run in runs)
     both = sum(len(run.culprits) == 2 for run in runs)
     if single:
         parts.append(f"replay named the one culprit in {single}")

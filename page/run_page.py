@@ -174,12 +174,13 @@ def _row(trace: Trace, event: Event, protocol: Protocol | None) -> Any:
 def _moment(trace: Trace, event: Event, protocol: Protocol | None) -> Moment:
     row = _row(trace, event, protocol)
     known = protocol is not None and bool(event.transition)
-    words = [f"{event.op} of {event.numel} {event.dtype}" if event.op else "", event.outcome or "", event.site or ""]
+    outcome = "" if event.outcome is None else event.outcome.text or event.outcome.code
+    words = [f"{event.op} of {event.numel} {event.dtype}" if event.op else "", outcome, trace.place(event)]
     return Moment(
         trace.rank,
         0,
         event.transition or event.op or "",
-        event.edge,
+        "step" if event.edge == "wait" else event.edge,
         event.state,
         event.state if event.edge == "enter" or not known else row.target if row else "",
         event.phase or event.group or "",

@@ -1,1 +1,1 @@
-"""The record of a run: its format, what writes it and what reads it. No torch."""
+"""Holds the record of a run: its format, what writes it and what reads it. No torch."""

@@ -1,5 +1,5 @@
-/* The straight case of `recorder.Kind`: nothing is due, nothing was lost, the file is open. Everything else is left
-   to that class, which also does all of it where this was not built.
+/* Writes an event of a repeated operation where nothing is due, nothing was lost and the file is open. Everything else
+   is left to `recorder.SlowOperationRecorder`, which also does all of it where this was not built.
 
    Between two collectives the caches are cold, and Python touches much memory for little. */
 
@@ -24,7 +24,7 @@ typedef struct {
     PyObject *whole, *acquire, *release, *cut, *sequence;
     Py_buffer shared;
     Line enter, exit;
-} Straight;
+} OperationRecorder;
 
 /* Splits a form for `%`, as `format.blank` makes them: `%d` for a number, `%%` for a percent sign. */
 static int
@@ -82,7 +82,7 @@ fill(Line *line, const long long *numbers)
 
 /* In one write; else `cut` is told how much was written. */
 static int
-put(Straight *self, Line *line, const long long *numbers)
+put(OperationRecorder *self, Line *line, const long long *numbers)
 {
     int file = (int)((long long *)self->shared.buf)[FILE_];
     Py_ssize_t length = fill(line, numbers), written;
@@ -99,7 +99,7 @@ put(Straight *self, Line *line, const long long *numbers)
 }
 
 static int
-locked(Straight *self)
+locked(OperationRecorder *self)
 {
     PyObject *done = PyObject_CallNoArgs(self->acquire);
     Py_XDECREF(done);
@@ -108,7 +108,7 @@ locked(Straight *self)
 
 /* Returns `result`, and keeps its exception where it is NULL. */
 static PyObject *
-unlocked(Straight *self, PyObject *result)
+unlocked(OperationRecorder *self, PyObject *result)
 {
     PyObject *kind, *value, *traceback;
     PyErr_Fetch(&kind, &value, &traceback);
@@ -121,9 +121,9 @@ unlocked(Straight *self, PyObject *result)
     return result;
 }
 
-/* Returns `result`; None where it is NULL, and the exception goes to `Kind.failed`, unless it is a Ctrl-C or the like. */
+/* Returns `result`; None where it is NULL, and the exception goes to `whole.failed`, unless it is a Ctrl-C or the like. */
 static PyObject *
-guarded(Straight *self, PyObject *result)
+guarded(OperationRecorder *self, PyObject *result)
 {
     if (result != NULL || !PyErr_ExceptionMatches(PyExc_Exception))
         return result;
@@ -138,7 +138,7 @@ guarded(Straight *self, PyObject *result)
 }
 
 static PyObject *
-begun(Straight *self, PyObject *time_ns)
+begun(OperationRecorder *self, PyObject *time_ns)
 {
     long long *shared = self->shared.buf;
     if (shared[LATE])
@@ -158,7 +158,7 @@ begun(Straight *self, PyObject *time_ns)
 }
 
 static PyObject *
-ended(Straight *self, PyObject *begun, PyObject *time_ns)
+ended(OperationRecorder *self, PyObject *begun, PyObject *time_ns)
 {
     long long *shared = self->shared.buf, entered, number;
     if (shared[LATE])
@@ -174,13 +174,13 @@ ended(Straight *self, PyObject *begun, PyObject *time_ns)
 
 /* Whoever forked while another thread held the lock would wait for it for ever: a closed recorder is known without. */
 static int
-closed(Straight *self)
+closed(OperationRecorder *self)
 {
     return ((long long *)self->shared.buf)[FILE_] == -1;
 }
 
 static PyObject *
-begin(Straight *self, PyObject *time_ns)
+begin(OperationRecorder *self, PyObject *time_ns)
 {
     if (closed(self))
         Py_RETURN_NONE;
@@ -188,7 +188,7 @@ begin(Straight *self, PyObject *time_ns)
 }
 
 static PyObject *
-end(Straight *self, PyObject *const *given, Py_ssize_t count)
+end(OperationRecorder *self, PyObject *const *given, Py_ssize_t count)
 {
     if (closed(self))
         Py_RETURN_NONE;
@@ -209,7 +209,7 @@ make(PyTypeObject *type, PyObject *given, PyObject *named)
     Py_ssize_t entered, exited;
     if (!PyArg_ParseTuple(given, "OOOw*Oy#y#", &whole, &lock, &cut, &shared, &sequence, &enter, &entered, &exit, &exited))
         return NULL;
-    Straight *self = (Straight *)type->tp_alloc(type, 0);
+    OperationRecorder *self = (OperationRecorder *)type->tp_alloc(type, 0);
     if (self == NULL) {
         PyBuffer_Release(&shared);
         return NULL;
@@ -231,7 +231,7 @@ make(PyTypeObject *type, PyObject *given, PyObject *named)
 }
 
 static int
-traverse(Straight *self, visitproc visit, void *arg)
+traverse(OperationRecorder *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->whole);
@@ -243,7 +243,7 @@ traverse(Straight *self, visitproc visit, void *arg)
 }
 
 static void
-dealloc(Straight *self)
+dealloc(OperationRecorder *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
@@ -262,13 +262,13 @@ dealloc(Straight *self)
 }
 
 static PyMethodDef methods[] = {
-    {"begin", (PyCFunction)begin, METH_O, PyDoc_STR("As Kind.begin.")},
-    {"end", (PyCFunction)(void (*)(void))end, METH_FASTCALL, PyDoc_STR("As Kind.end.")},
+    {"begin", (PyCFunction)begin, METH_O, PyDoc_STR("As OperationRecorder.begin.")},
+    {"end", (PyCFunction)(void (*)(void))end, METH_FASTCALL, PyDoc_STR("As OperationRecorder.end.")},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("Straight(whole, lock, cut, shared, sequence, enter, exit)")},
+    {Py_tp_doc, (void *)PyDoc_STR("FastOperationRecorder(whole, lock, cut, shared, sequence, enter, exit)")},
     {Py_tp_new, make},
     {Py_tp_dealloc, dealloc},
     {Py_tp_traverse, traverse},
@@ -277,8 +277,8 @@ static PyType_Slot slots[] = {
 };
 
 static PyType_Spec spec = {
-    .name = "genlock.traces._fast_recorder.Straight",
-    .basicsize = sizeof(Straight),
+    .name = "genlock.traces._fast_recorder.FastOperationRecorder",
+    .basicsize = sizeof(OperationRecorder),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .slots = slots,
 };
@@ -287,7 +287,7 @@ static int
 execute(PyObject *module)
 {
     PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-    int done = type == NULL ? -1 : PyModule_AddObjectRef(module, "Straight", type);
+    int done = type == NULL ? -1 : PyModule_AddObjectRef(module, "FastOperationRecorder", type);
     Py_XDECREF(type);
     return done;
 }

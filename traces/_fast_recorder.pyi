@@ -1,16 +1,17 @@
-"""What `_fast_recorder.c` has for Python."""
+"""Declares the types of `_fast_recorder.c`."""
 
 from array import array
 from collections.abc import Callable, Iterator
 
-from .recorder import Begun, _Kind
+from .outcome import Outcome
+from .recorder import Begun, SlowOperationRecorder
 
-class Straight:
-    """A `recorder.Kind`: writes an event by itself where nothing has to stand before its line, else by `whole`."""
+class FastOperationRecorder:
+    """Writes an event by itself where nothing has to stand before its line, else by `whole`."""
 
     def __init__(
         self,
-        whole: _Kind,
+        whole: SlowOperationRecorder,
         lock: object,
         cut: Callable[[int], None],
         shared: array[int],
@@ -20,4 +21,4 @@ class Straight:
         /,
     ) -> None: ...
     def begin(self, time_ns: int, /) -> Begun | None: ...
-    def end(self, begun: Begun | None, time_ns: int, outcome: str | None = None, /) -> None: ...
+    def end(self, begun: Begun | None, time_ns: int, outcome: Outcome | None = None, /) -> None: ...

@@ -1,4 +1,4 @@
-"""The one form that every recording of collectives is read into: who issued what, in which group, in which order.
+"""Defines the one form that every recording of collectives is read into: which rank issued what, where, in which order.
 
 A recording is numbers in arrays (a job of 512 ranks is a million operations); the few distinct groups,
 signatures and places in the source are interned once for all ranks in `Interned`.
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Status(IntEnum):
-    """How far the recorder saw an operation come."""
+    """Says how far the recorder saw an operation come."""
 
     UNSAID = 0
     """The recorder does not say, or cannot be trusted to (gloo)."""
@@ -31,7 +31,7 @@ class Status(IntEnum):
 
 
 class Ended(IntEnum):
-    """How a rank's recording comes to its end."""
+    """Says how a rank's recording comes to its end."""
 
     UNSAID = 0
     """The recorder says nothing of it."""
@@ -42,22 +42,22 @@ class Ended(IntEnum):
     OPEN = 3
     """It ends in whole lines and without a word: the rank was killed or stood still, or somebody cut the file."""
     TORN = 4
-    """What the rank did last is certainly not in it."""
+    """The last deeds of the rank are certainly not in it: the file is cut, or the process went on unrecorded."""
 
 
 class Group(NamedTuple):
-    """A process group; two of one name with other members are two groups."""
+    """Holds a process group; two of one name with other members are two groups."""
 
     name: str
     description: str
     members: tuple[int, ...]
     """Global ranks in the group's own order."""
     stated: bool = True
-    """Whether the recorder names the members; else they are those that were seen in the group."""
+    """True where the recorder names the members; else they are those that were seen in the group."""
 
 
 class Signature(NamedTuple):
-    """What an operation puts in and takes out, in elements; -1 where the recording does not say."""
+    """Holds what an operation puts in and takes out, in elements; -1 where the recording does not say."""
 
     kind: str
     dtype: str
@@ -68,7 +68,7 @@ class Signature(NamedTuple):
 
     @property
     def wire(self) -> tuple[str, str, int, int]:
-        """What all members must agree on: uneven splits are legal, so each kind has a size of its own that binds."""
+        """Return what all members must agree on. Uneven splits are legal, so each kind has a size of its own."""
         size = {
             "all_gather": self.sent if self.received < 0 else self.received,
             "scatter": self.received,
@@ -103,7 +103,7 @@ OPS = np.dtype(
         ("status", "i1"),
     ]
 )
-"""One operation of one rank. `group`, `signature` and `site` index what is interned."""
+"""Lays out one operation of one rank. `group`, `signature` and `site` index what is interned."""
 
 Ops = npt.NDArray[np.void]
 
@@ -111,22 +111,22 @@ _PACKED = np.dtype([(name, "<i4" if name in ("entry", "sequence") else OPS[name]
 
 
 def packed(ops: Ops) -> Ops:
-    """The same in less memory, if its numbers are as small as they mostly are."""
+    """Return the same in less memory, if its numbers are as small as they mostly are."""
     small = all(int(ops[name].max(initial=0)) < 1 << 31 for name in ("entry", "sequence"))
     return ops.astype(_PACKED) if small else ops
 
 
 @dataclass(frozen=True, slots=True)
 class RankRecord:
-    """One rank's operations, in the order in which it issued them."""
+    """Holds one rank's operations, in the order in which it issued them."""
 
     rank: int
     path: Path
     ops: Ops
     lost: bool
-    """Whether older operations are gone from the recording (a ring that overflowed, a window of time)."""
+    """True where older operations are gone from the recording (a ring that overflowed, a window of time)."""
     pending_only: bool
-    """Whether completed operations were left out of it."""
+    """True where completed operations were left out of it."""
     issued: Mapping[int, int] = field(default_factory=dict)
     """Group to the sequence number of the last collective that was issued in it, where the recorder says so."""
     gap: int | None = None
@@ -135,21 +135,21 @@ class RankRecord:
     """From when to when this rank was recorded, in ns, where that is known."""
     ended: Ended = Ended.UNSAID
     message: str = ""
-    """Of a rank that failed: what it raised."""
+    """Text of what a failed rank raised; for people alone."""
     dropped: bool = False
-    """Whether the recorder had to leave something out in between."""
+    """True where the recorder had to leave something out in between."""
     listens: frozenset[int] = frozenset()
     """Groups in which the rank takes what anybody sends: there, its receives are not among the operations."""
 
     @property
     def whole(self) -> bool:
-        """Whether all is there that the rank did up to its end."""
+        """Return True where all is there that the rank did up to its end."""
         return not (self.lost or self.pending_only or self.dropped or self.ended is Ended.TORN)
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What was recorded of one job."""
+    """Holds what was recorded of one job."""
 
     source: str
     world: int
@@ -160,9 +160,9 @@ class Recording:
     unreadable: Mapping[int, str] = field(default_factory=dict)
     """Rank to why its file could not be used."""
     window: bool = False
-    """Whether the recording is a stretch of time: what came before and after it is unknown."""
+    """True where the recording is a stretch of time: what came before and after it is unknown."""
     numbered: bool = True
-    """Whether sequence numbers are the recorder's own; else they count from the beginning of each rank's recording."""
+    """True where sequence numbers are the recorder's own; else they count from where each rank's recording begins."""
 
     def __repr__(self) -> str:
         return f"<Recording by {self.source}: {len(self.ranks)} of {self.world} ranks, {self.entries:,} operations>"
@@ -187,7 +187,7 @@ class Interner(Generic[T]):
 
 
 class Interned:
-    """What the ranks of a recording share."""
+    """Holds what the ranks of a recording share."""
 
     def __init__(self) -> None:
         self.groups: Interner[Group] = Interner()
@@ -196,7 +196,7 @@ class Interned:
 
 
 def renumbered(records: Sequence[RankRecord], old: Interned, new: Interned) -> list[RankRecord]:
-    """The same records by the numbers of another interning, which takes up what it does not have."""
+    """Return the same records by the numbers of another interning, which takes up what it does not have."""
     groups = np.array([new.groups(group) for group in old.groups.values], dtype=np.int32)
     signatures = np.array([new.signatures(signature) for signature in old.signatures.values], dtype=np.int32)
     sites = np.array([new.sites(site) for site in old.sites.values], dtype=np.int32)
@@ -244,7 +244,7 @@ def recording(
 
 DEFAULT_GROUP = "default_pg"
 OWN = "genlock"
-"""The `source` of Genlock's own traces."""
+"""Names the `source` of Genlock's own traces."""
 
 
 def _guessed(group: Group, seen: Sequence[int], world: int) -> Group:

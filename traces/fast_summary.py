@@ -1,4 +1,4 @@
-"""A large recording of a program in a few numbers a rank: enough to see that all members did the same to its end.
+"""Sums up a large recording of a program in a few numbers a rank: enough to see that all members did the same.
 
 A rank is read and forgotten; what stays is, of each of its groups (and each way of sends and receives), how many
 operations it did and a digest of what all must agree on. So memory is bounded by ranks times groups.
@@ -26,18 +26,18 @@ KINDS_KEPT = 1 << 16
 
 
 class Done(NamedTuple):
-    """What one rank did in one group, or one way of it."""
+    """Holds what one rank did in one group, or one way of it."""
 
     operations: int
     digest: bytes
 
 
 Ways = dict[tuple[Group, int, int, int], Done]
-"""By group, source, target and tag."""
+"""Keyed by group, source, target and tag."""
 
 
 class Survey(NamedTuple):
-    """What is kept of one rank."""
+    """Holds what is kept of one rank."""
 
     rank: int
     entries: int
@@ -49,7 +49,7 @@ class Survey(NamedTuple):
 
 
 class Agreed(NamedTuple):
-    """A whole recording in which all ranks did the same, and left it."""
+    """Holds a whole recording in which all ranks did the same, and left it."""
 
     ranks: int
     entries: int
@@ -58,7 +58,10 @@ class Agreed(NamedTuple):
 
 
 def agreed(own: Own) -> Agreed | None:
-    """Whether all is as it should be; None where it is not, or where this cannot tell. Raises UnreadableInput."""
+    """Return the counts where all is as it should be; None where it is not, or this cannot tell.
+
+    Raises UnreadableInput.
+    """
     world = next(iter(own.headers.values())).world
     if own.follows or own.cut or len(own.headers) < world:
         return None
@@ -71,7 +74,7 @@ def agreed(own: Own) -> Agreed | None:
 
 
 def surveys(paths: Sequence[Path]) -> list[Survey | None]:
-    """Of each rank; None of one that did not come to its end as it should."""
+    """Survey each rank; None for one that did not come to its end as it should."""
     reader = Reader(Interned())
     found: list[Survey | None] = []
     for path in paths:
@@ -114,7 +117,7 @@ def _survey(record: RankRecord, interned: Interned) -> Survey | None:
 
 
 def _token(signature: Signature) -> int:
-    """A number that is the same for what agrees: of kinds in which sizes may rightly differ, only all of it does."""
+    """Return a number that is equal for operations that agree; of a kind with uneven sizes, all sizes count."""
     sizes = (signature.sent, signature.received) if signature.kind in BALANCED else ()
     text = repr((signature.wire, sizes)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
@@ -125,7 +128,7 @@ def _done(tokens: npt.NDArray[np.uint64]) -> Done:
 
 
 def _together(surveys: Sequence[Survey]) -> Agreed | None:
-    """Whether the members of each group, and the ends of each way, did the same."""
+    """Return the counts where the members of each group, and the ends of each way, did the same; else None."""
     done: dict[Group, dict[int, Done]] = {}
     for survey in surveys:
         for group, own in survey.groups.items():

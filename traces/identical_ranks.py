@@ -1,9 +1,9 @@
 """Reads the traces of a large job, and of ranks that wrote the same only the first.
 
-Workers of a healthy job write the same lines, at other times. Reading and replaying hundreds of copies of them is what
-a large replay would spend its time with. A copy keeps its header; its lines, times included, are the twin's.
+Workers of a healthy job write the same lines, at other times. A large replay would spend its time on hundreds of
+copies of them. A copy keeps its header; its lines, times included, are those of the first such rank.
 
-Left out: what may be concluded for a copy (`conformance.crew`).
+Left out: what may be concluded for a copy (`conformance.protocol.rank_classes`).
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ import msgspec
 from .format import Clock, Trace, TraceHeader, read
 
 FEW = 16
-"""So many ranks are read one by one."""
+"""Up to so many ranks are read one by one."""
 LARGE = 64 << 20
-"""Bytes from which on a trace is taken as the only one of its kind."""
+"""A trace of so many bytes or more is not compared with others."""
 
 _TIME = re.compile(rb'"time_ns":\d+')
 _ADDRESS = re.compile(rb"\d+\.\d+\.\d+\.\d+\]?:\d+")
-"""Where a peer was, in the message of an exception: each rank has another."""
+"""An address of a peer in a text, which is another on each rank: texts are for people, and no two need differ."""
 
 Fingerprints = Callable[[Sequence[Path]], Iterable[list[bytes]]]
 
 
-def read_twins(headers: Mapping[Path, TraceHeader], fingerprints: Fingerprints) -> list[Trace]:
-    """The traces of a run, by file. Raises UnreadableInput."""
+def read_identical(headers: Mapping[Path, TraceHeader], fingerprints: Fingerprints) -> list[Trace]:
+    """Read the traces of a run, identical ones once. Raises UnreadableInput."""
     if len(headers) <= FEW:
         return [read(path) for path in headers]
-    prints = (found for some in fingerprints(list(headers)) for found in some)
+    prints = (fingerprint for some in fingerprints(list(headers)) for fingerprint in some)
     first: dict[tuple[bytes, bytes], Trace] = {}
     traces = []
-    for (path, header), found in zip(headers.items(), prints, strict=True):
+    for (path, header), fingerprint in zip(headers.items(), prints, strict=True):
         common = msgspec.structs.replace(header, rank=0, clock=Clock(0, 0))
-        key = (found, msgspec.json.encode(common))
-        twin = first.get(key) if found else None
-        if twin is None:
-            twin = first[key] = read(path)
-            traces.append(twin)
+        key = (fingerprint, msgspec.json.encode(common))
+        same = first.get(key) if fingerprint else None
+        if same is None:
+            same = first[key] = read(path)
+            traces.append(same)
         else:
-            traces.append(msgspec.structs.replace(twin, path=path, header=header, twin=twin.rank))
+            traces.append(msgspec.structs.replace(same, path=path, header=header, same_as=same.rank))
     return traces
 
 
 def fingerprints(paths: Sequence[Path]) -> list[bytes]:
-    """What is equal for files whose lines, but the first, differ in nothing but times and addresses; else empty."""
+    """Return a digest for each file: equal where lines differ in times and addresses alone. Empty for a large file."""
     return [_fingerprint(path) for path in paths]
 
 
@@ -58,11 +58,11 @@ def _fingerprint(path: Path) -> bytes:
         return b""
     _, _, lines = path.read_bytes().partition(b"\n")
     plain = b"\0".join(_TIME.split(lines))
-    if b'"outcome"' in plain or b'"message"' in plain:
+    if b'"text"' in plain or b'"outcome"' in plain or b'"message"' in plain:
         plain = _ADDRESS.sub(b"", plain)
     return hashlib.blake2b(plain).digest()
 
 
 def own_lines(traces: Iterable[Trace]) -> Iterator[Trace]:
-    """Each trace with its own lines and times, a copy read anew."""
-    return (trace if trace.twin is None else read(trace.path) for trace in traces)
+    """Yield each trace with its own lines and times, a copy read anew."""
+    return (trace if trace.same_as is None else read(trace.path) for trace in traces)

@@ -2,7 +2,7 @@
 
 A path is a file, a folder, or a tar archive; any of them may be packed with gzip.
 
-Left out: the formats themselves, and recordings without a protocol (`recorded`), which take longer to load.
+Left out: the formats themselves, and recordings of others (`importers.detect`), which take longer to load.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import CutFile, UnreadableInput, UsageError
 from .format import SUFFIX, Trace, TraceHeader, lines_of, opening
-from .identical_ranks import fingerprints, read_twins
+from .identical_ranks import fingerprints, read_identical
 from .parallel_read import in_processes
 
 if TYPE_CHECKING:
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 class Own(NamedTuple):
-    """Traces that Genlock wrote: the headers, and the files that are cut before theirs ends."""
+    """Holds traces that Genlock wrote: the headers, and the files that are cut before theirs ends."""
 
     headers: dict[Path, TraceHeader]
     cut: dict[Path, CutFile]
 
     @property
     def follows(self) -> bool:
-        """Whether they follow a protocol."""
+        """True where they follow a protocol."""
         return any(header.protocol for header in self.headers.values())
 
 
 def load(paths: Sequence[Path]) -> list[Trace] | Recording:
-    """The traces that `paths` stand for: Genlock's own, or a recording. Raises UnreadableInput."""
+    """Load the traces that `paths` stand for: Genlock's own, or a recording. Raises UnreadableInput."""
     files = files_of(paths)
     own = own_of(files)
     if own is None:
@@ -42,51 +42,59 @@ def load(paths: Sequence[Path]) -> list[Trace] | Recording:
 
         return recorded(files, paths)
     if own.follows:
-        return read_twins(own.headers, partial(in_processes, fingerprints))
+        return read_identical(own.headers, partial(in_processes, fingerprints))
     from .importers.detect import programs
 
     return programs(*own)
 
 
 def files_of(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
-    """The files that paths stand for, and whether they were named. Raises UnreadableInput."""
+    """Return the files that paths stand for, each with True where it was named. Raises UnreadableInput."""
     # sorted, so that the order given never matters; once, also where a folder and a file in it are named
     return list(dict(sorted(file for path in paths for file in _files(path))).items())
 
 
 def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
-    """Genlock's own traces among files, of one run; None where there are none. Raises UnreadableInput, UsageError."""
+    """Return Genlock's own traces among files, of one run; None where there are none.
+
+    Raises UnreadableInput, UsageError.
+    """
     own = [file for file, _ in files if file.name.endswith(SUFFIX) or _is_own(file)]
     if not own:
         return None
     strangers = [file for file, named in files if named and file not in own]
     if strangers:
         raise UsageError("other traces beside Genlock's own", where=str(strangers[0]), do="replay one run at a time")
-    found = Own({}, {})
+    traces = Own({}, {})
     for file in own:
         try:
-            found.headers[file] = opening(file, lines_of(file))
+            traces.headers[file] = opening(file, lines_of(file))
         except CutFile as error:
-            found.cut[file] = error
-    if found.cut and (not found.headers or found.follows):
-        raise next(iter(found.cut.values()))
-    if not found.follows:
-        check_one_run(list(found.headers.items()))
-    return found
+            traces.cut[file] = error
+    if traces.cut and (not traces.headers or traces.follows):
+        raise next(iter(traces.cut.values()))
+    if not traces.follows:
+        check_one_run(list(traces.headers.items()))
+    return traces
 
 
 def check_one_run(headers: Sequence[tuple[Path, TraceHeader]]) -> None:
-    """Raises UsageError if the traces are of several runs, or two of them of one rank."""
+    """Raise UsageError if the traces are of several runs or attempts, or two of them of one rank."""
     first_path, first = headers[0]
     seen: dict[int, Path] = {}
     for path, header in headers:
-        if (header.run, header.world) != (first.run, first.world):
-            what = f"this trace is of run {header.run}, {first_path} is of run {first.run}"
+        if (header.run, header.attempt, header.world) != (first.run, first.attempt, first.world):
+            what = f"this trace is of {run_of(header)}, {first_path} is of {run_of(first)}"
             raise UsageError(what, where=str(path), do="replay one run at a time")
         if header.rank in seen:
             what = f"a second trace of rank {header.rank}, beside {seen[header.rank]}"
             raise UsageError(what, where=str(path), do="name each rank's trace once")
         seen[header.rank] = path
+
+
+def run_of(header: TraceHeader) -> str:
+    """Return a run's name for messages, with the attempt where it is not the first."""
+    return f"run {header.run}" + (f", attempt {header.attempt}" if header.attempt else "")
 
 
 def _files(path: Path) -> Iterator[tuple[Path, bool]]:

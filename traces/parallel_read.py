@@ -31,6 +31,6 @@ def _begin() -> None:
 
 
 MUCH = 48 << 20
-"""Bytes from which on starting processes pays."""
+"""Starting processes pays from so many bytes on."""
 CHUNK = 16
 MAX_WORKERS = 8

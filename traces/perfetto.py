@@ -22,19 +22,19 @@ from .identical_ranks import own_lines
 
 
 class Slice(NamedTuple):
-    """One operation of one rank. Times in ns."""
+    """Holds one operation of one rank. Times in ns."""
 
     rank: int
     name: str
     start: int
     end: int
     key: tuple[object, ...] | None
-    """What the members of one collective share."""
+    """Shared by the members of one collective."""
     about: Mapping[str, Any]
 
 
 STAGES = 1000
-"""The lane of a rank that shows the stages of its chunks."""
+"""Number of the lane of a rank that shows the stages of its chunks."""
 
 
 def write(found: Recording | Sequence[Trace], path: Path, stages: Sequence[Slice] = ()) -> None:
@@ -76,7 +76,7 @@ def _events(slices: Sequence[Slice], origin: int) -> Iterator[dict[str, Any]]:
 
 
 def _lane(lanes: list[int], s: Slice) -> int:
-    """The first lane that is free again; `lanes` holds when each is."""
+    """Return the first lane that is free again; `lanes` holds when each is."""
     lane = next((at for at, free in enumerate(lanes) if free <= s.start), len(lanes))
     lanes[lane:] = [s.end, *lanes[lane + 1 :]]
     return lane
@@ -115,7 +115,7 @@ def _own(traces: Sequence[Trace]) -> Iterator[Slice]:
                     entered = unnamed.get((event.group, event.sequence, event.op), -1)
                 if entered in open_ends:
                     yield _slice(trace, open_ends.pop(entered), event.time_ns, shift)
-            else:
+            elif event.edge == "step":
                 yield Slice(trace.rank, event.transition, last + shift, last + shift, None, {"state": event.state})
         for event in open_ends.values():
             yield _slice(trace, event, last, shift)
@@ -124,6 +124,8 @@ def _own(traces: Sequence[Trace]) -> Iterator[Slice]:
 def _slice(trace: Trace, event: Event, end: int, shift: int) -> Slice:
     about = {"group": event.group, "sequence": event.sequence, "op": event.op, "phase": event.phase}
     about |= {"chunk": event.chunk, "call": event.call}
+    if event.site is not None:
+        about["at"] = trace.place(event)
     name = event.transition or str(event.op)
     peer = -1 if event.peer is None else event.peer
     key = _key(trace.rank, event.group, event.sequence, event.op, peer, event.tag or 0)
@@ -131,7 +133,7 @@ def _slice(trace: Trace, event: Event, end: int, shift: int) -> Slice:
 
 
 def _key(rank: int, group: object, sequence: object, op: str | None, peer: int, tag: int) -> tuple[object, ...]:
-    """What those who take part in an operation share."""
+    """Return what those who take part in an operation share."""
     if peer < 0:
         return (group, sequence)
     return (group, sequence, *((rank, peer) if op == "send" else (peer, rank)), tag)

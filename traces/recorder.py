@@ -1,8 +1,8 @@
 """Writes one rank's trace, one line and one write an event, from any thread.
 
-A write that fails (a full disk) is counted and told later in a `dropped` line: the rank goes on. A forked
-child has its parent's recorder, and writes nothing with it.
-Left out: seeing the operations that are recorded (`impl`).
+A write that fails (a full disk) is counted, and a `dropped` line says so later: the rank goes on. A forked child has
+its parent's recorder, and writes nothing with it.
+Left out: seeing the operations that are recorded (`impl.recording`).
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ from weakref import WeakSet
 
 from msgspec.structs import replace
 
-from .format import Cause, Dropped, Edge, End, Event, Group, TraceHeader, blank, encode, name_of
+from .format import Cause, Dropped, Edge, End, Event, Group, Site, TraceHeader, blank, encode, name_of
+from .outcome import Outcome
 
 try:
-    from ._fast_recorder import Straight as Straight
+    from ._fast_recorder import FastOperationRecorder as FastOperationRecorder
 except ImportError:  # it was not built: a compiler was missing
-    Straight = None  # type: ignore[assignment, misc]
+    FastOperationRecorder = None  # type: ignore[assignment, misc]
 
 Begun = tuple[int, int]
-"""Of an operation that has begun: the index of its first event, and its sequence number."""
+"""Identifies an operation that has begun: the index of its first event, and its sequence number."""
 
 
-class Kind(Protocol):
-    """An operation that comes again and again, from one place: its events are the same but for the numbers.
+class OperationRecorder(Protocol):
+    """Records one repeated operation, which is issued from one place: its events differ in nothing but numbers.
 
-    What goes wrong here does not reach the caller.
+    An error in here does not reach the caller.
     """
 
     def begin(self, time_ns: int, /) -> Begun | None:
         """Record that one was issued then."""
 
-    def end(self, begun: Begun | None, time_ns: int, outcome: str | None = None, /) -> None:
+    def end(self, begun: Begun | None, time_ns: int, outcome: Outcome | None = None, /) -> None:
         """Record that it has completed, or what went wrong."""
 
 
 FILE, NEXT, LATE = range(3)
-"""Places in the numbers that `_fast_recorder` shares: the file (-1: closed), the next event's index, whether that line
-must wait for another one."""
+"""Index the numbers that `_fast_recorder` shares: the file (-1: closed), the next event's index, and whether other
+lines have to stand before that event's."""
 
 
 class Recorder:
@@ -59,18 +60,31 @@ class Recorder:
         # a signal handler may record while its thread does
         self._lock = threading.RLock()
         self._due = encode(header)
-        """What has to stand before the next line."""
+        """Lines that have to stand before the next one."""
         self._lost = 0
         """Events that could not be written since the last that could."""
+        self._sites: dict[str, int] = {}
         _recorders.add(self)
         self._write(-1, b"")
         self._lost = 0  # a header is no event
 
     def group(self, group: Group) -> None:
-        """A group that the header does not have; it is written with the next event."""
+        """Announce a group that the header does not have; it is written with the next event."""
         with self._lock:
             self._due += encode(group)
             self._shared[LATE] = True
+
+    def site(self, place: str | None) -> int | None:
+        """Return the number of a place (`file:line`); a new one is announced with the next event. None of None."""
+        if place is None:
+            return None
+        with self._lock:
+            number = self._sites.get(place)
+            if number is None:
+                number = self._sites[place] = len(self._sites) + 1
+                self._due += encode(Site(number, place))
+                self._shared[LATE] = True
+            return number
 
     def event(self, transition: str = "", edge: Edge = "step", state: str = "", phase: str = "", **facts: Any) -> None:
         """Record one event; `facts` are further fields of `format.Event`."""
@@ -78,13 +92,17 @@ class Recorder:
             index = self._shared[NEXT]
             self._write(index, encode(Event(index, time.monotonic_ns(), transition, edge, state, phase, **facts)))
 
-    def kind(self, entered: Event, left: Event, sequence: Iterator[int], failed: Callable[[Exception], None]) -> Kind:
-        """Whom to tell of operations of a kind: their events, with NUMBER for each number; where they are numbered;
-        and who is told what goes wrong."""
-        kind = _Kind(self, entered, left, sequence, failed)
-        if Straight is None:
-            return kind
-        return Straight(kind, self._lock, self._cut, self._shared, sequence, kind.entered, kind.left)
+    def operation(
+        self, entered: Event, left: Event, sequence: Iterator[int], failed: Callable[[Exception], None]
+    ) -> OperationRecorder:
+        """Return a recorder for one repeated operation. NUMBER marks the fields that are filled in per call.
+
+        `sequence` yields its sequence numbers; `failed` is called with an error of the recorder.
+        """
+        whole = SlowOperationRecorder(self, entered, left, sequence, failed)
+        if FastOperationRecorder is None:
+            return whole
+        return FastOperationRecorder(whole, self._lock, self._cut, self._shared, sequence, whole.entered, whole.left)
 
     def end(self, cause: Cause, exit: int, message: str = "", culprit: int | None = None) -> None:
         """Record why the rank ends. Only the first call counts: what comes later did not cause the end."""
@@ -101,7 +119,7 @@ class Recorder:
                 os.close(file)
 
     def _write(self, index: int, line: bytes) -> None:
-        """One write, so that a killed rank leaves whole lines; all of it, or else none."""
+        """Write a line at once, so that a killed rank leaves whole lines; all of it, or else none."""
         self._shared[NEXT] = index + 1
         if self._due or self._lost:
             line = self._due + (encode(Dropped(index - self._lost, self._lost)) if self._lost else b"") + line
@@ -115,7 +133,7 @@ class Recorder:
             self._cut(written)
 
     def _cut(self, written: int) -> None:
-        """An event is lost: no more than so much of its line was written."""
+        """Count an event as lost, and take back the `written` bytes of its line."""
         self._lost += 1
         self._shared[LATE] = True
         if written:  # half a line would make the next one unreadable
@@ -124,8 +142,8 @@ class Recorder:
                 os.ftruncate(file, os.fstat(file).st_size - written)
 
 
-class _Kind:
-    """The whole of a Kind, in Python: also what has to stand before a line, and what could not be written."""
+class SlowOperationRecorder:
+    """Records one repeated operation in Python, lines that are due and losses included."""
 
     def __init__(
         self,
@@ -148,7 +166,7 @@ class _Kind:
         except Exception as error:
             return self.failed(error)
 
-    def end(self, begun: Begun | None, time_ns: int, outcome: str | None = None, /) -> None:
+    def end(self, begun: Begun | None, time_ns: int, outcome: Outcome | None = None, /) -> None:
         if begun is None:
             return
         recorder = self._recorder
@@ -162,7 +180,7 @@ class _Kind:
 
 
 _put = os.write
-"""Found at once: between two operations each look into a module is one into cold memory."""
+"""Looked up once: between two operations each look into a module is one into cold memory."""
 _recorders: WeakSet[Recorder] = WeakSet()
 
 

@@ -1,6 +1,6 @@
-"""From what was found to a verdict: which divergence came first, which failure mode it is, and whose fault.
+"""Judges a run that follows a protocol: which divergence came first, which failure mode it is, and whose fault.
 
-Left out: printing (`report`), and the names of failure modes (`signs`).
+Left out: printing (`report`), and the names of failure modes (`failure_modes`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,18 @@ from ...errors import UnreadableInput
 from ...model.protocols.load import PROTOCOLS
 from ...model.tables import By, Protocol
 from ...traces.format import Trace
+from ...traces.load import run_of
+from ...traces.outcome import Difference
 from .. import diagnosis
-from ..diagnosis import Divergence, Standing, Verdict
-from .failure_modes import ACKS, accused_by_word, changed_weights, failure_mode
+from ..diagnosis import Divergence, Observation, Seen, Standing, Verdict
+from .failure_modes import ACKS, accused_by_check, changed_weights, failure_mode, text_alone
 from .match_ranks import Matched, Odd, Wait, blamed, clock_of, match
 from .rank_classes import Crew
 from .replay_rank import NOTHING, RankReplay, replay_rank
+
+LOST = "peer_lost"
+COMPARED = ("parity_differs", "acks_differ")
+UNTYPED = "format 1 holds what this rank found as text only, which decides nothing: record the run anew"
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,9 +55,11 @@ def diagnose(traces: Sequence[Trace]) -> Diagnosis:
         group, sequence = matched.incomplete
         reasons.append(f"not every member is known to have completed number {sequence} of group {group}")
     verdict: Verdict = "divergent" if found else ("unknown" if reasons else "conforming")
-    divergence, told = found.divergence if found else None, _told(ranks)
-    if divergence is not None and told and divergence.observed.startswith("send_ack"):
-        divergence = replace(divergence, why=f"{divergence.why}; rank0 found: {told}")
+    divergence, told, text = found.divergence if found else None, _told(ranks), _told_text(ranks)
+    if divergence is not None and text and divergence.facts.transition == "send_ack":
+        divergence = replace(divergence, why=f"{divergence.why}; rank0 found: {text}")
+    if divergence is not None and text_alone(divergence):
+        reasons.append(f"rank{divergence.rank}: {UNTYPED}")
     return Diagnosis(
         verdict,
         len(traces),
@@ -73,8 +81,8 @@ def protocol_of(traces: Sequence[Trace]) -> Protocol:
     first = traces[0]
     seen: dict[int, Trace] = {}
     for trace in traces:
-        if (trace.header.run, trace.header.world) != (first.header.run, first.header.world):
-            what = f"this trace is of run {trace.header.run}, {first.path} is of run {first.header.run}"
+        if _job(trace) != _job(first):
+            what = f"this trace is of {run_of(trace.header)}, {first.path} is of {run_of(first.header)}"
             raise UnreadableInput(what, where=str(trace.path), do="replay one run at a time")
         if trace.rank in seen:
             what = f"a second trace of rank {trace.rank}, beside {seen[trace.rank].path}"
@@ -90,6 +98,10 @@ def protocol_of(traces: Sequence[Trace]) -> Protocol:
             what = f"protocol `{trace.header.protocol}`, but {first.path} has `{first.header.protocol}`"
             raise UnreadableInput(what, where=str(trace.path), do="replay one run at a time")
     return PROTOCOLS[first.header.protocol]
+
+
+def _job(trace: Trace) -> tuple[str, int, int]:
+    return (trace.header.run, trace.header.attempt, trace.header.world)
 
 
 # ── what came first, and whose fault it is ──────────────────────────────────────────────────────────────
@@ -121,7 +133,7 @@ def _missed(noticed: Sequence[Divergence], ranks: Mapping[int, RankReplay], matc
     roots = set(blamed(matched.waits))
     if not roots <= ranks.keys():  # of whom there is no trace may have waited, too: for one that fell silent
         roots |= silent
-    left = {d.rank for d in noticed if d.observed.startswith("peer_lost")}
+    left = {d.rank for d in noticed if d.facts.transition == LOST}
     if silent and roots & left:  # who says that it lost a peer was left itself, though all it waited for came later
         roots = (roots - left) | silent
     told = {end.culprit for r in ranks.values() if (end := r.trace.end) and end.culprit is not None}
@@ -131,7 +143,8 @@ def _missed(noticed: Sequence[Divergence], ranks: Mapping[int, RankReplay], matc
     own = next((ranks[r] for r in culprits if r in ranks), None)
     if own is not None and first.rank != own.trace.rank:
         first = _stamp(_stood(own, culprits, matched), own, matched)
-    died = any(d.observed.startswith("peer_lost") for d in noticed) and first.observed != "deadline"
+    at_its_deadline = first.facts.seen is Seen.END and first.facts.transition == "deadline"
+    died = any(d.facts.transition == LOST for d in noticed) and not at_its_deadline
     return _Found(first, culprits, not died and any(w.missing for w in matched.waits))
 
 
@@ -140,10 +153,10 @@ def _stamp(divergence: Divergence, replayed: RankReplay, matched: Matched) -> Di
 
 
 def _is_detection(replayed: RankReplay) -> bool:
-    """Whether the rank failed because it noticed a peer's end, or that time had passed, or was ended where it stood."""
+    """Return True where it noticed a peer's end, or that time had passed, or was ended where it stood."""
     failure = replayed.failure
-    row = replayed.role.rows_by_key.get((failure.state, failure.observed.split(" ")[0])) if failure else None
-    ended = failure is not None and failure.observed.startswith(NOTHING)
+    row = replayed.role.rows_by_key.get((failure.state, failure.facts.transition)) if failure else None
+    ended = failure is not None and failure.facts.seen is Seen.NOTHING
     return ended or (row is not None and row.by is By.DETECTION)
 
 
@@ -151,13 +164,14 @@ def _accused(found: Divergence, ranks: Mapping[int, RankReplay]) -> tuple[int, .
     """The rank that left the model, unless the others show, or it says itself, that it is another's fault."""
     if isinstance(found, Odd):
         # where two disagree, one may yet have left what it was itself
-        own = changed_weights(_told(ranks)) if len(found.accused) > 1 and found.observed.startswith(ACKS) else ()
+        own = changed_weights(_told(ranks)) if len(found.accused) > 1 and found.facts.transition in ACKS else ()
         return own if own and set(own) < set(found.accused) else found.accused
     replayed = ranks[found.rank]
-    named = accused_by_word(found, replayed.trace.header.world)
-    if not named and found.observed.startswith("reject"):
+    named = accused_by_check(found, replayed.trace.header.world)
+    if not named and found.facts.transition in ("reject_header", "reject_envelope"):
         return _sender(replayed, found.state, ranks)
-    return named or (found.rank,)
+    # a comparison that names nobody, as text alone does not, says nothing of the rank that made it
+    return named or (() if found.facts.transition in COMPARED and text_alone(found) else (found.rank,))
 
 
 def _sender(replayed: RankReplay, state: str, ranks: Mapping[int, RankReplay]) -> tuple[int, ...]:
@@ -182,14 +196,14 @@ def _sender(replayed: RankReplay, state: str, ranks: Mapping[int, RankReplay]) -
 
 def _stood(culprit: RankReplay, culprits: Sequence[int], matched: Matched) -> Divergence:
     """Where a rank stands that others waited for, or missed."""
-    found = culprit.stop
+    stop = culprit.stop
     waiting = [w for w in matched.waits if set(w.missing) & set(culprits)]
     who = " and ".join(f"rank{w.rank} in {w.operation}" for w in waiting[:4])
     more = f" and {len(waiting) - 4} more ranks" if len(waiting) > 4 else ""
-    last = f"it says `{found.observed}`: {found.why}"
-    if found.observed.startswith(NOTHING):
-        last = "its trace ends here" if found.observed == NOTHING else found.why
-    return replace(found, why=f"{last}; left waiting: {who}{more}" if waiting else f"{last}; its peers missed it")
+    last = f"it says `{stop.observed}`: {stop.why}"
+    if stop.facts.seen is Seen.NOTHING:
+        last = "its trace ends here" if culprit.trace.end is None else stop.why
+    return replace(stop, why=f"{last}; left waiting: {who}{more}" if waiting else f"{last}; its peers missed it")
 
 
 def _stranded(ranks: Mapping[int, RankReplay], matched: Matched) -> Iterator[Divergence]:
@@ -213,6 +227,7 @@ def _stranded(ranks: Mapping[int, RankReplay], matched: Matched) -> Iterator[Div
             f"{end.cause if end else NOTHING} in {event.transition}",
             (f"{event.transition} (exit)",),
             f"it waits in {event.transition} for {peers}",
+            facts=Observation(Seen.END, end.cause) if end else Observation(Seen.NOTHING),
         )
         yield _stamp(divergence, replayed, matched)
 
@@ -220,10 +235,19 @@ def _stranded(ranks: Mapping[int, RankReplay], matched: Matched) -> Iterator[Div
 # ── what else there is to say ───────────────────────────────────────────────────────────────────────────
 
 
-def _told(ranks: Mapping[int, RankReplay]) -> str:
-    """What rank0 found wrong with the acks."""
+def _differing(ranks: Mapping[int, RankReplay]) -> Iterator[Divergence]:
+    """Yield what rank0 found wrong with the acks."""
     failures = (r.failure for r in ranks.values() if r.failure is not None)
-    return "; ".join(f.why for f in failures if f.observed.startswith("acks_differ"))
+    return (failure for failure in failures if failure.facts.transition == "acks_differ")
+
+
+def _told(ranks: Mapping[int, RankReplay]) -> tuple[Difference, ...]:
+    outcomes = (failure.facts.outcome for failure in _differing(ranks))
+    return tuple(d for outcome in outcomes if outcome for d in outcome.differences)
+
+
+def _told_text(ranks: Mapping[int, RankReplay]) -> str:
+    return "; ".join(failure.why for failure in _differing(ranks))
 
 
 def _standing(replayed: RankReplay) -> Standing:

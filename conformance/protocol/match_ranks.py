@@ -1,6 +1,6 @@
 """Holds ranks against each other: collectives by (group, sequence), what was delivered, and who waits for whom.
 
-Left out: whether a rank kept to its own table (`replay`).
+Left out: whether a rank kept to its own table (`replay_rank`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ...model.protocols.tp_v1_1 import HEADER
 from ...model.semantics.transport import depends_on
 from ...model.tables import Kind
 from ...traces.format import Event
-from ..diagnosis import Divergence
+from ..diagnosis import Divergence, Observation, Seen
 from .replay_rank import Meeting, RankReplay
 
 Key = tuple[str, int]
@@ -253,6 +253,7 @@ def _at(replayed: RankReplay, part: Meeting, event: Event, at: int, why: str, ac
         f"{event.transition} ({event.edge})",
         (f"{part.row.event} as elsewhere",),
         why,
+        facts=Observation(Seen.MOVE, event.transition, event.edge, event.outcome),
         accused=accused,
     )
 

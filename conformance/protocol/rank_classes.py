@@ -4,7 +4,7 @@ What a diagnosis asks of many equal ranks is whether they are more than others (
 differ). So of each kind as many are kept as it takes to stay in the majority wherever it was; where the kinds are so
 many, or so evenly split, that this needs all, all are kept. Ranks keep their numbers.
 
-Left out: finding ranks that wrote the same (`traces.twins`).
+Left out: finding ranks that wrote the same (`traces.identical_ranks`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Crew:
     def __init__(self, traces: Sequence[Trace]) -> None:
         kinds: dict[int, list[Trace]] = {}
         for trace in sorted(traces, key=lambda t: t.rank):
-            kinds.setdefault(trace.rank if trace.twin is None else trace.twin, []).append(trace)
+            kinds.setdefault(trace.rank if trace.same_as is None else trace.same_as, []).append(trace)
         kept = _kept([len(kind) for kind in kinds.values()])
         few = [trace for kind, size in zip(kinds.values(), kept, strict=True) for trace in kind[:size]]
         self.others: dict[int, tuple[int, ...]] = {}

@@ -1,6 +1,6 @@
 """Steps one rank's trace through its table, and stops at the first event that the table does not allow.
 
-Left out: what ranks owe each other (`match`), and the words for it (`explain`).
+Left out: what ranks owe each other (`match_ranks`), and whose fault it is (`diagnose`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from ...errors import ModelError, UnreadableInput
 from ...model.protocols.tp_values import TPVars
 from ...model.tables import By, Data, Kind, Protocol, Role, Row
 from ...traces.format import Dropped, End, Event, Trace
-from ..diagnosis import Divergence
+from ...traces.outcome import Code, Outcome
+from ..diagnosis import Divergence, Observation, Seen
 
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """One rank's part in one collective: what it issued, and what it was given when it completed."""
+    """Holds one rank's part in one collective: what it issued, and what it was given when it completed."""
 
     rank: int
     group: str
@@ -31,12 +32,12 @@ class Meeting:
     exited_at: int | None
     row: Row
     sent: Data
-    """What the table says that this rank put in, from its variables."""
+    """Holds what the table says that this rank put in, from its variables."""
 
 
 @dataclass(frozen=True)
 class RankReplay:
-    """One rank, replayed as far as its table allows."""
+    """Holds one rank, replayed as far as its table allows."""
 
     trace: Trace
     role: Role
@@ -52,7 +53,7 @@ class RankReplay:
     unknown: str | None
     """Why the trace cannot be replayed to its end."""
     gap: bool
-    """Whether it goes on after what is missing, so that nothing follows from where the replay stopped."""
+    """True where it goes on after what is missing, so that nothing follows from where the replay stopped."""
     witnessed: frozenset[tuple[str, str]]
     """(state, event) of each row that was seen."""
 
@@ -68,16 +69,20 @@ class _Rank:
         self.witnessed: set[tuple[str, str]] = set()
         self.failure: Divergence | None = None
         self.next = 0
+        self.hole = False
+        """An event is missing before the one that was looked at last."""
         self.issued: dict[str, int] = {}
         """Group to the sequence number of its last collective."""
 
     def take(self, at: int, event: Event) -> str | None:
         """Make the event's move; a text says why the table does not allow it."""
         if event.index != self.next:
+            self.hole = event.index > self.next
             return f"event {self.next} is missing" if event.index > self.next else "an event out of order"
         self.next += 1
         if not event.transition:  # no move: an operation that the protocol did not announce
-            return event.outcome if (event.outcome or "").startswith(REFUSED) else None
+            refused = event.outcome is not None and event.outcome.code in REFUSED
+            return f"refused: {event.outcome.text}" if refused and event.outcome else None
         if event.edge == "exit":
             return self._exit(at, event)
         if self.pending is not None and not self._breaks_off(event):
@@ -99,7 +104,7 @@ class _Rank:
         return self._view(event)
 
     def divergence(self, at: int, event: Event | End | None, why: str) -> Divergence:
-        seen = event.cause if isinstance(event, End) else _seen(event) if event else NOTHING
+        observed = event.cause if isinstance(event, End) else _observed(event) if event else NOTHING
         v = self.vars
         return Divergence(
             self.trace.rank,
@@ -110,21 +115,33 @@ class _Rank:
             v.observed or None,
             v.call_id,
             self.state,
-            seen,
+            observed,
             self.expected(),
             why,
+            facts=self.facts(event),
         )
 
+    def facts(self, event: Event | End | None) -> Observation:
+        """Return what stands where the replay stopped, as facts."""
+        if event is None:
+            return Observation(Seen.NOTHING)
+        if isinstance(event, End):
+            return Observation(Seen.GAP if self.hole else Seen.END, event.cause)
+        seen = Seen.GAP if self.hole else Seen.MOVE if event.transition else Seen.OPERATION
+        return Observation(seen, event.transition, event.edge, event.outcome)
+
     def stop(self, at: int) -> Divergence:
-        """Where the rank is after the line at `at`, the last that was looked at."""
+        """Return where the rank is after the line at `at`, the last that was looked at."""
         line = self.trace.lines[at] if self.trace.lines else None
         if isinstance(line, End):
             return self.divergence(at, line, line.message)
-        found = self.divergence(at, line if isinstance(line, Event) else None, "nothing more is recorded")
-        return replace(found, observed=NOTHING)
+        stood = self.divergence(at, line if isinstance(line, Event) else None, "nothing more is recorded")
+        return replace(stood, observed=NOTHING, facts=Observation(Seen.NOTHING))
 
     def expected(self) -> tuple[str, ...]:
-        """What the table would have allowed here, failing aside; where its checks failed, what they would have led to.
+        """Return what the table would have allowed here, failing aside.
+
+        Where its checks failed, that is what they would have led to.
 
         Rows that need data are listed whether or not it would fit.
         """
@@ -137,7 +154,7 @@ class _Rank:
 
     @property
     def where(self) -> str:
-        """State, chunk, and the collective that is not completed."""
+        """Name state, chunk, and the collective that is not completed."""
         inside = f", inside {self.pending.event}" if self.pending else ""
         return f"{self.state} of chunk {self.vars.chunk_index}{inside}"
 
@@ -159,7 +176,7 @@ class _Rank:
         return self._arrive(at, row, event, data)
 
     def word(self, at: int, event: Event) -> None:
-        """Beyond a gap, where its state is not known: whether the rank says itself that something is wrong."""
+        """Take the rank's own word that something is wrong, beyond a gap, where its state is not known."""
         row = self.role.rows_by_key.get((event.state, event.transition))
         if self.failure is None and row is not None and row.by in (By.VIOLATION, By.FAULT):
             due = [
@@ -168,8 +185,9 @@ class _Rank:
                 if r.by is By.PROTOCOL
             ]
             where = (self.trace.rank, self.trace.numbers[at], event.index, event.chunk, event.phase, event.call)
-            told = (_seen(event), tuple(due), event.outcome or row.event)
-            self.failure = Divergence(*where, event.call_id, event.state, *told)
+            told = (_observed(event), tuple(due), _text(event.outcome) or row.event)
+            facts = Observation(Seen.MOVE, event.transition, event.edge, event.outcome)
+            self.failure = Divergence(*where, event.call_id, event.state, *told, facts=facts)
 
     def leave_open(self, entered: tuple[Event, int, Row, Data]) -> None:
         """The trace ends inside a collective."""
@@ -183,7 +201,7 @@ class _Rank:
 
     def _arrive(self, at: int, row: Row, event: Event, data: Data) -> str | None:
         if self.role.by_name[row.target].failed and self.failure is None:
-            self.failure = self.divergence(at, event, event.outcome or row.event)
+            self.failure = self.divergence(at, event, _text(event.outcome) or row.event)
         if row.by in (By.FAULT, By.DETECTION) and self.entered is not None:
             self._meet(self.entered, None)
             self.pending = self.entered = None
@@ -193,7 +211,7 @@ class _Rank:
         return self._view(event, before)
 
     def _view(self, event: Event, state: str | None = None) -> str | None:
-        """Whether the rank saw itself where the table says it was."""
+        """Return how the rank saw itself elsewhere than the table has it; None where it did not."""
         v, state = self.vars, state or self.state
         call = None if event.call is None else v.observed + (event.edge == "enter")
         ours = (state, self.role.by_name[state].phase, v.call_id, v.chunk_index, v.cache_epoch, call)
@@ -205,7 +223,7 @@ class _Rank:
         return f"the rank saw itself at {name} {its}, its events lead to {mine}"
 
     def _other_collective(self, row: Row, event: Event) -> str | None:
-        """What of the issued collective is not as the schedule has it."""
+        """Return what of the issued collective is not as the schedule has it."""
         op, dtype = row.op, event.dtype
         if op is None:
             return None
@@ -219,17 +237,21 @@ class _Rank:
         return None
 
     def ends(self, at: int, end: End) -> str | None:
-        """Why the table does not allow that the rank ends here, and in this way."""
+        """Return why the table does not allow that the rank ends here, and in this way."""
         state = self.role.by_name[self.state]
         if end.index != self.next:
+            self.hole = True
             return f"event {self.next} is missing"
         row = self.role.rows_by_key.get((self.state, end.cause))
         noticed = row is not None and row.by is By.DETECTION
         if noticed or (end.culprit is not None and not state.terminal):
             # ended where it stood, by itself or by its guardian: the end marker is all that is written of it
             if not state.failed:
-                found = self.divergence(at, end, end.message)
-                self.failure = found if noticed else replace(found, observed=f"{NOTHING}, until it was ended")
+                stood = self.divergence(at, end, end.message)
+                if not noticed:
+                    until = f"{NOTHING}, until it was ended"
+                    stood = replace(stood, observed=until, facts=Observation(Seen.NOTHING))
+                self.failure = stood
                 self.witnessed |= {row.key} if noticed and row else set()
             return None
         if not state.terminal:
@@ -239,7 +261,7 @@ class _Rank:
         return None
 
     def _breaks_off(self, event: Event) -> bool:
-        """A rank may be poisoned in the middle of a collective."""
+        """Return True for a move by which a rank is poisoned in the middle of a collective."""
         row = self.role.rows_by_key.get((self.state, event.transition))
         return row is not None and row.by in (By.FAULT, By.DETECTION)
 
@@ -262,14 +284,19 @@ class _Rank:
 
 
 NOTHING = "nothing"
-REFUSED = "refused"
-"""How the outcome begins of an operation that was kept from the backend."""
+"""Stands in a text where a rank says no more."""
+REFUSED = (Code.COLLECTIVE, Code.THREAD)
+"""Outcomes of an operation that was kept from the backend."""
 WIRE = ("group", "sequence", "op", "root", "dtype", "numel")
-"""What the two ends of a collective say alike."""
+"""Lists what the two ends of a collective say alike."""
 _wire = attrgetter(*WIRE)
 
 
-def _seen(event: Event) -> str:
+def _text(outcome: Outcome | None) -> str:
+    return "" if outcome is None else outcome.text
+
+
+def _observed(event: Event) -> str:
     if event.transition:
         return f"{event.transition} ({event.edge})"
     by = f" by thread {event.thread}" if event.thread else ""

@@ -105,5 +105,5 @@ def _step(number: int, event: Event, replayed: RankReplay, states: dict[int, str
     edge = {"enter": "issue", "exit": "complete"}.get(event.edge, "step")
     operation = row.op.name if row and row.op else event.op or ""
     commits = row is not None and row.commits
-    name = event.transition or f"{event.op} ({event.outcome})"
+    name = event.transition or f"{event.op} ({event.outcome.text or event.outcome.code if event.outcome else ''})"
     return TraceStep(number, rank, name, edge, operation, event.sequence, commits, tuple(states.values()))

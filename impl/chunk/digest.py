@@ -1,4 +1,4 @@
-"""Digests of what must be equal on every rank: tensors, bytes, and the sequence of collectives of a chunk.
+"""Digests what must be equal on every rank: tensors, bytes, and the sequence of collectives of a chunk.
 
 All are xxh3_64, as an int64 in two's complement, so that one fits a header field or an ack as it is. They
 find accidents and drift. They are no defence against someone who forges a message. `Policy` says which chunks
@@ -20,20 +20,20 @@ from ...errors import UsageError
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 SEQUENCE_START = 0
-"""The sequence hash before the first collective of a chunk."""
+"""Is the sequence hash before the first collective of a chunk."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 BLOCK = 1024
-"""Bytes that a sample takes in one piece."""
+"""Size in bytes of one piece of a sample."""
 PIECE = 256 * 1024
-"""Bytes that are copied and digested at a time."""
+"""So many bytes are copied and digested at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How often, and how thoroughly, the tensors of a chunk are digested. The default is that of bring-up: all.
+    """Says how often, and how thoroughly, the tensors of a chunk are digested. The default is that of bring-up: all.
 
     It depends on nothing but the ids of the header, so that no rank decides on its own. It goes by the chunk
     index and not by the call id: heartbeats use up call ids, and every N-th of those may never be a chunk.
@@ -42,9 +42,9 @@ class Policy:
     every: int = 1
     """Inputs and output are digested in chunks 1, 1 + every, 1 + 2 * every …"""
     sample: int = 0
-    """Bytes of each tensor that are digested, in blocks that move from chunk to chunk; 0 for all of them."""
+    """So many bytes of each tensor are digested, in blocks that move from chunk to chunk; 0 for all of them."""
     output: bool = True
-    """Whether the generator's output is digested for the ack."""
+    """True where the generator's output is digested for the ack."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("every", self.every, 1), ("sample", self.sample, 0)):
@@ -52,15 +52,15 @@ class Policy:
                 raise UsageError(f"`{name}` = {value}", where="digest policy", do=f"use {least} or more")
 
     def due(self, chunk_index: int) -> bool:
-        """Whether this chunk's tensors are digested."""
+        """Return True where this chunk's tensors are digested."""
         return (chunk_index - 1) % self.every == 0
 
     def of(self, tensor: torch.Tensor, chunk_index: int) -> int:
-        """The digest of a dense tensor, as far as it is looked at in a chunk that is due."""
+        """Return the digest of a dense tensor, as far as it is looked at in a chunk that is due."""
         return self.of_plain(dtype_name(tensor.dtype), tensor.shape, _plain(tensor), chunk_index)
 
     def of_plain(self, dtype: str, shape: Sequence[int], plain: torch.Tensor | memoryview, chunk_index: int) -> int:
-        """`of` for a tensor that is given as dtype name, shape and its contiguous bytes, uint8[n] on any device.
+        """Return `of` for a tensor that is given as dtype name, shape and its contiguous bytes, uint8[n] on any device.
 
         Of bytes that lie on the host already (a memoryview) all are digested.
         """
@@ -84,7 +84,7 @@ class Policy:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What all ranks must have alike."""
+        """Return what all ranks must have alike."""
         return {
             "digest_every": str(self.every),
             "digest_sample": str(self.sample),
@@ -103,7 +103,7 @@ def _copied(dtype: str, shape: Sequence[int], source: torch.Tensor, into: torch.
 
 
 def _sampled(plain: torch.Tensor, budget: int, turn: int) -> torch.Tensor:
-    """Evenly spread blocks of uint8[n], some `budget` bytes in all; consecutive turns cover every byte."""
+    """Return evenly spread blocks of uint8[n], some `budget` bytes in all; consecutive turns cover every byte."""
     size = plain.numel()
     if not 0 < budget < size:
         return plain
@@ -115,39 +115,39 @@ def _sampled(plain: torch.Tensor, budget: int, turn: int) -> torch.Tensor:
 
 
 def to_int64(unsigned: int) -> int:
-    """The int64 with the bits of `unsigned`, a number in [0, 2**64)."""
+    """Return the int64 with the bits of `unsigned`, a number in [0, 2**64)."""
     return unsigned - 2**64 if unsigned > INT64_MAX else unsigned
 
 
 def to_uint64(signed: int) -> int:
-    """The number in [0, 2**64) with the bits of the int64 `signed`."""
+    """Return the number in [0, 2**64) with the bits of the int64 `signed`."""
     return signed + 2**64 if signed < 0 else signed
 
 
 def to_hex(digest: int) -> str:
-    """An int64 digest as 16 lower-case hexadecimal characters, always 16."""
+    """Return an int64 digest as 16 lower-case hexadecimal characters, always 16."""
     return f"{to_uint64(digest):016x}"
 
 
 def of_bytes(data: bytes | bytearray | memoryview) -> int:
-    """The digest of plain bytes (contiguous; a memoryview is read in place)."""
+    """Return the digest of plain bytes (contiguous; a memoryview is read in place)."""
     return to_int64(xxhash.xxh3_64_intdigest(data))
 
 
 def of_content(dtype: str, shape: Sequence[int], data: bytes | bytearray | memoryview) -> int:
-    """The digest of a tensor given as dtype name, shape and its contiguous bytes: all three count."""
+    """Return the digest of a tensor given as dtype name, shape and its contiguous bytes: all three count."""
     state = xxhash.xxh3_64(_encode((dtype, tuple(shape))))
     state.update(data)
     return to_int64(state.intdigest())
 
 
 def of_tensor(tensor: torch.Tensor) -> int:
-    """The digest of a dense tensor of any device and layout; equal content has an equal digest."""
+    """Return the digest of a dense tensor of any device and layout; equal content has an equal digest."""
     return of_content(dtype_name(tensor.dtype), tensor.shape, host_bytes(tensor))
 
 
 def chain(sequence: int, *item: str | int | bool | None) -> int:
-    """The sequence hash after one more item: order, number and content of all items count.
+    """Return the sequence hash after one more item: order, number and content of all items count.
 
     `item` is what must agree of one collective, e.g. group, operation, dtype, number of elements.
     """
@@ -161,12 +161,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def host_bytes(tensor: torch.Tensor) -> memoryview:
-    """The contiguous bytes of a dense tensor; those of a contiguous CPU tensor are not copied."""
+    """Return the contiguous bytes of a dense tensor; those of a contiguous CPU tensor are not copied."""
     return _plain(tensor).cpu().numpy().data
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The contiguous bytes of a dense tensor as uint8[n], on its device."""
+    """Return the contiguous bytes of a dense tensor as uint8[n], on its device."""
     plain = tensor.detach()
     if plain.is_conj() or plain.is_neg():
         plain = plain.resolve_conj().resolve_neg()

@@ -1,4 +1,4 @@
-"""Rank0's preflight of a chunk: five steps, all of them before the first byte is sent.
+"""Runs rank0's preflight of a chunk: five steps, all of them before the first byte is sent.
 
     check_schema → split → encode_meta → check_dtypes → materialise
 
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 import torch
 
-from ...errors import GenlockError, Refused
+from ...errors import Code, GenlockError, Refused
 from ...model.protocols.tp_values import Action
 from . import digest
 from .rules import dtype_problems, plan_problems
@@ -54,17 +54,17 @@ from .wire import (
 
 _PLAIN = {"str": str, "int": int, "int64": int, "bool": bool, "float": float}
 _EXACT = {key: _PLAIN[FIELD[key].type] for key in META_KEYS}
-"""The type of each plain field; a value of just that type has nothing nested in it."""
+"""Maps each plain field to its type; a value of just that type has nothing nested in it."""
 _KNOWN = frozenset((*META_KEYS, *TENSOR_KEYS))
 _DENSE = (torch.Tensor, torch.nn.Parameter)
 _CASTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NESTED_LIMIT = 1_000
-"""Values looked at in one field in search of a nested tensor. Beyond, the field's type alone is refused."""
+"""So many values of one field are searched for a nested tensor. Beyond, the field's type alone is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Step 1's result: the ids, and a snapshot of the fields, which obey the schema, as they are and as meta."""
+    """Holds step 1's result: the ids, and a snapshot of the fields, which obey the schema, as they are and as meta."""
 
     ids: Ids
     fields: Mapping[str, object]
@@ -73,7 +73,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Step 2's result: meta with `NO_DIGEST` for each digest, and the tensors in the order of its specs."""
+    """Holds step 2's result: meta with `NO_DIGEST` for each digest, and the tensors in the order of its specs."""
 
     ids: Ids
     meta: Meta
@@ -82,19 +82,19 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Encoded(Split):
-    """Step 3's result: meta is known to encode within its bound, to `meta_nbytes` bytes."""
+    """Holds step 3's result: meta is known to encode within its bound, to `meta_nbytes` bytes."""
 
     meta_nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Typed(Encoded):
-    """Step 4's result: each tensor is of a dtype that can travel, and that its field allows."""
+    """Holds step 4's result: each tensor is of a dtype that can travel, and that its field allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Step 5's result, which refers to none of the user's values: all that is left to do is to send it.
+    """Holds step 5's result, which refers to none of the user's values: all that is left to do is to send it.
 
     `packet` is int64[HEADER_NUMEL] on the CPU, and `header` what it says; `payload` is uint8 on the device of
     the payload group. The tensors of `envelope` are views of `payload`: rank0 runs on what the workers receive.
@@ -107,7 +107,7 @@ class Prepared:
 
 
 def check_schema(fields: Mapping[str, object], ids: Ids, since: Committed, mode: Mode) -> Checked:
-    """Step 1: keys, types, plan identities, ids in order.
+    """Do step 1: check keys, types, plan identities, ids in order.
 
     `fields` has every field of the schema but those of the header, which are `ids`; a tensor that is not sent
     is an explicit None. `conditioning_epoch` may be left out in bring-up mode, which has none.
@@ -127,7 +127,7 @@ def check_schema(fields: Mapping[str, object], ids: Ids, since: Committed, mode:
 
 
 def split(checked: Checked, cast: torch.dtype | None = None) -> Split:
-    """Step 2: top-level tensors apart from meta, in the order of (key, index).
+    """Do step 2: take top-level tensors apart from meta, in the order of (key, index).
 
     `cast` is the dtype in which bf16/fp16 fields travel that are handed in as another floating dtype; without
     it nothing is cast.
@@ -139,7 +139,7 @@ def split(checked: Checked, cast: torch.dtype | None = None) -> Split:
 
 
 def encode_meta(parts: Split) -> Encoded:
-    """Step 3: meta has canonical bytes within the bound. Digests have one size, so step 5 keeps the length."""
+    """Do step 3: meta has canonical bytes within the bound. Digests have one size, so step 5 keeps the length."""
     with _refusing(3, parts.ids, "meta", parts.meta):
         data = encode(parts.meta)
         if len(data) > META_MAX_BYTES:
@@ -151,16 +151,17 @@ def encode_meta(parts: Split) -> Encoded:
 
 
 def check_dtypes(encoded: Encoded) -> Typed:
-    """Step 4: every dtype is on the wire map, and is one that its field allows."""
-    _refuse_first(wire_problems(encoded.meta.tensor_specs), 4, encoded.ids)
+    """Do step 4: every dtype is on the wire map, and is one that its field allows."""
+    _refuse_first(wire_problems(encoded.meta.tensor_specs), 4, encoded.ids, Code.MESSAGE)
     _refuse_first(dtype_problems(encoded.meta), 4, encoded.ids)
     return Typed(encoded.ids, encoded.meta, encoded.tensors, encoded.meta_nbytes)
 
 
 def check_held(typed: Typed, damage: str | None) -> None:
-    """Step 5: the conditioning that the chunk relies on is still what it was; `damage` says what is wrong with it."""
+    """Do step 5: the conditioning that the chunk relies on is what it was, unless `damage` says what is wrong."""
     if damage:
-        _refuse(Problem("conditioning_embeds", None, damage, "send it anew, with the next epoch"), 5, typed.ids)
+        problem = Problem("conditioning_embeds", None, damage, "send it anew, with the next epoch")
+        _refuse(problem, 5, typed.ids, Code.CONDITIONING)
 
 
 def materialise(
@@ -169,9 +170,9 @@ def materialise(
     policy: digest.Policy = BRING_UP,
     reserve: Callable[[torch.Tensor], None] = lambda payload: None,
 ) -> Prepared:
-    """Step 5: all tensors as one run of bytes on `device`, their digests as far as due, and the header packet.
+    """Do step 5: all tensors as one run of bytes on `device`, their digests as far as due, and the header packet.
 
-    `reserve` has whatever sending the payload takes beside it; what it raises is a refusal.
+    `reserve` sets aside whatever sending the payload takes beside it; what it raises is a refusal.
     """
     ids, specs = typed.ids, typed.meta.tensor_specs
     for spec, tensor in zip(specs, typed.tensors, strict=True):
@@ -195,7 +196,7 @@ def materialise(
 
 
 def _seal(typed: Typed, payload: torch.Tensor, views: Mapping[str, torch.Tensor], digests: Sequence[int]) -> Prepared:
-    """The final meta, with the digests of what is in the payload now, and the header packet."""
+    """Return the final meta, with the digests of what is in the payload now, and the header packet."""
     specs = tuple(
         msgspec.structs.replace(spec, digest=digest.to_hex(found))
         for spec, found in zip(typed.meta.tensor_specs, digests, strict=True)
@@ -215,7 +216,7 @@ def _tensors(fields: Mapping[str, object]) -> dict[str, torch.Tensor]:
 
 
 def _describe(fields: Mapping[str, object], cast: torch.dtype | None = None) -> Meta:
-    """Meta of fields whose types are right, with `NO_DIGEST` for each digest."""
+    """Return meta of fields whose types are right, with `NO_DIGEST` for each digest."""
     tensors = _tensors(fields)
     specs = tuple(
         TensorSpec(key, 0, digest.dtype_name(_wire_dtype(key, tensor, cast)), tuple(tensor.shape), NO_DIGEST)
@@ -251,7 +252,7 @@ def _key_problems(fields: Mapping[str, object], mode: Mode) -> Iterator[Problem]
 
 
 def _is_plain(value: object) -> bool:
-    """A tensor field of a type that can travel: None, or a plain dense tensor."""
+    """Return True for a tensor field of a type that can travel: None, or a plain dense tensor."""
     return value is None or (type(value) in _DENSE and isinstance(value, torch.Tensor) and not value.is_nested)
 
 
@@ -272,7 +273,7 @@ def _type_problems(key: str, value: object) -> Iterator[Problem]:
 
 
 def _nested_tensors(key: str, value: object) -> Iterator[Problem]:
-    """Tensors that stand where none travels, however deep in built-in containers."""
+    """Yield tensors that stand where none travels, however deep in built-in containers."""
     if key in TENSOR_KEYS and isinstance(value, torch.Tensor):
         return
     stack, seen = [(path(key), value)], set[int]()
@@ -291,7 +292,7 @@ def _nested_tensors(key: str, value: object) -> Iterator[Problem]:
 
 
 def _value_problems(key: str, tensor: torch.Tensor) -> Iterator[Problem]:
-    """A tensor that has no values, or not as plain bytes."""
+    """Yield a tensor that has no values, or not as plain bytes."""
     if tensor.layout is not torch.strided:
         yield Problem(key, tensor, f"layout {tensor.layout} is not dense", "pass `.to_dense()`")
     elif tensor.device.type == "meta":
@@ -304,24 +305,24 @@ def _value_problems(key: str, tensor: torch.Tensor) -> Iterator[Problem]:
 
 
 def _overflow(source: torch.Tensor, view: torch.Tensor, spec: TensorSpec) -> Iterator[Problem]:
-    """A cast that made infinities out of numbers."""
+    """Yield a cast that made infinities out of numbers."""
     if view.dtype != source.dtype and bool((view.isinf() & ~source.to(view.device).isinf()).any()):
         yield Problem(spec.key, source, f"has finite values that overflow {spec.dtype}", "scale it first")
 
 
-def _refuse_first(found: Iterator[Problem], step: int, ids: Ids) -> None:
-    for problem in found:
-        _refuse(problem, step, ids)
+def _refuse_first(problems: Iterator[Problem], step: int, ids: Ids, code: Code = Code.RULE) -> None:
+    for problem in problems:
+        _refuse(problem, step, ids, code)
 
 
 class _AsIs(str):
-    """Text that `Refused` shows as it is."""
+    """Holds text that `Refused` shows as it is."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
-def _refuse(problem: Problem, step: int, ids: Ids) -> NoReturn:
+def _refuse(problem: Problem, step: int, ids: Ids, code: Code = Code.RULE) -> NoReturn:
     raise Refused(
         problem.text,
         field=problem.field,
@@ -330,11 +331,12 @@ def _refuse(problem: Problem, step: int, ids: Ids) -> NoReturn:
         call_id=ids.call_id,
         chunk_index=ids.chunk_index,
         do=problem.do,
+        code=code,
     )
 
 
 class _refusing:
-    """Whatever is raised in here becomes a refusal that names the field."""
+    """Turns whatever is raised inside into a refusal that names the field."""
 
     __slots__ = ("field", "ids", "step", "value")
 
@@ -347,4 +349,4 @@ class _refusing:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, Refused):
             what = shown(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {shown(error)}"
-            _refuse(Problem(self.field, self.value, what), self.step, self.ids)
+            _refuse(Problem(self.field, self.value, what), self.step, self.ids, Code.EXCEPTION)

@@ -1,6 +1,6 @@
-"""What a worker has received of a call, validated piece by piece before anything is made of it.
+"""Validates what a worker receives of a call, piece by piece, before anything is made of it.
 
-Left out: which move follows (the table's matter, `roles`), and the rules themselves (`rules`, `wire`).
+Left out: which move follows (the table's matter, `rank.roles`), and the rules themselves (`rules`, `wire`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from ...errors import ContractViolation
 from ...model.protocols import tp_values as values
 from ...model.protocols.tp_values import Action
+from ...traces.outcome import Code, Outcome, outcome_of
 from . import digest, wire
 from .rules import id_problems, plan_of, problems, tensor_problems
 from .schema import Committed, Envelope, Meta, Mode, Problem, violation
@@ -21,7 +22,7 @@ Damage = Callable[[Meta, int], str | None]
 
 
 def header_of(header: wire.Header, meta: Meta | None) -> values.Header:
-    """A header packet in the table's terms."""
+    """Return a header packet in the table's terms."""
     ids = header.ids
     return values.Header(
         header.action,
@@ -39,7 +40,7 @@ NO_PAYLOAD = values.Payload(0, override=False, intact=False)
 
 
 class Inbox:
-    """What a worker has received of one call, and what is wrong with it.
+    """Holds what a worker has received of one call, and what is wrong with it.
 
     `since` is what was committed before the call; `damage` says what is wrong with the conditioning that is held.
     """
@@ -49,7 +50,8 @@ class Inbox:
         self._header: wire.Header | None = None
         self._meta: Meta | None = None
         self._envelope: Envelope | None = None
-        self.error: str | None = None
+        self.outcome: Outcome | None = None
+        """The first thing that is wrong, if anything is."""
 
     @property
     def meta(self) -> Meta:
@@ -74,14 +76,14 @@ class Inbox:
             sound = self._note(problems(header.ids, meta, self._since, self._mode))
             return replace(header_of(header, meta), intact=sound)
         except ContractViolation as error:
-            self.error = str(error)
+            self.outcome = outcome_of(error)
             return NO_HEADER
 
     def _note(self, broken: Iterator[Problem]) -> bool:
-        """Keep the first problem for the message; whether there was none."""
+        """Keep the first problem; returns True where there is none."""
         problem = next(broken, None)
         if problem is not None:
-            self.error = str(violation(problem, "header"))
+            self.outcome = outcome_of(violation(problem, "header"))
         return problem is None
 
     def take_payload(self, payload: torch.Tensor) -> values.Payload:
@@ -93,10 +95,10 @@ class Inbox:
             chunk = header.ids.chunk_index
             tensors = wire.unpack_payload(meta, payload, self._digests, chunk)
             if damage := self._damage(meta, chunk):
-                raise ContractViolation(damage)
+                raise ContractViolation(damage, code=Code.CONDITIONING, field="conditioning_embeds")
             envelope = self._envelope = Envelope(Action.INFER, header.ids, meta, tensors)
             sound = self._note(tensor_problems(envelope))
             return values.Payload(header.payload_digest, plan_of(meta).override, intact=sound)
         except ContractViolation as error:
-            self.error = str(error)
+            self.outcome = outcome_of(error)
             return NO_PAYLOAD

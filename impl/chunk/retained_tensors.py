@@ -1,4 +1,4 @@
-"""What a rank holds of a chunk's tensors beyond the moment in which it received them: two things, each with a rule.
+"""Keeps two tensors of a chunk beyond the moment in which they were received, each by a rule of its own.
 
 The override lives for one reader. The conditioning lives until the next one of a newer epoch. Whatever else a
 generator needs is handed to it as a direct argument, call by call, so that nothing stale can be found anywhere.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import torch
 
-from ...errors import ContractViolation
+from ...errors import Code, ContractViolation
 from . import digest
 
 PARTS = 8
-"""Of the conditioning that is held, one part in so many is looked at in each chunk that relies on it."""
+"""One part in so many of the held conditioning is looked at in each chunk that relies on it."""
 
 
 class Override:
-    """The slot for `context_frames_override`: reading it empties it, on every path, whatever becomes of the chunk."""
+    """Holds `context_frames_override` for one reader: reading empties it, whatever becomes of the chunk."""
 
     def __init__(self) -> None:
         self._tensor: torch.Tensor | None = None
@@ -32,20 +32,24 @@ class Override:
                 "the override of an earlier chunk is still there",
                 where="context_frames_override",
                 do="clear it when it is read",
+                code=Code.OVERRIDE,
+                field="context_frames_override",
             )
         self._tensor = tensor
 
     def take(self, recompute: bool) -> torch.Tensor | None:
-        """The override, which is gone from here. Raises ContractViolation unless it is there iff `recompute`."""
+        """Return the override, which is gone from here. Raises ContractViolation unless it is there iff `recompute`."""
         tensor, self._tensor = self._tensor, None
         if (tensor is not None) != recompute:
             text = "there is none, and there is no fallback" if recompute else "it is there, and nobody asked for it"
-            raise ContractViolation(f"tp_do_kv_recompute is {recompute}: {text}", where="context_frames_override")
+            name = "context_frames_override"
+            text = f"tp_do_kv_recompute is {recompute}: {text}"
+            raise ContractViolation(text, where=name, code=Code.OVERRIDE, field=name)
         return tensor
 
 
 class Conditioning:
-    """The conditioning of the current epoch, for the chunks of optimize mode that carry none."""
+    """Holds the conditioning of the current epoch, for the chunks of optimize mode that carry none."""
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -62,17 +66,19 @@ class Conditioning:
         self._parts = [(part, digest.of_tensor(part)) for part in self._tensor.view(-1).chunk(PARTS)]
 
     def of(self, epoch: int) -> torch.Tensor:
-        """The conditioning of `epoch`. Raises ContractViolation where another one is held: there is no fallback."""
+        """Return the conditioning of `epoch`. Raises ContractViolation where another is held: there is no fallback."""
         if self._tensor is None or epoch != self.epoch:
             raise ContractViolation(
                 f"the chunk goes by conditioning_epoch {epoch}, and {self.epoch} is held here",
                 where="conditioning_embeds",
                 do="send it with a new epoch",
+                code=Code.CONDITIONING,
+                field="conditioning_embeds",
             )
         return self._tensor
 
     def damage(self, turn: int) -> str | None:
-        """What is wrong with what is held, if it is no longer what was received.
+        """Return what is wrong with what is held; None where it is what was received.
 
         One part of it is looked at in each turn, so that all of it is in PARTS turns in a row.
         """
@@ -80,10 +86,10 @@ class Conditioning:
             return None
         at = turn % len(self._parts)
         part, was = self._parts[at]
-        found = digest.of_tensor(part)
-        if found == was:
+        now = digest.of_tensor(part)
+        if now == was:
             return None
         return (
-            f"`conditioning_embeds`, held since conditioning_epoch {self.epoch}, has digest {digest.to_hex(found)} "
+            f"`conditioning_embeds`, held since conditioning_epoch {self.epoch}, has digest {digest.to_hex(now)} "
             f"in part {at + 1} of {len(self._parts)}, but {digest.to_hex(was)} was received: something wrote into it"
         )

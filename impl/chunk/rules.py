@@ -1,7 +1,7 @@
-"""The rules of a chunk's envelope, each once: rank0's preflight refuses what breaks one, before the first byte.
+"""Checks the rules of a chunk's envelope, each once: rank0's preflight refuses what breaks one, before the first byte.
 
 A worker that meets one broken poisons the run. Rules of order are the guards of the worker's table. Left out: the
-schema itself (`envelope`), and what a user may hand in (`preflight`).
+schema itself (`schema`), and what a user may hand in (`preflight`).
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ ID_GUARDS: Mapping[Guard, str] = {
     rules.epoch_follows: "cache_epoch",
     rules.control_epoch_holds: "control_epoch",
 }
-"""The table's guards that speak of an id, and which."""
+"""Maps the table's guards that speak of an id to that id."""
 _INTS = tuple(name for name in META_KEYS if FIELD[name].type.startswith("int"))
 
 
 def plan_in(fields: Mapping[str, Any]) -> values.Plan:
-    """The plan bits of a chunk whose fields obey the schema."""
+    """Return the plan bits of a chunk whose fields obey the schema."""
     return values.Plan(
         fields["tp_num_denoise_steps"],
         fields["tp_do_kv_recompute"],
@@ -57,7 +57,7 @@ def plan_in(fields: Mapping[str, Any]) -> values.Plan:
 
 
 def plan_of(meta: Meta) -> values.Plan:
-    """The plan bits that meta carries."""
+    """Return the plan bits that meta carries."""
     return values.Plan(
         meta.tp_num_denoise_steps,
         meta.tp_do_kv_recompute,
@@ -68,7 +68,7 @@ def plan_of(meta: Meta) -> values.Plan:
 
 
 def id_problems(action: Action, ids: Ids, since: Committed, *, init_cache: bool = False) -> Iterator[Problem]:
-    """The rules for the header fields, of any action: the guards of the worker's table that speak of them."""
+    """Yield broken rules of the header fields, of any action: the guards of the worker's table that speak of them."""
     for name in Ids.__struct_fields__:
         value = getattr(ids, name)
         if type(value) is not int or not INT64_MIN <= value <= INT64_MAX:
@@ -86,7 +86,7 @@ def id_problems(action: Action, ids: Ids, since: Committed, *, init_cache: bool 
 
 
 def problems(ids: Ids, meta: Meta, since: Committed, mode: Mode) -> Iterator[Problem]:
-    """Every broken rule of a chunk, the first to mend first.
+    """Yield every broken rule of a chunk, the first to mend first.
 
     It needs no tensor: lengths come from the specs, so that a worker can ask before it allocates.
     """
@@ -95,7 +95,7 @@ def problems(ids: Ids, meta: Meta, since: Committed, mode: Mode) -> Iterator[Pro
 
 
 def plan_problems(ids: Ids, meta: Meta, since: Committed, mode: Mode) -> Iterator[Problem]:
-    """`problems` but those of dtypes, which preflight has in a later step."""
+    """Yield `problems` but those of dtypes, which preflight has in a later step."""
     yield from _version_problems(meta)
     yield from _manifest_problems(meta)
     yield from id_problems(Action.INFER, ids, since, init_cache=meta.init_cache)
@@ -105,7 +105,7 @@ def plan_problems(ids: Ids, meta: Meta, since: Committed, mode: Mode) -> Iterato
 
 
 def dtype_problems(meta: Meta) -> Iterator[Problem]:
-    """The tensors whose dtype is not one that the schema allows for their field."""
+    """Yield the tensors whose dtype is not one that the schema allows for their field."""
     for spec in meta.tensor_specs:
         allowed = DTYPES.get(FIELD[spec.key].type) if spec.key in FIELD else None
         if allowed and spec.dtype not in allowed:
@@ -113,7 +113,7 @@ def dtype_problems(meta: Meta) -> Iterator[Problem]:
 
 
 def envelope_problems(envelope: Envelope, since: Committed, mode: Mode) -> Iterator[Problem]:
-    """Every broken rule of a whole envelope: `problems`, and tensors that are not what meta says."""
+    """Yield every broken rule of a whole envelope: `problems`, and tensors that are not what meta says."""
     meta = envelope.meta
     if envelope.action is not Action.INFER:
         yield Problem("action", envelope.action.name, "an envelope belongs to INFER alone")
@@ -122,7 +122,7 @@ def envelope_problems(envelope: Envelope, since: Committed, mode: Mode) -> Itera
 
 
 def tensor_problems(envelope: Envelope) -> Iterator[Problem]:
-    """The tensors that are not what meta says; of meta itself, which cannot change, nothing is asked again."""
+    """Yield the tensors that are not what meta says; of meta itself, which cannot change, nothing is asked again."""
     meta = envelope.meta
     if sorted(envelope.tensors) != list(TENSOR_KEYS):
         yield Problem("tensors", sorted(envelope.tensors), f"must be {', '.join(TENSOR_KEYS)}")
@@ -134,7 +134,7 @@ def tensor_problems(envelope: Envelope) -> Iterator[Problem]:
 
 
 def require(broken: Iterator[Problem], ids: Ids) -> None:
-    """The worker's side of the rules: raises ContractViolation on the first problem."""
+    """Raise ContractViolation on the first problem: the worker's side of the rules."""
     for problem in broken:
         raise violation(problem, f"call_id={ids.call_id} chunk_index={ids.chunk_index}")
 
@@ -147,7 +147,7 @@ def _version_problems(meta: Meta) -> Iterator[Problem]:
 
 
 def _manifest_problems(meta: Meta) -> Iterator[Problem]:
-    """Each tensor field is in exactly one of the two lists, both of them in order."""
+    """Yield what is wrong with the two lists: each tensor field is in exactly one, and both are in order."""
     order = [(spec.key, spec.index) for spec in meta.tensor_specs]
     if order != sorted(set(order)):
         yield Problem(path("tensor_specs"), order, "not ordered by (key, index), each once")
@@ -180,7 +180,7 @@ def _value_problems(meta: Meta) -> Iterator[Problem]:
 
 
 def _identity_problems(meta: Meta) -> Iterator[Problem]:
-    """The plan identities, and the override iff recompute."""
+    """Yield broken plan identities, and an override without recompute or the other way round."""
     steps, calls, recompute = meta.tp_num_denoise_steps, meta.tp_expected_generator_calls, meta.tp_do_kv_recompute
     timesteps = meta.spec("denoising_step_list")
     if timesteps is None or len(timesteps.shape) != 1:

@@ -1,4 +1,4 @@
-"""Schema v1 of a chunk's envelope (`tp_plan = v1_generator_only`): its fields, its bounds and its bytes.
+"""Defines schema v1 of a chunk's envelope (`tp_plan = v1_generator_only`): its fields, its bounds and its bytes.
 
 `FIELDS` is the schema as a literal table, for the checks and for the documents. Left out: the rules that a chunk
 obeys (`rules`), how the bytes travel (`wire`), and what a user may hand in (`preflight`).
@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 import torch
 
-from ...errors import ContractViolation
+from ...errors import Code, ContractViolation
 from ...model.protocols.tp_values import Action
 from .digest import dtype_name
 
@@ -34,7 +34,7 @@ NO_DIGEST = "0" * 16
 
 
 class Mode(Enum):
-    """How conditioning travels. The same on every rank by start-up parity, hence not in the envelope."""
+    """Says how conditioning travels. The same on every rank by start-up parity, hence not in the envelope."""
 
     BRING_UP = "bring-up"
     """With every chunk."""
@@ -65,7 +65,7 @@ RequiredWhen = Literal[
 
 
 class Field(NamedTuple):
-    """A row of the schema; `tensor` says whether it travels in the payload."""
+    """Holds a row of the schema; `tensor` says whether it travels in the payload."""
 
     name: str
     type: Type
@@ -129,11 +129,11 @@ DTYPES: dict[Type, tuple[str, ...]] = {
     "bf16/fp16 tensor": ("bfloat16", "float16"),
     "bf16/fp16 tensor or explicit None": ("bfloat16", "float16"),
 }
-"""The dtype names that a tensor of each type may have."""
+"""Maps each type to the dtype names that a tensor of it may have."""
 
 
 class Ids(msgspec.Struct, frozen=True):
-    """The header fields that order a call; candidates until the call commits. All count from 0 up."""
+    """Holds the header fields that order a call; candidates until the call commits. All count from 0 up."""
 
     call_id: int
     chunk_index: int
@@ -145,7 +145,7 @@ HEADER_KEYS = ("action", *Ids.__struct_fields__)
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One tensor of the payload. `index` numbers the tensors of a key: always 0 in schema v1."""
+    """Holds one tensor of the payload. `index` numbers the tensors of a key: always 0 in schema v1."""
 
     key: str
     index: Annotated[int, msgspec.Meta(ge=0)]
@@ -158,7 +158,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every field that is no tensor, and the manifest of those that are. No field has a default."""
+    """Holds every field that is no tensor, and the manifest of those that are. No field has a default."""
 
     tp_plan: str
     tp_envelope_version: int
@@ -182,7 +182,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The tensor fields that are None, by name and in order: an omitted key never stands for None."""
 
     def spec(self, key: str) -> TensorSpec | None:
-        """The spec of `key`, or None where no tensor is sent for it."""
+        """Return the spec of `key`, or None where no tensor is sent for it."""
         for spec in self.tensor_specs:
             if spec.key == key:
                 return spec
@@ -195,7 +195,7 @@ _plain = attrgetter(*META_KEYS)
 
 
 class Envelope(msgspec.Struct, frozen=True, eq=False):
-    """A chunk as every rank works on it: header fields, meta, and all tensor fields (None is explicit)."""
+    """Holds a chunk as every rank works on it: header fields, meta, and all tensor fields (None is explicit)."""
 
     action: Action
     ids: Ids
@@ -203,13 +203,13 @@ class Envelope(msgspec.Struct, frozen=True, eq=False):
     tensors: Mapping[str, torch.Tensor | None]
 
     def fields(self) -> dict[str, object]:
-        """Every field of the schema by its canonical name, for the generator."""
+        """Return every field of the schema by its canonical name, for the generator."""
         ids, plain = msgspec.structs.asdict(self.ids), zip(META_KEYS, _plain(self.meta), strict=True)
         return {"action": self.action, **ids, **dict(plain), **self.tensors}
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """What a rank has committed to so far; all 0 before the first call."""
+    """Holds what a rank has committed to so far; all 0 before the first call."""
 
     call_id: int = 0
     chunk_index: int = 0
@@ -218,7 +218,7 @@ class Committed(msgspec.Struct, frozen=True):
     conditioning_epoch: int = 0
 
     def after(self, ids: Ids, meta: Meta | None = None) -> Committed:
-        """What is committed once the call `ids` is; `meta` is that of an INFER, None of any other action."""
+        """Return what is committed once the call `ids` is; `meta` is that of an INFER, None of any other action."""
         epoch = None if meta is None else meta.conditioning_epoch
         return Committed(
             ids.call_id,
@@ -230,7 +230,7 @@ class Committed(msgspec.Struct, frozen=True):
 
 
 class Problem(NamedTuple):
-    """A broken rule: where (`meta.height`, `latents`), what stands there, what is wrong, what to do."""
+    """Holds a broken rule: where (`meta.height`, `latents`), what stands there, what is wrong, what to do."""
 
     field: str
     value: object
@@ -239,33 +239,51 @@ class Problem(NamedTuple):
 
 
 def path(name: str) -> str:
-    """How messages name a field: `meta.height`, but `latents` and `call_id`."""
+    """Return how messages name a field: `meta.height`, but `latents` and `call_id`."""
     return f"meta.{name}" if name in Meta.__struct_fields__ else name
 
 
 def encode(meta: Meta) -> bytes:
-    """The canonical bytes of meta: msgpack, fields in the order of the struct, shortest form of each int."""
+    """Return the canonical bytes of meta: msgpack, fields in the order of the struct, shortest form of each int."""
     return msgspec.msgpack.encode(meta)
 
 
 def decode(data: bytes) -> Meta:
-    """The inverse of `encode`. Raises ContractViolation on anything that `encode` would not have written."""
+    """Invert `encode`. Raises ContractViolation on anything that `encode` would not have written."""
     try:
         meta = msgspec.msgpack.decode(data, type=Meta)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ContractViolation(f"not meta of schema v{TP_ENVELOPE_VERSION}: {shown(error)}", where="meta") from error
+        text, field = f"not meta of schema v{TP_ENVELOPE_VERSION}: {shown(error)}", _field_of(data)
+        raise ContractViolation(text, where="meta", code=Code.MESSAGE, field=field) from error
     if encode(meta) != data:
-        raise ContractViolation("the bytes are not in canonical form", where="meta")
+        raise ContractViolation("the bytes are not in canonical form", where="meta", code=Code.MESSAGE, field="meta")
     return meta
 
 
-def violation(problem: Problem, where: str) -> ContractViolation:
-    """A problem as the error that poisons a rank."""
-    return ContractViolation(f"`{problem.field}` = {shown(problem.value)}: {problem.text}", where=where, do=problem.do)
+def _field_of(data: bytes) -> str:
+    """Return the first field of meta that the bytes lack or have of another type; `meta` where they are no mapping."""
+    try:
+        raw = msgspec.msgpack.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return "meta"
+    if not isinstance(raw, dict):
+        return "meta"
+    for field in msgspec.structs.fields(Meta):
+        try:
+            msgspec.convert(raw[field.name], field.type)
+        except (KeyError, msgspec.ValidationError):
+            return path(field.name)
+    return "meta"
+
+
+def violation(problem: Problem, where: str, code: Code = Code.RULE) -> ContractViolation:
+    """Return a problem as the error that poisons a rank."""
+    text = f"`{problem.field}` = {shown(problem.value)}: {problem.text}"
+    return ContractViolation(text, where=where, do=problem.do, code=code, field=problem.field)
 
 
 def version_problem(field: str, theirs: int, ours: int) -> Problem:
-    """What to say, and to do, where another rank speaks another version."""
+    """Return what to say, and to do, where another rank speaks another version."""
     age, who = ("newer", "this rank") if theirs > ours else ("older", "the sender")
     text = f"version {theirs} is {age} than {ours}, the one spoken here"
     return Problem(field, theirs, text, f"update {who}, or restart all ranks on one version")
@@ -284,7 +302,7 @@ _short.maxstring = _short.maxother = _short.maxlong = 70
 
 
 def shown(value: object) -> str:
-    """A short rendering of anything, on one line, for a message. Never raises, never reads tensor data."""
+    """Return a short rendering of anything, on one line, for a message. Never raises, never reads tensor data."""
     try:
         return " ".join(_short.repr(value).split())[:160]
     except Exception:

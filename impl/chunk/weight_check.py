@@ -12,11 +12,11 @@ from torch import Tensor
 from . import digest
 
 LOOKED_AT = 64 * 2**20
-"""Bytes of weights, at least, that a chunk without a hard cut looks at: all of a small generator's."""
+"""A chunk without a hard cut looks at so many bytes of weights, at least: all of a small generator's."""
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> int:
-    """int64 hash of the names and bytes of all weights."""
+    """Return an int64 hash of the names and bytes of all weights."""
     sequence = digest.SEQUENCE_START
     for name in sorted(weights):
         sequence = digest.chain(sequence, name, digest.of_tensor(weights[name]))
@@ -39,18 +39,18 @@ class WeightCheck:
         self._turn = 0
 
     def damage(self) -> str | None:
-        """What is wrong with the part whose turn it is, if it is no longer what it was: weight and digests."""
+        """Return which weight of the part whose turn it is has changed, with both digests; None where none has."""
         part = self._parts[self._turn % self.turns]
         self._turn += 1
         for name in part:
-            found, was = digest.of_tensor(self._weights[name]), self._were[name]
-            if found != was:
-                return f"weight `{name}` has digest {digest.to_hex(found)}, but {digest.to_hex(was)} at start-up"
+            now, was = digest.of_tensor(self._weights[name]), self._were[name]
+            if now != was:
+                return f"weight `{name}` has digest {digest.to_hex(now)}, but {digest.to_hex(was)} at start-up"
         return None
 
 
 def _parts(sizes: Mapping[str, int], least: int) -> list[list[str]]:
-    """The names in groups, in order, each of at least so many bytes but for the last."""
+    """Split the names into groups, in order, each of at least so many bytes but for the last."""
     parts: list[list[str]] = [[]]
     room = least
     for name, size in sizes.items():

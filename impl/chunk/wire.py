@@ -1,7 +1,7 @@
-"""How an envelope and its ack travel: a header packet of fixed size, a payload of bytes, an ack of int64s.
+"""Packs and unpacks an envelope and its ack: a header packet of fixed size, a payload of bytes, an ack of int64s.
 
 Whatever arrives is checked field by field before anything is allocated, and each complaint names the field.
-Integers are little-endian. Left out: the rules of the schema (`envelope`), and the collectives themselves.
+Integers are little-endian. Left out: the rules of the schema (`schema`, `rules`), and the collectives themselves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 import torch
 
-from ...errors import ContractViolation
+from ...errors import Code, ContractViolation
 from ...model.protocols.tp_values import Action
 from ..recording import torch_compat
 from . import digest
@@ -41,16 +41,16 @@ BRING_UP = digest.Policy()
 """Everything is digested, in every chunk."""
 
 ALIGNMENT = 16
-"""Bytes. The largest element (complex128) then lies aligned, so that each tensor is a view of the payload."""
+"""Is in bytes. The largest element (complex128) then lies aligned, so that each tensor is a view of the payload."""
 
 # fmt: off
-WIRE_DTYPES: dict[str, torch.dtype] = {name: torch_compat.found(name) for name in (
+WIRE_DTYPES: dict[str, torch.dtype] = {name: torch_compat.lookup(name) for name in (
     "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16",
     "float32", "float64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
     "float8_e8m0fnu", "float4_e2m1fn_x2", "complex32", "complex64", "complex128",
 )}
 # fmt: on
-"""Name → dtype of what can travel: elements of whole bytes (float4 in pairs) that need nothing beside them."""
+"""Maps name → dtype of what can travel: elements of whole bytes (float4 in pairs) that need nothing beside them."""
 
 _QUANTISED = "its bytes mean nothing without scale and zero point"
 _SUB_BYTE = "torch cannot copy it: its elements are less than a byte"
@@ -60,7 +60,7 @@ OFF_MAP: dict[str, str] = {
     **dict.fromkeys((f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)), _SUB_BYTE),
     **dict.fromkeys(("bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"), _BITS),
 }
-"""Name of each other dtype of torch → why it cannot travel."""
+"""Maps the name of each other dtype of torch → why it cannot travel."""
 
 HEADER_FIELDS = (
     "magic",
@@ -78,7 +78,7 @@ HEADER_FIELDS = (
     "payload_digest",
     "header_digest",
 )
-"""The int64 fields that open the packet. `header_digest` is over all that stand before it."""
+"""Lists the int64 fields that open the packet. `header_digest` is over all that stand before it."""
 
 _HEADER_START = (int.from_bytes(b"GENLOCKH", "little"), WIRE_VERSION, TP_ENVELOPE_VERSION)
 _META_START = 8 * len(HEADER_FIELDS)
@@ -87,7 +87,7 @@ _BOUNDS = {"meta_nbytes": META_MAX_BYTES, "tensor_count": MAX_TENSORS, "payload_
 
 
 class Header(msgspec.Struct, frozen=True):
-    """A header packet whose fields are sound. `meta` is the bytes of meta, empty unless `action` is INFER."""
+    """Holds a header packet whose fields are sound. `meta` is the bytes of meta, empty unless `action` is INFER."""
 
     action: Action
     ids: Ids
@@ -107,7 +107,7 @@ def pack_header(
     payload_nbytes: int = 0,
     payload_digest: int = 0,
 ) -> torch.Tensor:
-    """The header packet, int64[HEADER_NUMEL] on the CPU. The keyword arguments are for INFER alone.
+    """Return the header packet, int64[HEADER_NUMEL] on the CPU. The keyword arguments are for INFER alone.
 
     Raises ContractViolation, naming the field, on what `unpack_header` would reject.
     """
@@ -118,7 +118,7 @@ def pack_header(
 def packed_header(
     action: Action, ids: Ids, *, meta: bytes, tensor_count: int, payload_nbytes: int, payload_digest: int
 ) -> tuple[torch.Tensor, Header]:
-    """`pack_header`, and what the packet says, as `unpack_header` would have it."""
+    """Return the packet of `pack_header`, and what it says, as `unpack_header` would have it."""
     meta_digest = digest.of_bytes(meta) if meta else 0
     order = (ids.call_id, ids.chunk_index, ids.cache_epoch, ids.control_epoch)
     sizes = (len(meta), tensor_count, payload_nbytes)
@@ -129,7 +129,7 @@ def packed_header(
 
 
 def unpack_header(packet: torch.Tensor) -> Header:
-    """What a header packet, int64[HEADER_NUMEL], says. Raises ContractViolation naming the first bad field.
+    """Return what a header packet, int64[HEADER_NUMEL], says. Raises ContractViolation naming the first bad field.
 
     Magic and versions come first, because a packet of another version may have another layout.
     """
@@ -144,20 +144,20 @@ def unpack_header(packet: torch.Tensor) -> Header:
 
 
 def unpack_meta(header: Header) -> Meta:
-    """The meta of an INFER header. Raises ContractViolation where it is not sound, or not as the header says."""
+    """Return the meta of an INFER header. Raises ContractViolation where it is unsound, or not as the header says."""
     meta = decode(header.meta)
-    for name, said, found in (
+    for name, said, counted in (
         ("tensor_count", header.tensor_count, len(meta.tensor_specs)),
         ("payload_nbytes", header.payload_nbytes, payload_nbytes(meta.tensor_specs)),
         ("payload_digest", header.payload_digest, payload_digest(meta.tensor_specs)),
     ):
-        if said != found:
-            raise _bad(name, said, f"the tensor specs in meta say {found}")
+        if said != counted:
+            raise _bad(name, said, f"the tensor specs in meta say {counted}")
     return meta
 
 
 class Slot(NamedTuple):
-    """Where a tensor lies in the payload: bytes `start` to `stop`, then zeros to `end`, a multiple of 16."""
+    """Says where a tensor lies in the payload: bytes `start` to `stop`, then zeros to `end`, a multiple of 16."""
 
     spec: TensorSpec
     start: int
@@ -166,7 +166,7 @@ class Slot(NamedTuple):
 
 
 def wire_problems(specs: Sequence[TensorSpec]) -> Iterator[Problem]:
-    """The tensors whose dtype is off the wire map."""
+    """Yield the tensors whose dtype is off the wire map."""
     for spec in specs:
         if spec.dtype not in WIRE_DTYPES:
             why = OFF_MAP.get(spec.dtype, "it is unknown here")
@@ -174,7 +174,7 @@ def wire_problems(specs: Sequence[TensorSpec]) -> Iterator[Problem]:
 
 
 def slots(specs: Sequence[TensorSpec]) -> tuple[Slot, ...]:
-    """The layout of a payload. Raises ContractViolation on a dtype off the wire map, or a size out of bounds."""
+    """Return the layout of a payload. Raises ContractViolation on a dtype off the wire map, or a size out of bounds."""
     return _slots(tuple(specs))
 
 
@@ -195,23 +195,23 @@ def _slots(specs: tuple[TensorSpec, ...]) -> tuple[Slot, ...]:
 
 
 def payload_nbytes(specs: Sequence[TensorSpec]) -> int:
-    """Bytes of the payload, a multiple of 16. Raises like `slots`."""
+    """Return the bytes of the payload, a multiple of 16. Raises like `slots`."""
     layout = slots(specs)
     return layout[-1].end if layout else 0
 
 
 def payload_digest(specs: Sequence[TensorSpec]) -> int:
-    """The digest of the digests of all tensors, so that no byte is hashed twice."""
+    """Return the digest of the digests of all tensors, so that no byte is hashed twice."""
     return digest.of_bytes("".join(spec.digest for spec in specs).encode())
 
 
 def allocate_payload(meta: Meta, device: torch.device | str = "cpu") -> torch.Tensor:
-    """An uninitialised payload, uint8[payload_nbytes], strictly from the specs. Raises like `slots`."""
+    """Return an uninitialised payload, uint8[payload_nbytes], strictly from the specs. Raises like `slots`."""
     return torch.empty(payload_nbytes(meta.tensor_specs), dtype=torch.uint8, device=device)
 
 
 def view_payload(specs: Sequence[TensorSpec], payload: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of a payload, by key, as views of it (of a copy where it does not lie aligned).
+    """Return the tensors of a payload, by key, as views of it (of a copy where it does not lie aligned).
 
     Nothing is verified but that shapes can exist: ContractViolation names the one that cannot.
     """
@@ -230,7 +230,7 @@ def view_payload(specs: Sequence[TensorSpec], payload: torch.Tensor) -> dict[str
 
 
 def spec_digest(spec: TensorSpec, plain: torch.Tensor | memoryview, policy: digest.Policy, chunk_index: int) -> str:
-    """What a spec says of a tensor's bytes, uint8[n] or on the host: their digest where due, else `NO_DIGEST`."""
+    """Return what a spec says of a tensor's bytes, uint8[n] or on the host: their digest, or `NO_DIGEST` if not due."""
     if not policy.due(chunk_index):
         return NO_DIGEST
     return digest.to_hex(policy.of_plain(spec.dtype, spec.shape, plain, chunk_index))
@@ -239,7 +239,7 @@ def spec_digest(spec: TensorSpec, plain: torch.Tensor | memoryview, policy: dige
 def unpack_payload(
     meta: Meta, payload: torch.Tensor, policy: digest.Policy = BRING_UP, chunk_index: int = 1
 ) -> dict[str, torch.Tensor | None]:
-    """Every tensor field of the envelope, by key, None where meta says so: views of `payload`, any device.
+    """Return every tensor field of the envelope, by key, None where meta says so: views of `payload`, any device.
 
     Raises ContractViolation naming the field whose digest differs from the one in its spec. `policy` is that of
     rank0, by start-up parity.
@@ -250,16 +250,16 @@ def unpack_payload(
     due = policy.due(chunk_index)
     plain = digest.host_bytes(payload) if due and not policy.sample else payload.contiguous()
     for spec, start, stop, end in slots(specs):
-        found = spec_digest(spec, plain[start:stop], policy, chunk_index)
-        if found != spec.digest:
-            raise _bad(spec.key, spec, f"has digest {found}, but rank0 sent {spec.digest}", "payload")
+        received = spec_digest(spec, plain[start:stop], policy, chunk_index)
+        if received != spec.digest:
+            raise _bad(spec.key, spec, f"has digest {received}, but rank0 sent {spec.digest}", "payload")
         if stop < end and due and any(plain[stop:end].tolist()):
             raise _bad(spec.key, spec, "the padding after it is not zero", "payload")
     return {**views, **dict.fromkeys(meta.none_tensors)}
 
 
 class Ack(msgspec.Struct, frozen=True):
-    """What a worker reports at the end of a chunk; rank0 holds its own against it. All fields are int64."""
+    """Reports a worker's chunk at its end; rank0 holds its own against it. All fields are int64."""
 
     call_id: int
     chunk_index: int
@@ -272,31 +272,31 @@ class Ack(msgspec.Struct, frozen=True):
     output_digest: int
     """0 where the digest policy has none."""
     weights_fingerprint: int
-    """Of this rank's shard, in a chunk with `init_cache`; 0 in any other. It differs from rank to rank."""
+    """Fingerprint of this rank's shard, in a chunk with `init_cache`; 0 in any other. It differs from rank to rank."""
 
 
 ACK_FIELDS = ("magic", "ack_version", *Ack.__struct_fields__, "ack_digest")
-"""The int64 fields of an ack. `ack_digest` is over all that stand before it."""
+"""Lists the int64 fields of an ack. `ack_digest` is over all that stand before it."""
 ACK_NUMEL = len(ACK_FIELDS)
 _ACK_START = (int.from_bytes(b"GENLOCKA", "little"), ACK_VERSION)
 
 
 def pack_ack(ack: Ack) -> torch.Tensor:
-    """The ack record, int64[ACK_NUMEL] on the CPU. Raises ContractViolation on a field that is no int64."""
+    """Return the ack record, int64[ACK_NUMEL] on the CPU. Raises ContractViolation on a field that is no int64."""
     data = _signed(ACK_FIELDS, (*_ACK_START, *msgspec.structs.astuple(ack)), "ack")
     return torch.frombuffer(bytearray(data), dtype=torch.int64)
 
 
 def unpack_ack(record: torch.Tensor) -> Ack:
-    """What an ack record, int64[ACK_NUMEL], says. Raises ContractViolation naming the first bad field."""
+    """Return what an ack record, int64[ACK_NUMEL], says. Raises ContractViolation naming the first bad field."""
     data = bytes(_received(record, torch.int64, ACK_NUMEL, "ack"))
     return Ack(*_checked(ACK_FIELDS, data, _ACK_START, "ack")[len(_ACK_START) :])
 
 
 def ack_problems(mine: Ack, theirs: Ack) -> Iterator[Problem]:
-    """The fields in which a worker's ack differs from rank0's own, in the order of the record.
+    """Yield the fields in which a worker's ack differs from rank0's own, in the order of the record.
 
-    Fingerprints of weights are not compared with each other, but with those of start-up (`roles`).
+    Fingerprints of weights are not compared with each other, but with those of start-up (`ack_check`).
     """
     for name in Ack.__struct_fields__[:-1]:
         ours, other = getattr(mine, name), getattr(theirs, name)
@@ -305,7 +305,7 @@ def ack_problems(mine: Ack, theirs: Ack) -> Iterator[Problem]:
 
 
 def _header(fields: tuple[int, ...], meta: bytes) -> Header:
-    """The checks of a header that sender and receiver share; `fields` without the last, the digest."""
+    """Make the checks of a header that sender and receiver share; `fields` without the last, the digest."""
     value = dict(zip(HEADER_FIELDS, fields, strict=False))
     try:
         action = Action(value["action"])
@@ -333,7 +333,7 @@ def _header(fields: tuple[int, ...], meta: bytes) -> Header:
 
 
 def _signed(names: Sequence[str], fields: Sequence[int], where: str) -> bytes:
-    """The int64 fields of a message as bytes, then their digest, which is the last name."""
+    """Return the int64 fields of a message as bytes, then their digest, which is the last name."""
     if {*map(type, fields)} != {int} or min(fields) < digest.INT64_MIN or max(fields) > digest.INT64_MAX:
         for name, value in zip(names, fields, strict=False):
             if not isinstance(value, int) or not digest.INT64_MIN <= value <= digest.INT64_MAX:
@@ -343,29 +343,30 @@ def _signed(names: Sequence[str], fields: Sequence[int], where: str) -> bytes:
 
 
 def _checked(names: Sequence[str], data: bytes, start: tuple[int, ...], where: str) -> tuple[int, ...]:
-    """The inverse of `_signed`, without the digest; `start` is the magic and the versions spoken here."""
+    """Invert `_signed`, without the digest; `start` is the magic and the versions spoken here."""
     *fields, signed = struct.unpack(f"<{len(names)}q", data)
     if fields[0] != start[0]:
         raise _bad(names[0], fields[0], "this is another message: the ranks are out of step", where)
     for name, theirs, ours in zip(names[1:], fields[1:], start[1:], strict=False):
         if theirs != ours:
-            raise violation(version_problem(name, theirs, ours), where)
+            raise violation(version_problem(name, theirs, ours), where, Code.MESSAGE)
     if signed != digest.of_bytes(data[:-8]):
         raise _bad(names[-1], signed, "the int64 fields are not what was sent", where)
     return tuple(fields)
 
 
 def _received(tensor: torch.Tensor, dtype: torch.dtype, numel: int, where: str) -> memoryview:
-    """The host bytes of a message, once it is known to have the size that it must have."""
+    """Return the host bytes of a message, once it is known to have the size that it must have."""
     _sized(tensor, dtype, numel, where)
     return digest.host_bytes(tensor)
 
 
 def _sized(tensor: torch.Tensor, dtype: torch.dtype, numel: int, where: str) -> None:
     if tensor.dtype != dtype or tuple(tensor.shape) != (numel,):
-        found = f"{digest.dtype_name(tensor.dtype)}{list(tensor.shape)}"
-        raise ContractViolation(f"{found} instead of {digest.dtype_name(dtype)}[{numel}]", where=where)
+        given = f"{digest.dtype_name(tensor.dtype)}{list(tensor.shape)}"
+        text = f"{given} instead of {digest.dtype_name(dtype)}[{numel}]"
+        raise ContractViolation(text, where=where, code=Code.MESSAGE, field=where)
 
 
 def _bad(field: str, value: object, text: str, where: str = "header packet") -> ContractViolation:
-    return violation(Problem(field, value, text), where)
+    return violation(Problem(field, value, text), where, Code.MESSAGE)

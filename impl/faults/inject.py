@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from ...errors import Refused
 from ...model.protocols.tp_values import Action
+from ...traces.outcome import outcome_of
 from ..chunk import preflight, wire
 from ..chunk.received_envelope import header_of
 from ..chunk.rules import plan_in
@@ -53,7 +54,7 @@ class HeaderFirst(Faulty):
         try:
             prepared = yield from self.out_of_order(asked)
         except Refused as refusal:
-            yield Step("refuse", note=str(refusal))
+            yield Step("refuse", outcome=outcome_of(refusal))
             raise
         yield Exchange("send_payload", prepared.payload, lambda _: self._payload(prepared))
         output, _ = yield from self.phase_b(prepared.envelope)

@@ -1,8 +1,8 @@
 """Each check of the control plane, tried: what breaks a rule is handed to the code that must catch it, in memory.
 
 A probe hands in one wrong thing and returns the message that came back. It fails where nothing came back, or where
-the message does not name the culprit: so a check that is taken out of the code is missed here. The contract documents
-and the audit cite these probes. Left out: what only several processes can show (the break-it matrix).
+what the check found is of another field or rank: so a check that is taken out of the code is missed here. The contract
+documents and the audit cite these probes. Left out: what only several processes can show (the break-it matrix).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 import torch
 
-from ...errors import ContractViolation, GenlockError, Refused
+from ...errors import Code, ContractViolation, GenlockError, Refused
 from ...model.protocols.tp_v1_1 import TP_V1_1
 from ...model.protocols.tp_values import Action
+from ...traces.outcome import Outcome, outcome_of
 from ..chunk import digest, parity, preflight, wire
 from ..chunk.ack_check import AckBook
 from ..chunk.received_envelope import Inbox
@@ -93,14 +94,19 @@ def probes() -> Iterator[Probe]:
 
 
 def _refused(
-    names: str, given: Callable[[], Mapping[str, Any]], *, step: int = 1, says: str = "", mode: Mode = Mode.BRING_UP
+    names: str,
+    given: Callable[[], Mapping[str, Any]],
+    *,
+    step: int = 1,
+    mode: Mode = Mode.BRING_UP,
+    code: Code = Code.RULE,
 ) -> str:
     try:
         prepared(given(), mode)
     except Refused as refusal:
-        ids = f"call_id={IDS.call_id} chunk_index={IDS.chunk_index}"
-        if refusal.field != names or refusal.step != step or ids not in str(refusal) or says not in str(refusal):
-            raise Unnoticed(f"the refusal does not name `{names}`, step {step}, {ids}, {says}: {refusal}") from refusal
+        due = (names, step, code, IDS.call_id, IDS.chunk_index)
+        if (refusal.field, refusal.step, refusal.code, refusal.call_id, refusal.chunk_index) != due:
+            raise Unnoticed(f"the refusal is not of `{names}`, step {step}, {code}: {refusal}") from refusal
         return str(refusal)
     raise Unnoticed(f"preflight lets it pass; it must name `{names}` in step {step}")
 
@@ -111,23 +117,26 @@ def _rejected(names: str, packet: torch.Tensor, payload: torch.Tensor | None = N
     sound = inbox.take_header(packet).intact
     if sound and payload is not None:
         sound = inbox.take_payload(payload).intact
-    return _named(names, None if sound else inbox.error, "the worker")
+    return _named(names, None if sound else inbox.outcome, "the worker")
 
 
 def _raised(names: str, act: Callable[[], object], who: str) -> str:
     try:
         act()
     except ContractViolation as error:
-        return _named(names, str(error), who)
+        return _named(names, outcome_of(error), who)
     return _named(names, None, who)
 
 
-def _named(names: str, said: str | None, who: str) -> str:
-    if not said:
+def _named(names: str, outcome: Outcome | None, who: str, ranks: tuple[int, ...] = ()) -> str:
+    """Return the text of what was found, once it is known to be of that field (any, where `names` is empty)."""
+    if outcome is None:
         raise Unnoticed(f"{who} lets it pass; it must name `{names}`")
-    if names not in said:
-        raise Unnoticed(f"{who} does not name `{names}`: {said}")
-    return said
+    if names and names not in (outcome.field, *(d.field for d in outcome.differences)):
+        raise Unnoticed(f"{who} does not name `{names}`: {outcome.text}")
+    if ranks and outcome.ranks != ranks:
+        raise Unnoticed(f"{who} does not name {ranks}: {outcome.text}")
+    return outcome.text
 
 
 # ── the schema ──────────────────────────────────────────────────────────────────────────────────────
@@ -184,7 +193,7 @@ def _unknown_action() -> str:
 def _absent(name: str) -> str:
     meta = msgspec.to_builtins(prepared().envelope.meta)
     meta.pop(name)
-    return _rejected(name, _with_meta(msgspec.msgpack.encode(meta)))
+    return _rejected(path(name), _with_meta(msgspec.msgpack.encode(meta)))
 
 
 def _undeclared(name: str) -> str:
@@ -229,38 +238,42 @@ class _Unreadable(Mapping[str, Any]):
 def _of_preflight() -> Iterator[Probe]:
     override = torch.ones(1, 3, dtype=torch.bfloat16)
     deep = torch.ones(2, dtype=torch.bfloat16).view((1,) * 5000 + (2,))
-    cases: tuple[tuple[str, str, str, int, str, Callable[[], Mapping[str, Any]]], ...] = (
+    cases: tuple[tuple[str, str, str, int, Callable[[], Mapping[str, Any]]], ...] = (
         ("identity.calls", "the expected calls are not recompute + steps", "meta.tp_expected_generator_calls", 1,
-         "must be int(tp_do_kv_recompute=False)", lambda: fields(tp_expected_generator_calls=3)),
+         lambda: fields(tp_expected_generator_calls=3)),
         ("identity.steps", "the steps are not the length of the list", "meta.tp_num_denoise_steps", 1,
-         "len(denoising_step_list)", lambda: fields(tp_num_denoise_steps=3, tp_expected_generator_calls=3)),
+         lambda: fields(tp_num_denoise_steps=3, tp_expected_generator_calls=3)),
         ("recompute_without_override", "a recompute is planned without its override", "context_frames_override", 1,
-         "there is no fallback", lambda: fields(tp_do_kv_recompute=True, tp_expected_generator_calls=3)),
+         lambda: fields(tp_do_kv_recompute=True, tp_expected_generator_calls=3)),
         ("stale_override", "an override is left over from another chunk", "context_frames_override", 1,
-         "left over", lambda: fields(context_frames_override=override)),
+         lambda: fields(context_frames_override=override)),
         ("stale_conditioning", "conditioning is left out in bring-up mode", "conditioning_embeds", 1,
-         "every chunk carries it", lambda: fields(conditioning_embeds=None)),
+         lambda: fields(conditioning_embeds=None)),
         ("crossattn_reset", "conditioning changes under a managed cache without a reset",
-         "meta.tp_reset_crossattn_cache", 1, "must be reset", lambda: fields(conditioning_embeds_updated=True)),
-        ("lambda", "a lambda stands in meta", "meta.base_seed", 1, "not function",
+         "meta.tp_reset_crossattn_cache", 1, lambda: fields(conditioning_embeds_updated=True)),
+        ("lambda", "a lambda stands in meta", "meta.base_seed", 1,
          lambda: fields(base_seed=lambda: 1)),
-        ("nested_tensor", "a tensor is nested in meta", "meta.base_seed[0]", 1, "nested in meta",
+        ("nested_tensor", "a tensor is nested in meta", "meta.base_seed[0]", 1,
          lambda: fields(base_seed=[torch.ones(1)])),
-        ("unreadable", "the caller's own mapping raises", "envelope", 1, "ValueError: no value", _Unreadable),
-        ("meta_bound", "meta does not fit the header packet", "meta", 3, "has room for", lambda: fields(latents=deep)),
-        ("dtype_off_map", "a tensor is of a dtype that cannot travel", "latents", 4, "raw bits",
+        ("unreadable", "the caller's own mapping raises", "envelope", 1, _Unreadable),
+        ("meta_bound", "meta does not fit the header packet", "meta", 3, lambda: fields(latents=deep)),
+        ("dtype_off_map", "a tensor is of a dtype that cannot travel", "latents", 4,
          lambda: fields(latents=torch.empty(2, 3, dtype=torch.bits8))),
-        ("dtype_of_field", "a tensor is of a dtype that its field may not have", "latents", 4, "is not bfloat16",
+        ("dtype_of_field", "a tensor is of a dtype that its field may not have", "latents", 4,
          lambda: fields(latents=torch.ones(2, 3, dtype=torch.float64))),
-        ("meta_device", "a tensor has no values", "latents", 5, "is on the meta device",
+        ("meta_device", "a tensor has no values", "latents", 5,
          lambda: fields(latents=torch.ones(2, 3, dtype=torch.bfloat16, device="meta"))),
     )  # fmt: skip
-    for name, what, names, step, says, given in cases:
-        yield Probe(f"preflight.{name}", what, _refusal(names, given, step, says))
+    for name, what, names, step, given in cases:
+        yield Probe(f"preflight.{name}", what, _refusal(names, given, step, OTHER_CODES.get(name, Code.RULE)))
 
 
-def _refusal(names: str, given: Callable[[], Mapping[str, Any]], step: int, says: str) -> Callable[[], str]:
-    return lambda: _refused(names, given, step=step, says=says)
+OTHER_CODES = {"unreadable": Code.EXCEPTION, "dtype_off_map": Code.MESSAGE}
+"""Of probes that no rule of the schema refuses."""
+
+
+def _refusal(names: str, given: Callable[[], Mapping[str, Any]], step: int, code: Code) -> Callable[[], str]:
+    return lambda: _refused(names, given, step=step, code=code)
 
 
 # ── the wire ────────────────────────────────────────────────────────────────────────────────────────
@@ -274,7 +287,7 @@ def _of_wire() -> Iterator[Probe]:
     for key in ("conditioning_embeds", "denoising_step_list", "latents"):
         yield Probe(f"payload.{key}", f"a byte of `{key}` is changed on one rank", _flipped_payload(key))
     for age, by in (("newer", 1), ("older", -1)):
-        yield Probe(f"version.header.{age}", f"a header comes from {age} build", _other_version(by, age))
+        yield Probe(f"version.header.{age}", f"a header comes from {age} build", _other_version(by))
 
 
 def _flipped_header(field: str) -> Callable[[], str]:
@@ -312,11 +325,11 @@ def _flipped_payload(key: str) -> Callable[[], str]:
     return run
 
 
-def _other_version(by: int, age: str) -> Callable[[], str]:
+def _other_version(by: int) -> Callable[[], str]:
     def run() -> str:
         packet = prepared().packet.clone()
         packet[wire.HEADER_FIELDS.index("tp_envelope_version")] += by
-        return _rejected(age, _resigned(packet))
+        return _rejected("tp_envelope_version", _resigned(packet))
 
     return run
 
@@ -345,10 +358,12 @@ def _differs(facts: Mapping[str, str], key: str) -> Callable[[], str]:
     def run() -> str:
         other = "999" if facts[key].isdigit() else "another"
         records = [parity.pack(facts), parity.pack(facts), parity.pack({**facts, key: other})]
-        said = parity.diff(records) if len(parity.project(records)) > 1 else None
-        for names in (f"`{key}`", "rank2", other, facts[key]):
-            _named(names, said, "parity")
-        return said or ""
+        outcome = parity.diff(records) if len(parity.project(records)) > 1 else None
+        text = _named(key, outcome, "parity", (2,))
+        found = [(d.values, d.usual) for d in outcome.differences if d.field == key] if outcome else []
+        if found != [((other[:80],), facts[key][:80])]:
+            raise Unnoticed(f"parity does not say who has what: {text}")
+        return text
 
     return run
 
@@ -356,8 +371,8 @@ def _differs(facts: Mapping[str, str], key: str) -> Callable[[], str]:
 def _same_shard() -> str:
     facts = parity.own_facts(TP_V1_1, 3, POSTURE.facts)
     records = [parity.pack(facts, {"weights.shard": mark}) for mark in ("a", "b", "a")]
-    said = parity.diff(records) if len(parity.project(records)) > 1 else None
-    return _named("rank0 and rank2", said, "parity")
+    outcome = parity.diff(records) if len(parity.project(records)) > 1 else None
+    return _named("weights.shard", outcome, "parity", (0, 2))
 
 
 def _of_acks() -> Iterator[Probe]:
@@ -375,6 +390,6 @@ def _odd_ack(name: str) -> Callable[[], str]:
         records = [wire.pack_ack(ack) for ack in odd]
         if len(book.project(records, cut=True)) == 1:
             raise Unnoticed(f"rank0 lets it pass; it must name `{name}`")
-        return _named(f"rank2 ack.{name}", book.diff(sound[0], records, cut=True), "rank0")
+        return _named(f"ack.{name}", book.diff(sound[0], records, cut=True), "rank0", (2,))
 
     return run

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 import torch
 
+from ...errors import Code
 from ...model.semantics.network import CRASH, STALL
 from ...model.tables import Collective, Data, Role
 from ..chunk import wire
@@ -92,7 +93,7 @@ class StruckMonitor(Monitor):
         if strike.kind == STALL:
             raise Stalled
         if strike.kind == "thread":
-            raise self.violation("heartbeat", "a second thread asks for a heartbeat in mid-chunk")
+            raise self.violation("heartbeat", "a second thread asks for a heartbeat in mid-chunk", code=Code.THREAD)
         raise RuntimeError("injected")
 
 

@@ -22,11 +22,11 @@ from ..chunk.schema import Mode
 from ..chunk.weight_check import WeightCheck
 from ..faults import process_faults
 from ..faults.inject import Faulty, Here
-from ..rank.collective_guard import Inside
+from ..rank.collective_guard import CallLimits
 from ..rank.monitor import Monitor
 from ..rank.operations import Call, Exchange
 from ..rank.parent_death import die_with_parent
-from ..rank.rank_runtime import Seat, say
+from ..rank.rank_runtime import RankRuntime, say
 from ..rank.roles import Rank0, Settings
 from ..rank.transport import TorchTransport
 from ..scenario import Chunk, Heartbeat, RunConfig, Wait
@@ -35,7 +35,7 @@ from ..video.generator import Generator
 from ..video.pipeline import Pipeline, PipelineConfig
 from ..video.tensor_parallel import Distributed
 
-PLAN = Inside(count=ALL_REDUCES_PER_BLOCK * tiny().blocks, dtypes=frozenset({tiny().dtype, "float32"}))
+PLAN = CallLimits(count=ALL_REDUCES_PER_BLOCK * tiny().blocks, dtypes=frozenset({tiny().dtype, "float32"}))
 """The collectives that a call of the small generator may issue."""
 
 
@@ -71,27 +71,27 @@ def main(config_path: str) -> int:
 
     def monitor(rank: int) -> Monitor:
         watched = _Watched(TP_V1_1.role(rank), rank, enforce=rank > 0 or here.fault.enforce)
-        watched.arrived = lambda: _arrived(here, seat, config)
+        watched.arrived = lambda: _arrived(here, runtime, config)
         return watched
 
-    seat = Seat(config.run, Path(config.out), config.backend, config.deadlines, monitor, _Transport)
-    return seat.hold(lambda: _work(seat, config, here))
+    runtime = RankRuntime(config.run, Path(config.out), config.backend, config.deadlines, monitor, _Transport)
+    return runtime.hold(lambda: _work(runtime, config, here))
 
 
-def _work(seat: Seat, config: RunConfig, here: Here) -> None:
+def _work(runtime: RankRuntime, config: RunConfig, here: Here) -> None:
     """The rank's life between its start and its end."""
-    groups = seat.connect()
+    groups = runtime.connect()
     assert isinstance(groups, _Transport)
-    groups.received = lambda name, tensor: here.received(name, tensor, seat.monitor.vars.chunk_index)
-    groups.issued = lambda name: here.issued(name, seat.monitor.vars.chunk_index)
+    groups.received = lambda name, tensor: here.received(name, tensor, runtime.monitor.vars.chunk_index)
+    groups.issued = lambda name: here.issued(name, runtime.monitor.vars.chunk_index)
     shape = here.config(tiny())
-    own = Generator(shape, Distributed(groups.groups["device"]), device=seat.device)
-    settings = _settings(config, seat.world, shape, own, here, groups.reserve)
-    generator = seat.fenced(here.generator(own), PLAN)
-    if seat.rank == 0:
-        drive(here.fault.build(seat.monitor, settings, generator), seat, config, here)
+    own = Generator(shape, Distributed(groups.groups["device"]), device=runtime.device)
+    settings = _settings(config, runtime.world, shape, own, here, groups.reserve)
+    generator = runtime.guarded(here.generator(own), PLAN)
+    if runtime.rank == 0:
+        drive(here.fault.build(runtime.monitor, settings, generator), runtime, config, here)
     else:
-        seat.serve(settings, generator)
+        runtime.serve(settings, generator)
 
 
 def _settings(
@@ -122,14 +122,14 @@ def _settings(
     )
 
 
-def drive(rank0: Rank0, seat: Seat, config: RunConfig, here: Here) -> None:
+def drive(rank0: Rank0, runtime: RankRuntime, config: RunConfig, here: Here) -> None:
     """Rank0's application: the scenario, phase A and C around each chunk, and the injected fault.
 
     A drain ends it after the chunk that it has handed to rank0; one that is still in phase A is given up.
     """
     pipeline = Pipeline(PipelineConfig(recompute_every=0, mode=Mode(config.scenario.conditioning)), tiny())
-    drain = seat.drain.requested
-    seat.run(rank0.startup())
+    drain = runtime.drain.requested
+    runtime.run(rank0.startup())
     number = 0
     for step in config.scenario.steps:
         if isinstance(step, Wait):
@@ -137,7 +137,7 @@ def drive(rank0: Rank0, seat: Seat, config: RunConfig, here: Here) -> None:
         if drain.is_set():
             break
         if isinstance(step, Heartbeat):
-            seat.run(rank0.heartbeat())
+            runtime.run(rank0.heartbeat())
         elif isinstance(step, Chunk):
             number += 1
             fault = here.spoils(number, step.spoil)
@@ -148,14 +148,14 @@ def drive(rank0: Rank0, seat: Seat, config: RunConfig, here: Here) -> None:
                 break
             if isinstance(rank0, Faulty) and config.injection is not None:
                 rank0.armed, rank0.kind = config.injection.chunk == number, config.injection.kind
-            _chunk(rank0, seat, pipeline, fields)
-    seat.run(rank0.shutdown("drain" if drain.is_set() else "shutdown"))
+            _chunk(rank0, runtime, pipeline, fields)
+    runtime.run(rank0.shutdown("drain" if drain.is_set() else "shutdown"))
 
 
-def _chunk(rank0: Rank0, seat: Seat, pipeline: Pipeline, fields: dict[str, Any]) -> None:
+def _chunk(rank0: Rank0, runtime: RankRuntime, pipeline: Pipeline, fields: dict[str, Any]) -> None:
     """Take one chunk through phases B and C; report a refusal, and go on."""
     try:
-        output = seat.run(rank0.chunk(fields))
+        output = runtime.run(rank0.chunk(fields))
     except Refused as refusal:
         sent = "after its header was sent" if isinstance(rank0, Faulty) and rank0.armed else "nothing was sent"
         say(f"rank0 refused a chunk, {sent}: {refusal}")
@@ -164,14 +164,14 @@ def _chunk(rank0: Rank0, seat: Seat, pipeline: Pipeline, fields: dict[str, Any])
     pipeline.finish(output)
 
 
-def _arrived(here: Here, seat: Seat, config: RunConfig) -> None:
+def _arrived(here: Here, runtime: RankRuntime, config: RunConfig) -> None:
     """Have a fault strike that waits for this rank to come here; of a signal, stay until it has come back."""
-    monitor = seat.monitor
-    seat.conductor.moved()  # the guardian has to know where it struck
+    monitor = runtime.monitor
+    runtime.conductor.moved()  # the guardian has to know where it struck
     if monitor.failed:
         here.poisoned()
     if here.reached(monitor.phase, monitor.vars.chunk_index):
-        seat.drain.requested.wait(SIGNAL_COMES_BACK)
+        runtime.drain.requested.wait(SIGNAL_COMES_BACK)
 
 
 SIGNAL_COMES_BACK = 10.0

@@ -4,12 +4,13 @@ A move of the control plane is exactly one collective, as its row has it. A gene
 in the table, and many on the wire: all of that kind, on that group, counted and hashed here, so that a generator
 needs no ledger of its own. Whatever comes from another thread, or while no collective is due, is refused.
 
-Left out: collectives that pass the interceptor unseen (`intercept.BLIND_SPOTS`).
+Left out: collectives that pass the interceptor unseen (`c10d_intercept.BLIND_SPOTS`).
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,28 +18,30 @@ from typing import Any, Protocol
 
 import torch
 
-from ...errors import ContractViolation
+from ...errors import Code, ContractViolation
 from ...model.tables import Collective
+from ...traces.outcome import Outcome
 from ...traces.recorder import Recorder
 from ..chunk import digest
-from ..recording.c10d_intercept import Operation, caller, site
+from ..recording.c10d_intercept import OnComplete, Operation, any_failed, caller, site
 from .monitor import Monitor
+from .operations import BackendFailed
 from .roles import Run, Scalars
 
 
 @dataclass(frozen=True, slots=True)
-class Inside:
-    """What a generator call may issue, beyond what the table says of it: None allows any."""
+class CallLimits:
+    """Limits what a generator call may issue, beyond what the table says of it: None allows any."""
 
     count: int | None = None
-    """How many, exactly."""
+    """Number of operations, exactly."""
     dtypes: frozenset[str] | None = None
-    """By torch's names, without `torch.`."""
+    """Names of dtypes, without `torch.`."""
     numel: int | None = None
     """Elements of one, at most."""
 
     def why_not(self, operation: Operation, before: int) -> str | None:
-        """What is wrong with the operation after `before` others of the same call."""
+        """Return what is wrong with the operation after `before` others of the same call."""
         if self.count is not None and before >= self.count:
             return f"the plan has {self.count} in a call"
         if self.dtypes is not None and operation.dtype not in self.dtypes:
@@ -48,7 +51,11 @@ class Inside:
         return None
 
 
-class Fence:
+SETTLES = 0.2
+"""Seconds that the backend has to say of an open operation that it failed, once a generator call has raised."""
+
+
+class CollectiveGuard:
     """Watches the operations of this process on behalf of the monitor; the thread that makes it owns the protocol.
 
     `groups` gives the names of groups that the interceptor has (`group_of`) those of the table. `calls` has the
@@ -60,7 +67,7 @@ class Fence:
         self,
         monitor: Monitor,
         groups: Mapping[str, str],
-        calls: Mapping[str, Inside],
+        calls: Mapping[str, CallLimits],
         recorder: Recorder | None = None,
     ) -> None:
         self._monitor, self._groups, self._calls, self._recorder = monitor, groups, calls, recorder
@@ -68,23 +75,46 @@ class Fence:
         self._refused: ContractViolation | None = None
         self._move = -1
         self._issued = 0
-        """Operations issued in the present move."""
+        """Counts the operations of the present move."""
         self._chunk = -1
         self._counted, self._sequence = 0, digest.SEQUENCE_START
+        self._open = 0
+        """Counts the operations of generator calls that have not completed."""
+        self._failed: Outcome | None = None
 
-    def issue(self, operation: Operation) -> None:
+    def issue(self, operation: Operation) -> OnComplete | None:
         """Count an operation that the table has this rank in. Raises ContractViolation for any other."""
-        why = self._why_not(operation)
-        if why is not None:
-            raise self._refuse(operation, why)
+        refusal = self._why_not(operation)
+        if refusal is not None:
+            raise self._refuse(operation, *refusal)
         self._issued += 1
         pending = self._monitor.pending
         if pending is not None and pending.event in self._calls:
             self._counted += 1
             self._sequence = digest.chain(self._sequence, operation.op, operation.dtype, operation.numel)
+            self._open += 1
+            return self._completed
+        return None
+
+    def _completed(self, outcome: Outcome | None) -> None:
+        self._open -= 1
+        if outcome is not None and outcome.code is Code.BACKEND:
+            self._failed = outcome
+
+    def backend_failed(self) -> bool:
+        """Return True where the backend could not complete an operation of a generator call that has just raised.
+
+        Waits a moment for operations that are still open: their end may be known later than the exception.
+        """
+        until = time.monotonic() + SETTLES
+        while self._failed is None and self._open > 0 and time.monotonic() < until:
+            if any_failed():
+                return True
+            time.sleep(0.005)
+        return self._failed is not None
 
     def counted(self) -> tuple[int, int]:
-        """Operations inside the generator calls of this chunk so far, and the hash of their sequence (int64)."""
+        """Return how many operations the generator calls of this chunk have issued, and their sequence hash (int64)."""
         self._turn()
         return self._counted, self._sequence
 
@@ -94,13 +124,14 @@ class Fence:
             raise self._refused
 
     def settle(self) -> None:
-        """At the end of a generator call: raise what was refused meanwhile, or that there were too few."""
+        """Raise, at the end of a generator call, what was refused meanwhile, or that there were too few operations."""
         self.uphold()
         self._turn()
         pending = self._monitor.pending
-        count = self._calls.get(pending.event, Inside()).count if pending else None
+        count = self._calls.get(pending.event, CallLimits()).count if pending else None
         if count is not None and self._issued != count:
-            raise self._monitor.violation("", f"{self._issued} collectives were issued, but the plan has {count}")
+            text = f"{self._issued} collectives were issued, but the plan has {count}"
+            raise self._monitor.violation("", text, code=Code.COLLECTIVE)
 
     def _turn(self) -> None:
         """Count anew where the monitor has moved on to another move, or to another chunk."""
@@ -113,37 +144,45 @@ class Fence:
             self._chunk = self._monitor.vars.call_id
             self._counted, self._sequence = 0, digest.SEQUENCE_START
 
-    def _why_not(self, operation: Operation) -> str | None:
+    def _why_not(self, operation: Operation) -> tuple[Code, str] | None:
+        """Return why an operation is refused; None where it is due."""
         if threading.current_thread() is not self._owner:
-            return f"only {self._owner.name} may issue collectives"
+            return Code.THREAD, f"only {self._owner.name} may issue collectives"
         if self._refused is not None:
-            return "another was refused before"
+            return Code.COLLECTIVE, "another was refused before"
         self._turn()
+        why = self._why_not_due(operation)
+        return None if why is None else (Code.COLLECTIVE, why)
+
+    def _why_not_due(self, operation: Operation) -> str | None:
         pending = self._monitor.pending
         if pending is None or pending.op is None:
             return "no collective is due"
         group = self._groups.get(operation.group.name)
-        inside = self._calls.get(pending.event)
-        planned = _collective(pending.op, pending.op.root if inside is None else None)
+        limits = self._calls.get(pending.event)
+        planned = _collective(pending.op, pending.op.root if limits is None else None)
         if (operation.op, group) != (pending.op.kind, pending.op.group):
             return f"{planned} is due"
-        if inside is not None:
-            return inside.why_not(operation, self._issued)
+        if limits is not None:
+            return limits.why_not(operation, self._issued)
         if (operation.root, operation.dtype) != (pending.op.root, pending.op.dtype) or self._issued:
             return f"one {planned} is due"
         return None
 
-    def _refuse(self, operation: Operation, why: str) -> ContractViolation:
+    def _refuse(self, operation: Operation, code: Code, why: str) -> ContractViolation:
         group = self._groups.get(operation.group.name, operation.group.name)
         of = f" of {operation.numel} {operation.dtype}" if operation.dtype else ""
         by = f" by thread {operation.thread}" if operation.thread else ""
         where = site(caller())
         at = f" at {where}" if where else ""
         error = self._monitor.violation(
-            "", f"{operation.op}{of} on group {group}{by}{at} was refused before it reached the backend: {why}"
+            "",
+            f"{operation.op}{of} on group {group}{by}{at} was refused before it reached the backend: {why}",
+            code=code,
         )
         if self._recorder is not None:
-            facts = operation._asdict() | {"group": group, "site": where, "outcome": f"refused: {why}"}
+            outcome = Outcome(code, (self._monitor.rank,), text=why)
+            facts = operation._asdict() | {"group": group, "site": self._recorder.site(where), "outcome": outcome}
             self._recorder.event(edge="enter", **facts)
         self._refused = self._refused or error
         return error
@@ -154,46 +193,48 @@ def _collective(op: Collective, root: int | None) -> str:
 
 
 class Uncounted(Protocol):
-    """A generator that keeps no ledger of its collectives. Otherwise like `roles.Generator`."""
+    """Stands for a generator that keeps no ledger of its collectives. Otherwise like `roles.Generator`."""
 
     def chunk(self, fields: Mapping[str, Any]) -> Run: ...
     def scalars(self) -> Scalars: ...
 
 
-class Fenced:
-    """A generator whose calls are held to the plan, and counted by the fence."""
+class GuardedGenerator:
+    """Holds the calls of a generator to the plan, and has the guard count them."""
 
-    def __init__(self, generator: Uncounted, fence: Fence) -> None:
-        self._generator, self._fence = generator, fence
+    def __init__(self, generator: Uncounted, guard: CollectiveGuard) -> None:
+        self._generator, self._guard = generator, guard
 
     def chunk(self, fields: Mapping[str, Any]) -> Run:
-        """Phase B of one chunk of the generator within."""
-        return FencedRun(self._generator.chunk(fields), self._fence)
+        """Begin phase B of one chunk of the generator within."""
+        return GuardedRun(self._generator.chunk(fields), self._guard)
 
     def counted(self) -> tuple[int, int]:
-        """Collectives issued since the chunk began, and the hash of their sequence, as the fence saw them."""
-        return self._fence.counted()
+        """Return how many collectives were issued since the chunk began, and the hash of their sequence."""
+        return self._guard.counted()
 
     def scalars(self) -> Scalars:
-        """The generator's cache indices."""
+        """Return the generator's cache indices."""
         return self._generator.scalars()
 
 
-class FencedRun:
-    """Phase B of one chunk, each call of which ends with the fence's word on it."""
+class GuardedRun:
+    """Runs phase B of one chunk; each call of it ends with what the guard has seen."""
 
-    def __init__(self, run: Run, fence: Fence) -> None:
-        self._run, self._fence = run, fence
+    def __init__(self, run: Run, guard: CollectiveGuard) -> None:
+        self._run, self._guard = run, guard
         self.calls: Sequence[Callable[[], None]] = [partial(self._call, call) for call in run.calls]
 
     def result(self) -> torch.Tensor:
-        """The output, after the last call."""
+        """Return the output, after the last call."""
         return self._run.result()
 
     def _call(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception:
-            self._fence.uphold()  # a refusal may come back in another guise, as out of C++
+        except Exception as error:
+            self._guard.uphold()  # a refusal may come back in another guise, as out of C++
+            if isinstance(error, RuntimeError | ValueError) and self._guard.backend_failed():
+                raise BackendFailed from error
             raise
-        self._fence.settle()
+        self._guard.settle()

@@ -11,19 +11,20 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ...errors import ContractViolation, GenlockError
+from ...errors import Code, ContractViolation
 from ...model.tables import By, Collective, Data
 from ...traces.format import Cause, Edge
+from ...traces.outcome import Outcome, outcome_of
 from ..chunk.digest import dtype_name
 from .monitor import Monitor
 from .operations import Call, Decide, Exchange, Moves, Operation, Step
 
 ISSUED = (Exchange, Call)
-"""What a role yields that involves other ranks."""
+"""The operations of a role that involve other ranks."""
 
 
-class Recording(Protocol):
-    """What keeps a rank's trace: `traces.recorder.Recorder`, or the simulator's memory."""
+class TraceSink(Protocol):
+    """Keeps a rank's trace: `traces.recorder.Recorder`, or the simulator's memory."""
 
     def event(self, transition: str = "", edge: Edge = "step", state: str = "", phase: str = "", **facts: Any) -> None:
         """Keep one event."""
@@ -33,14 +34,14 @@ class Recording(Protocol):
 
 
 class Conductor:
-    """One rank: its coroutine, its monitor, its recorder (None: unrecorded)."""
+    """Runs one rank: its coroutine, its monitor, its recorder (None: unrecorded)."""
 
-    def __init__(self, monitor: Monitor, recorder: Recording | None = None) -> None:
+    def __init__(self, monitor: Monitor, recorder: TraceSink | None = None) -> None:
         self.monitor, self.recorder = monitor, recorder
         self.result: Any = None
-        """What the last coroutine returned."""
+        """The value that the last coroutine returned."""
         self.moved: Callable[[], None] = lambda: None
-        """Told after every move, and before every collective is issued."""
+        """Called after every move, and before every collective is issued."""
         self._moves: Moves[Any] | None = None
         self._waiting: Exchange | Call | None = None
         self._op: Collective | None = None
@@ -98,16 +99,20 @@ class Conductor:
 
     def _step(self, operation: Operation) -> str:
         if isinstance(operation, Step):
-            self._move(operation.event, operation.data, outcome=operation.note)
+            self._move(operation.event, operation.data, outcome=operation.outcome)
             return operation.event
         if isinstance(operation, Decide):
             row = self.monitor.decide()
             if row.by is not By.VIOLATION:
                 self._move(row.event, None)
                 return row.event
-            why = operation.why() or f"it does not hold that {'; '.join(self.monitor.broken_checks())}"
-            error = self.monitor.violation(row.event, f"{row.event}: {why}")
-            self._move(row.event, None, outcome=why)
+            outcome = operation.why()
+            if outcome is None:
+                outcome = Outcome(
+                    Code.CONTRACT, text=f"it does not hold that {'; '.join(self.monitor.broken_checks())}"
+                )
+            error = self.monitor.violation(row.event, f"{row.event}: {outcome.text}", outcome=outcome)
+            self._move(row.event, None, outcome=outcome)
             raise error
         raise TypeError(f"{operation} involves other ranks")
 
@@ -122,10 +127,9 @@ class Conductor:
         if not monitor.failed:
             if isinstance(error, ContractViolation) and monitor.pending is None:
                 event = monitor.violated() or event
-            outcome = str(error) if isinstance(error, GenlockError) else repr(error)
             self._state = monitor.state
             monitor.fail(event)
-            self._record(event, "step", outcome=outcome)
+            self._record(event, "step", outcome=outcome_of(error))
         self._move("abort", None)
 
     def _record(
@@ -161,6 +165,6 @@ class Conductor:
 
 
 def _plain(data: Data) -> Any:
-    """Data as a trace has it; what is a set, in an order that is the same in every process."""
+    """Return data as a trace has it; what is a set, in an order that is the same in every process."""
     plain = msgspec.to_builtins(data)
     return sorted(plain, key=repr) if isinstance(data, frozenset) else plain

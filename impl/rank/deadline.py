@@ -20,7 +20,7 @@ from .drain import Drain
 from .monitor import Monitor
 
 LAST_WORDS = 5.0
-"""Seconds, at most, that the last words of a rank may take."""
+"""The last words of a rank may take so many seconds."""
 
 
 IN_A_CHUNK = ("payload", "generate", "ack")
@@ -56,7 +56,7 @@ class Deadline:
         self._monitor, self._recorder, self._seconds = monitor, recorder, effective(seconds)
         self._drain, self._grace = drain, Grace()
         self.last_words: Callable[[], object] = lambda: None
-        """Done before the end, for a few seconds at most."""
+        """Called before the end, for a few seconds at most."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="genlock-deadline", daemon=True)
         self._thread.start()

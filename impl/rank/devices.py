@@ -1,4 +1,4 @@
-"""Which GPU an NCCL rank uses, and how several ranks share one: written from the documentation of torch and NCCL.
+"""Says which GPU an NCCL rank uses, and how several ranks share one, by the documentation of torch and NCCL.
 
 NCCL takes two ranks on one device for one rank that was started twice, unless each names a host of its own, and then
 they may use nothing but sockets between them. Needs no torch. Left out: more nodes than one sharing a GPU.
@@ -18,11 +18,11 @@ SHARED = {
     "NCCL_MNNVL_ENABLE": "0",
     "NCCL_NVLS_ENABLE": "0",
 }
-"""The environment of every rank that shares a GPU, beside its own NCCL_HOSTID."""
+"""Sets the environment of every rank that shares a GPU, beside its own NCCL_HOSTID."""
 
 
 def gpus() -> int:
-    """How many GPUs CUDA's driver shows to this process; 0 where there is no driver."""
+    """Return how many GPUs CUDA's driver shows to this process; 0 where there is no driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -33,6 +33,8 @@ def gpus() -> int:
 
 
 def sharing(rank: int, ranks_here: int, devices: int) -> Mapping[str, str]:
-    """What rank `rank` must have in its environment before NCCL starts, where `ranks_here` ranks of its node share
-    `devices` GPUs; nothing where each has one of its own."""
+    """Return what rank `rank` must have in its environment before NCCL starts.
+
+    That is nothing where each of the `ranks_here` ranks of its node has one of the `devices` GPUs to itself.
+    """
     return {**SHARED, "NCCL_HOSTID": f"rank{rank}"} if ranks_here > devices else {}

@@ -1,8 +1,8 @@
-"""SIGTERM and Ctrl-C ask for a drain: finish the chunk, SHUTDOWN, exit 0. This notices them, and ends nothing.
+"""Notices SIGTERM and Ctrl-C, which ask for a drain (finish the chunk, SHUTDOWN, exit 0), and ends nothing.
 
 The launcher signals every rank at once, so a worker holds the signal and waits for rank0's SHUTDOWN. The main
 thread may be blocked inside a collective, where no Python handler runs: the signal number comes through a wake-up
-descriptor to a thread. Left out: how long a rank may hold it (`deadline`), and acting on it (`rank`).
+descriptor to a thread. Left out: how long a rank may hold it (`deadline`), and acting on it (`roles`, `serve`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Drain:
     def __init__(self) -> None:
         self.requested = threading.Event()
         self.signal = ""
-        """The name of the first signal that came."""
+        """Names the first signal that came."""
         self.since: float | None = None
-        """When it came, by the monotonic clock."""
+        """Time at which it came, by the monotonic clock."""
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
         self._thread = threading.Thread(target=self._listen, name="genlock-drain", daemon=True)

@@ -1,4 +1,4 @@
-"""torch's own record of a rank's collectives, written beside the trace where the user has torch keep one.
+"""Writes torch's own record of a rank's collectives beside the trace, where the user has torch keep one.
 
 torch keeps it where TORCH_FR_BUFFER_SIZE (in torch up to 2.9: TORCH_NCCL_TRACE_BUFFER_SIZE) is above 0, which it reads
 once, when it starts. `genlock replay FOLDER/flight_recorder` reads what is written. Left out: reading it (`traces`).
@@ -17,7 +17,7 @@ SIZES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
 
 
 def wanted() -> bool:
-    """Whether torch was asked to keep a record."""
+    """Return True where torch was asked to keep a record."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in SIZES)
 
 

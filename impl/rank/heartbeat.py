@@ -1,4 +1,4 @@
-"""How a rank tells its guardian where it is: a page in shared memory, written on progress. No torch.
+"""Tells a guardian where its rank is: a page in shared memory, written on progress. No torch.
 
     beat = Beat.open()                 # without a guardian it writes to nobody
     beat.phase("steady")
@@ -36,11 +36,11 @@ from ...guardian.status_page import (
 
 
 class Beat:
-    """The page of this process. Any thread may write."""
+    """Holds the page of this process. Any thread may write."""
 
     def __init__(self, memory: memoryview, flags: int = 0, *, guarded: bool = False) -> None:
         self.guarded = guarded
-        """Whether somebody reads it."""
+        """True where somebody reads it."""
         self._memory, self._lock, self._edition = memory, threading.Lock(), 0
         self._pending = 0
         self._page = Page()
@@ -49,7 +49,7 @@ class Beat:
 
     @classmethod
     def open(cls) -> Beat:
-        """The page that the guardian of this process has made, if there is a guardian; stacks go there on SIGUSR2."""
+        """Return the page that the guardian of this process has made, if there is one; stacks go there on SIGUSR2."""
         path = os.environ.get(VARIABLE)
         if path is None:
             return cls(memoryview(bytearray(SIZE)))
@@ -64,8 +64,9 @@ class Beat:
         return cls(memory, DUMPS_STACKS, guarded=True)
 
     def last_words(self, speak: Callable[[], object]) -> None:
-        """Have `speak` called, in a thread of its own, when the guardian is about to end this process: to keep what
-        only this process can. It has half a second at most; nobody who is stopped or holds the GIL is heard.
+        """Have `speak` called when the guardian is about to end this process, to keep what only this process can.
+
+        It runs in a thread of its own, and has half a second at most; nobody who is stopped or holds the GIL is heard.
         Once for a process.
         """
         path = os.environ.get(ASKED)
@@ -87,52 +88,52 @@ class Beat:
             self._edition = self._page.write(self._memory, self._edition)
 
     def phase(self, name: str, *, deadline: float = 0.0) -> None:
-        """Work of this kind begins. `deadline` in seconds overrides that of the phase; at most 16 bytes of name."""
+        """Begin work of this kind. `deadline` in seconds overrides that of the phase; at most 16 bytes of name."""
         with self._lock:
             self._page.phase, self._page.deadline = name, deadline
             self._write()
 
     def move(self, phase: str, commit: str, deadline: float = 0.0) -> None:
-        """`phase`, `commit` and `progress` in one write."""
+        """Write `phase`, `commit` and `progress` at once."""
         with self._lock:
             self._page.phase, self._page.commit, self._page.deadline = phase, commit, deadline
             self._write()
 
     def progress(self) -> None:
-        """Something is done that had not been done before."""
+        """Say that something is done that had not been done before."""
         with self._lock:
             self._write()
 
     def commit(self, what: str) -> None:
-        """A commitment point is passed: from now on peers wait for more from us. At most 64 bytes."""
+        """Pass a commitment point: from now on peers wait for more from us. At most 64 bytes."""
         with self._lock:
             self._page.commit = what
             self._write()
 
     def enter(self, rank: int = EVERYONE) -> None:
-        """A collective is issued (or a wait for one `rank` begins): this rank's clock is suspended."""
+        """Issue a collective (or begin to wait for one `rank`): this rank's clock is suspended."""
         with self._lock:
             self._page.position += rank == EVERYONE
             self._page.waiting = rank
             self._write()
 
     def leave(self) -> None:
-        """It has completed."""
+        """Say that it has completed."""
         with self._lock:
             self._page.waiting = NOBODY
             self._write()
 
     @contextlib.contextmanager
     def waiting(self, rank: int = EVERYONE) -> Iterator[None]:
-        """`enter`, and `leave` at the end. Every rank must come here for the same collectives, in the same order."""
+        """Call `enter`, and `leave` at the end. Every rank must come here for the same collectives, in one order."""
         self.enter(rank)
         try:
             yield
         finally:
             self.leave()
 
-    def issue(self, operation: object) -> Callable[[str | None], None]:
-        """As a watcher of the interceptor: every collective of this process is waited in, until all have completed."""
+    def issue(self, operation: object) -> Callable[[object], None]:
+        """Watch for the interceptor: the clock is suspended until all collectives of this process have completed."""
         with self._lock:
             self._pending += 1
             self._page.position += 1
@@ -140,7 +141,7 @@ class Beat:
             self._write()
         return self._complete
 
-    def _complete(self, outcome: str | None) -> None:
+    def _complete(self, outcome: object) -> None:
         with self._lock:
             self._pending -= 1
             if not self._pending:

@@ -6,13 +6,14 @@ Left out: the collectives inside a generator call.
 
 from __future__ import annotations
 
-from ...errors import ContractViolation, ParityMismatch
+from ...errors import Code, ContractViolation, ParityMismatch
 from ...model.protocols.tp_values import TPVars
 from ...model.tables import By, Collective, Data, Role, Row
+from ...traces.outcome import Outcome
 
 
 class Monitor:
-    """One rank in its table. With `enforce` off an illegal move is made all the same (a build without tripwires)."""
+    """Steps one rank through its table. With `enforce` off an illegal move is made all the same."""
 
     def __init__(self, role: Role, rank: int, *, enforce: bool = True) -> None:
         self.role, self.rank, self.enforce = role, rank, enforce
@@ -44,7 +45,7 @@ class Monitor:
         return row.op
 
     def exit(self, data: Data) -> None:
-        """The pending collective completed and delivered `data`."""
+        """Complete the pending collective, which delivered `data`."""
         row = self.pending
         if row is None:
             raise ValueError("no collective is pending")
@@ -52,18 +53,18 @@ class Monitor:
         self._arrive(row, data)
 
     def decide(self) -> Row:
-        """The one row that the checks of this state lead to; it is taken by `step`."""
+        """Return the one row that the checks of this state lead to; it is taken by `step`."""
         for by in (By.PROTOCOL, By.VIOLATION):  # none of the second is enabled where one of the first is
             rows = [r for r in self.role.leaving[self.state] if r.by is by]
             legal = [r for r in rows if self.role.enabled(self.state, r.event, self.vars, None) is r]
             if legal:
                 break
         if len(legal) != 1:
-            raise self.violation("a check", f"a check has {len(legal)} ways out")
+            raise self.violation("a check", f"a check has {len(legal)} ways out", code=Code.MOVE)
         return legal[0]
 
     def broken_checks(self) -> list[str]:
-        """What the checks of this state found wrong: the text of the guards that do not hold.
+        """Return the texts of the guards of this state's checks that do not hold.
 
         Where there are several ways out, those of the one that comes nearest.
         """
@@ -75,7 +76,7 @@ class Monitor:
         return min(ways, key=len, default=[])
 
     def violated(self) -> str | None:
-        """The violation that the checks of this state report, if they do."""
+        """Return the violation that the checks of this state report, if they do."""
         rows = (r for r in self.role.leaving[self.state] if r.by is By.VIOLATION)
         return next((r.event for r in rows if self.role.enabled(self.state, r.event, self.vars, None)), None)
 
@@ -85,25 +86,45 @@ class Monitor:
         self._arrive(self.role.row(self.state, event), None)
 
     def candidate(self, state: str, event: str) -> TPVars:
-        """The variables as they would be after that row, with nothing changed."""
+        """Return the variables as they would be after that row, with nothing changed."""
         after: TPVars = self.role.row(state, event).apply(self.vars, None)
         return after
 
-    def violation(self, event: str, text: str = "", data: Data = None) -> ContractViolation:
-        """The error for a move that the table does not allow with `data`, or for what `text` says."""
+    def violation(
+        self,
+        event: str,
+        text: str = "",
+        data: Data = None,
+        *,
+        code: Code = Code.CONTRACT,
+        outcome: Outcome | None = None,
+    ) -> ContractViolation:
+        """Return the error for a move that the table does not allow with `data`, or for what `text` says.
+
+        `outcome` is what a check found, where one did; else `code` names the check.
+        """
         v = self.vars
         where = f"rank{self.rank} ({self.role.name}) in {self.pending or self.state}, call_id={v.call_id}"
         if self.phase == "generate" and v.plan is not None:
             where += f", generator calls {v.observed} of {v.plan.expected}"
         if text:
             kind = ParityMismatch if self.phase == "startup" else ContractViolation
-            return kind(text, where=where)
+            if outcome is None:
+                return kind(text, where=where, code=code)
+            return kind(
+                text,
+                where=where,
+                code=outcome.code,
+                field=outcome.field,
+                ranks=outcome.ranks,
+                differences=outcome.differences,
+            )
         rows = [r.event for r in self.role.leaving[self.state] if r.by not in (By.FAULT, By.DETECTION)]
         row = None if self.pending else self.role.rows_by_key.get((self.state, event))
         broken = [str(g.__doc__) for g in row.guards if not g(v, data)] if row is not None else []
         why = f": it does not hold that {'; '.join(broken)}" if broken else ""
         do = f"the table has {', '.join(rows)}"
-        return ContractViolation(f"`{event}` is not allowed here{why}", where=where, do=do)
+        return ContractViolation(f"`{event}` is not allowed here{why}", where=where, do=do, code=Code.MOVE, field=event)
 
     def _row(self, event: str, data: Data) -> Row:
         row = None if self.pending else self.role.enabled(self.state, event, self.vars, data)
@@ -111,8 +132,8 @@ class Monitor:
             return row
         if self.enforce:
             raise self.violation(event, data=data)
-        found = next((r for r in self.role.rows if r.event == event), None)
-        return found or self.role.row(self.state, event)
+        elsewhere = next((r for r in self.role.rows if r.event == event), None)
+        return elsewhere or self.role.row(self.state, event)
 
     def _arrive(self, row: Row, data: Data) -> None:
         self.vars = row.apply(self.vars, data)

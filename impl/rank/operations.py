@@ -1,4 +1,4 @@
-"""What a role's coroutine yields: moves in its table, and the work that belongs to them. No I/O.
+"""Defines what a role's coroutine yields: moves in its table, and the work that belongs to them. No I/O.
 
 Each names its transition. Whoever runs the coroutine asks the monitor, records, does the work and sends the
 result back in.
@@ -12,29 +12,36 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ...model.tables import Data
+from ...traces.outcome import Outcome
 
 T = TypeVar("T")
 
 
+class BackendFailed(Exception):
+    """Raised out of a collective that the backend had accepted and could not complete; its cause is the backend's."""
+
+
 class Step(NamedTuple):
-    """A move without a collective. `note` goes into the trace as its outcome."""
+    """Makes a move without a collective. `outcome` goes into the trace with it."""
 
     event: str
     data: Data = None
-    note: str | None = None
+    outcome: Outcome | None = None
 
 
 class Decide(NamedTuple):
-    """Take whichever row the checks of this state lead to; sent back is its event.
+    """Takes whichever row the checks of this state lead to; sent back is its event.
 
-    `why` is asked for more detail when the checks found something wrong.
+    `why` is called for what was found, when the checks found something wrong.
     """
 
-    why: Callable[[], str | None] = lambda: None
+    why: Callable[[], Outcome | None] = lambda: None
 
 
 class Exchange(NamedTuple):
-    """The collective of `event`. `tensor` is sent from or received into; sent back is it, or all members' tensors.
+    """Issues the collective of `event`. `tensor` is sent from or received into.
+
+    Sent back is that tensor, or those of all members.
 
     `project` says what was delivered in the table's terms; it never raises.
     """
@@ -45,7 +52,7 @@ class Exchange(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One generator call: `work` issues its collectives; `inside` counts and hashes them since the chunk began."""
+    """Makes one generator call: `work` issues its collectives, `inside` counts and hashes those of the chunk."""
 
     event: str
     work: Callable[[], None]

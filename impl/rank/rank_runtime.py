@@ -1,8 +1,8 @@
-"""One rank's seat in a job: its trace, monitor, deadline and signals, its groups, and the fence around them.
+"""Runs one rank of a job: its trace, monitor, deadline and signals, its groups, and the guard of their collectives.
 
-Whoever takes the seat brings the generator and, on rank0, the application: `rank` a scenario with the small video
-model, `serve` whatever a user has. What goes wrong ends the process, exit status as in `errors.Exit`; the trace's
-end marker says why. Left out: starting ranks (`launch`, torchrun).
+The caller brings the generator and, on rank0, the application: `jobs.rank_main` a scenario with the small video model,
+`serve` whatever a user has. An error ends the process, exit status as in `errors.Exit`; the trace's end marker says
+why. Left out: starting ranks (`jobs.launch`, torchrun).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ...errors import ContractViolation, Exit, GenlockError, UsageError
+from ...errors import ContractViolation, Exit, GenlockError, PeerLost, UsageError
 from ...model.protocols.tp_v1_1 import TP_V1_1
 from ...traces.format import Cause
 from ...traces.recorder import Recorder
@@ -25,7 +25,7 @@ from ..recording.c10d_intercept import watch
 from ..scenario import DEADLINES, effective
 from . import devices as devices_of
 from . import flight_recorder_dump
-from .collective_guard import Fence, Fenced, Inside, Uncounted
+from .collective_guard import CallLimits, CollectiveGuard, GuardedGenerator, Uncounted
 from .conductor import Conductor
 from .deadline import Deadline
 from .drain import Drain
@@ -34,15 +34,17 @@ from .monitor import Monitor
 from .operations import Moves, T
 from .roles import Generator, Settings, Worker
 from .trace_header import header
-from .transport import PeerLost, TorchTransport
+from .transport import TorchTransport
 
 BLIND_SPOTS = ("collectives inside a generator call are counted and hashed, not recorded one by one", *UNSEEN)
 VERSIONS = {"torch": str(torch.__version__), "python": sys.version.split()[0]}
 
 
-class Seat:
-    """The seat of the rank that the environment names (RANK, WORLD_SIZE, as torchrun sets them). Made in the main
-    thread: from then on the rank has a trace and holds signals, and a launcher takes the one as a sign of the other.
+class RankRuntime:
+    """Runs the rank that the environment names (RANK, WORLD_SIZE, as torchrun sets them).
+
+    Make it in the main thread: from then on the rank has a trace and holds signals, and a launcher takes the one as a
+    sign of the other.
 
     `deadlines` are seconds by phase. Raises UsageError without the environment, or where the trace exists already.
     """
@@ -83,7 +85,7 @@ class Seat:
         return self.transport
 
     def _take_gpu(self) -> None:
-        """Before any group is made: the GPU of this rank, and what NCCL must be told if others have it too."""
+        """Take the GPU of this rank before any group is made, and tell NCCL if others have it too."""
         if not torch.cuda.is_available():
             raise UsageError("NCCL needs a GPU, and this torch sees none", do="use gloo")
         devices, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
@@ -93,17 +95,16 @@ class Seat:
 
     @property
     def device(self) -> torch.device:
-        """Where this rank's tensors live."""
+        """Return where this rank's tensors live."""
         return torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
 
-    def fenced(self, generator: Uncounted, calls: Inside) -> Generator:
-        """The generator with its calls held to what a call may issue; nothing else may be issued from here on."""
-        transport = self.transport
-        fence = Fence(self.monitor, transport.names, {"generate": calls}, self.recorder)
-        watch(fence)
+    def guarded(self, generator: Uncounted, calls: CallLimits) -> Generator:
+        """Return the generator with its calls held to `calls`. Nothing else may be issued from here on."""
+        guard = CollectiveGuard(self.monitor, self.transport.names, {"generate": calls}, self.recorder)
+        watch(guard)
         if self.beat.guarded:
             watch(self.beat)
-        return Fenced(generator, fence)
+        return GuardedGenerator(generator, guard)
 
     def _beat(self, deadlines: Mapping[str, float]) -> None:
         """Tell the guardian where this rank is; of a phase that has no deadline of its own here, it has one."""
@@ -117,7 +118,7 @@ class Seat:
         return self.transport.run(self.conductor, moves)
 
     def serve(self, settings: Settings, generator: Generator) -> None:
-        """A worker's life, to SHUTDOWN."""
+        """Live a worker's life, to SHUTDOWN."""
         worker = Worker(self.monitor, settings, generator)
         worker.signalled = self.drain.requested.is_set
         self.run(worker.serve())
@@ -137,7 +138,7 @@ class Seat:
         return Exit.OK
 
     def _abort(self, error: BaseException) -> None:
-        """Poisoned: record how, say so, and die without waiting for anybody."""
+        """Record how this rank was poisoned, say so, and die without waiting for anybody."""
         cause: Cause = "exception"
         status: int = Exit.CONTRACT
         event = "exception"
@@ -162,7 +163,7 @@ class Seat:
 
 
 def say(text: str) -> None:
-    """One line for the user, which the launcher passes on."""
+    """Print one line for the user, which the launcher passes on."""
     sys.stderr.write(f"genlock: {text}\n")  # in one write: other ranks write to the same place
     sys.stderr.flush()
 

@@ -1,8 +1,8 @@
-"""rank0 and worker as coroutines: they yield operations and are told results. No I/O, no ids of their own.
+"""Writes rank0 and worker as coroutines: they yield operations and are sent results. No I/O, no ids of their own.
 
 The same code runs on torch.distributed, in the in-memory simulator and under Hypothesis. What is legal is
 the table's business: a role says which row it takes, or lets the table decide (`Decide`), and the monitor
-holds it to that. Left out: who runs the operations (`conductor`), and phases A and C (`pipeline`).
+holds it to that. Left out: who runs the operations (`conductor`), and phases A and C (`video.pipeline`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import torch
 
-from ...errors import ContractViolation, Refused
+from ...errors import Code, ContractViolation, Refused
 from ...model.protocols import tp_values as values
 from ...model.protocols.tp_values import Action
+from ...traces.outcome import outcome_of
 from ..chunk import digest, parity, preflight, wire
 from ..chunk.ack_check import AckBook
 from ..chunk.received_envelope import Inbox, header_of
@@ -27,7 +28,7 @@ from .operations import Call, Decide, Exchange, Moves, Step
 
 
 class Scalars(Protocol):
-    """The cache indices that must be equal on all ranks after a chunk, in frames."""
+    """Holds the cache indices that must be equal on all ranks after a chunk, in frames."""
 
     @property
     def start_frame(self) -> int: ...
@@ -38,31 +39,31 @@ class Scalars(Protocol):
 
 
 class Run(Protocol):
-    """Phase B of one chunk, on one rank."""
+    """Runs phase B of one chunk, on one rank."""
 
     @property
     def calls(self) -> Sequence[Callable[[], None]]:
-        """The generator calls, in order; each issues its own collectives."""
+        """Return the generator calls, in order; each issues its own collectives."""
 
     def result(self) -> torch.Tensor:
-        """The output, after the last call; it advances the cache."""
+        """Return the output, after the last call; it advances the cache."""
 
 
 class Generator(Protocol):
-    """What every rank brings: a generator, sharded as it likes."""
+    """Stands for a rank's generator, sharded as it likes."""
 
     def chunk(self, fields: Mapping[str, Any]) -> Run:
         """Begin a chunk; `fields` are the envelope's by their canonical names, tensors included."""
 
     def counted(self) -> tuple[int, int]:
-        """Collectives issued since the chunk began, and the hash of their sequence (int64)."""
+        """Return how many collectives were issued since the chunk began, and the hash of their sequence (int64)."""
 
     def scalars(self) -> Scalars: ...
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What both roles are started with; the same on every rank (parity sees to it), but for the device.
+    """Holds what both roles are started with; the same on every rank (parity sees to it), but for the device.
 
     `fingerprint` hashes this rank's weights: at start-up, and again in every chunk with `init_cache`. None, on
     all ranks or on none: weights are not looked at.
@@ -74,12 +75,12 @@ class Settings:
     digests: digest.Policy = wire.BRING_UP
     fingerprint: Callable[[], parity.Fingerprint] | None = None
     vigil: Callable[[], str | None] | None = None
-    """What is wrong with this rank's weights, asked in every other chunk whose digests are due."""
+    """Returns what is wrong with this rank's weights; called in every other chunk whose digests are due."""
     reserve: Callable[[torch.Tensor], None] = lambda payload: None
-    """Has whatever sending a payload takes, in preflight: `TorchTransport.reserve`."""
+    """Sets aside whatever sending a payload takes, in preflight: `TorchTransport.reserve`."""
 
     def record(self) -> torch.Tensor:
-        """What this rank says of itself at start-up: its facts, and every flag of its own that gates a check."""
+        """Return what this rank says of itself at start-up: its facts, and every flag of its own that gates a check."""
         own = {"conditioning": self.mode.value, **self.digests.facts, **self.facts}
         if self.fingerprint is None:
             return parity.pack({**own, SHARD: "off"})
@@ -89,17 +90,17 @@ class Settings:
 
 
 SHARD = "weights_shard"
-"""The mark with which a rank's own slices of the weights go by."""
+"""Names the mark of a rank's own slices of the weights."""
 
 
 class Role:
-    """What rank0 and worker share."""
+    """Holds what rank0 and worker share."""
 
     def __init__(self, monitor: Monitor, settings: Settings, generator: Generator) -> None:
         self.monitor, self.settings, self.generator = monitor, settings, generator
         self.override, self.conditioning = Override(), Conditioning()
         self.signalled: Callable[[], bool] = lambda: False
-        """Whether a signal asks this rank to drain."""
+        """Returns True once a signal asks this rank to drain."""
         self.acks = AckBook()
 
     def startup(self) -> Moves[None]:
@@ -110,7 +111,7 @@ class Role:
         self.acks = AckBook([digest.to_int64(int(mark, 16)) for mark in marks if mark is not None])
 
     def phase_b(self, envelope: Envelope) -> Moves[tuple[torch.Tensor, wire.Ack]]:
-        """All generator calls in lockstep, and what this rank has to say about them."""
+        """Make all generator calls in lockstep; returns the output, and this rank's ack."""
         run = self.generator.chunk(self.inputs(envelope))
         self._look_after_weights(envelope.meta.init_cache)
         yield Step("enter_phase_b", len(run.calls))
@@ -118,21 +119,23 @@ class Role:
             yield Call("generate", work, self.generator.counted)
         output = run.result()
         if self.override.full:
-            raise ContractViolation("the override was read and not cleared", where=f"rank{self.monitor.rank}, phase B")
+            where = f"rank{self.monitor.rank}, phase B"
+            raise ContractViolation("the override was read and not cleared", where=where, code=Code.OVERRIDE)
         cut = envelope.meta.init_cache
         ack = self._ack(output, cut)
         yield Step("leave_phase_b", self.acks.state(ack, cut, self.monitor.rank))
         return output, ack
 
     def _look_after_weights(self, cut: bool) -> None:
-        """Raises ContractViolation where they have changed. With a hard cut the ack says it instead."""
+        """Raise ContractViolation where they have changed. With a hard cut the ack says it instead."""
         settings, v = self.settings, self.monitor.vars
         damage = settings.vigil() if settings.vigil and not cut and settings.digests.due(v.chunk_index) else None
         if damage:
-            raise ContractViolation(damage, where=f"rank{self.monitor.rank}, call_id={v.call_id}, weights")
+            where = f"rank{self.monitor.rank}, call_id={v.call_id}, weights"
+            raise ContractViolation(damage, where=where, code=Code.WEIGHTS)
 
     def inputs(self, envelope: Envelope) -> dict[str, object]:
-        """The fields that the generator runs on: the envelope's, the override taken, the conditioning by its epoch."""
+        """Return the fields that the generator runs on: the override taken, the conditioning by its epoch."""
         meta, fields = envelope.meta, envelope.fields()
         fields["context_frames_override"] = self.override.take(meta.tp_do_kv_recompute)
         if meta.conditioning_epoch is not None:
@@ -145,12 +148,12 @@ class Role:
         self.conditioning.adopt(envelope.meta.conditioning_epoch, envelope.tensors["conditioning_embeds"])
 
     def damage(self, meta: Meta, chunk_index: int) -> str | None:
-        """What is wrong with the held conditioning, where the chunk relies on it and its digest is due."""
+        """Return what is wrong with the held conditioning, where the chunk relies on it and its digest is due."""
         relies = meta.conditioning_epoch is not None and meta.spec("conditioning_embeds") is None
         return self.conditioning.damage(chunk_index) if relies and self.settings.digests.due(chunk_index) else None
 
     def committed(self) -> Committed:
-        """What this rank has committed to, in the terms of the envelope's rules."""
+        """Return what this rank has committed to, in the terms of the envelope's rules."""
         v = self.monitor.vars
         return Committed(v.call_id, v.chunk_index, v.cache_epoch, v.control_epoch, self.conditioning.epoch)
 
@@ -172,10 +175,10 @@ class Role:
 
 
 class Rank0(Role):
-    """The driver's moves, one coroutine each: run one to its end before the next."""
+    """Makes the driver's moves, one coroutine each: run one to its end before the next."""
 
     def chunk(self, fields: Mapping[str, object]) -> Moves[torch.Tensor]:
-        """One chunk, from preflight to the last ack; returns the generator's output.
+        """Run one chunk, from preflight to the last ack; returns the generator's output.
 
         `fields` are the envelope's, without the header's ids. Raises Refused, with nothing sent and nothing
         changed on any rank, where preflight finds something wrong. A pending hard cut is put into the plan.
@@ -199,7 +202,7 @@ class Rank0(Role):
         return {**fields, "init_cache": True} if pending else fields
 
     def prepare(self, fields: Mapping[str, object]) -> Moves[preflight.Prepared]:
-        """The five steps. Nothing is sent here, and nothing of this rank changes but where it stands."""
+        """Make the five steps of preflight. Nothing is sent, and nothing of this rank changes but where it stands."""
         after = self.monitor.candidate("PREFLIGHTED", "commit")
         ids = Ids(after.call_id, after.chunk_index, after.cache_epoch, after.control_epoch)
         try:
@@ -216,28 +219,28 @@ class Rank0(Role):
             prepared = preflight.materialise(typed, settings.device, settings.digests, settings.reserve)
             yield Step("preflight_materialise", prepared.header.payload_digest)
         except Refused as refusal:
-            yield Step("refuse", note=str(refusal))
+            yield Step("refuse", outcome=outcome_of(refusal))
             raise
         return prepared
 
     def commit(self, prepared: preflight.Prepared) -> Moves[None]:
-        """The commitment point: from here on, workers block for more from this rank."""
+        """Pass the commitment point: from here on, workers block for more from this rank."""
         yield Step("commit")
         self.hold(prepared.envelope)
         header = header_of(prepared.header, prepared.envelope.meta)
         yield Exchange("send_header", prepared.packet, lambda _: header)
 
     def hard_cut(self) -> Moves[None]:
-        """The next committed chunk starts a new cache epoch, whatever is refused until then."""
+        """Have the next committed chunk start a new cache epoch, whatever is refused until then."""
         yield Step("hard_cut")
 
     def heartbeat(self) -> Moves[None]:
-        """NOOP."""
+        """Send NOOP."""
         yield Step("heartbeat")
         yield self._bare("send_noop", Action.NOOP)
 
     def shutdown(self, event: str = "shutdown") -> Moves[None]:
-        """SHUTDOWN: every worker exits cleanly. `event` is `shutdown`, or `drain` where a signal asked for it."""
+        """Send SHUTDOWN: every worker exits cleanly. `event` is `shutdown`, or `drain` where a signal asked for it."""
         yield Step(event)
         yield self._bare("send_shutdown", Action.SHUTDOWN)
 
@@ -253,7 +256,7 @@ class Rank0(Role):
 
 
 class Worker(Role):
-    """The worker's life: one coroutine from start-up to SHUTDOWN."""
+    """Lives a worker's life: one coroutine from start-up to SHUTDOWN."""
 
     def serve(self) -> Moves[None]:
         """Take headers until SHUTDOWN. Whatever a check finds wrong poisons the run.
@@ -268,17 +271,17 @@ class Worker(Role):
                 yield Step("hold_signal")
             inbox = Inbox(self.committed(), self.settings.mode, self.settings.digests, self.damage)
             yield Exchange("receive_header", torch.zeros(wire.HEADER_NUMEL, dtype=torch.int64), inbox.take_header)
-            action = yield Decide(lambda inbox=inbox: inbox.error)  # type: ignore[misc]
+            action = yield Decide(lambda inbox=inbox: inbox.outcome)  # type: ignore[misc]
             if action == "accept_shutdown":
                 return
             if action == "accept_infer":
                 yield from self.chunk(inbox)
 
     def chunk(self, inbox: Inbox) -> Moves[None]:
-        """From the accepted header to the ack."""
+        """Run one chunk, from the accepted header to the ack."""
         payload = wire.allocate_payload(inbox.meta, self.settings.device)
         yield Exchange("receive_payload", payload, inbox.take_payload)
-        yield Decide(lambda: inbox.error)
+        yield Decide(lambda: inbox.outcome)
         self.hold(inbox.envelope)
         _, mine = yield from self.phase_b(inbox.envelope)
         yield Exchange("send_ack", wire.pack_ack(mine), lambda _: None)

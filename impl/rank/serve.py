@@ -7,7 +7,7 @@
 Every rank is held to the tables, and recorded; a collective that is not due is refused. examples/language_model.py is
 a whole program. Warm up with `Driver.warm_up`: a generator that is called past it finds its first collective refused,
 since no peer would answer.
-Left out: phases A and C of a video (`pipeline`), and faults to inject (`rank`).
+Left out: phases A and C of a video (`video.pipeline`), and faults to inject (`jobs.rank_main`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...errors import ContractViolation, UsageError
+from ...errors import Code, ContractViolation, UsageError
 from ...model.protocols.tp_v1_1 import TP_V1_1
 from ..chunk import digest, parity
 from ..chunk.schema import TP_ENVELOPE_VERSION, TP_PLAN, Mode
 from ..chunk.weight_check import WeightCheck, fingerprint
-from .collective_guard import Inside
+from .collective_guard import CallLimits
 from .parent_death import die_with_parent
-from .rank_runtime import Seat, say
+from .rank_runtime import RankRuntime, say
 from .roles import Rank0, Settings
 
 Fields = Mapping[str, Any]
@@ -60,8 +60,8 @@ class RankModel:
     """Weights by name that are this rank's own."""
     replica: Mapping[str, Tensor] = field(default_factory=dict)
     """Weights by name that every rank holds in full."""
-    calls: Inside = field(default_factory=Inside)
-    """Collectives that one generator call may issue, as `genlock.impl.rank.collective_guard.Inside`; by itself any."""
+    calls: CallLimits = field(default_factory=CallLimits)
+    """Collectives that one generator call may issue; by itself any."""
 
 
 Build = Callable[[dist.ProcessGroup, torch.device], RankModel]
@@ -70,13 +70,13 @@ Build = Callable[[dist.ProcessGroup, torch.device], RankModel]
 class Driver:
     """Drives the job from rank0's application. Every call involves all ranks; make them from the main thread."""
 
-    def __init__(self, seat: Seat, rank0: Rank0) -> None:
-        self._seat, self._rank0 = seat, rank0
+    def __init__(self, runtime: RankRuntime, rank0: Rank0) -> None:
+        self._runtime, self._rank0 = runtime, rank0
 
     @property
     def draining(self) -> bool:
         """True once a signal asks to finish: return from the application then."""
-        return self._seat.drain.requested.is_set()
+        return self._runtime.drain.requested.is_set()
 
     def chunk(self, fields: Fields) -> Tensor:
         """Run one chunk through all ranks; `fields` as `chunk_fields` makes them. Returns the generator's output.
@@ -84,7 +84,7 @@ class Driver:
         Raises Refused, with nothing sent and nothing changed, where the fields break a rule: the next chunk is as
         free as if this one had never been asked for.
         """
-        return self._seat.run(self._rank0.chunk(fields))
+        return self._runtime.run(self._rank0.chunk(fields))
 
     def warm_up(self, fields: Fields) -> None:
         """Run a chunk whose output nobody wants, for compilers and kernels to settle.
@@ -92,11 +92,11 @@ class Driver:
         The next one begins with a hard cut, so that nothing of it is left.
         """
         self.chunk({**fields, "init_cache": True, "tp_reset_kv_cache": True})
-        self._seat.run(self._rank0.hard_cut())
+        self._runtime.run(self._rank0.hard_cut())
 
     def heartbeat(self) -> None:
         """Tell the workers that there is nothing to do for now."""
-        self._seat.run(self._rank0.heartbeat())
+        self._runtime.run(self._rank0.heartbeat())
 
 
 def serve(
@@ -124,34 +124,34 @@ def serve(
     """
     die_with_parent()
     try:
-        seat = Seat(os.environ.get("TORCHELASTIC_RUN_ID", "served"), Path(out), backend, deadlines or {})
+        runtime = RankRuntime(os.environ.get("TORCHELASTIC_RUN_ID", "served"), Path(out), backend, deadlines or {})
     except UsageError as error:
         say(str(error))
         return error.exit
 
     def work() -> None:
-        mine = build(seat.connect().groups["device"], seat.device)
-        facts = parity.own_facts(TP_V1_1, seat.world, {**mine.posture.facts, "backend": backend})
-        weights = {**mine.shard, **mine.replica}
+        model = build(runtime.connect().groups["device"], runtime.device)
+        facts = parity.own_facts(TP_V1_1, runtime.world, {**model.posture.facts, "backend": backend})
+        weights = {**model.shard, **model.replica}
         settings = Settings(
             facts,
             mode,
-            seat.device,
+            runtime.device,
             digests or digest.Policy(),
-            lambda: parity.Fingerprint(fingerprint(mine.shard), fingerprint(mine.replica)),
+            lambda: parity.Fingerprint(fingerprint(model.shard), fingerprint(model.replica)),
             WeightCheck(weights).damage,
-            seat.transport.reserve,
+            runtime.transport.reserve,
         )
-        generator = seat.fenced(_Served(mine), mine.calls)
-        if seat.rank:
-            seat.serve(settings, generator)
+        generator = runtime.guarded(_Served(model), model.calls)
+        if runtime.rank:
+            runtime.serve(settings, generator)
             return
-        rank0 = Rank0(seat.monitor, settings, generator)
-        seat.run(rank0.startup())
-        application(Driver(seat, rank0))
-        seat.run(rank0.shutdown("drain" if seat.drain.requested.is_set() else "shutdown"))
+        rank0 = Rank0(runtime.monitor, settings, generator)
+        runtime.run(rank0.startup())
+        application(Driver(runtime, rank0))
+        runtime.run(rank0.shutdown("drain" if runtime.drain.requested.is_set() else "shutdown"))
 
-    return seat.hold(work)
+    return runtime.hold(work)
 
 
 def chunk_fields(
@@ -201,14 +201,14 @@ def chunk_fields(
 class _Served:
     """Adapts a user's generator to what a role wants."""
 
-    def __init__(self, mine: RankModel) -> None:
-        self._mine = mine
+    def __init__(self, model: RankModel) -> None:
+        self._model = model
 
     def chunk(self, fields: Fields) -> _Run:
-        return _Run(self._mine.chunk(fields), fields["tp_expected_generator_calls"])
+        return _Run(self._model.chunk(fields), fields["tp_expected_generator_calls"])
 
     def scalars(self) -> Indices:
-        return Indices(*self._mine.indices())
+        return Indices(*self._model.indices())
 
 
 class _Run:
@@ -241,4 +241,5 @@ class _Run:
             f"`chunk` {text} generator calls, but the plan has {len(self.calls)}",
             where="phase B",
             do="yield once after each call",
+            code=Code.CALLS,
         )

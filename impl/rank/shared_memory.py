@@ -1,4 +1,4 @@
-"""Memory that all ranks of a job have in common, where all are on one host: a large broadcast goes through it.
+"""Shares memory among all ranks of a job, where all are on one host: a large broadcast goes through it.
 
 gloo takes bytes from one process to another of the same host through sockets, which copies them twice for each peer,
 in the kernel. Here the root copies them once, and broadcasts a token that says that they are there; each of the others
@@ -6,8 +6,8 @@ copies them out. The token travels as the bytes would have: whoever waits for it
 
 The memory has no name in any file system, and is gone when the last process that has it is. Ranks agree on it while
 they find each other, by the store that they do it with: the schedule has no collective for it. Left out: when the root
-may write again. In the protocol it has heard by then from every rank that it is done with the last payload; where one
-is not, it is told so (`take`).
+may write again. In the protocol it has heard by then from every rank that it is done with the last payload; a rank that
+is not raises (`take`).
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from ...errors import ContractViolation, GenlockError
+from ...errors import Code, ContractViolation, GenlockError
 from ..chunk.schema import MAX_PAYLOAD_BYTES
 
 LARGE = 256 * 1024
-"""Bytes from which on the memory is used: below that, sockets are as fast."""
+"""The memory is used from so many bytes on: below that, sockets are as fast."""
 _AHEAD = mmap.PAGESIZE
-"""Bytes before those of a broadcast: which broadcast it is, or at first a secret by which the memory is known."""
+"""So many bytes come before those of a broadcast: its number, or at first a secret by which the memory is known."""
 _NUMBER, _TOKEN, _OFFER = struct.Struct("<q"), struct.Struct("<qq"), struct.Struct("<qqqq")
 TOKEN = _TOKEN.size
-"""Bytes of a token: the broadcast's number and its size."""
+"""Size of a token in bytes: the broadcast's number and its size."""
 
 
 class Store(Protocol):
-    """The key-value store by which the ranks of a job find each other, as torch has it."""
+    """Declares the key-value store by which the ranks of a job find each other, as torch has it."""
 
     def set(self, key: str, value: str, /) -> object: ...
     def get(self, key: str, /) -> bytes: ...
     def add(self, key: str, amount: int, /) -> int: ...
 
 
-class Commons:
-    """The memory, as one rank has it."""
+class SharedMemory:
+    """Holds the memory, as one rank has it."""
 
     def __init__(self, file: int, memory: mmap.mmap) -> None:
         self._file, self._memory = file, memory
@@ -50,7 +50,7 @@ class Commons:
         self._number, self._reserved = 0, 0
 
     @classmethod
-    def of(cls, group: dist.ProcessGroup, store: Store) -> Commons | None:
+    def of(cls, group: dist.ProcessGroup, store: Store) -> SharedMemory | None:
         """Make it, on all ranks of `group` at once; None on all of them where one cannot have it.
 
         They agree by the store by which they have found each other: no collective is issued. Raises what it raises.
@@ -81,11 +81,11 @@ class Commons:
         self._memory.close()
 
     def fits(self, tensor: torch.Tensor) -> bool:
-        """Whether a broadcast of this tensor goes by the memory: the same on every rank, if it is of the same size."""
+        """Return True where a broadcast of this tensor goes by the memory: by its size, so that all ranks agree."""
         return tensor.is_cpu and LARGE <= tensor.nbytes <= MAX_PAYLOAD_BYTES
 
     def reserve(self, size: int) -> None:
-        """Have the host set memory aside for a broadcast of `size` bytes: `put` of no more cannot fail after that.
+        """Set memory of the host aside for a broadcast of `size` bytes: `put` of no more cannot fail after that.
 
         Raises GenlockError where the host has none left.
         """
@@ -107,19 +107,20 @@ class Commons:
         return torch.frombuffer(bytearray(_TOKEN.pack(self._number, size)), dtype=torch.uint8)
 
     def take(self, token: torch.Tensor, into: torch.Tensor, where: str) -> None:
-        """The others' part after it. Raises ContractViolation where the root sent another size, or did not wait."""
+        """Do the others' part after it. Raises ContractViolation where the root sent another size, or did not wait."""
         number, size = _TOKEN.unpack(bytes(token.tolist()))
         if size != into.nbytes:
-            raise ContractViolation(f"{size} bytes instead of {into.nbytes}", where=where)
+            text = f"{size} bytes instead of {into.nbytes}"
+            raise ContractViolation(text, where=where, code=Code.MESSAGE, field="payload")
         _plain(into).copy_(self._bytes[_AHEAD : _AHEAD + size])
         (now,) = _NUMBER.unpack_from(self._memory)
         if now != number:
             text = f"broadcast {now} was written before this rank had taken broadcast {number}: the root did not wait"
-            raise ContractViolation(text, where=where)
+            raise ContractViolation(text, where=where, code=Code.MESSAGE, field="payload")
 
 
 def _offer(own: tuple[int, mmap.mmap] | None) -> tuple[int, int, int, int]:
-    """Whether rank0 has the memory, where (its process and descriptor there), and a secret that stands in it."""
+    """Return 1 where rank0 has the memory, its process and descriptor there, and a secret that stands in it."""
     if own is None:
         return 0, 0, 0, 0
     secret = secrets.randbits(62)
@@ -142,7 +143,7 @@ def _make() -> tuple[int, mmap.mmap] | None:
 
 
 def _open(pid: int, number: int, secret: int) -> tuple[int, mmap.mmap] | None:
-    """The memory of rank0; None where that is not to be had, as on another host or in another container."""
+    """Open the memory of rank0; None where that is not to be had, as on another host or in another container."""
     try:
         file = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:

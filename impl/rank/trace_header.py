@@ -1,4 +1,4 @@
-"""What the trace of a rank under TP v1.1 begins with, whoever writes it. Needs no torch."""
+"""Makes the header of a trace of TP v1.1, whoever writes it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...traces.format import FORMAT_VERSION, Clock, TraceHeader
 def header(
     run: str, rank: int, world: int, backend: str, versions: Mapping[str, str], blind_spots: tuple[str, ...]
 ) -> TraceHeader:
-    """The header of a trace that begins now."""
+    """Return the header of a trace that begins now."""
     return TraceHeader(
         FORMAT_VERSION,
         run,

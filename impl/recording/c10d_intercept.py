@@ -1,17 +1,18 @@
-"""Every c10d operation of the process passes here before it reaches a backend: to be seen, and to be refused.
+"""Intercepts every c10d operation of the process before it reaches a backend, for watchers to see or refuse.
 
 For each `c10d::` operator a kernel stands at the dispatch key BackendSelect, where every way into c10d meets,
 from any thread: torch.distributed, methods of a ProcessGroup, functional collectives, compiled code, the C++ of
-DDP. It tells the watchers, and goes on to the backend unless one of them raises. When an operation has completed
-is told by `Work.wait` where the host waits at once, else by the work's future.
+DDP. It calls the watchers, and goes on to the backend unless one of them raises. `Work.wait` says when an operation
+has completed where the host waits at once, else the work's future.
 
 A kernel in Python costs much of what a small operation does: the dispatcher makes every argument anew, twice. So
-the two operations that programs wait for most have a short way (SHORT): where torch's own function calls the method of
-a ProcessGroup and waits at once, that is told, goes to the group's backend past the dispatcher, and waits itself. Only
-on gloo, with one dense tensor without a gradient: there the dispatcher does nothing else. All of this is done between
-two operations that have swept the caches, where each object costs several times what it does in a loop of its own.
+the two operations that programs wait for most have a fast path (FAST_PATHS): where torch's own function calls the
+method of a ProcessGroup and waits at once, that method calls an observer, goes to the group's backend past the
+dispatcher, and waits itself. Only on gloo, with one dense tensor without a gradient: there the dispatcher does nothing
+else. All of this is done between two operations that have swept the caches, where each object costs several times what
+it does in a loop of its own.
 
-Left out: what to do with what was seen (`fence` refuses, `record` writes), and `BLIND_SPOTS`.
+Left out: what to do with an operation (`rank.collective_guard` refuses, `session` records), and `BLIND_SPOTS`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ import torch
 import torch.distributed as dist
 import typing_extensions  # which torch brings along
 
+from ...errors import GenlockError
 from ...traces.format import Group
-from .torch_compat import found
+from ...traces.outcome import Code, Outcome, first_line, outcome_of
+from .torch_compat import lookup
 
 PRIVATE = (
     "_C.DispatchKey.BackendSelect",
@@ -47,28 +50,28 @@ PRIVATE = (
     "distributed.ProcessGroupGloo",
     "distributed.ProcessGroup._get_backend",
 )
-"""What is leant on here and is no public interface of torch, below `torch`."""
+"""Names what is used here and is no public interface of torch, below `torch`."""
 
 BLIND_SPOTS = (
     "collectives inside a replayed CUDA graph, after the capture",
     "kernels that talk to other GPUs by themselves: custom all-reduce, symmetric memory, NVSHMEM",
     "calls of a backend object, past its ProcessGroup",
     "stores, RPC, and what a backend does inside an operation",
-    "the reduction (sum, max) of a reducing operation",
+    "the reduction (sum, max) of a reducing operation that goes by the dispatcher",
     "how far a GPU is: for NCCL an exit says that the operation was enqueued",
     "the end of an operation whose work has no future (gloo's send, recv, reduce_scatter), unless Python waits for it",
 )
-"""What passes unseen here."""
+"""Names what passes unseen here."""
 
 
-KEY, _op_names, _unbox_group, _unbox_work, _wait, _, _Library, *_rest = map(found, PRIVATE)
+KEY, _op_names, _unbox_group, _unbox_work, _wait, _, _Library, *_rest = map(lookup, PRIVATE)
 _modes, _Gloo, _backend_of = _rest
 _Work: Any = dist.Work
 _ProcessGroup: Any = dist.ProcessGroup
 
 
 class Operation(NamedTuple):
-    """An operation that is about to be issued. Fields as in `traces.format.Event`."""
+    """Describes an operation that is about to be issued. Fields as in `traces.format.Event`."""
 
     op: str
     group: Group
@@ -79,39 +82,41 @@ class Operation(NamedTuple):
     numel: int | None
     asynchronous: bool
     thread: str | None
+    reduce: str | None = None
+    splits: bool | None = None
 
 
-Leave = Callable[[str | None], None]
-"""Told once, when the operation has completed (None) or failed (what went wrong), perhaps from another thread."""
+OnComplete = Callable[[Outcome | None], None]
+"""Called once, when the operation has completed (None) or with what went wrong, perhaps from another thread."""
 
 
-Issue = Callable[[Operation], Leave | None]
+Issue = Callable[[Operation], OnComplete | None]
 
 
-class Told(Protocol):
-    """Who is told of every operation that is the same, and issued from the same place, as `recorder.Kind` is."""
+class OperationObserver(Protocol):
+    """Observes one repeated operation, issued from one place: a `traces.recorder.OperationRecorder` is one."""
 
     def begin(self, time_ns: int, /) -> Any:
-        """One is about to be issued, now (monotonic); an exception refuses it."""
+        """Take note that one is about to be issued, now (monotonic); an exception refuses it."""
 
-    def end(self, begun: Any, time_ns: int, outcome: str | None = None, /) -> None:
-        """That for which `begin` returned this has completed, or what went wrong."""
+    def end(self, begun: Any, time_ns: int, outcome: Outcome | None = None, /) -> None:
+        """Take note that the one for which `begin` returned `begun` has completed, or what went wrong."""
 
 
 class Watcher(Protocol):
-    """Whoever wants to know.
+    """Sees every operation before it is issued, and may refuse it.
 
-    One may also have `kind(operation, frame)`, to do there once what takes time. On the short way that is asked of an
-    operation and a place of the program, whose frame this is (None: there is none), and says who is told of them
-    instead, or None.
+    A watcher may also have `observer(operation, frame)`, to do once what takes time. The fast path calls that for an
+    operation and a place of the program, whose frame this is (None: there is none), and then notifies the observer that
+    it returns; the watcher's `issue` where it returns None.
     """
 
-    def issue(self, operation: Operation) -> Leave | None:
-        """An operation is about to be issued; an exception refuses it, and goes to whoever issued it."""
+    def issue(self, operation: Operation) -> OnComplete | None:
+        """Take note of an operation that is about to be issued; an exception refuses it, and goes to the issuer."""
 
 
 class _Operator(NamedTuple):
-    """How the arguments of a `c10d::` operator are read. `tensors` names those that say dtype and size."""
+    """Says how the arguments of a `c10d::` operator are read. `tensors` names those that say dtype and size."""
 
     op: str
     tensors: str | None
@@ -141,36 +146,41 @@ OPERATORS = {
     "recv_": _Operator("recv", "tensors", peer="src"),
     "recv_any_source_": _Operator("recv_any_source", "tensors"),
 }
-"""Every operator of torch's namespace `c10d` that involves another rank."""
+"""Lists every operator of torch's namespace `c10d` that involves another rank."""
 NO_PEERS = frozenset({"check_for_nan"})
-"""The others."""
+"""Lists the others."""
 
 
-class _Short(NamedTuple):
-    """A method of ProcessGroup that may be told itself, and wait."""
+class _FastPath(NamedTuple):
+    """Names a method of ProcessGroup that may call an observer and wait by itself."""
 
     method: str
     """The backend's is called the same."""
     operator: str
     function: Callable[..., Any]
-    """Of torch: calls it, and waits unless it returns None."""
+    """torch's own, which calls the method, and waits unless it returns None."""
 
 
-SHORT = (_Short("allreduce", "allreduce_", dist.all_reduce), _Short("broadcast", "broadcast_", dist.broadcast))
-METHODS = {short.method: vars(_ProcessGroup)[short.method] for short in SHORT}
-"""As torch has them."""
+FAST_PATHS = (
+    _FastPath("allreduce", "allreduce_", dist.all_reduce),
+    _FastPath("broadcast", "broadcast_", dist.broadcast),
+)
+METHODS = {path.method: vars(_ProcessGroup)[path.method] for path in FAST_PATHS}
+"""Keeps the methods as torch has them."""
+REDUCTIONS = {hash(op): name.lower() for name, op in dist.ReduceOp.RedOpType.__members__.items()}
+"""Maps the hash of a reduction, which is quick to have, to its name."""
 PLAIN, STRIDED = (torch.Tensor, torch.nn.Parameter), torch.strided
 
 
 def unknown_operators() -> list[str]:
-    """Operators of the namespace `c10d` that this torch has and the table above does not: further blind spots."""
+    """Return operators of the namespace `c10d` that the table above does not have: further blind spots."""
     here = {name.removeprefix("c10d::") for name in _op_names() if name.startswith("c10d::")}
     return sorted(here - OPERATORS.keys() - NO_PEERS)
 
 
 @contextlib.contextmanager
 def watching(watcher: Watcher) -> Iterator[None]:
-    """Let `watcher` know of every operation meanwhile."""
+    """Show `watcher` every operation meanwhile."""
     watch(watcher)
     try:
         yield
@@ -179,29 +189,34 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 
 def watch(watcher: Watcher) -> None:
-    """Let `watcher` know of every operation from now on."""
-    _interception.tell((*_interception.watchers, watcher))
+    """Show `watcher` every operation from now on."""
+    _interception.set_watchers((*_interception.watchers, watcher))
 
 
 def unwatch(watcher: Watcher) -> None:
     """Leave `watcher` alone again. Without watchers torch is as it was."""
-    _interception.tell(tuple(w for w in _interception.watchers if w is not watcher))
+    _interception.set_watchers(tuple(w for w in _interception.watchers if w is not watcher))
 
 
-def forget() -> None:
-    """Ask watchers again whom to tell of what (`Watcher.kind`)."""
-    _interception.forget()
+def forget_observers() -> None:
+    """Ask watchers again for their observers."""
+    _interception.forget_observers()
+
+
+def any_failed() -> bool:
+    """Return True where the backend could not complete an operation that nobody has waited for yet."""
+    return _interception.any_failed()
 
 
 def group_of(group: dist.ProcessGroup) -> Group:
-    """What an operation on this group says of it."""
+    """Return what an operation on this group says of it."""
     return _interception.group(group)
 
 
 def caller(inner: FrameType | None = None) -> FrameType | None:
-    """To a watcher: where the program is that issues the operation; None where only torch is on the stack.
+    """Return to a watcher where the program issues the operation; None where only torch is on the stack.
 
-    Looked for from `inner` on, else from here.
+    The search begins at `inner`, else here.
     """
     frame = inner
     if frame is None:
@@ -214,7 +229,7 @@ def caller(inner: FrameType | None = None) -> FrameType | None:
 
 
 def site(frame: FrameType | None) -> str | None:
-    """A place in the program as `file:line`."""
+    """Return a place in the program as `file:line`."""
     return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
@@ -232,74 +247,80 @@ _NOT_THE_PROGRAM = (
     "<frozen",
     "<eval_with_key>",
 )
-"""How the names of files begin that may stand between a program and its operation."""
+"""Lists how the names of files begin that may stand between a program and its operation."""
 
 
 MAX_UNWAITED = 4096
-"""Works without a future beyond which those are forgotten that the program has dropped without waiting."""
-NOTHING: tuple[None, Leave] = (None, lambda outcome: None)
-NOBODY: tuple[Callable[[], Any], Leave] = (lambda: None, NOTHING[1])
+"""Beyond so many works without a future, those are forgotten that the program has dropped without waiting."""
+NO_WORK: tuple[None, OnComplete] = (None, lambda outcome: None)
+NOT_KEPT: tuple[Callable[[], Any], OnComplete] = (lambda: None, NO_WORK[1])
 
 
 class _Known(NamedTuple):
-    """A group, for as long as it lives."""
+    """Keeps what is known of a group, for as long as it lives."""
 
     alive: ref[Any]
-    """Forgets it."""
+    """Forgets the group when it dies."""
     group: Group
     backend: Any
-    """Of operations that may go the short way; else None."""
-    told: dict[tuple[Any, ...], tuple[Told, CodeType | None]]
-    """Who is told of those that went it, by what they are and where they came from, whose code has to live on: a
-    program issues the same ones again and again."""
+    """Takes operations on the fast path; None where none may go there."""
+    observers: dict[tuple[Any, ...], tuple[OperationObserver, CodeType | None]]
+    """Maps operations that took the fast path, by what they are and where they came from, to their observer and the
+    code that has to live on: a program issues the same ones again and again."""
 
 
-MAX_TOLD = 4096
-"""Operations beyond which those of a group are forgotten."""
+MAX_OBSERVERS = 4096
+"""Beyond so many operations, the observers of a group are forgotten."""
 
 
 class _Interception:
-    """The kernels, and the works that someone will wait for."""
+    """Keeps the kernels, and the works that someone will wait for."""
 
     def __init__(self) -> None:
         self.watchers: tuple[Watcher, ...] = ()
         self.issue: Issue = _nobody
-        """Tells the watchers."""
-        self.kind: Callable[[Operation, FrameType | None], Told | None] | None = None
-        """Asks the only watcher whom to tell, where that one has this."""
+        """Calls the watchers."""
+        self.find_observer: Callable[[Operation, FrameType | None], OperationObserver | None] | None = None
+        """Asks the only watcher for an observer, where that one has this."""
         self._library: Any = None
         self._groups: dict[int, _Known] = {}
-        """By the `id` of a ProcessGroup."""
+        """Keyed by the `id` of a ProcessGroup."""
         self._names: dict[str, int] = {}
-        self._leaves: dict[int, tuple[ref[Any], Leave]] = {}
-        """By the `id` of a work that someone may wait for: a dictionary with weak keys would take ten times as long."""
-        self._newest: dict[int, tuple[Any, Leave]] = {}
-        """By thread: the work that it got last and is about to wait for, and whom to tell. Python sees the same object
-        again while it lives: until the caller has taken it, it lives here."""
+        self._unwaited: dict[int, tuple[ref[Any], OnComplete]] = {}
+        """Keyed by the `id` of a work that someone may wait for: weak keys would take ten times as long."""
+        self._newest: dict[int, tuple[Any, OnComplete]] = {}
+        """Maps a thread to the work that it got last and is about to wait for. Python sees the same object again while
+        it lives: until the caller has taken it, it lives here."""
 
-    def tell(self, watchers: tuple[Watcher, ...]) -> None:
-        """These are the watchers from now on."""
+    def set_watchers(self, watchers: tuple[Watcher, ...]) -> None:
+        """Take these as the watchers from now on."""
         self.watchers = watchers
         self.issue = watchers[0].issue if len(watchers) == 1 else partial(_issue_to, watchers)
-        self.kind = getattr(watchers[0], "kind", None) if len(watchers) == 1 else None
-        self.forget()
+        self.find_observer = getattr(watchers[0], "observer", None) if len(watchers) == 1 else None
+        self.forget_observers()
         if watchers and self._library is None:
             self.install()
         elif not watchers:
             self.remove()
 
-    def forget(self) -> None:
-        """Ask the watcher again whom to tell."""
+    def forget_observers(self) -> None:
+        """Ask the watcher again for its observers."""
         for known in [*self._groups.values()]:
-            known.told.clear()
+            known.observers.clear()
+
+    def any_failed(self) -> bool:
+        """Return True where a work that nobody has waited for has failed."""
+        works = [work for work, _ in [*self._newest.values()]]
+        works += [alive() for alive, _ in [*self._unwaited.values()]]
+        return any(work is not None and work.is_completed() and not work.is_success() for work in works)
 
     def install(self) -> None:
         self._library = _Library("c10d", "IMPL")
         present = {name.removeprefix("c10d::") for name in _op_names() if name.startswith("c10d::")}
         for name in OPERATORS.keys() & present:
             self._library.impl(name, self._kernel(name), KEY.name, with_keyset=True)
-        for short in SHORT:
-            setattr(_ProcessGroup, short.method, self._short(short))
+        for path in FAST_PATHS:
+            setattr(_ProcessGroup, path.method, self._fast(path))
         _Work.wait = self._waiter()
 
     def remove(self) -> None:
@@ -310,7 +331,7 @@ class _Interception:
                 setattr(_ProcessGroup, name, method)
             _Work.wait = _wait
             self._newest.clear()
-            self._leaves.clear()
+            self._unwaited.clear()
 
     def _kernel(self, name: str) -> Callable[..., Any]:
         operator = getattr(torch.ops.c10d, name).default
@@ -320,60 +341,67 @@ class _Interception:
 
         def kernel(keys: Any, *arguments: Any) -> Any:
             operation = read(arguments)
-            leave = None if operation is None else self.issue(operation)
-            if leave is None or operation is None:
+            on_complete = None if operation is None else self.issue(operation)
+            if on_complete is None or operation is None:
                 return redispatch(keys.remove(KEY), *arguments)
             try:
                 result = redispatch(keys.remove(KEY), *arguments)
             except BaseException as error:
-                leave(_first_line(error))
+                on_complete(_outcome(error))
                 raise
-            self._follow(result, operation.asynchronous, leave)
+            self._follow(result, operation.asynchronous, on_complete)
             return result
 
         return kernel
 
-    def _short(self, short: _Short) -> Callable[..., Any]:
-        original, operator = getattr(_ProcessGroup, short.method), OPERATORS[short.operator]
-        op, rooted, on_backend = operator.op, operator.root is not None, getattr(_Gloo, short.method)
-        torchs = getattr(inspect.unwrap(short.function), "__code__", None)
+    def _fast(self, path: _FastPath) -> Callable[..., Any]:
+        original, operator = getattr(_ProcessGroup, path.method), OPERATORS[path.operator]
+        op, rooted, on_backend = operator.op, operator.root is not None, getattr(_Gloo, path.method)
+        torchs = getattr(inspect.unwrap(path.function), "__code__", None)
 
         def method(group: Any, *given: Any, **named: Any) -> Any:
             frame, known = sys._getframe(1), None
             if frame.f_code is torchs:
                 (tensor,), options = given
-                known = self._may_go(group, tensor, options)
+                known = self._takes_fast_path(group, tensor, options)
             if known is None:
                 return original(group, *given, **named)
             place = caller(frame)
             code, at = (None, 0) if place is None else (place.f_code, place.f_lasti)
-            root, thread = options.rootRank if rooted else None, None if _ident() == _MAIN else _thread()
-            about = (op, root, tensor.dtype, tensor.numel(), thread, id(code), at)
-            told, _ = known.told.get(about) or self._tell(known, about, place)
-            begun = told.begin(_now())
+            # of a broadcast its root, of an all-reduce its reduction
+            detail, thread = options.rootRank if rooted else hash(options.reduceOp), None
+            if _ident() != _MAIN:
+                thread = _thread()
+            about = (op, detail, tensor.dtype, tensor.numel(), thread, id(code), at)
+            observer, _ = known.observers.get(about) or self._observe(known, about, place)
+            begun = observer.begin(_now())
             try:
                 _wait(on_backend(known.backend, *given))
             except BaseException as error:
-                told.end(begun, _now(), _first_line(error))
+                observer.end(begun, _now(), _outcome(error))
                 raise
-            told.end(begun, _now())
+            observer.end(begun, _now())
             return None
 
         return method
 
-    def _tell(self, known: _Known, about: tuple[Any, ...], place: FrameType | None) -> tuple[Told, CodeType | None]:
-        """Who is told of operations that go the short way, kept for the next."""
-        op, root, dtype, numel, thread, _, _ = about
-        root = None if root is None else _global(known.group, root)
-        operation = Operation(op, known.group, root, None, None, _name(dtype), numel, False, thread)
-        told = (self.kind and self.kind(operation, place)) or _EachTime(operation, self.issue)
-        if len(known.told) >= MAX_TOLD:
-            known.told.clear()
-        known.told[about] = told, None if place is None else place.f_code
-        return known.told[about]
+    def _observe(
+        self, known: _Known, about: tuple[Any, ...], place: FrameType | None
+    ) -> tuple[OperationObserver, CodeType | None]:
+        """Return the observer of an operation that takes the fast path, kept for the next."""
+        op, detail, dtype, numel, thread, _, _ = about
+        rooted = op == "broadcast"
+        root, reduce = (_global(known.group, detail), None) if rooted else (None, REDUCTIONS.get(detail))
+        operation = Operation(op, known.group, root, None, None, _name(dtype), numel, False, thread, reduce)
+        own = self.find_observer and self.find_observer(operation, place)
+        if len(known.observers) >= MAX_OBSERVERS:
+            known.observers.clear()
+        code = None if place is None else place.f_code
+        known.observers[about] = own or _WatchersEachTime(operation, self.issue), code
+        return known.observers[about]
 
-    def _may_go(self, group: Any, tensor: Any, options: Any) -> _Known | None:
-        """The group of an operation that may go the short way; None for any other."""
+    def _takes_fast_path(self, group: Any, tensor: Any, options: Any) -> _Known | None:
+        """Return the group of an operation that may take the fast path; None for any other."""
         if options.asyncOp or _modes() or type(tensor) not in PLAIN:
             return None
         if not tensor.is_cpu or tensor.layout is not STRIDED or tensor.requires_grad:
@@ -382,7 +410,9 @@ class _Interception:
         return None if known.backend is None else known
 
     def _reader(self, row: _Operator, names: Sequence[str]) -> Callable[[Sequence[Any]], Operation | None]:
-        """Reads an operator's arguments, whose names are `names`; None for tensors without data, as a tracer has.
+        """Return what reads an operator's arguments, whose names are `names`.
+
+        It returns None for tensors without data, as a tracer has.
 
         The dispatcher leaves out trailing arguments that have their default, `async_op=True` among them.
         """
@@ -390,6 +420,7 @@ class _Interception:
         group_at, tensors_at = at["process_group"], at.get(row.tensors or "")
         root_at, peer_at = at.get(row.root or ""), at.get(row.peer or "")
         tag_at, async_at = at.get("tag"), at.get("async_op")
+        splits_at = [at[name] for name in ("output_split_sizes", "input_split_sizes") if name in at]
 
         def read(given: Sequence[Any]) -> Operation | None:
             dtype, numel = (None, None) if tensors_at is None else _described(given[tensors_at])
@@ -406,84 +437,86 @@ class _Interception:
                 numel,
                 tag_at is not None if async_at is None else given[async_at] if async_at < len(given) else True,
                 _thread(),
+                None,
+                any(given[place] for place in splits_at) if splits_at else None,
             )
 
         return read
 
     def group(self, group: dist.ProcessGroup) -> Group:
-        """Its name, unique in this process, and its members."""
+        """Return its name, unique in this process, and its members."""
         return (self._groups.get(id(group)) or self._learn(group)).group
 
     def _learn(self, group: dist.ProcessGroup) -> _Known:
-        """A group that was not met before. It is forgotten when it dies: its backend would live on, threads and all."""
+        """Take up a new group. It is forgotten when it dies: its backend would live on, threads and all."""
         name, at = str(group.group_name), id(group)
         used = self._names[name] = self._names.get(name, 0) + 1
         try:
             members, backend = tuple(dist.get_process_group_ranks(group)), str(dist.get_backend(group))
         except (KeyError, ValueError, AssertionError):  # torch.distributed does not know it
             members, backend = tuple(range(group.size())), ""
-        told = Group(name if used == 1 else f"{name}#{used}", members, backend, group.group_desc)
+        described = Group(name if used == 1 else f"{name}#{used}", members, backend, group.group_desc)
         alive = ref(group, lambda _: self._groups.pop(at, None))
-        known = self._groups[at] = _Known(alive, told, _gloo_of(group), {})
+        known = self._groups[at] = _Known(alive, described, _gloo_of(group), {})
         return known
 
-    def _follow(self, result: Any, asynchronous: bool, leave: Leave) -> None:
-        """Tell `leave` when the work in an operator's result has completed."""
+    def _follow(self, result: Any, asynchronous: bool, on_complete: OnComplete) -> None:
+        """Call `on_complete` when the work in an operator's result has completed."""
         boxed = result[-1] if isinstance(result, tuple) and result else result
         if not isinstance(boxed, torch.ScriptObject):
-            leave(None)
+            on_complete(None)
             return
         work = _unbox_work(boxed)
         if asynchronous:
             try:
-                work.get_future().add_done_callback(lambda future: leave(_failure(future)))
+                work.get_future().add_done_callback(lambda future: on_complete(_failure(future)))
                 return
             except RuntimeError:  # it has no future
                 pass
-        self._await(work, leave)
+        self._await(work, on_complete)
 
-    def _await(self, work: Any, leave: Leave) -> None:
-        """Tell `leave` when someone has waited for the work."""
+    def _await(self, work: Any, on_complete: OnComplete) -> None:
+        """Call `on_complete` when someone has waited for the work."""
         thread = _ident()
         before = self._newest.pop(thread, None)
         if before is not None:
-            self._put_by(*before)
-        self._newest[thread] = (work, leave)
+            self._keep(*before)
+        self._newest[thread] = (work, on_complete)
 
-    def _put_by(self, work: Any, leave: Leave) -> None:
-        """A work that its thread did not wait for at once: remember it for as long as the program does."""
-        if len(self._leaves) >= MAX_UNWAITED:
-            self._leaves = {key: entry for key, entry in [*self._leaves.items()] if entry[0]() is not None}
-        self._leaves[id(work)] = (ref(work), leave)
+    def _keep(self, work: Any, on_complete: OnComplete) -> None:
+        """Remember a work that its thread did not wait for at once, for as long as the program does."""
+        if len(self._unwaited) >= MAX_UNWAITED:
+            self._unwaited = {key: entry for key, entry in [*self._unwaited.items()] if entry[0]() is not None}
+        self._unwaited[id(work)] = (ref(work), on_complete)
 
     def _waiter(self) -> Callable[..., Any]:
         newest = self._newest
 
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
             thread = _ident()
-            own, leave = newest.get(thread, NOTHING)
+            own, on_complete = newest.get(thread, NO_WORK)
             if own is work:
                 newest.pop(thread, None)
             else:
-                alive, leave = self._leaves.pop(id(work), NOBODY)
+                alive, on_complete = self._unwaited.pop(id(work), NOT_KEPT)
                 if alive() is not work:
                     issuer = next((other for other, (its, _) in [*newest.items()] if its is work), None)
                     if issuer is None:
                         return _wait(work, *args, **kwargs)
-                    _, leave = newest.pop(issuer, NOTHING)
+                    _, on_complete = newest.pop(issuer, NO_WORK)
             try:
                 result = _wait(work, *args, **kwargs)
             except BaseException as error:
-                leave(_first_line(error))
+                on_complete(_outcome(error))
                 raise
-            leave(None)
+            on_complete(None)
             return result
 
         return wait
 
 
 def _thread() -> str | None:
-    """The name of this thread; None for the main thread, which after a fork may be another."""
+    """Return the name of this thread; None for the main thread, which after a fork may be another."""
     if _ident() == _MAIN or threading.current_thread() is threading.main_thread():
         return None
     return threading.current_thread().name
@@ -494,12 +527,12 @@ _ident, _now = threading.get_ident, time.monotonic_ns
 
 
 def _global(group: Group, rank: int) -> int:
-    """The global rank of a rank of the group; a rank that it does not have is left to the backend to refuse."""
+    """Return the global rank of a rank of the group; a rank that it does not have is left to the backend to refuse."""
     return group.members[rank] if 0 <= rank < len(group.members) else rank
 
 
 def _described(tensors: Any) -> tuple[str, int]:
-    """dtypes and elements of a tensor, or of lists of them; no dtype at all where they have no data."""
+    """Return dtypes and elements of a tensor, or of lists of them; no dtype at all where they have no data."""
     if isinstance(tensors, list):
         if len(tensors) == 1:
             return _described(tensors[0])
@@ -511,7 +544,7 @@ def _described(tensors: Any) -> tuple[str, int]:
 
 
 def _gloo_of(group: Any) -> Any:
-    """The backend of a group, where what it does with tensors on the host is done by gloo, with nothing around it."""
+    """Return the backend of a group where that is plain gloo for tensors on the host; else None."""
     if type(group) is not _ProcessGroup:
         return None
     try:
@@ -521,16 +554,16 @@ def _gloo_of(group: Any) -> Any:
     return backend if type(backend) is _Gloo else None
 
 
-class _EachTime(NamedTuple):
-    """Tells watchers of one operation as often as it is issued."""
+class _WatchersEachTime(NamedTuple):
+    """Observes one operation by calling the watchers as often as it is issued."""
 
     operation: Operation
     issue: Issue
 
-    def begin(self, _: int, /) -> Leave | None:
+    def begin(self, _: int, /) -> OnComplete | None:
         return self.issue(self.operation)
 
-    def end(self, begun: Leave | None, _: int, outcome: str | None = None, /) -> None:
+    def end(self, begun: OnComplete | None, _: int, outcome: Outcome | None = None, /) -> None:
         if begun is not None:
             begun(outcome)
 
@@ -544,36 +577,37 @@ def _nobody(operation: Operation) -> None:
     return None
 
 
-def _issue_to(watchers: Sequence[Watcher], operation: Operation) -> Leave | None:
-    """Tell several watchers; where one refuses, those before it are told."""
-    leaves: list[Leave] = []
+def _issue_to(watchers: Sequence[Watcher], operation: Operation) -> OnComplete | None:
+    """Call several watchers; where one refuses, those before it are called with that."""
+    called: list[OnComplete] = []
 
-    def leave(outcome: str | None) -> None:
-        for each in leaves:
+    def on_complete(outcome: Outcome | None) -> None:
+        for each in called:
             each(outcome)
 
     for watcher in watchers:
         try:
             own = watcher.issue(operation)
         except BaseException as error:
-            leave(_first_line(error))
+            on_complete(outcome_of(error))
             raise
         if own is not None:
-            leaves.append(own)
-    return leave if leaves else None
+            called.append(own)
+    return on_complete if called else None
 
 
-def _failure(future: Any) -> str | None:
+def _failure(future: Any) -> Outcome | None:
     try:
         future.value()
     except Exception as error:
-        return _first_line(error)
+        return _outcome(error)
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+def _outcome(error: BaseException) -> Outcome:
+    """Return what came of an operation that raised this, out of the backend or out of a watcher below."""
+    own = isinstance(error, GenlockError) or not isinstance(error, Exception)
+    return outcome_of(error) if own else Outcome(Code.BACKEND, text=first_line(error))
 
 
 _interception = _Interception()

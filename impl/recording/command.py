@@ -25,41 +25,45 @@ VARIABLE = "GENLOCK_RECORD"
 ATTACH = Path(__file__).parent / "attach"
 
 
-class Recording(msgspec.Struct, frozen=True):
-    """What a recorded process is told, by its environment."""
+class RecordingSettings(msgspec.Struct, frozen=True):
+    """Tells a recorded process, by its environment, what it is part of."""
 
     run: str
     out: str
+    attempt: int = 0
+    """Number of the start of the ranks, from 0."""
 
     @staticmethod
-    def inherited() -> Recording | None:
-        """The recording that this process is part of, if it is."""
+    def inherited() -> RecordingSettings | None:
+        """Return the recording that this process is part of; None where it is part of none."""
         text = os.environ.get(VARIABLE)
-        return msgspec.json.decode(text, type=Recording) if text else None
+        return msgspec.json.decode(text, type=RecordingSettings) if text else None
 
-    def restarted(self) -> Recording:
-        """The recording of the ranks of this start: an elastic launcher may start them several times."""
+    def restarted(self) -> RecordingSettings:
+        """Return the recording of the ranks of this start: an elastic launcher may start them several times."""
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return self if restart == "0" else Recording(f"{self.run}.{restart}", f"{self.out}/restart{restart}")
+        if not restart.isdecimal() or restart == "0":
+            return self
+        return RecordingSettings(self.run, f"{self.out}/restart{restart}", int(restart))
 
     def environment(self) -> dict[str, str]:
-        """The environment of a program that is to be recorded."""
+        """Return the environment of a program that is to be recorded."""
         path = os.pathsep.join(filter(None, [str(ATTACH), os.environ.get("PYTHONPATH")]))
         return {**os.environ, "PYTHONPATH": path, VARIABLE: msgspec.json.encode(self).decode()}
 
 
-def record(program: Sequence[str], recording: Recording) -> int:
+def record(program: Sequence[str], settings: RecordingSettings) -> int:
     """Run a program to its end, recorded; returns its exit status, 128 + N where signal N ended it.
 
     Raises UsageError where there is no such program, or there are traces in the folder already.
     """
     if shutil.which(program[0]) is None:
         raise UsageError(f"there is no program `{program[0]}`", where="genlock record", do="name it after `--`")
-    out = Path(recording.out)
+    out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     if _traces(out):
         raise UsageError("there are traces in this folder already", where=str(out), do="choose another --out")
-    process = subprocess.Popen(program, env=recording.environment())
+    process = subprocess.Popen(program, env=settings.environment())
 
     def pass_on(number: int, _: FrameType | None) -> None:
         process.send_signal(number)

@@ -1,13 +1,15 @@
-"""Inside a recorded program: writes every operation of this process to its rank's trace.
+"""Writes, inside a recorded program, every operation of this process to its rank's trace.
 
 A process becomes a rank, and gets a trace, when it has initialised torch.distributed; the others leave none.
-Nothing that goes wrong here reaches the program. Left out: getting into the program (`record`, `attach`).
+No error in here reaches the program. Left out: getting into the program (`command`, `attach`).
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
+import inspect
 import os
 import sys
 import threading
@@ -24,75 +26,88 @@ import torch.distributed as dist
 from msgspec.structs import replace
 
 from ...errors import GenlockError
-from ...traces.format import FORMAT_VERSION, NUMBER, P2P, Clock, Event, TraceHeader
-from ...traces.recorder import Kind, Recorder
-from .c10d_intercept import BLIND_SPOTS, Leave, Operation, caller, forget, site, unknown_operators, watch
-from .command import Recording
+from ...traces.format import FORMAT_VERSION, NUMBER, P2P, Cause, Clock, Event, Group, TraceHeader
+from ...traces.recorder import OperationRecorder, Recorder
+from .c10d_intercept import (
+    BLIND_SPOTS,
+    OnComplete,
+    Operation,
+    caller,
+    forget_observers,
+    group_of,
+    site,
+    unknown_operators,
+    watch,
+)
+from .command import RecordingSettings
 
 
 def attach() -> None:
     """Record this process from now on, as its environment says. Raises GenlockError where this torch is unknown."""
-    recording = Recording.inherited()
-    if recording is None or not dist.is_available():
+    settings = RecordingSettings.inherited()
+    if settings is None or not dist.is_available():
         return
-    session = Session(recording)
+    session = Session(settings)
     session.follow_init()
+    session.follow_groups()
     session.follow_end()
     os.register_at_fork(after_in_child=session.forked)
     watch(session)
 
 
-MAX_KINDS = 4096
-"""Kinds of operations beyond which those that were met are forgotten: a program may never issue the same twice."""
+MAX_OPERATIONS = 4096
+"""Beyond so many distinct operations, those that were met are forgotten: a program may never issue the same twice."""
 
 
 class Session:
-    """The trace of this process, once it is a rank."""
+    """Keeps the trace of this process, once it is a rank."""
 
-    def __init__(self, recording: Recording) -> None:
-        self._recording = recording
+    def __init__(self, settings: RecordingSettings) -> None:
+        self._settings = settings
         self.forked()
 
     def forked(self) -> None:
-        """This process has written nothing yet, whatever its parent has."""
+        """Begin anew: this process has written nothing yet, whatever its parent has."""
         self._lock = threading.RLock()
         self._recorder: Recorder | None = None
         self._who = (-1, 0)
         self._over = False
-        forget()
+        forget_observers()
         self._groups: set[str] = set()
-        self._kinds: dict[tuple[Operation, int, int], tuple[Kind, CodeType | None]] = {}
-        """By operation, the `id` of the code that issues it (which has to live on), and where in that: a line's number
-        takes long to find."""
+        self._made = count(1)
+        """The next number of a group in whose making this process takes part."""
+        self._operations: dict[tuple[Operation, int, int], tuple[OperationRecorder, CodeType | None]] = {}
+        """Keyed by operation, the `id` of the code that issues it (which has to live on), and where in that: a line's
+        number takes long to find."""
         self._counts: defaultdict[tuple[object, ...], Iterator[int]] = defaultdict(lambda: count(1))
         """The next sequence number of each group, and of each way of p2p."""
 
-    def issue(self, operation: Operation) -> Leave | None:
-        """Write that the operation is issued, and leave word to write that it has completed."""
+    def issue(self, operation: Operation) -> OnComplete | None:
+        """Write that the operation is issued; returns what writes that it has completed."""
         time_ns = time.monotonic_ns()
-        kind = self.kind(operation, caller())
-        if kind is None:
+        recorder = self.observer(operation, caller())
+        if recorder is None:
             return None
-        begun = kind.begin(time_ns)
-        return lambda outcome: kind.end(begun, time.monotonic_ns(), outcome)
+        begun = recorder.begin(time_ns)
+        return lambda outcome: recorder.end(begun, time.monotonic_ns(), outcome)
 
-    def kind(self, operation: Operation, frame: FrameType | None) -> Kind | None:
-        """What writes of every such operation from that place of the program; None where nothing is written."""
+    def observer(self, operation: Operation, frame: FrameType | None) -> OperationRecorder | None:
+        """Return what records every such operation from that place of the program; None where nothing is recorded."""
         code, at = (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
-        kind, _ = self._kinds.get((operation, id(code), at), (None, None))
-        if kind is None:
+        recorder, _ = self._operations.get((operation, id(code), at), (None, None))
+        if recorder is None:
             try:
-                kind = self._kind(operation, frame)
+                recorder = self._recorder_of(operation, frame)
             except Exception as error:
                 self._give_up(error)
-            if kind is not None:
-                if len(self._kinds) >= MAX_KINDS:
-                    self._kinds.clear()
-                self._kinds[operation, id(code), at] = kind, code
-        return kind
+            if recorder is not None:
+                if len(self._operations) >= MAX_OPERATIONS:
+                    self._operations.clear()
+                self._operations[operation, id(code), at] = recorder, code
+        return recorder
 
-    def _kind(self, operation: Operation, frame: FrameType | None) -> Kind | None:
-        op, group, root, peer, tag, dtype, numel, asynchronous, thread = operation
+    def _recorder_of(self, operation: Operation, frame: FrameType | None) -> OperationRecorder | None:
+        op, group, root, peer, tag, dtype, numel, asynchronous, thread, reduce, splits = operation
         with self._lock:
             if self._recorder is None:
                 self.open()
@@ -104,9 +119,10 @@ class Session:
                 recorder.group(group)
             left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
             about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
-            entered = replace(about, edge="enter", thread=thread, site=site(frame))
+            number = recorder.site(site(frame))
+            entered = replace(about, edge="enter", thread=thread, site=number, reduce=reduce, splits=splits)
             counter = self._counts[(group.name, op, peer, tag) if op in P2P else (group.name,)]
-            return recorder.kind(entered, replace(left, entered=NUMBER), counter, self._give_up)
+            return recorder.operation(entered, replace(left, entered=NUMBER), counter, self._give_up)
 
     def open(self) -> None:
         """Begin the trace, if this process has become a rank since. A process is one rank in its life."""
@@ -115,15 +131,15 @@ class Session:
         who = (dist.get_rank(), dist.get_world_size())
         if self._recorder is None:
             self._who = who
-            recording = self._recording.restarted()
-            self._recorder = Recorder(Path(recording.out), self._header(recording.run, *who))
+            settings = self._settings.restarted()
+            self._recorder = Recorder(Path(settings.out), self._header(settings, *who))
         elif who != self._who:
-            self.end(f"from here on the process is rank {who[0]} of {who[1]}")
+            self.end("detached", message=f"from here on the process is rank {who[0]} of {who[1]}")
 
-    def end(self, message: str = "", *, failed: bool = False) -> None:
-        """The process ends, or is no longer recorded."""
+    def end(self, cause: Cause = "stopped", exit: int = -1, message: str = "") -> None:
+        """Write why the process ends, or is recorded no further."""
         if self._recorder is not None and not self._over:
-            self._recorder.end("exception" if failed else "stopped", 1 if failed else -1, message)
+            self._recorder.end(cause, exit, message)
         self._over = True
 
     def follow_init(self) -> None:
@@ -139,16 +155,49 @@ class Session:
             except Exception as error:
                 self._give_up(error)
 
-        for module in list(sys.modules.values()):
-            if getattr(module, "__dict__", {}).get("init_process_group") is original:
-                module.__dict__["init_process_group"] = init_process_group
+        _put_in_place_of(original, init_process_group)
+
+    def follow_groups(self) -> None:
+        """Announce a group when this process has taken part in making it, member or not."""
+        original, signature = dist.new_group, inspect.signature(dist.new_group)
+
+        @functools.wraps(original)
+        def new_group(*args: Any, **kwargs: Any) -> Any:
+            group = original(*args, **kwargs)
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+                self._announce(
+                    group, given.get("ranks"), bool(given.get("use_local_synchronization")), caller(sys._getframe())
+                )
+            except Exception as error:
+                self._give_up(error)
+            return group
+
+        _put_in_place_of(original, new_group)
+
+    def _announce(self, group: Any, ranks: Any, local: bool, frame: FrameType | None) -> None:
+        with self._lock:
+            if self._recorder is None:
+                self.open()
+            if self._recorder is None or self._over:
+                return
+            if isinstance(group, dist.ProcessGroup):
+                described = group_of(group)
+            else:
+                everyone = range(dist.get_world_size())
+                described = Group("", tuple(int(rank) for rank in (everyone if ranks is None else ranks)))
+            if described.name:  # it may have been announced, without a number, by an operation on it
+                self._groups.add(described.name)
+            number, place = next(self._made), self._recorder.site(site(frame))
+            made = replace(described, number=number, known_by="members" if local else "all", site=place)
+            self._recorder.group(made)
 
     def follow_end(self) -> None:
         """Write how the process ends, where Python sees it."""
         original = sys.excepthook
 
         def excepthook(kind: Any, error: BaseException, traceback: Any) -> None:
-            self.end(f"{kind.__name__}: {error}"[:1000], failed=True)
+            self.end("exception", 1, f"{kind.__name__}: {error}"[:1000])
             original(kind, error, traceback)
 
         sys.excepthook = excepthook
@@ -159,18 +208,20 @@ class Session:
             if self._over:
                 return
             self._over = True
-            self._kinds.clear()
+            self._operations.clear()
+            what = str(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {error}"
             if self._recorder is not None:
-                self._recorder.close()  # another thread may be about to write, and whoever keeps a kind goes on telling
-        what = str(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {error}"
+                with contextlib.suppress(Exception):
+                    self._recorder.end("detached", -1, what[:1000])
+                self._recorder.close()  # another thread may be about to write, and observers are called on
         print(f"genlock: this process is not recorded any further: {what}", file=sys.stderr)
 
     @staticmethod
-    def _header(run: str, rank: int, world: int) -> TraceHeader:
+    def _header(settings: RecordingSettings, rank: int, world: int) -> TraceHeader:
         unknown = [f"operators that this torch has and genlock does not know: {n}" for n in unknown_operators()]
         return TraceHeader(
             FORMAT_VERSION,
-            run,
+            settings.run,
             rank,
             world,
             role="",
@@ -181,4 +232,13 @@ class Session:
             clock=Clock(time.time_ns(), time.monotonic_ns()),
             versions={"torch": str(torch.__version__), "python": sys.version.split()[0]},
             blind_spots=(*BLIND_SPOTS, *unknown),
+            attempt=settings.attempt,
         )
+
+
+def _put_in_place_of(original: Any, wrapper: Any) -> None:
+    """Put a wrapper wherever a module has the original by its name."""
+    name = original.__name__
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get(name) is original:
+            module.__dict__[name] = wrapper

@@ -1,7 +1,7 @@
-"""Which versions of torch this was tried with, and a clear word where another one lacks what the code relies on.
+"""Looks up what torch keeps private, and says in one line where a version lacks it.
 
 Support is claimed for TRIED alone; `make smoke-torch VERSION=...` tries another one. Left out: the operators of
-c10d (`intercept` checks those that it overrides).
+c10d (`c10d_intercept` checks those that it overrides).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from ...errors import UsageError
 
 TRIED = ("2.13.0", "2.12.0", "2.11.0")
-"""Versions of torch with which the tests of the control plane have passed."""
+"""Lists the versions of torch with which the tests of the control plane have passed."""
 
 
-def found(name: str) -> Any:
-    """An object of torch by its dotted name below `torch`. Raises UsageError where this version has none."""
+def lookup(name: str) -> Any:
+    """Return an object of torch by its dotted name below `torch`. Raises UsageError where this version has none."""
     try:
         return reduce(getattr, name.split("."), torch)
     except AttributeError:

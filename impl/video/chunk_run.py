@@ -1,6 +1,6 @@
 """Phase B of a chunk on the video generator: the resets that the plan tells, and its generator calls in order.
 
-Left out: what a call computes (`generator`), and who holds the calls to the table (`roles`, `fence`).
+Left out: what a call computes (`generator`), and who holds the calls to the table (`rank.collective_guard`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, float32
 
-from ...errors import ContractViolation
+from ...errors import Code, ContractViolation
 from .kv_ring import RingCache
 from .tensor_parallel import TensorParallel
 
@@ -69,7 +69,7 @@ class ChunkRun:
         if fields["tp_reset_crossattn_cache"]:
             generator.reset_crossattn()
         elif not generator.knows_text:
-            raise self._violation("cross-attention was reset, and no plan has told it")
+            raise self._violation("cross-attention was reset, and no plan has told it", Code.RESET)
         generator.comm.reset()
         self.observed = 0
         """Generator calls made so far."""
@@ -80,7 +80,9 @@ class ChunkRun:
     def result(self) -> Tensor:
         """Advance the cache and return the denoised latents, in shape and dtype like the envelope's."""
         if self.observed != len(self.calls):
-            raise self._violation(f"phase B ended after {self.observed} generator calls of {len(self.calls)}")
+            raise self._violation(
+                f"phase B ended after {self.observed} generator calls of {len(self.calls)}", Code.CALLS
+            )
         self._generator.advance()
         return self._x.to(self._latents.dtype)
 
@@ -92,7 +94,7 @@ class ChunkRun:
 
     def _in_turn(self, k: int, work: Callable[[], None]) -> None:
         if k != self.observed:
-            raise self._violation(f"generator call {k} came when call {self.observed} was due")
+            raise self._violation(f"generator call {k} came when call {self.observed} was due", Code.CALLS)
         self.observed += 1
         work()
 
@@ -120,12 +122,17 @@ class ChunkRun:
         if fields["cache_epoch"] != epoch + bool(fields["init_cache"]):
             raise self._violation(
                 f"cache_epoch is {fields['cache_epoch']} with init_cache={fields['init_cache']}, "
-                f"but this rank's is {epoch}"
+                f"but this rank's is {epoch}",
+                Code.CACHE,
+                "cache_epoch",
             )
         if fields["manage_cache"] and fields["conditioning_embeds_updated"] and not fields["tp_reset_crossattn_cache"]:
             raise self._violation(
-                "conditioning_embeds_updated without tp_reset_crossattn_cache would keep the old prompt"
+                "conditioning_embeds_updated without tp_reset_crossattn_cache would keep the old prompt",
+                Code.RULE,
+                "meta.tp_reset_crossattn_cache",
             )
 
-    def _violation(self, what: str) -> ContractViolation:
-        return ContractViolation(what, where=f"phase B, frame {self._fields['current_start_frame']}")
+    def _violation(self, what: str, code: Code, field: str = "") -> ContractViolation:
+        where = f"phase B, frame {self._fields['current_start_frame']}"
+        return ContractViolation(what, where=where, code=code, field=field)

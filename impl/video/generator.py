@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...errors import ContractViolation, UsageError
+from ...errors import Code, ContractViolation, UsageError
 from ..chunk.weight_check import fingerprint
 from . import layers
 from .chunk_run import ChunkRun
@@ -149,7 +149,8 @@ class Generator:
         """Cross-attention keys and values of each block, as cached."""
         if self._text_kv is None:
             if conditioning is None:
-                raise ContractViolation("cross-attention was reset, and there is no conditioning", where=_CALL)
+                what = "cross-attention was reset, and there is no conditioning"
+                raise ContractViolation(what, where=_CALL, code=Code.RESET)
             text = layers.embed_text(conditioning.to(self.device, self.config.torch_dtype), self.weights)
             width = self.config.head_width
             self._text_kv = [layers.text_kv(text, self._of_block(i), width) for i in range(self.config.blocks)]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import ContractViolation
+from ...errors import Code, ContractViolation
 
 
 class CacheScalars(NamedTuple):
@@ -98,11 +98,11 @@ class RingCache:
     def open(self, start_frame: int, frames: int) -> None:
         """Begin a chunk of `frames` frames at `start_frame`, or come back to the one that is open."""
         end = start_frame + self._open
-        self._expect("start frame", start_frame, self.start_frame)
-        self._expect("global_end_index", self.global_end_index, end)
-        self._expect("local_end_index", self.local_end_index, self._local_end(end))
+        self._expect("start frame", start_frame, self.start_frame, "current_start_frame")
+        self._expect("global_end_index", self.global_end_index, end, "global_end_index")
+        self._expect("local_end_index", self.local_end_index, self._local_end(end), "local_end_index")
         if self._open:
-            self._expect("chunk length", frames, self._open)
+            self._expect("chunk length", frames, self._open, "latents")
             return
         chunk = range(start_frame, start_frame + frames)
         slots = [self.slot(frame) for frame in chunk]
@@ -155,7 +155,7 @@ class RingCache:
     def hard_cut(self, epoch: int) -> None:
         """Forget everything and begin cache epoch `epoch` at frame 0. An epoch follows the last one by 1."""
         self._refuse_if_open("cut")
-        self._expect("cache epoch of a hard cut", epoch, self.cache_epoch + 1)
+        self._expect("cache epoch of a hard cut", epoch, self.cache_epoch + 1, "cache_epoch")
         self.cache_epoch = epoch
         self._rebase(0, 0)
 
@@ -169,15 +169,17 @@ class RingCache:
 
     def _refuse_if_open(self, verb: str) -> None:
         if self._open:
-            raise self._violation(f"the cache was {verb} in the middle of a chunk")
+            raise self._violation(f"the cache was {verb} in the middle of a chunk", Code.RESET)
 
-    def _expect(self, name: str, found: int, expected: int) -> None:
-        if found != expected:
-            raise self._violation(f"{name} is {found}, expected {expected}")
+    def _expect(self, name: str, value: int, expected: int, field: str) -> None:
+        if value != expected:
+            raise self._violation(f"{name} is {value}, expected {expected}", Code.CACHE, field)
 
-    def _violation(self, what: str) -> ContractViolation:
+    def _violation(self, what: str, code: Code = Code.CONTRACT, field: str = "") -> ContractViolation:
         return ContractViolation(
             what,
+            code=code,
+            field=field,
             where=f"KV cache, epoch {self.cache_epoch}, frame {self.start_frame}",
             do="this rank is out of step: abort the run and compare the envelopes that each rank saw",
         )

@@ -197,7 +197,8 @@ def test_what_a_rank_says_after_dropped_events_still_counts(run: Path, tmp_path:
         at = next(n for n, line in enumerate(lines) if line.get("transition") == "accept_infer")
         lines[5 : at - 2] = [{"kind": "dropped", "index": 4, "count": at - 7}]
         rejects = next(line for line in lines if line.get("transition") == "accept_infer")
-        rejects.update(transition="reject_header", outcome="header: `call_id` = 1")
+        outcome = {"code": "rule_broken", "field": "call_id", "text": "header: `call_id` = 1"}
+        rejects.update(transition="reject_header", outcome=outcome)
 
     found = replayed(run, tmp_path, 1, drop)
     assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-10", (0, 1))
@@ -226,7 +227,7 @@ def test_other_tables_are_unknown(run: Path, tmp_path: Path) -> None:
     [
         (lambda lines: lines[0].update(run="another"), "is of run another"),
         (lambda lines: lines[0]["groups"].update(control=[0, 1]), "other members in its groups"),
-        (lambda lines: lines[0].update(format=99), "newer than this program's"),
+        (lambda lines: lines[0].update(format=99), "newer than what this program reads"),
         (lambda lines: lines[0].update(protocol="tp_v9"), "`tp_v9` is unknown"),
         (lambda lines: lines[0].update(rank=7), "rank 7 is not one of 3"),
         (lambda lines: lines[0].update(rank=0), "a second trace of rank 0"),

@@ -19,7 +19,7 @@ from genlock.errors import Exit, UsageError
 from genlock.model.diagrams.sequence_chart import sequence_mermaid, sequence_svg
 from genlock.model.semantics.transport import depends_on
 from genlock.traces.format import Trace, find, read
-from program_traces import operations
+from program_traces import failed, operations
 from program_traces import write as write_program
 from repository import CORPUS
 from typer.testing import CliRunner, Result
@@ -97,7 +97,7 @@ def test_in_a_chart_nothing_completes_before_what_it_needs_was_issued(name: str)
                 assert (step.operation, step.sequence, other) in issued, step
 
 
-@pytest.mark.parametrize("broken", [{"numel": 9}, {"op": "broadcast", "root": 0}, {"outcome": "timed out"}])
+@pytest.mark.parametrize("broken", [{"numel": 9}, {"op": "broadcast", "root": 0}, {"outcome": failed("timed out")}])
 def test_a_witness_of_a_program(broken: dict[str, Any], tmp_path: Path) -> None:
     """Rank2 is odd in its last operation, or the others wait there for it."""
     odd = operations(9) if "outcome" in broken else operations(10, **broken)

@@ -17,7 +17,7 @@ from genlock.conformance.wait_graph import Node, WaitGraph, named
 from genlock.conformance.wait_graph_drawing import waits_graph, waits_mermaid
 from hypothesis import given
 from hypothesis import strategies as st
-from program_traces import operations, write
+from program_traces import failed, operations, write
 
 
 class Left(NamedTuple):
@@ -87,7 +87,7 @@ def test_mermaid_says_the_same_as_dot() -> None:
 @pytest.fixture
 def stranded(tmp_path: Path) -> Path:
     """Traces of a program in which ranks 0 and 2 wait for rank 1."""
-    waiting = operations(4, outcome="timed out")
+    waiting = operations(4, outcome=failed("timed out"))
     write(tmp_path, {0: waiting, 1: operations(3), 2: waiting})
     return tmp_path
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from genlock.contract.breakit import KINDS, LAYOUTS, PLACES, REFUSED, Outcome, Row, plan, run_rows
+from genlock.contract.breakit import KINDS, LAYOUTS, PLACES, REFUSED, Row, RowResult, plan, run_rows
 from genlock.contract.breakit_findings import findings
 from genlock.errors import Exit, UsageError
 from genlock.impl.scenario import FAULTS, injection
@@ -25,7 +25,7 @@ SHORT = (
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[RowResult]:
     out = tmp_path_factory.mktemp("matrix")
     found = run_rows(SHORT, lambda text: None, out)
     assert not alive(str(out)), "a process of a run has outlived it"
@@ -33,14 +33,14 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
 
 
 @pytest.mark.timeout(400)
-def test_prediction_and_reality_agree(outcomes: list[Outcome]) -> None:
-    assert [outcome for outcome in outcomes if not outcome.agrees] == []
-    assert [outcome.id for outcome in outcomes] == [*REFUSED, "OM-06", *["OM-13"] * 5]
-    assert all(found.good for found in findings(outcomes).values())
+def test_prediction_and_reality_agree(results: list[RowResult]) -> None:
+    assert [result for result in results if not result.agrees] == []
+    assert [result.id for result in results] == [*REFUSED, "OM-06", *["OM-13"] * 5]
+    assert all(found.good for found in findings(results).values())
 
 
-def test_an_outcome_that_is_not_as_predicted_fails_its_row_and_no_other(outcomes: list[Outcome]) -> None:
-    odd = [msgspec.structs.replace(o, agrees=False, verdict="unknown") if o.id == "OM-06" else o for o in outcomes]
+def test_an_outcome_that_is_not_as_predicted_fails_its_row_and_no_other(results: list[RowResult]) -> None:
+    odd = [msgspec.structs.replace(o, agrees=False, verdict="unknown") if o.id == "OM-06" else o for o in results]
     found = findings(odd)
     assert {name for name in found if not found[name].good} == {"row:OM-06"}
     assert "1 of 1 runs are not as predicted" in found["row:OM-06"].says

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from genlock.errors import ContractViolation
-from genlock.impl.recording.c10d_intercept import Leave, Operation, caller, site, watching
+from genlock.impl.recording.c10d_intercept import OnComplete, Operation, caller, site, watching
+from genlock.traces.outcome import Outcome
 from torch.nn.parallel import DistributedDataParallel
 
 RANKS = 2
@@ -165,17 +166,21 @@ class Seen:
     def __init__(self) -> None:
         self.operations: list[dict[str, Any]] = []
 
-    def issue(self, operation: Operation) -> Leave:
+    def issue(self, operation: Operation) -> OnComplete:
         left: list[str | None] = []
+
+        def on_complete(outcome: Outcome | None) -> None:
+            left.append(None if outcome is None else outcome.text)
+
         facts = operation._asdict() | {"group": operation.group.name, "site": site(caller()), "left": left}
         self.operations.append(facts)
-        return left.append
+        return on_complete
 
 
 class Refusal:
     """Refuses everything."""
 
-    def issue(self, operation: Operation) -> Leave | None:
+    def issue(self, operation: Operation) -> OnComplete | None:
         raise ContractViolation(f"{operation.op} is not in the plan")
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 import real_ranks
 from corpus import EXPECTED, Expected
-from genlock.impl.scenario import Chunk, Heartbeat, Scenario
+from genlock.impl.scenario import Chunk, Heartbeat, Scenario, default
 from genlock.model.protocols.tp_v1_1 import TP_V1_1
 from genlock.model.tables import By, Role
 from genlock.traces.format import SUFFIX
@@ -37,6 +37,8 @@ class Told(NamedTuple):
     expected: tuple[str | None, tuple[int, ...], int, str] | None = None
     """Failure mode, culprits, chunk and state of a broken one; a healthy one has none."""
     stall: str | None = None
+    guarded: bool = True
+    """Without guardians its ranks go by deadlines of their own."""
 
 
 TOLD = (
@@ -107,7 +109,13 @@ TOLD = (
         ("FM-12", (2,), 3, "READY"),
     ),
     Told("broken/FM-13", "--ranks 3 --chunks 2 --inject FM-13,chunk=2,rank=2", ("FM-13", (2,), 2, "GENERATING")),
-    Told("broken/FM-04", "--ranks 3 --chunks 2 --inject FM-04,chunk=2", ("FM-04", (0,), 1, "PREFLIGHT_4")),
+    # under guardians nobody is charged for waiting, and all would wait for a minute
+    Told(
+        "broken/FM-04",
+        "--ranks 3 --chunks 2 --inject FM-04,chunk=2",
+        ("FM-04", (0,), 1, "PREFLIGHT_4"),
+        guarded=False,
+    ),
 )
 LIMITS = ("header=5", "payload=5", "generate=5", "ack=5")
 """Deadlines of a broken run, in seconds: whoever is left waiting ends itself."""
@@ -171,12 +179,21 @@ def _killed(rank: int, event: str, kind: str = "kill", nth: int = 1) -> Struck:
 # ── recording ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def tell(run: Told, out: Path) -> Expected:
-    """Have `genlock run` make it."""
+def tell(zygote: Ranks, run: Told, out: Path) -> Expected:
+    """Have `genlock run` make it; ranks without guardians are forked, as in a run of it."""
     limits = [f"--deadline {limit}" for limit in LIMITS] if run.expected else []
     command = " ".join(["genlock run", run.flags, *limits])
     words = [sys.executable, "-m", *command.split(), "--out", str(out)]
-    subprocess.run(words, check=False, capture_output=True, timeout=120)
+    if run.guarded:
+        subprocess.run(words, check=False, capture_output=True, timeout=120)
+    else:
+        given = dict(zip(words[4::2], words[5::2], strict=True))
+        out.mkdir(parents=True)
+        (out / "strike.json").write_bytes(msgspec.json.encode(Strike(-1, "", "")))
+        deadlines = dict.fromkeys((limit.partition("=")[0] for limit in LIMITS), 5.0)
+        fault, ranks = real_ranks.inject(given["--inject"]), int(given["--ranks"])
+        zygote.run(out, default(int(given["--chunks"])), fault, ranks=ranks, deadlines=deadlines)
+        command += ", its ranks without guardians"
     if run.expected is None:
         return Expected(command)
     mode, culprits, chunk, state = run.expected
@@ -234,7 +251,7 @@ def main(arguments: Sequence[str]) -> None:
             print(run.name, flush=True)
             folder, out = corpus / run.name, Path(scratch) / run.name
             shutil.rmtree(folder, ignore_errors=True)
-            expected = tell(run, out) if isinstance(run, Told) else strike(zygote, run, out)
+            expected = tell(zygote, run, out) if isinstance(run, Told) else strike(zygote, run, out)
             keep(out, expected, folder)
         zygote.close()
 

@@ -85,7 +85,7 @@ class Rank:
 
     def hurry(self) -> None:
         """The root writes twice, and says so of the first."""
-        memory = self.transport._commons
+        memory = self.transport._memory
         assert memory is not None
         token = torch.empty(shared_memory.TOKEN, dtype=torch.uint8)
         if self.number == 0:

@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 from genlock.traces import recorder
 from genlock.traces.format import NUMBER, Dropped, Event, Group, name_of, read
-from genlock.traces.recorder import Kind, Recorder
+from genlock.traces.outcome import Code, Outcome
+from genlock.traces.recorder import OperationRecorder, Recorder
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from simulated import header
 
-NATIVE = recorder.Straight
+NATIVE = recorder.FastOperationRecorder
 needs_native = pytest.mark.skipif(
     NATIVE is None, reason="traces/_fast_recorder.c was not built: it takes a C compiler and Python's headers"
 )
@@ -32,12 +33,14 @@ needs_native = pytest.mark.skipif(
 def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Either part writes."""
     if not request.param:
-        monkeypatch.setattr(recorder, "Straight", None)
+        monkeypatch.setattr(recorder, "FastOperationRecorder", None)
 
 
-def barrier(writer: Recorder, sequence: Iterator[int], failed: Callable[[Exception], None], group: str = "%d") -> Kind:
+def barrier(
+    writer: Recorder, sequence: Iterator[int], failed: Callable[[Exception], None], group: str = "%d"
+) -> OperationRecorder:
     enter = Event(NUMBER, NUMBER, "", "enter", "", "", group=group, sequence=NUMBER, op="barrier")
-    return writer.kind(enter, replace(enter, edge="exit", entered=NUMBER), sequence, failed)
+    return writer.operation(enter, replace(enter, edge="exit", entered=NUMBER), sequence, failed)
 
 
 def never(error: Exception) -> None:
@@ -61,16 +64,16 @@ def test_both_write_the_same(
     tmp_path_factory: pytest.TempPathFactory, first: int, times: list[int], name: str, outcome: str | None
 ) -> None:
     written = []
-    for straight in (NATIVE, None):
+    for part in (NATIVE, None):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(recorder, "Straight", straight)
+            patch.setattr(recorder, "FastOperationRecorder", part)
             writer = Recorder(tmp_path_factory.mktemp("traces"), header(0))
-            kind = barrier(writer, count(first), never, name)
+            operation = barrier(writer, count(first), never, name)
             writer.group(Group("first", (0,)))
-            begun = [kind.begin(time_ns) for time_ns in times]
+            begun = [operation.begin(time_ns) for time_ns in times]
             writer.group(Group("then", (0,)))
             for each, time_ns in zip(reversed(begun), times, strict=True):
-                kind.end(each, time_ns, outcome)
+                operation.end(each, time_ns, None if outcome is None else Outcome(Code.BACKEND, text=outcome))
             writer.close()
         written.append(writer.path.read_bytes())
     assert written[0] == written[1]
@@ -93,12 +96,12 @@ def room(left: int) -> Iterator[None]:
 def test_a_full_disk_is_told_and_blocks_nobody(tmp_path: Path, half: int) -> None:
     """Nothing fits any more, or half a line; then there is room again."""
     writer = Recorder(tmp_path, header(0))
-    kind = barrier(writer, count(1), never)
-    kept = kind.begin(1)
+    operation = barrier(writer, count(1), never)
+    kept = operation.begin(1)
     with room(writer.path.stat().st_size + half):
-        kind.end(kept, 2)
-        lost = kind.begin(3)
-    kind.end(lost, 4)
+        operation.end(kept, 2)
+        lost = operation.begin(3)
+    operation.end(lost, 4)
     trace = read(writer.path)
     assert [getattr(line, "time_ns", line) for line in trace.lines] == [1, Dropped(1, 2), 4]
     assert [e.entered for e in trace.events] == [None, 2]
@@ -109,13 +112,13 @@ def test_a_full_disk_is_told_and_blocks_nobody(tmp_path: Path, half: int) -> Non
 def test_what_goes_wrong_is_told_and_does_not_reach_the_program(tmp_path: Path) -> None:
     writer = Recorder(tmp_path, header(0))
     errors: list[Exception] = []
-    kind = barrier(writer, iter([1]), errors.append)
-    kind.end(kind.begin(5), 6)
+    operation = barrier(writer, iter([1]), errors.append)
+    operation.end(operation.begin(5), 6)
     assert not errors
-    assert kind.begin(7) is None
-    kind.end(None, 8)
+    assert operation.begin(7) is None
+    operation.end(None, 8)
     assert len(errors) == 1
-    kind.end((1,), 9)  # type: ignore[arg-type]
+    operation.end((1,), 9)  # type: ignore[arg-type]
     assert len(errors) == 2
     assert [e.time_ns for e in read(writer.path).events] == [5, 6]
 
@@ -125,7 +128,7 @@ def test_what_cannot_be_a_line_is_refused(tmp_path: Path) -> None:
     writer = Recorder(tmp_path, header(0))
     enter = Event(NUMBER, 0, "", "enter", "", "", group="g", sequence=NUMBER, op="barrier")
     with pytest.raises(ValueError, match="3 numbers"):
-        writer.kind(enter, enter, count(1), never)
+        writer.operation(enter, enter, count(1), never)
 
 
 @pytest.mark.usefixtures("part")
@@ -134,9 +137,9 @@ def test_threads_take_turns(tmp_path: Path) -> None:
     sequence = count(1)
 
     def issue() -> None:
-        kind = barrier(writer, sequence, never)
+        operation = barrier(writer, sequence, never)
         for _ in range(rounds):
-            kind.end(kind.begin(0), 1)
+            operation.end(operation.begin(0), 1)
 
     threads = [threading.Thread(target=issue) for _ in range(4)]
     for thread in threads:
@@ -155,8 +158,8 @@ def test_threads_take_turns(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("part")
 def test_a_child_forked_while_another_thread_writes_waits_for_nothing(tmp_path: Path) -> None:
     writer = Recorder(tmp_path, header(0))
-    kind = barrier(writer, count(1), never)
-    begun = kind.begin(1)
+    operation = barrier(writer, count(1), never)
+    begun = operation.begin(1)
     held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -171,11 +174,11 @@ def test_a_child_forked_while_another_thread_writes_waits_for_nothing(tmp_path: 
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(20)
-        kind.end(begun, 2)
-        kind.begin(3)
+        operation.end(begun, 2)
+        operation.begin(3)
         os._exit(0)
     over.set()
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
-    kind.end(begun, 4)
+    operation.end(begun, 4)
     assert [e.time_ns for e in read(tmp_path / name_of(0)).events] == [1, 4]

@@ -114,7 +114,7 @@ def test_recorder_numbers_its_events_and_keeps_the_first_end(tmp_path: Path) -> 
     writer.event("a", "step", "S", "s", call_id=7)
     writer.event("b", "enter", "S", "s", group="control", sequence=1)
     enter = Event(NUMBER, NUMBER, "", "enter", "", "", group="g", sequence=NUMBER, op="barrier")
-    kind = writer.kind(enter, replace(enter, edge="exit", entered=NUMBER), count(1), lambda error: None)
+    kind = writer.operation(enter, replace(enter, edge="exit", entered=NUMBER), count(1), lambda error: None)
     begun = kind.begin(7)
     writer.end("deadline", 13, "too late")
     writer.end("stopped", 0)

@@ -27,20 +27,20 @@ from .kineto import MAX_BYTES, KinetoRank, read_kineto
 GZIP, PICKLE, TAR_AT = b"\x1f\x8b", b"\x80", 257
 MAX_MEMBERS = 100_000
 DUMP_NAME = re.compile(r"(trace|dump|rank)_?\d+(\.json)?$")
-"""What torch calls its dumps: a file of that name counts as a rank's even where nothing can be read in it."""
+"""Matches the names of torch's dumps: a file of that name counts as a rank's even where nothing can be read in it."""
 
 
 class Source(NamedTuple):
-    """A file, or a member of an archive."""
+    """Holds a file, or a member of an archive."""
 
     path: Path
     data: bytes
     named: bool
-    """Whether the user named it, rather than a folder around it."""
+    """True where the user named it, rather than a folder around it."""
 
 
 def programs(headers: Mapping[Path, TraceHeader], cut: Mapping[Path, CutFile]) -> Recording:
-    """What ranks of a program without a protocol did together; `cut` are files without a whole header."""
+    """Return what ranks of a program without a protocol did together; `cut` are files without a whole header."""
     interned = Interned()
     records: list[RankRecord] = []
     for own, ranks in in_processes(read_programs, list(headers)):
@@ -51,7 +51,7 @@ def programs(headers: Mapping[Path, TraceHeader], cut: Mapping[Path, CutFile]) -
 
 
 class _Found(NamedTuple):
-    """What some files held."""
+    """Holds what some files held."""
 
     interned: Interned
     dumps: list[RankRecord]
@@ -61,7 +61,7 @@ class _Found(NamedTuple):
 
 
 def recorded(files: Sequence[tuple[Path, bool]], paths: Sequence[Path]) -> Recording:
-    """What is in files that Genlock did not write; each with whether it was named. Raises UnreadableInput."""
+    """Return what is in files that Genlock did not write; each with True where it was named. Raises UnreadableInput."""
     present = dict.fromkeys(file for file, _ in files)
     # the same dump once more, without frames
     twins = {f for f in present if f.suffix == ".json" and DUMP_NAME.search(f.name) and f.with_suffix("") in present}
@@ -129,7 +129,7 @@ def _profiled(interned: Interned, profiles: Sequence[KinetoRank], unreadable: Ma
 
 
 def _read(source: Source, interned: Interned) -> RankRecord | KinetoRank | None:
-    """What is in the file; None where it is of no known format and nobody said that it was."""
+    """Return what is in the file; None where it is of no known format and nobody said that it was."""
     path, data = source.path, source.data
     dump_name = DUMP_NAME.search(path.name) is not None
     if dump_name and data in (b"", PICKLE):
@@ -180,7 +180,7 @@ def _gunzip(path: Path, data: bytes) -> bytes:
 
 
 def _members(path: Path, data: bytes) -> Iterator[Source]:
-    """Regular files of an archive, in memory; their names are told, never used as paths."""
+    """Yield regular files of an archive, in memory; their names are told, never used as paths."""
     import tarfile  # slow to load
 
     try:

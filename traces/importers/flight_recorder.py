@@ -17,6 +17,8 @@ Left out: anything but what `collectives` holds (thread names, time-outs, versio
 
 from __future__ import annotations
 
+import codecs
+import json
 import marshal
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +64,7 @@ MAX_RANKS = 1_000_000
 
 
 def rank_of(path: Path) -> int:
-    """The rank that a dump's name ends in (`trace_3`, `_dump_3`, `nccl_trace_rank_3.json`). Raises UnreadableInput."""
+    """Return the rank that a dump's name ends in (`trace_3`, `nccl_trace_rank_3.json`). Raises UnreadableInput."""
     stem = path.name.split(".")[0]
     found = re.search(r"rank_?(\d{1,7})(?!\d)", path.name) or re.search(r"(\d{1,7})$", stem)
     if found is None:
@@ -71,29 +73,44 @@ def rank_of(path: Path) -> int:
 
 
 def looks_like(dump: object) -> bool:
-    """Whether a decoded value is a Flight Recorder dump."""
+    """Return True where a decoded value is a Flight Recorder dump."""
     return isinstance(dump, dict) and "entries" in dump and "version" in dump
 
 
 def decode_json(path: Path, data: bytes) -> Any:
-    """The value in `data`. Raises UnreadableInput, CutFile where it ends too early."""
+    """Return the value in `data`. Raises UnreadableInput, CutFile where it ends too early."""
     if len(data) > MAX_BYTES or data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
         raise _bad(path, f"JSON of more than {MAX_BYTES:,} bytes or {MAX_CONTAINERS:,} containers")
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if "truncated" in str(error):
+        if _ends_early(data):
             raise CutFile("the JSON ends in the middle", where=str(path)) from None
         raise _bad(path, f"malformed JSON ({error})") from None
 
 
+_BEGUN = re.compile(r'\s*|"(?:[^"\\]|\\.)*\\?|-|t(?:r|ru)?|f(?:a|al|als)?|n(?:u|ul)?', re.DOTALL)
+"""Matches the rest of a text in which a JSON value has begun, or none, and nothing is wrong so far."""
+
+
+def _ends_early(data: bytes) -> bool:
+    """Return True for the beginning of a JSON text of which more would be needed."""
+    try:
+        json.loads(codecs.getincrementaldecoder("utf-8")().decode(data))
+    except json.JSONDecodeError as error:
+        return _BEGUN.fullmatch(error.doc, error.pos) is not None
+    except (UnicodeDecodeError, RecursionError):
+        return False
+    return False
+
+
 def read_pickle(path: Path, data: bytes, interned: Interned) -> RankRecord:
-    """One rank's dump as torch's `_dump_fr_trace` writes it."""
+    """Return one rank's dump as torch's `_dump_fr_trace` writes it."""
     return read_dump(path, load_plain(path, data), interned)
 
 
 def read_dump(path: Path, dump: object, interned: Interned) -> RankRecord:
-    """One rank's dump, decoded. Raises UnreadableInput with the entry where it stops making sense."""
+    """Return one rank's dump, decoded. Raises UnreadableInput with the entry where it stops making sense."""
     rank = rank_of(path)
     if not looks_like(dump) or not isinstance(dump, dict) or not isinstance(dump["entries"], list):
         raise _bad(path, "not a Flight Recorder dump: it has no list of entries")
@@ -128,7 +145,7 @@ def read_dump(path: Path, dump: object, interned: Interned) -> RankRecord:
 
 
 Row = tuple[int, int, int, int, int, int, int, int, int]
-"""One operation, in the order of OPS."""
+"""Holds one operation, in the order of OPS."""
 
 
 def _array(path: Path, rows: Sequence[Row]) -> Ops:
@@ -157,7 +174,7 @@ class _Reader:
         self._sites: dict[tuple[str, int, str], int] = {}
 
     def rows(self, entries: Sequence[Any]) -> list[Row]:
-        """One row an entry. Raises UnreadableInput at the first that makes no sense."""
+        """Return one row an entry. Raises UnreadableInput at the first that makes no sense."""
         fields: Callable[[Any], tuple[Any, ...]] = itemgetter(*FIELDS)
         rows: list[Row] = []
         try:
@@ -185,7 +202,7 @@ class _Reader:
         return number, time, p2p if is_p2p else collective, group - 1, signature, site, peer, 0, status
 
     def _name(self, name: str) -> tuple[str, str, tuple[int, int] | None]:
-        """`nccl:send 0->1` taken apart; ends are (from, to), as ranks of the group."""
+        """Take `nccl:send 0->1` apart; ends are (from, to), as ranks of the group."""
         found = re.fullmatch(r"(\w{1,20}):(\w{1,60})(?: (\d{1,7})(->|<-)(\d{1,7}))?", name, re.ASCII)
         if found is None:
             raise ValueError
@@ -201,7 +218,7 @@ class _Reader:
         return parts
 
     def _group(self, given: Sequence[str]) -> int:
-        """The group's number, plus one."""
+        """Return the group's number, plus one."""
         name, description = given
         if not isinstance(name, str) or not isinstance(description, str):
             raise TypeError
@@ -222,7 +239,7 @@ class _Reader:
         return self.interned.signatures(Signature(kind, dtype, _elements(sent), _elements(received)))
 
     def _site(self, frames: Sequence[Mapping[str, Any]]) -> int:
-        """Where the program, not torch, issued it."""
+        """Return where the program, not torch, issued it."""
         for frame in frames:
             key = (frame["filename"], frame["line"], frame["name"])
             site = self._sites.get(key)
@@ -246,7 +263,9 @@ class _Reader:
         return peer
 
     def unbatched(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows without `coalesced` entries: a batch's sends and receives take its state, its collectives are one.
+        """Return the rows without `coalesced` entries: a batch's sends and receives take its state.
+
+        Its collectives become one.
 
         Those of a batch come one after another in their group, with one sequence number and the `coalesced` entry last.
         """
@@ -274,13 +293,13 @@ class _Reader:
         return out
 
     def _together(self, one: int, other: int) -> int:
-        """The signature of two collectives that are issued as one."""
+        """Return the signature of two collectives that are issued as one."""
         a, b = self.interned.signatures.values[one], self.interned.signatures.values[other]
         kind = a.kind if a.kind == b.kind else "batch"
         return self.interned.signatures(Signature(kind, a.dtype, a.sent + b.sent, a.received + b.received))
 
     def named(self, statuses: Mapping[int, tuple[int, int]]) -> dict[int, int]:
-        """`pg_id` to group, for those that the entries or, all being there, their order connects.
+        """Map `pg_id` to group, for those that the entries or, all being there, their order connects.
 
         Both `pg_id` and a numeric name count up as a rank makes its groups; where there is one status for each
         configured group, and no entry contradicts, the smallest belongs to the smallest.
@@ -309,7 +328,7 @@ def _elements(sizes: Sequence[Sequence[int]]) -> int:
 
 
 def _statuses(path: Path, given: object) -> dict[int, tuple[int, int]]:
-    """`pg_id` to the last number issued and completed, from `pg_status`."""
+    """Map `pg_id` to the last number issued and completed, from `pg_status`."""
     found = {}
     if not isinstance(given, dict | None):
         raise _bad(path, "`pg_status` is not a dictionary")
@@ -323,7 +342,7 @@ def _statuses(path: Path, given: object) -> dict[int, tuple[int, int]]:
 
 
 def _configured(path: Path, config: object, interned: Interned) -> dict[str, Group]:
-    """Name to group, from `pg_config`; the one that gloo writes under the name "" names no group."""
+    """Map name to group, from `pg_config`; the one that gloo writes under the name "" names no group."""
     found = {}
     if not isinstance(config, dict | None):
         raise _bad(path, "`pg_config` is not a dictionary")
@@ -341,7 +360,7 @@ def _configured(path: Path, config: object, interned: Interned) -> dict[str, Gro
 
 
 def _ranks(path: Path, text: object) -> tuple[int, ...]:
-    """`[0, 1]`, read as numbers and nothing else."""
+    """Read `[0, 1]` as numbers and nothing else."""
     try:
         ranks = msgspec.json.decode(text, type=list[int]) if isinstance(text, str) else None
     except (msgspec.DecodeError, UnicodeError, RecursionError):

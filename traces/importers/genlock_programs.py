@@ -1,7 +1,7 @@
-"""Genlock's own traces of programs that have no protocol, as a recording of collectives.
+"""Reads Genlock's own traces of programs that have no protocol, as a recording of collectives.
 
 A line is its number, its time, and the rest; in a job, ranks and steps write the same rests again and again, so that
-each is decoded once.
+each is decoded once. A site is a number of its file, so that each file's are translated by themselves.
 
 Left out: traces with a protocol, which are held against its tables.
 """
@@ -18,8 +18,24 @@ import numpy.typing as npt
 
 from ...errors import UnreadableInput
 from ..collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
-from ..format import MAX_LINE, P2P, Dropped, End, Event, Line, TraceHeader, check_group, decode, lines_of, opening
+from ..format import (
+    FORMAT_VERSION,
+    MAX_LINE,
+    P2P,
+    Dropped,
+    End,
+    Event,
+    Line,
+    Site,
+    TraceHeader,
+    check_group,
+    decode,
+    lines_of,
+    opening,
+    to_event,
+)
 from ..format import Group as GroupLine
+from ..outcome import Code
 
 KINDS = {
     "all_gather_into_tensor": "all_gather",
@@ -34,38 +50,42 @@ KINDS = {
 
 SMALL, LARGE = 1 << 31, 1 << 62
 BLOCK = 4 << 20
-"""Bytes that are taken apart at once."""
+"""So many bytes are taken apart at once."""
 
 
 class ProgramRank(NamedTuple):
-    """One rank of a recorded program."""
+    """Holds one rank of a recorded program."""
 
     header: TraceHeader
     record: RankRecord
 
 
 def read_programs(paths: Sequence[Path]) -> tuple[Interned, list[ProgramRank]]:
-    """The ranks whose traces these are. Raises UnreadableInput."""
+    """Return the ranks whose traces these are. Raises UnreadableInput."""
     interned = Interned()
     reader = Reader(interned)
     return interned, [reader.rank(path) for path in paths]
 
 
 def line_of(path: Path, index: int) -> int:
-    """The line, from 1, in which a rank's file has the event of that index."""
-    for number, raw in lines_of(path):
-        if number > 1 and isinstance(line := decode(path, number, raw), Event) and line.index == index:
+    """Return the line, from 1, in which a rank's file has the event of that index."""
+    rest = lines_of(path)
+    header = opening(path, rest)
+    for number, raw in rest:
+        line = decode(path, number, raw, header.format)
+        if isinstance(line, Event) and line.index == index:
             return number
     return 1
 
 
 _EVENTS = re.compile(rb'\{"kind":"event","index":(\d{1,18}),"time_ns":(\d{1,18}),([^\n]{1,1000000})\n')
-"""A line as the recorder writes it; any other spelling of it is read as well, but decoded each time."""
+"""Matches a line as the recorder writes it; any other spelling of it is read as well, but decoded each time."""
 
 
 _SHAPE = np.dtype(
     [
-        *((name, OPS[name]) for name in ("sequence", "signature", "site", "peer", "tag")),
+        *((name, OPS[name]) for name in ("sequence", "signature", "peer", "tag")),
+        ("site", "<i8"),  # its number in the file; of format 1, which has places, minus what is interned; 0: none
         ("name", "<i4"),  # of its group
         ("entered", "<i8"),  # of an exit: the index of what it is the exit of; else -1
         ("op", "?"),  # whether it issues an operation
@@ -74,14 +94,14 @@ _SHAPE = np.dtype(
         ("listens", "?"),  # whether it takes what anybody sends
     ]
 )
-"""All of an event but its number and time."""
+"""Lays out all of an event but its number and time."""
 
 
 class _Shapes:
-    """The distinct events of the ranks that were read so far, each decoded once."""
+    """Keeps the distinct events of the ranks that were read so far, each decoded once."""
 
-    def __init__(self, backend: str, interned: Interned) -> None:
-        self.backend, self.interned = backend, interned
+    def __init__(self, backend: str, format: int, interned: Interned) -> None:
+        self.backend, self.format, self.interned = backend, format, interned
         self.names: Interner[str] = Interner()
         """Names of groups."""
         self.numbers: dict[bytes, int] = {}
@@ -89,31 +109,30 @@ class _Shapes:
 
     def add(self, path: Path, number: int, raw: bytes, rest: bytes) -> int:
         """Take up what was not met before."""
-        event = decode(path, number, raw)
+        event, place = to_event(decode(path, number, raw, self.format))
         assert isinstance(event, Event)
         at = self.numbers[rest] = len(self.numbers)
         if at == len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
-        self.table[at] = self._row(path, number, event)
+        self.table[at] = self._row(path, number, event, -self.interned.sites(place) if place else event.site or 0)
         return at
 
-    def _row(self, path: Path, number: int, event: Event) -> tuple[int | bool, ...]:
+    def _row(self, path: Path, number: int, event: Event, site: int) -> tuple[int | bool, ...]:
         failed = event.outcome is not None
         entered = -1 if event.entered is None or event.edge != "exit" else event.entered
-        refused = (event.outcome or "").startswith("refused")
+        refused = event.outcome is not None and event.outcome.code in REFUSED
         if event.edge != "enter" or event.op is None or refused:
-            return (0, 0, 0, -1, 0, -1, min(entered, LARGE), False, False, failed, False)
+            return (0, 0, -1, 0, 0, -1, min(entered, LARGE), False, False, failed, False)
         if event.group is None or event.sequence is None:
             raise _bad(path, number, "its group or its sequence number is not told")
         bounds = ((event.sequence, LARGE), (event.numel, LARGE), (event.peer, SMALL), (event.root, SMALL))
-        if not all(0 <= (value or 0) < most for value, most in (*bounds, (event.tag, SMALL))):
+        if not all(0 <= (value or 0) < most for value, most in (*bounds, (event.tag, SMALL), (event.site, SMALL))):
             raise _bad(path, number, "a number out of bounds")
         signature = self.interned.signatures(self._signature(event))
-        site = self.interned.sites(event.site) if event.site else 0
         listens = event.op in P2P and event.peer is None
         peer = -1 if event.peer is None else event.peer
         name = self.names(event.group)
-        op = (event.sequence, signature, site, peer, event.tag or 0, name)
+        op = (event.sequence, signature, peer, event.tag or 0, site, name)
         return (*op, -1, not listens, event.asynchronous, False, listens)
 
     def _signature(self, event: Event) -> Signature:
@@ -125,14 +144,18 @@ class _Shapes:
         return Signature(kind, event.dtype or "", -1 if given else size, size if given else -1, root)
 
 
+REFUSED = (Code.COLLECTIVE, Code.THREAD)
+"""Outcomes of an operation that never reached the backend."""
+
 Numbers = npt.NDArray[np.int64]
 NONE: Numbers = np.zeros(0, np.int64)
 
 
 class _Lines(NamedTuple):
-    """What a file holds: its events by shape, index and time, and the lines that are no events."""
+    """Holds a file: its events by shape, index and time, and the lines that are no events."""
 
     groups: dict[str, Group]
+    sites: dict[int, str]
     shapes: Numbers
     indices: Numbers
     times: Numbers
@@ -142,34 +165,40 @@ class _Lines(NamedTuple):
 
 
 class _Others(NamedTuple):
-    """The lines of a file that are no events."""
+    """Collects the lines of a file that are no events."""
 
     groups: dict[str, Group]
+    sites: dict[int, str]
     ends: list[Dropped | End]
 
     def take(self, path: Path, number: int, line: Line) -> None:
         """Take up a line. Raises UnreadableInput."""
         if isinstance(line, GroupLine):
             check_group(path, number, line.name, line.members)
+            if not line.name:  # this rank is not in it
+                return
             group = self.groups.setdefault(line.name, Group(line.name, line.description, line.members))
             if group.members != line.members:
                 raise _bad(path, number, f"group {line.name} had other members before")
+        elif isinstance(line, Site):
+            if self.sites.setdefault(line.number, line.place) != line.place:
+                raise _bad(path, number, f"site {line.number} was another place before")
         elif isinstance(line, Dropped | End):
             self.ends.append(line)
         else:
             raise _bad(path, number, "a second header line")
 
     def lines(self, shapes: Numbers, indices: Numbers, times: Numbers, cut: bool) -> _Lines:
-        """Together with the events."""
+        """Return them together with the events."""
         dropped = [line for line in self.ends if isinstance(line, Dropped)]
         end = next((line for line in self.ends if isinstance(line, End)), None)
-        return _Lines(self.groups, shapes, indices, times, dropped, end, cut)
+        return _Lines(self.groups, self.sites, shapes, indices, times, dropped, end, cut)
 
 
 def _integers(texts: Sequence[bytes]) -> Numbers:
-    """Digits to numbers."""
-    found: Numbers = np.fromstring(b" ".join(texts).decode(), dtype=np.int64, sep=" ")
-    return found
+    """Return digits as numbers."""
+    numbers: Numbers = np.fromstring(b" ".join(texts).decode(), dtype=np.int64, sep=" ")
+    return numbers
 
 
 class Reader:
@@ -177,24 +206,25 @@ class Reader:
 
     def __init__(self, interned: Interned) -> None:
         self.interned = interned
-        self.shapes = _Shapes("", interned)
+        self.shapes = _Shapes("", FORMAT_VERSION, interned)
 
     @property
     def met(self) -> int:
-        """How many distinct events it remembers."""
+        """Count the distinct events that it remembers."""
         return len(self.shapes.numbers)
 
     def rank(self, path: Path) -> ProgramRank:
+        """Read one rank. Raises UnreadableInput."""
         lines = lines_of(path)
         header = opening(path, lines)
-        if header.backend != self.shapes.backend:  # it says which sizes bind
-            self.shapes = _Shapes(header.backend, self.interned)
+        if (header.backend, header.format) != (self.shapes.backend, self.shapes.format):  # a backend says what binds
+            self.shapes = _Shapes(header.backend, header.format, self.interned)
         read = self._quickly(path, header) or self._lines(path, header, lines)
         return ProgramRank(header, self._record(path, header, read))
 
     def _quickly(self, path: Path, header: TraceHeader) -> _Lines | None:
-        """The lines of a file that a recorder wrote; None for any other, which is read line by line."""
-        found = _Others({name: Group(name, "", members) for name, members in header.groups.items()}, [])
+        """Read the lines of a file that a recorder wrote; None for any other, which is read line by line."""
+        others = _Others({name: Group(name, "", members) for name, members in header.groups.items()}, {}, [])
         columns: list[tuple[Numbers, Numbers, Numbers]] = [(NONE, NONE, NONE)]
         with path.open("rb") as file:
             file.readline()
@@ -204,17 +234,17 @@ class Reader:
                 if len(rest) > MAX_LINE:
                     return None
                 try:
-                    read = self._block(path, block + newline, found)
+                    read = self._block(path, block + newline, others)
                 except UnreadableInput:
                     return None
                 if read is None:
                     return None
                 columns.append(read)
         shapes, indices, times = (np.concatenate(column) for column in zip(*columns, strict=True))
-        return found.lines(shapes, indices, times, cut=bool(rest))
+        return others.lines(shapes, indices, times, cut=bool(rest))
 
-    def _block(self, path: Path, raw: bytes, found: _Others) -> tuple[Numbers, Numbers, Numbers] | None:
-        """Whole lines of such a file: their events, by shape, index and time."""
+    def _block(self, path: Path, raw: bytes, others: _Others) -> tuple[Numbers, Numbers, Numbers] | None:
+        """Read whole lines of such a file; returns their events, by shape, index and time."""
         parts = _EVENTS.split(raw)
         if not all(between == b"" or between.endswith(b"\n") for between in parts[:-1:4]):
             return None
@@ -222,15 +252,15 @@ class Reader:
         for rest in {rest for rest in rests if rest not in known}:
             self.shapes.add(path, 0, b'{"kind":"event","index":0,"time_ns":0,' + rest + b"\n", rest)
         for line in b"".join(parts[::4]).splitlines(keepends=True):
-            if isinstance(other := decode(path, 0, line), Event):
+            if isinstance(other := decode(path, 0, line, self.shapes.format), Event):
                 return None
-            found.take(path, 0, other)
+            others.take(path, 0, other)
         shapes = np.array([known[rest] for rest in rests], np.int64)
         return shapes, _integers(parts[1::4]), _integers(parts[2::4])
 
     def _lines(self, path: Path, header: TraceHeader, lines: Iterator[tuple[int, bytes]]) -> _Lines:
-        """Raises UnreadableInput with the line that makes no sense."""
-        found = _Others({name: Group(name, "", members) for name, members in header.groups.items()}, [])
+        """Read a file line by line. Raises UnreadableInput with the line that makes no sense."""
+        others = _Others({name: Group(name, "", members) for name, members in header.groups.items()}, {}, [])
         shapes, indices, times = list[int](), list[bytes](), list[bytes]()
         cut = False
         for number, raw in lines:
@@ -240,9 +270,9 @@ class Reader:
             if (event := _EVENTS.fullmatch(raw)) is not None:
                 index, time, rest = event.groups()
             else:
-                line = decode(path, number, raw)
+                line = decode(path, number, raw, self.shapes.format)
                 if not isinstance(line, Event):
-                    found.take(path, number, line)
+                    others.take(path, number, line)
                     continue
                 if not (0 <= line.index < LARGE and 0 <= line.time_ns < LARGE):
                     raise _bad(path, number, "a number out of bounds")
@@ -251,7 +281,7 @@ class Reader:
             shapes.append(self.shapes.add(path, number, raw, rest) if shape is None else shape)
             indices.append(index)
             times.append(time)
-        return found.lines(np.array(shapes, np.int64), _integers(indices), _integers(times), cut)
+        return others.lines(np.array(shapes, np.int64), _integers(indices), _integers(times), cut)
 
     def _record(self, path: Path, header: TraceHeader, lines: _Lines) -> RankRecord:
         end, dropped = lines.end, lines.dropped
@@ -263,15 +293,18 @@ class Reader:
             raise UnreadableInput("nothing says who is in one of its groups", where=str(path))
         at = np.flatnonzero(shapes["op"])
         ops = np.zeros(len(at), OPS)
-        for name in ("sequence", "signature", "site", "peer", "tag"):
+        for name in ("sequence", "signature", "peer", "tag"):
             ops[name] = shapes[name][at]
+        ops["site"] = self._sites(path, shapes["site"][at], lines.sites)
         ops["group"] = groups[shapes["name"][at]]
         ops["entry"] = lines.indices[at]
         ops["time"] = lines.times[at] + (header.clock.wall_ns - header.clock.monotonic_ns)
         lost = ops["entry"] < max((d.index for d in dropped), default=-1)
         ops["status"] = _statuses(ops["entry"], shapes, shapes["asynchronous"][at] | lost, header.backend)
         stopped = end is not None and end.cause == "stopped"
-        torn = lines.cut or (end is None and bool(dropped)) or (end is not None and stopped and end.message != "")
+        # format 1 says by a message, whatever it is, that the process goes on
+        detached = end is not None and (end.cause == "detached" or (header.format == 1 and stopped and end.message))
+        torn = lines.cut or (end is None and bool(dropped)) or bool(detached)
         ended = Ended.TORN if torn else Ended.OPEN if end is None else Ended.STOPPED if stopped else Ended.FAILED
         return RankRecord(
             header.rank,
@@ -286,22 +319,31 @@ class Reader:
             listens=frozenset(groups[shapes["name"][shapes["listens"]]].tolist()),
         )
 
+    def _sites(self, path: Path, numbers: Numbers, places: dict[int, str]) -> Numbers:
+        """Return the interned numbers of sites, whose numbers in the file are given."""
+        used, back = np.unique(numbers, return_inverse=True)
+        if missing := [number for number in used.tolist() if number > 0 and number not in places]:
+            raise UnreadableInput(f"nothing says where site {missing[0]} is", where=str(path))
+        sites = [self.interned.sites(places[n]) if n > 0 else -n for n in used.tolist()]
+        interned: Numbers = np.array(sites, np.int64)[back]
+        return interned
+
 
 def _statuses(entries: Numbers, shapes: npt.NDArray[np.void], unsaid: npt.NDArray[np.bool_], backend: str) -> Numbers:
-    """How far each operation came, by the exit that it has; `unsaid` are those of which a missing exit says nothing."""
-    found = np.where(unsaid, Status.UNSAID, Status.ISSUED)
+    """Return how far each operation came, by its exit; `unsaid` are those of which a missing exit says nothing."""
+    statuses = np.where(unsaid, Status.UNSAID, Status.ISSUED)
     exits = shapes[shapes["entered"] >= 0]
     at = np.searchsorted(entries, exits["entered"])
     exits, at = exits[at < len(entries)], at[at < len(entries)]
     fits = entries[at] == exits["entered"]
     # on NCCL, an exit says that the operation was enqueued
     left = Status.UNSAID if "nccl" in backend else Status.COMPLETED
-    found[at[fits]] = np.where(exits["failed"][fits], Status.ISSUED, left)
-    return found
+    statuses[at[fits]] = np.where(exits["failed"][fits], Status.ISSUED, left)
+    return statuses
 
 
 def _gap(lines: _Lines) -> int | None:
-    """The first event that is missing or out of its order, though nothing says that it was dropped."""
+    """Return the first event that is missing or out of its order, though nothing says that it was dropped."""
     index = lines.indices
     last = [] if lines.end is None else [lines.end.index]
     before = np.concatenate([[-1], index])

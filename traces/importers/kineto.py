@@ -20,7 +20,7 @@ from ..collectives import DEFAULT_GROUP, OPS, Group, Interned, RankRecord, Signa
 from .flight_recorder import KINDS, LARGEST, MAX_RANKS
 
 MAX_BYTES = 256 << 20
-"""Of the JSON; a profile of some steps is 1 to 100 MB."""
+"""Bounds the JSON; a profile of some steps is 1 to 100 MB."""
 MAX_OBJECTS = 4_000_000
 
 
@@ -45,7 +45,7 @@ class _Trace(msgspec.Struct):
 
 
 class KinetoRank(NamedTuple):
-    """One rank's stretch of time."""
+    """Holds one rank's stretch of time."""
 
     record: RankRecord
     world: int
@@ -61,7 +61,7 @@ class _Op(NamedTuple):
 
 
 def read_kineto(path: Path, data: bytes, interned: Interned) -> KinetoRank:
-    """One rank's trace, already unpacked. Raises UnreadableInput."""
+    """Return one rank's trace, already unpacked. Raises UnreadableInput."""
     if len(data) > MAX_BYTES or data.count(b"{") > MAX_OBJECTS:
         raise _bad(path, f"larger than {MAX_BYTES:,} bytes or {MAX_OBJECTS:,} objects")
     try:
@@ -87,7 +87,7 @@ def read_kineto(path: Path, data: bytes, interned: Interned) -> KinetoRank:
 
 
 def _described(path: Path, host: Sequence[_Event], interned: Interned) -> list[_Op]:
-    """Collectives whose arguments say what they are."""
+    """Return collectives whose arguments say what they are."""
     found = []
     for event in host:
         if event.name != "record_param_comms":
@@ -115,7 +115,7 @@ def _described(path: Path, host: Sequence[_Event], interned: Interned) -> list[_
 
 
 def _annotated(path: Path, host: Sequence[_Event], interned: Interned) -> list[_Op]:
-    """Collectives of which only kind and input are known; the one group stands for all that there may be."""
+    """Return collectives of which only kind and input are known; the one group stands for all that there may be."""
     found = []
     for event in host:
         if event.cat != "user_annotation" or not event.name.startswith("nccl:"):
@@ -135,7 +135,7 @@ def _annotated(path: Path, host: Sequence[_Event], interned: Interned) -> list[_
 
 
 def _unnamed(path: Path, host: Sequence[_Event], ops: Sequence[_Op]) -> int | None:
-    """Before which collective there is a `record_param_comms` with tensors, and no annotation in it that names it."""
+    """Return the collectives before which a `record_param_comms` has tensors, and no annotation that names it."""
     times = np.array([op.time for op in ops], dtype=np.int64)
     for event in host:
         types = _args(path, event).get("Input type") if event.name == "record_param_comms" else None
@@ -183,7 +183,7 @@ def _number(path: Path, value: object) -> int:
 
 
 def _members(path: Path, text: object) -> tuple[int, ...]:
-    """`[0, 1]`; a long list is cut by the profiler (`[0, 1, ..., 127]`), and then nothing is known of it."""
+    """Read `[0, 1]`; a long list is cut by the profiler (`[0, 1, ..., 127]`), and then nothing is known of it."""
     try:
         ranks = msgspec.json.decode(text, type=list[int]) if isinstance(text, str) else []
     except (msgspec.DecodeError, UnicodeError, RecursionError):

@@ -51,7 +51,7 @@ class _Plain(pickle.Unpickler):
 
 
 def load_plain(path: Path, data: bytes) -> Any:
-    """The value in `data`. Raises UnreadableInput (CutFile where it ends too early); nothing of it is executed."""
+    """Return the value in `data`, executing none of it. Raises UnreadableInput, CutFile where it ends too early."""
     _admit(path, data)
     collecting = gc.isenabled()
     gc.disable()  # plain values make no cycles, and looking for them costs a fifth of the time
@@ -94,7 +94,7 @@ def _admit(path: Path, data: bytes) -> None:
 
 
 def _known_but_cut(data: bytes, at: int) -> bool:
-    """Whether the opcode at `at` is one of those of fixed length, and the file too short for it."""
+    """Return True where the opcode at `at` is one of those of fixed length, and the file too short for it."""
     padded = data[at : at + 10] + bytes(10)
     return at + 10 > len(data) and (run := _FIXED.match(padded)) is not None and run.end() > len(data) - at
 

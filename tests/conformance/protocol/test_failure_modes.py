@@ -1,9 +1,10 @@
-"""Failure modes by how they look: rows, fields in which ranks differ, and a rank's own word."""
+"""Failure modes by typed facts: rows, fields in which ranks differ, and codes of a rank's own checks."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,31 @@ import corpus
 import msgspec
 import pytest
 import schedules
-from genlock.conformance.diagnosis import Divergence
+from genlock.conformance.diagnosis import Diagnosis, Divergence, Observation, Seen
 from genlock.conformance.protocol.diagnose import diagnose
-from genlock.conformance.protocol.failure_modes import FIELDS, SIGNS, accused_by_word, failure_mode
+from genlock.conformance.protocol.failure_modes import FIELDS, SIGNS, accused_by_check, failure_mode, mode_of
 from genlock.conformance.replay import judge_paths
 from genlock.impl.chunk import parity, wire
 from genlock.impl.faults.simulated_faults import ON_THE_WAY
 from genlock.impl.rank.roles import Settings
 from genlock.impl.scenario import FAULTS
 from genlock.traces.format import Event, Trace
+from genlock.traces.outcome import Code, Difference, Outcome
 from repository import CORPUS
 
 
-def divergence(observed: str, why: str = "", phase: str = "generate") -> Divergence:
-    return Divergence(1, 2, 0, 1, phase, None, 1, "SOMEWHERE", observed, (), why)
+def divergence(
+    transition: str,
+    code: Code | None = None,
+    phase: str = "generate",
+    seen: Seen = Seen.MOVE,
+    *,
+    field: str = "",
+    differences: Sequence[Difference] = (),
+) -> Divergence:
+    outcome = None if code is None else Outcome(code, field=field, text="some words", differences=tuple(differences))
+    facts = Observation(seen, transition, "step", outcome)
+    return Divergence(1, 2, 0, 1, phase, None, 1, "SOMEWHERE", "seen", (), "some words", facts=facts)
 
 
 @pytest.mark.parametrize("name", sorted(FAULTS.keys() - {"OM-15"}))
@@ -40,76 +52,117 @@ def test_each_fault_of_the_matrix_is_recognised_from_its_traces_alone(name: str)
 
 
 @pytest.mark.parametrize(
-    ("observed", "why", "phase", "mode"),
+    ("found", "mode"),
     [
-        ("broadcast on group device, which no row announces", "refused: all_reduce is due", "generate", "FM-08"),
-        ("broadcast on group control by thread beat, which no row announces", "refused: x", "generate", "FM-09"),
-        ("commit (step)", "", "preflight", "FM-04"),
-        ("leave_phase_b (step)", "", "generate", "FM-02"),
-        ("reject_header (step)", "", "header", "FM-10"),
-        ("reject_envelope (step)", "", "payload", "FM-05"),
-        ("send_noop (enter)", "what arrived on rank1 and rank2 is not what it says that it sent", "header", "FM-10"),
-        ("exception (step)", "a second thread asks for a heartbeat", "payload", "FM-09"),
-        ("exception (step)", "rank0, phase B: the override was read and not cleared", "generate", "FM-15"),
-        ("exception (step)", "RuntimeError('x')", "ack", "FM-04"),
-        ("exception (step)", "RuntimeError('x')", "idle", None),
-        ("exception (step)", "the cache was reset in the middle of a chunk", "payload", "FM-12"),
-        ("exception (step)", "start frame is 1, expected 0", "generate", "FM-13"),
-        ("deadline in receive_payload", "", "payload", "FM-18"),
-        ("peer_lost (step)", "", "idle", "FM-18"),
-        ("nothing", "its trace ends here", "idle", "FM-18"),
-        ("generate (enter)", "event 7 is missing", "generate", None),
-        ("request (step)", "no row leads from READY by request", "payload", None),
+        (divergence("", Code.COLLECTIVE, seen=Seen.OPERATION), "FM-08"),
+        (divergence("", Code.THREAD, seen=Seen.OPERATION), "FM-09"),
+        (divergence("commit", phase="preflight"), "FM-04"),
+        (divergence("leave_phase_b"), "FM-02"),
+        (divergence("reject_header", Code.RULE, "header"), "FM-10"),
+        (divergence("reject_envelope", Code.MESSAGE, "payload"), "FM-05"),
+        (divergence("send_noop", phase="header"), "FM-10"),
+        (divergence("exception", Code.THREAD, "payload"), "FM-09"),
+        (divergence("exception", Code.COLLECTIVE), "FM-08"),
+        (divergence("exception", Code.CALLS), "FM-02"),
+        (divergence("exception", Code.WEIGHTS), "FM-11"),
+        (divergence("exception", Code.OVERRIDE), "FM-15"),
+        (divergence("exception", Code.EXCEPTION, "ack"), "FM-04"),
+        (divergence("exception", Code.EXCEPTION, "idle"), None),
+        (divergence("exception", Code.RESET, "payload"), "FM-12"),
+        (divergence("exception", Code.CACHE, field="current_start_frame"), "FM-13"),
+        (divergence("exception", Code.CACHE, field="local_end_index"), "FM-12"),
+        (divergence("exception", Code.CACHE, field="latents"), "FM-04"),
+        (divergence("exception", Code.UNTYPED, "ack"), None),
+        (divergence("deadline", phase="payload", seen=Seen.END), "FM-18"),
+        (divergence("peer_lost", Code.PEER, "idle"), "FM-18"),
+        (divergence("", phase="idle", seen=Seen.NOTHING), "FM-18"),
+        (divergence("generate", seen=Seen.GAP), None),
+        (divergence("request", phase="payload"), None),
     ],
 )
-def test_a_sign_names_its_failure_mode(observed: str, why: str, phase: str, mode: str | None) -> None:
-    assert failure_mode(divergence(observed, why, phase), "") == mode
+def test_a_sign_names_its_failure_mode(found: Divergence, mode: str | None) -> None:
+    assert failure_mode(found, ()) == mode
+
+
+def odd(field: str, *ranks: int, alike: bool = False) -> Difference:
+    return Difference(field, ranks, alike=alike)
 
 
 @pytest.mark.parametrize(
-    ("why", "mode", "accused"),
+    ("differences", "mode", "accused"),
     [
-        ("`tp_plan`: rank1 has 'v0', the others 'v1'; `flag.x`: rank1 has 'on', the others 'off'", "FM-01", (1,)),
-        ("`flag.x`: rank0 has 'on', rank2 has None, the others 'off'", "FM-03", (0, 2)),
-        ("`compile`: rank3 has 'on', the others 'off'; `flag.generator`: rank3 has 'a', the others 'b'", "FM-14", (3,)),
-        ("`weights_replica`: rank1 has 'a', the others 'b'", "FM-11", (1,)),
-        ("`weights_shard`: rank1 and rank2 have the same, and no two ranks may", "FM-11", (1, 2)),
-        ("`tp_rng_policy`: rank1 has 'own', the others 'broadcast'", "FM-16", (1,)),
-        ("`tables`: rank1 has 'a', the others 'b'", "FM-01", (1,)),
+        ([odd("tp_plan", 1), odd("flag.x", 1)], "FM-01", (1,)),
+        ([odd("flag.x", 0, 2)], "FM-03", (0, 2)),
+        ([odd("compile", 3), odd("flag.generator", 3)], "FM-14", (3,)),
+        ([odd("weights_replica", 1)], "FM-11", (1,)),
+        ([odd("weights_shard", 1, 2, alike=True)], "FM-11", (1, 2)),
+        ([odd("tp_rng_policy", 1)], "FM-16", (1,)),
+        ([odd("tables", 1)], "FM-01", (1,)),
+        ([odd("header_version", 1)], "FM-01", (1,)),
+        ([odd("what a user named", 1)], "FM-01", (1,)),
     ],
 )
-def test_parity_says_what_differs_and_on_whom(why: str, mode: str, accused: tuple[int, ...]) -> None:
-    found = divergence("parity_differs (step)", why, "startup")
-    assert (failure_mode(found, ""), accused_by_word(found, 9)) == (mode, accused)
+def test_parity_says_what_differs_and_on_which_ranks(
+    differences: Sequence[Difference], mode: str, accused: tuple[int, ...]
+) -> None:
+    found = divergence("parity_differs", Code.PARITY, "startup", differences=differences)
+    assert (failure_mode(found, ()), accused_by_check(found, 9)) == (mode, accused)
 
 
 @pytest.mark.parametrize(
     ("told", "mode"),
     [
-        ("rank2 ack.weights_fingerprint = 3, at start-up it was 4; rank2 ack.output_digest = 1, rank0 has 2", "FM-11"),
-        ("rank1 ack.local_end_index = 2, rank0 has 4", "FM-12"),
-        ("rank1 ack.current_start_frame = 2, rank0 has 4; rank1 ack.local_end_index = 2, rank0 has 4", "FM-13"),
-        ("rank1 ack.output_digest = 1, rank0 has 2", "FM-14"),
-        ("rank1 ack.observed_generator_calls = 4, rank0 has 5", "FM-02"),
-        ("rank1 ack.sequence_hash = 4, rank0 has 5", "FM-03"),
-        ("", None),
+        ([odd("ack.weights_fingerprint", 2), odd("ack.output_digest", 2)], "FM-11"),
+        ([odd("ack.local_end_index", 1)], "FM-12"),
+        ([odd("ack.current_start_frame", 1), odd("ack.local_end_index", 1)], "FM-13"),
+        ([odd("ack.output_digest", 1)], "FM-14"),
+        ([odd("ack.observed_generator_calls", 1)], "FM-02"),
+        ([odd("ack.sequence_hash", 1)], "FM-03"),
+        ([], None),
     ],
 )
-def test_acks_say_what_differs(told: str, mode: str | None) -> None:
-    assert failure_mode(divergence("send_ack (enter)", "", "ack"), told) == mode
-    assert accused_by_word(divergence("acks_differ (step)", told), 4) == tuple(
-        sorted({int(rank) for rank in re.findall(r"rank(\d) ack", told)})
-    )
+def test_acks_say_what_differs(told: Sequence[Difference], mode: str | None) -> None:
+    assert failure_mode(divergence("send_ack", phase="ack"), told) == mode
+    found = divergence("acks_differ", Code.ACKS, "ack", differences=told)
+    assert accused_by_check(found, 4) == tuple(sorted({rank for d in told for rank in d.ranks}))
 
 
 def test_where_as_many_say_the_one_as_the_other_all_are_named() -> None:
-    differs = "`compile`: rank1 has 'on', the others 'off'"
-    assert accused_by_word(divergence("parity_differs (step)", differs), 2) == (0, 1)
-    assert accused_by_word(divergence("parity_differs (step)", differs), 3) == (1,)
-    shared = "`weights_shard`: rank1 and rank2 have the same, and no two ranks may"
-    assert accused_by_word(divergence("parity_differs (step)", shared), 3) == (1, 2)
-    acks = "rank0 ack.x = 1, rank1 has 2; rank2 ack.x = 1, rank1 has 2"
-    assert accused_by_word(divergence("acks_differ (step)", acks), 3) == (1,), "it differs from all others"
+    differs = divergence("parity_differs", Code.PARITY, "startup", differences=[odd("compile", 1)])
+    assert accused_by_check(differs, 2) == (0, 1)
+    assert accused_by_check(differs, 3) == (1,)
+    shared = divergence("parity_differs", Code.PARITY, differences=[odd("weights_shard", 1, 2, alike=True)])
+    assert accused_by_check(shared, 3) == (1, 2)
+    acks = divergence("acks_differ", Code.ACKS, "ack", differences=[odd("ack.x", 0, 2)])
+    assert accused_by_check(acks, 3) == (1,), "it differs from all others"
+
+
+def with_outcome(name: str, change: Callable[[Outcome], Outcome]) -> Diagnosis:
+    """What replay says of a recorded run with other outcomes in it."""
+
+    def changed(line: Any) -> Any:
+        known = isinstance(line, Event) and line.outcome is not None
+        return msgspec.structs.replace(line, outcome=change(line.outcome)) if known else line
+
+    return diagnose(
+        [msgspec.structs.replace(t, lines=tuple(changed(line) for line in t.lines)) for t in corpus.traces(name)]
+    )
+
+
+def test_an_exception_that_reads_like_a_reset_is_what_it_was() -> None:
+    text = "the connection was reset by the store"
+    found = with_outcome("struck/worker-ready-raise", lambda outcome: msgspec.structs.replace(outcome, text=text))
+    assert (found.failure_mode, found.culprits) == ("FM-04", (1,))
+
+
+def test_a_value_that_reads_like_an_accusation_accuses_nobody_else() -> None:
+    def lie(outcome: Outcome) -> Outcome:
+        told = "`compile`: rank1 has 'x', as rank0 has it"
+        values = tuple(d._replace(values=("as rank0 has it",)) for d in outcome.differences)
+        return msgspec.structs.replace(outcome, text=told, differences=values)
+
+    found = with_outcome("broken/C-04", lie)
+    assert (found.failure_mode, found.culprits) == ("FM-14", (2,))
 
 
 STRUCK = {
@@ -154,12 +207,12 @@ def test_whatever_ranks_must_agree_on_has_a_failure_mode() -> None:
     settings = Settings(schedules.facts(), fingerprint=lambda: parity.Fingerprint(1, 2))
     said = parity.unpack(settings.record())
     fields = [*said.facts, *said.marks, "flag.test_hook", *(f"ack.{name}" for name in wire.Ack.__struct_fields__)]
-    without = {f for f in fields if not any(re.fullmatch(field, f) for _, field in FIELDS)}
+    without = {field for field in fields if mode_of([field]) is None}
     assert without == {"ack.call_id", "ack.chunk_index"}, "the ids of an ack are those of its header"
 
 
 def test_every_sign_and_field_is_of_a_failure_mode() -> None:
-    modes = {sign.mode for sign in SIGNS} | {mode for mode, _ in FIELDS}
+    modes = {sign.mode for sign in SIGNS} | {mode for mode, *_ in FIELDS}
     assert all(re.fullmatch(r"FM-(0[1-9]|1[0-8])", mode) for mode in modes)
 
 
@@ -205,9 +258,16 @@ def of_two(name: str) -> list[Trace]:
 
 
 def _renamed(line: Any, other: int) -> Any:
-    if isinstance(line, Event) and line.outcome:
-        return msgspec.structs.replace(line, outcome=line.outcome.replace(f"rank{other}", "rank1"))
-    return line
+    if not isinstance(line, Event) or line.outcome is None:
+        return line
+    outcome = line.outcome
+    differences = tuple(d._replace(ranks=_as_one(d.ranks, other)) for d in outcome.differences)
+    changed = msgspec.structs.replace(outcome, ranks=_as_one(outcome.ranks, other), differences=differences)
+    return msgspec.structs.replace(line, outcome=changed)
+
+
+def _as_one(ranks: tuple[int, ...], other: int) -> tuple[int, ...]:
+    return tuple(1 if rank == other else rank for rank in ranks)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def resize(lines: list[bytes], at: int) -> None:
 
 def same(traces: list[Trace], few: Diagnosis) -> None:
     """Field by field; of the words, what counts ranks counts those that were replayed."""
-    every = diagnose([msgspec.structs.replace(t, twin=None) for t in own_lines(traces)])
+    every = diagnose([msgspec.structs.replace(t, same_as=None) for t in own_lines(traces)])
     for field in fields(Diagnosis):
         if field.name not in ("divergence", "waits", "standing", "reasons"):
             assert getattr(few, field.name) == getattr(every, field.name), field.name
@@ -86,7 +86,7 @@ def test_a_healthy_job_is_told_by_a_few(small: list[Trace], tmp_path: Path) -> N
     write(enlarged(small), tmp_path)
     traces = load([tmp_path])
     assert isinstance(traces, list)
-    assert {t.twin for t in traces} == {None, 1}
+    assert {t.same_as for t in traces} == {None, 1}
     assert [t.rank for t in Crew(traces).few] == [0, 1, 2, 3]
     found = diagnose(traces)
     assert (found.verdict, found.ranks) == ("conforming", RANKS)
@@ -99,7 +99,7 @@ def test_a_copy_has_its_own_times_where_they_are_asked_for(small: list[Trace], t
     traces = load([tmp_path])
     assert isinstance(traces, list)
     copy = next(t for t in traces if t.rank == 9)
-    assert copy.twin == 1
+    assert copy.same_as == 1
     [own] = own_lines([copy])
     assert [line.time_ns for line in own.events] == [line.time_ns + 8 for line in copy.events]
 

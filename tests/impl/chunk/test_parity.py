@@ -13,6 +13,7 @@ from genlock.impl.chunk.parity import Fingerprint, Posture
 from genlock.impl.chunk.schema import Mode
 from genlock.impl.rank.roles import SHARD, Settings
 from genlock.model.protocols.tp_v1_1 import TP_V1_1
+from genlock.traces.outcome import Code, Difference
 from hypothesis import given
 from hypothesis import strategies as st
 from simulated import RANKS, Job, fields
@@ -80,22 +81,39 @@ FACTS = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from("uvw"), max_s
 def test_every_key_that_differs_is_named_with_its_ranks_and_no_other(given_facts: list[dict[str, str]]) -> None:
     records = [parity.pack(f) for f in given_facts]
     differing = {k for k in set().union(*given_facts) if len({f.get(k) for f in given_facts}) > 1}
-    told = parity.diff(records)
-    clauses = told.split("; ") if told else []
-    assert {c.split("`")[1] for c in clauses} == differing
+    outcome = parity.diff(records)
+    clauses = outcome.text.split("; ") if outcome.text else []
+    assert {d.field for d in outcome.differences} == differing
     assert (len(parity.project(records)) == 1) == (not differing)
-    for clause in clauses:
-        key = clause.split("`")[1]
-        values = [f.get(key) for f in given_facts]
+    for difference, clause in zip(outcome.differences, clauses, strict=True):
+        values = [f.get(difference.field) for f in given_facts]
         usual = max(dict.fromkeys(values), key=values.count)
+        odd = {rank: value for rank, value in enumerate(values) if value != usual}
+        assert difference.ranks == tuple(odd)
+        assert difference.values == tuple(value or "" for value in odd.values())
+        assert (difference.usual, difference.alike) == (usual or "", False)
+        assert clause.startswith(f"`{difference.field}`: ")
         for rank, value in enumerate(values):
             assert (f"rank{rank} has {value!r}" in clause) == (value != usual)
         assert f"the others {usual!r}" in clause
+    assert outcome.ranks == tuple(sorted({rank for d in outcome.differences for rank in d.ranks}))
+
+
+def test_a_value_that_reads_like_another_rank_accuses_nobody() -> None:
+    records = [parity.pack({"compile": value}) for value in ("off", "off", "rank0 has 'on', as rank0 has it")]
+    assert parity.diff(records).ranks == (2,)
+
+
+def test_equal_marks_name_the_ranks_that_share_them() -> None:
+    records = [parity.pack({}, {"shard": mark}) for mark in ("a", "b", "a")]
+    outcome = parity.diff(records)
+    assert (outcome.code, outcome.ranks) == (Code.PARITY, (0, 2))
+    assert outcome.differences == (Difference("shard", (0, 2), ("a", "a"), alike=True),)
 
 
 def test_of_two_ranks_that_differ_all_say_the_same() -> None:
     records = [parity.pack({"compile": "off"}), parity.pack({"compile": "on"})]
-    assert parity.diff(records) == "`compile`: rank1 has 'on', the others 'off'"
+    assert parity.diff(records).text == "`compile`: rank1 has 'on', the others 'off'"
 
 
 @pytest.mark.parametrize("newer", [0, 2], ids=["rank0", "worker"])
@@ -105,14 +123,15 @@ def test_a_version_that_differs_says_both_and_who_is_newer(key: str, newer: int)
     odd[newer] = {key: "10"}
     with pytest.raises(ParityMismatch) as caught:
         Job(facts=odd)
-    assert f"`{key}`: rank{newer} has '10', the others '1'" in str(caught.value)
+    assert f"`{key}`: rank{newer} has '10', the others '{facts()[key]}'" in str(caught.value)
+    assert (caught.value.code, caught.value.field, caught.value.ranks) == (Code.PARITY, key, (newer,))
     assert f"rank{newer} is newer: restart all ranks on one version" in str(caught.value)
 
 
 def test_a_record_of_another_version_is_known_by_its_version_alone() -> None:
     records = [parity.pack(facts()) for _ in range(3)]
     records[1][len("GENLOCKP")] = 9
-    assert parity.diff(records) == (
+    assert parity.diff(records).text == (
         "`parity_version`: rank1 has '9', the others '1' (rank1 is newer: restart all ranks on one version)"
     )
     assert len(parity.project(records)) > 1

@@ -114,7 +114,7 @@ def test_each_dtype_of_torch_is_on_the_map_or_off_it_with_a_reason() -> None:
 
 def test_a_torch_that_lacks_a_dtype_is_told_apart_at_import() -> None:
     with pytest.raises(UsageError, match=rf"torch {re.escape(torch.__version__)} has no torch\.float1; use torch"):
-        torch_compat.found("float1")
+        torch_compat.lookup("float1")
 
 
 def test_the_names_are_those_of_the_dtypes() -> None:

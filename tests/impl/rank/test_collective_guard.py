@@ -1,4 +1,4 @@
-"""The fence lets through what is due where the protocol stands, and nothing else; what it counts is what was issued."""
+"""The guard lets through what is due where the protocol stands, and nothing else; what it counts is what was issued."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from genlock.errors import ContractViolation, Exit
 from genlock.impl import scenario
-from genlock.impl.rank.collective_guard import Fence, Fenced, Inside
+from genlock.impl.rank import collective_guard
+from genlock.impl.rank.collective_guard import CallLimits, CollectiveGuard, GuardedGenerator
 from genlock.impl.rank.monitor import Monitor
+from genlock.impl.rank.operations import BackendFailed
 from genlock.impl.rank.roles import Run
 from genlock.impl.recording import c10d_intercept
 from genlock.impl.recording.c10d_intercept import Operation, watching
@@ -24,6 +26,7 @@ from genlock.model.protocols.tp_v1_1 import GENERATE, HEADER, TP_V1_1
 from genlock.model.protocols.tp_values import Plan
 from genlock.model.tables import Kind, changed
 from genlock.traces.format import Group, read
+from genlock.traces.outcome import Code, Outcome
 from genlock.traces.recorder import Recorder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,9 +57,9 @@ def video(inner: Callable[[], None] = lambda: None) -> Generator:
     return Generator(tiny(), Comm())
 
 
-def chunk(generator: Generator, fence: Fence) -> Run:
+def chunk(generator: Generator, guard: CollectiveGuard) -> Run:
     frames = (1, tiny().chunk_frames, tiny().latent_channels, 4, 4)
-    return Fenced(generator, fence).chunk(
+    return GuardedGenerator(generator, guard).chunk(
         {
             "cache_epoch": 1,
             "current_start_frame": 0,
@@ -74,21 +77,24 @@ def chunk(generator: Generator, fence: Fence) -> Run:
     )
 
 
-def run_call(inner: Callable[[], None] = lambda: None, plan: Inside = Inside(), **given: Any) -> Fence:  # noqa: B008
-    """One generator call behind a fence."""
+ANY = CallLimits()
+
+
+def run_call(inner: Callable[[], None] = lambda: None, plan: CallLimits = ANY, **given: Any) -> CollectiveGuard:
+    """One generator call behind a guard."""
     world: Any = dist.group.WORLD
-    fence = Fence(generating(), {c10d_intercept.group_of(world).name: "device"}, {"generate": plan}, **given)
+    guard = CollectiveGuard(generating(), {c10d_intercept.group_of(world).name: "device"}, {"generate": plan}, **given)
     generator = video(inner)
-    with watching(fence):
-        chunk(generator, fence).calls[0]()
-    assert fence.counted() == generator.counted()
-    return fence
+    with watching(guard):
+        chunk(generator, guard).calls[0]()
+    assert guard.counted() == generator.counted()
+    return guard
 
 
 @pytest.mark.usefixtures("alone")
-def test_fence_counts_and_hashes_what_a_generator_does() -> None:
+def test_guard_counts_and_hashes_what_a_generator_does() -> None:
     """It agrees with the generator's own ledger, so that no other ledger is needed."""
-    count, sequence = run_call(plan=Inside(count=ALL_REDUCES_PER_BLOCK * tiny().blocks)).counted()
+    count, sequence = run_call(plan=CallLimits(count=ALL_REDUCES_PER_BLOCK * tiny().blocks)).counted()
     assert (count, sequence != 0) == (ALL_REDUCES_PER_BLOCK * tiny().blocks, True)
 
 
@@ -101,7 +107,7 @@ def test_broadcast_in_a_block_is_refused_and_recorded(tmp_path: Path) -> None:
         assert word in str(caught.value)
     [event] = read(recorder.path).events
     assert (event.op, event.group, event.numel, event.edge) == ("broadcast", "device", 5, "enter")
-    assert event.outcome == "refused: all_reduce on group device is due"
+    assert event.outcome == Outcome(Code.COLLECTIVE, (1,), text="all_reduce on group device is due")
 
 
 def swallowed() -> None:
@@ -128,17 +134,18 @@ def swallowed_sum() -> None:
 @pytest.mark.parametrize(
     ("inner", "plan", "says"),
     [
-        (swallowed, Inside(), "all_reduce on group device is due"),
-        (in_a_thread, Inside(), "by thread heartbeat .* only MainThread may"),
-        (lambda: dist.all_reduce(torch.ones(5)), Inside(count=8), "the plan has 8 in a call"),
-        (lambda: None, Inside(count=9), "8 collectives were issued, but the plan has 9"),
-        (lambda: dist.all_reduce(torch.ones(5).long()), Inside(dtypes=frozenset({"float32"})), "has float32"),
-        (lambda: dist.all_reduce(torch.ones(10**5)), Inside(numel=10**4), "the plan has 10000 elements at most"),
+        (swallowed, CallLimits(), "all_reduce on group device is due"),
+        (in_a_thread, CallLimits(), "by thread heartbeat .* only MainThread may"),
+        (lambda: dist.all_reduce(torch.ones(5)), CallLimits(count=8), "the plan has 8 in a call"),
+        (lambda: None, CallLimits(count=9), "8 collectives were issued, but the plan has 9"),
+        (lambda: dist.all_reduce(torch.ones(5).long()), CallLimits(dtypes=frozenset({"float32"})), "has float32"),
+        (lambda: dist.all_reduce(torch.ones(10**5)), CallLimits(numel=10**4), "the plan has 10000 elements at most"),
     ],
 )
-def test_generator_call_outside_its_plan_ends_the_run(inner: Callable[[], None], plan: Inside, says: str) -> None:
-    with pytest.raises(ContractViolation, match=says):
+def test_generator_call_outside_its_plan_ends_the_run(inner: Callable[[], None], plan: CallLimits, says: str) -> None:
+    with pytest.raises(ContractViolation, match=says) as caught:
         run_call(inner, plan)
+    assert caught.value.code is (Code.THREAD if inner is in_a_thread else Code.COLLECTIVE)
 
 
 @pytest.mark.usefixtures("alone")
@@ -149,7 +156,59 @@ def test_other_errors_of_a_call_stay_what_they_are() -> None:
         raise dist.DistBackendError("connection closed by peer")
 
     with pytest.raises(dist.DistBackendError):
-        run_call(lost, Inside(count=8))
+        run_call(lost, CallLimits(count=8))
+
+
+class Work:
+    """Of a backend that has lost a peer."""
+
+    def __init__(self, failed: bool) -> None:
+        self.failed = failed
+
+    def is_completed(self) -> bool:
+        return True
+
+    def is_success(self) -> bool:
+        return not self.failed
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("text", ["connection closed by peer", "nothing that anybody reads"])
+def test_what_the_backend_could_not_complete_is_known_by_its_work_not_by_a_text(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(work: Any) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(c10d_intercept, "_wait", lost)
+    with pytest.raises(BackendFailed) as caught:
+        run_call()
+    assert str(caught.value.__cause__) == text
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_error_of_the_generator_itself_is_no_lost_peer() -> None:
+    def broken() -> None:
+        raise RuntimeError("connection closed by peer")
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        run_call(broken)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_failed_work_that_nobody_waits_for_in_python_counts(failed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a compiled generator has them: what it raises comes out of C++."""
+    monkeypatch.setattr(collective_guard, "SETTLES", 0.02)
+
+    def broken() -> None:
+        c10d_intercept._interception._newest[0] = (Work(failed), lambda outcome: None)
+        guard._open += 1
+        raise RuntimeError("?")
+
+    guard = CollectiveGuard(generating(), {}, {"generate": CallLimits()})
+    with watching(guard), pytest.raises(BackendFailed if failed else RuntimeError):
+        chunk(video(broken), guard).calls[0]()
 
 
 def test_om_06_a_broadcast_in_a_block_dies_on_its_own_rank(tmp_path: Path) -> None:
@@ -164,15 +223,16 @@ def test_om_06_a_broadcast_in_a_block_dies_on_its_own_rank(tmp_path: Path) -> No
     for word in ("rank1 (worker) in GENERATING", "broadcast of 1 float32 on group device", "was refused before"):
         assert word in message
     refused = [e for e in ended.traces[1].events if not e.transition]
-    assert [(e.op, e.outcome) for e in refused] == [("broadcast", "refused: all_reduce on group device is due")]
+    outcome = Outcome(Code.COLLECTIVE, (1,), text="all_reduce on group device is due")
+    assert [(e.op, e.outcome) for e in refused] == [("broadcast", outcome)]
     found = ended.replayed()
     assert (found.verdict, found.culprits) == ("divergent", (1,))
 
 
 def test_nothing_is_due_between_two_moves() -> None:
-    fence = Fence(Monitor(TP_V1_1.role(1), 1), NAMES, {})
+    guard = CollectiveGuard(Monitor(TP_V1_1.role(1), 1), NAMES, {})
     with pytest.raises(ContractViolation, match="no collective is due"):
-        fence.issue(operation(Kind.ALL_REDUCE, "device"))
+        guard.issue(operation(Kind.ALL_REDUCE, "device"))
 
 
 OTHER = {name: group for group, name in NAMES.items()}
@@ -196,18 +256,18 @@ DUE = st.sampled_from([operation("broadcast", "control", 0), operation("all_redu
 
 
 @given(tried=st.lists(DUE | OPERATIONS, min_size=1, max_size=3), call=st.booleans())
-def test_fence_lets_through_what_is_due_and_no_more(tried: list[Operation], call: bool) -> None:
+def test_guard_lets_through_what_is_due_and_no_more(tried: list[Operation], call: bool) -> None:
     """A header is one broadcast from rank0; a call is any number of all-reduces; after a refusal nothing passes."""
     monitor = generating() if call else Monitor(TP_V1_1.role(1), 1)
     if not call:
         monitor.state = "AWAIT_HEADER"
         monitor.enter("receive_header")
-    fence = Fence(monitor, NAMES, {"generate": Inside()})
+    guard = CollectiveGuard(monitor, NAMES, {"generate": CallLimits()})
     due = GENERATE if call else HEADER
     passed = []
     for one in tried:
         try:
-            fence.issue(one)
+            guard.issue(one)
         except ContractViolation:
             break
         passed.append(one)
@@ -219,4 +279,4 @@ def test_fence_lets_through_what_is_due_and_no_more(tried: list[Operation], call
     if len(passed) < len(tried):
         for one in tried:
             with pytest.raises(ContractViolation):
-                fence.issue(one)
+                guard.issue(one)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from genlock.errors import GenlockError
-from genlock.impl.rank.shared_memory import LARGE, Commons, _make
+from genlock.impl.rank.shared_memory import LARGE, SharedMemory, _make
 from genlock.impl.rank.transport import default_store
 from repository import SUPPORT
 from shared_memory_ranks import JOBS, SIZES
@@ -56,7 +56,7 @@ def test_ranks_agree_on_the_memory_without_a_collective(jobs: dict[str, Found]) 
 def test_two_transports_over_one_group_have_memory_of_their_own(alone: None) -> None:
     group = dist.group.WORLD
     assert group is not None
-    made = [Commons.of(group, default_store()) for _ in range(2)]
+    made = [SharedMemory.of(group, default_store()) for _ in range(2)]
     for memory in made:
         assert memory is not None
         memory.close()
@@ -70,7 +70,7 @@ def test_another_size_is_named(jobs: dict[str, Found]) -> None:
 def test_a_host_without_memory_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     made = _make()
     assert made is not None
-    memory, payload = Commons(*made), torch.zeros(LARGE, dtype=torch.uint8)
+    memory, payload = SharedMemory(*made), torch.zeros(LARGE, dtype=torch.uint8)
 
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -86,7 +86,7 @@ def test_a_host_without_memory_is_said_in_one_line(monkeypatch: pytest.MonkeyPat
 def test_what_is_reserved_can_be_put_whatever_the_host_says_then(monkeypatch: pytest.MonkeyPatch) -> None:
     made = _make()
     assert made is not None
-    memory = Commons(*made)
+    memory = SharedMemory(*made)
     memory.reserve(2 * LARGE)
 
     def full(*_: int) -> None:

@@ -19,10 +19,11 @@ import torch.distributed as dist
 from genlock.errors import ContractViolation, UsageError
 from genlock.impl.recording import c10d_intercept, torch_compat
 from genlock.impl.recording.c10d_intercept import Operation, watching
-from genlock.impl.recording.command import Recording
+from genlock.impl.recording.command import RecordingSettings
 from genlock.impl.recording.session import Session
 from genlock.traces import recorder
 from genlock.traces.format import name_of, read
+from genlock.traces.outcome import Code, Outcome
 from repository import ROOT, SUPPORT
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -128,12 +129,14 @@ def test_facts_of_an_operation(found: list[dict[str, Any]]) -> None:
         return {name: value for name, value in seen.items() if name not in ("site", "left")}
 
     nothing = {"root": None, "peer": None, "tag": None, "thread": None, "dtype": "float32", "numel": 4}
+    nothing |= {"reduce": None, "splits": None}
     world = {**nothing, "group": "0", "asynchronous": False}
-    assert facts(0, "all_reduce") == {**world, "op": "all_reduce"}
+    assert facts(0, "all_reduce") == {**world, "op": "all_reduce", "reduce": "sum"}
     assert facts(0, "async_op") == {**world, "op": "all_reduce", "asynchronous": True}
-    assert facts(0, "subgroup") == {**world, "op": "all_reduce", "group": "1"}
-    assert facts(0, "other thread") == {**world, "op": "all_reduce", "thread": "other"}
+    assert facts(0, "subgroup") == {**world, "op": "all_reduce", "group": "1", "reduce": "sum"}
+    assert facts(0, "other thread") == {**world, "op": "all_reduce", "thread": "other", "reduce": "sum"}
     assert facts(1, "broadcast") == {**world, "op": "broadcast", "root": 1}
+    assert facts(0, "all_to_all_single")["splits"] is False
     assert facts(0, "all_to_all") == {**world, "op": "all_to_all", "numel": 8}
     assert facts(0, "barrier") == {**world, "op": "barrier", "dtype": None, "numel": None}
     p2p = {**world, "asynchronous": True, "tag": 7}
@@ -155,7 +158,7 @@ MISSING = set() if hasattr(dist.ProcessGroup, "all_gather_single") else {"all_ga
 
 def test_torch_that_lacks_a_private_name_is_told_which_was_tried() -> None:
     with pytest.raises(UsageError, match=rf"has no torch\._C\.nowhere\.to_be_found; use torch {torch_compat.TRIED[0]}"):
-        torch_compat.found("_C.nowhere.to_be_found")
+        torch_compat.lookup("_C.nowhere.to_be_found")
 
 
 def test_no_operator_of_this_torch_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,10 +202,10 @@ def c10d_wait() -> object:
 
 @pytest.mark.usefixtures("alone")
 def test_watcher_told_before_a_refusal_is_told_of_it() -> None:
-    told: list[str | None] = []
+    told: list[Outcome | None] = []
 
     class First:
-        def issue(self, operation: Operation) -> c10d_intercept.Leave:
+        def issue(self, operation: Operation) -> c10d_intercept.OnComplete:
             return told.append
 
     class Then:
@@ -211,38 +214,38 @@ def test_watcher_told_before_a_refusal_is_told_of_it() -> None:
 
     with watching(First()), watching(Then()), pytest.raises(ContractViolation):
         dist.all_reduce(torch.ones(1))
-    assert told == ["ContractViolation: no"]
+    assert told == [Outcome(Code.CONTRACT, text="no")]
 
 
 # ── the short way ───────────────────────────────────────────────────────────────────────────────────────
 
 
-class Told:
-    """What is issued, and how it ended."""
+class Noting:
+    """Notes what is issued, and how it ended."""
 
     def __init__(self) -> None:
-        self.all: list[tuple[Operation, str | None, str | None]] = []
+        self.all: list[tuple[Operation, str | None, Outcome | None]] = []
 
-    def issue(self, operation: Operation) -> c10d_intercept.Leave:
+    def issue(self, operation: Operation) -> c10d_intercept.OnComplete:
         site = c10d_intercept.site(c10d_intercept.caller())
         return lambda outcome: self.all.append((operation, site, outcome))
 
 
-class Keeping(Told):
-    """Says once whom to tell."""
+class Keeping(Noting):
+    """Has an observer for each operation and place."""
 
     def __init__(self) -> None:
         super().__init__()
         self.begun: list[int] = []
         self.asked: list[Operation] = []
 
-    def kind(self, operation: Operation, frame: FrameType | None) -> Kept:
+    def observer(self, operation: Operation, frame: FrameType | None) -> Kept:
         self.asked.append(operation)
         return Kept(self, operation, c10d_intercept.site(frame))
 
 
 class Kept(NamedTuple):
-    """What `Keeping` says once of an operation and a place."""
+    """Observes one operation from one place, for `Keeping`."""
 
     keeping: Keeping
     operation: Operation
@@ -252,7 +255,7 @@ class Kept(NamedTuple):
         self.keeping.begun.append(time_ns)
         return len(self.keeping.begun)
 
-    def end(self, begun: int, time_ns: int, outcome: str | None = None, /) -> None:
+    def end(self, begun: int, time_ns: int, outcome: Outcome | None = None, /) -> None:
         assert begun == len(self.keeping.begun)
         assert self.keeping.begun[-1] <= time_ns <= time.monotonic_ns()
         self.keeping.all.append((self.operation, self.site, outcome))
@@ -271,27 +274,28 @@ def waited() -> None:
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each operation that torch's own function issues: whether it went the short way."""
     went = list[bool]()
-    may_go = c10d_intercept._Interception._may_go
+    may_go = c10d_intercept._Interception._takes_fast_path
 
     def noted(self: Any, *given: Any) -> Any:
         known = may_go(self, *given)
         went.append(known is not None)
         return known
 
-    monkeypatch.setattr(c10d_intercept._Interception, "_may_go", noted)
+    monkeypatch.setattr(c10d_intercept._Interception, "_takes_fast_path", noted)
     return went
 
 
 @pytest.mark.usefixtures("alone")
 def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    short, long = Told(), Told()
+    short, long = Noting(), Noting()
     with watching(short):
         waited()
     assert ways == [True] * 4
-    monkeypatch.setattr(c10d_intercept._Interception, "_may_go", lambda self, *given: None)
+    monkeypatch.setattr(c10d_intercept._Interception, "_takes_fast_path", lambda self, *given: None)
     with watching(long):
         waited()
-    assert short.all == long.all
+    assert [(o._replace(reduce=None), *rest) for o, *rest in short.all] == long.all
+    assert [o.reduce for o, *_ in short.all] == ["sum", None, "sum", None]
     assert [o.op for o, _, _ in short.all] == ["all_reduce", "broadcast", "all_reduce", "broadcast"]
     assert [o.root for o, _, _ in short.all] == [None, 0, None, 7]
     assert [outcome is None for _, _, outcome in short.all] == [True, True, True, False]
@@ -299,7 +303,7 @@ def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch
 
 @pytest.mark.usefixtures("alone")
 def test_who_says_once_whom_to_tell_is_told_the_same_and_when_it_was_issued() -> None:
-    prompt, keeping, before = Told(), Keeping(), time.monotonic_ns()
+    prompt, keeping, before = Noting(), Keeping(), time.monotonic_ns()
     with watching(prompt):
         waited()
     with watching(keeping):
@@ -332,17 +336,17 @@ def test_who_says_whom_to_tell_is_asked_once_of_an_operation_and_a_place(monkeyp
         thread.join()
         assert asked_and_told() == (5, 8)
         assert keeping.asked[-1].thread == "other"
-        monkeypatch.setattr(c10d_intercept, "MAX_TOLD", 3)
+        monkeypatch.setattr(c10d_intercept, "MAX_OBSERVERS", 3)
         for again in range(2):
             dist.all_reduce(one)
-            c10d_intercept.forget()
+            c10d_intercept.forget_observers()
             assert asked_and_told() == (6 + again, 9 + again)
     assert len(keeping.all) == 10
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("told", [Told(), Keeping()], ids=["prompt", "keeping"])
-def test_what_fails_while_it_is_waited_for_is_told_once(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("told", [Noting(), Keeping()], ids=["prompt", "keeping"])
+def test_what_fails_while_it_is_waited_for_is_told_once(told: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(work: Any) -> None:
         raise RuntimeError("connection closed by peer")
 
@@ -352,14 +356,15 @@ def test_what_fails_while_it_is_waited_for_is_told_once(told: Told, monkeypatch:
             dist.all_reduce(torch.ones(1))
         monkeypatch.undo()
         dist.all_reduce(torch.ones(1))
-    assert [outcome for _, _, outcome in told.all] == ["RuntimeError: connection closed by peer", None]
+    text = "RuntimeError: connection closed by peer"
+    assert [outcome for _, _, outcome in told.all] == [Outcome(Code.BACKEND, text=text), None]
 
 
 @pytest.mark.usefixtures("alone")
 def test_what_nobody_waits_for_is_told_when_somebody_does_after_all() -> None:
     """Works are put by, each with whom to tell, while the thread goes on."""
     world: Any = dist.group.WORLD
-    told = Told()
+    told = Noting()
     with watching(told):
         works = [world.allreduce([torch.ones(1)], options()) for _ in range(3)]
         for work in works[::-1]:
@@ -368,13 +373,13 @@ def test_what_nobody_waits_for_is_told_when_somebody_does_after_all() -> None:
         assert [(o.op, outcome) for o, _, outcome in told.all] == [("all_reduce", None)] * 3
         world.allreduce([torch.ones(1)], options())
     assert not c10d_intercept._interception._newest
-    assert not c10d_intercept._interception._leaves
+    assert not c10d_intercept._interception._unwaited
 
 
 @pytest.mark.usefixtures("alone")
 def test_a_work_that_another_thread_waits_for_is_told() -> None:
     world: Any = dist.group.WORLD
-    told = Told()
+    told = Noting()
     with watching(told):
         works = [world.allreduce([torch.ones(1)], options()) for _ in range(2)]
         for work in works[::-1]:
@@ -395,7 +400,7 @@ def test_what_is_issued_was_written_before(tmp_path: Path, monkeypatch: pytest.M
         return to_backend(*given)
 
     monkeypatch.setattr(c10d_intercept._Gloo, "allreduce", allreduce)
-    session = Session(Recording("r", str(tmp_path)))
+    session = Session(RecordingSettings("r", str(tmp_path)))
     with watching(session):
         for _ in range(2):
             dist.all_reduce(torch.ones(1))
@@ -411,7 +416,7 @@ class Refusing:
 @pytest.mark.usefixtures("alone")
 def test_the_short_way_leaves_torch_as_it_was() -> None:
     methods = {name: vars(dist.ProcessGroup)[name] for name in c10d_intercept.METHODS}
-    for watcher in (Told(), Refusing()):
+    for watcher in (Noting(), Refusing()):
         with watching(watcher):
             try:
                 waited()
@@ -440,7 +445,7 @@ def options() -> Any:
 def test_what_the_dispatcher_does_more_for_goes_by_the_kernels(
     ways: list[bool], tensor: torch.Tensor, given: dict[str, Any]
 ) -> None:
-    with watching(Told()):
+    with watching(Noting()):
         dist.all_reduce(torch.ones(1))
         with contextlib.suppress(RuntimeError):  # without data there is nothing that a backend could do
             work = dist.all_reduce(tensor, **given)
@@ -451,7 +456,7 @@ def test_what_the_dispatcher_does_more_for_goes_by_the_kernels(
 @pytest.mark.usefixtures("alone")
 def test_a_program_that_calls_the_method_itself_gets_the_work(ways: list[bool]) -> None:
     world: Any = dist.group.WORLD
-    told = Told()
+    told = Noting()
     with watching(told):
         work = world.allreduce([torch.ones(1)], options())
         assert not told.all
@@ -465,7 +470,7 @@ def test_a_program_that_calls_the_method_itself_gets_the_work(ways: list[bool]) 
 def test_under_a_mode_or_another_backend_operations_go_by_the_kernels(
     ways: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with watching(Told()):
+    with watching(Noting()):
         dist.all_reduce(torch.ones(1))
         with FlopCounterMode(display=False):
             dist.all_reduce(torch.ones(1))
@@ -487,8 +492,8 @@ def test_a_recorder_that_fails_says_so_once_and_the_program_goes_on(
         raise ValueError("no")
 
     if not native:
-        monkeypatch.setattr(recorder, "Straight", None)
-    session = Session(Recording("r", str(tmp_path)))
+        monkeypatch.setattr(recorder, "FastOperationRecorder", None)
+    session = Session(RecordingSettings("r", str(tmp_path)))
     session._counts.default_factory = broken
     with watching(session):
         for _ in range(3):
@@ -497,4 +502,5 @@ def test_a_recorder_that_fails_says_so_once_and_the_program_goes_on(
     assert capsys.readouterr().err == "genlock: this process is not recorded any further: ValueError: no\n"
     trace = read(tmp_path / name_of(0))
     assert [(e.edge, e.sequence) for e in trace.events] == [("enter", 1), ("exit", 1)]
-    assert trace.end is None
+    assert trace.end is not None
+    assert (trace.end.cause, trace.end.exit) == ("detached", -1), "nothing follows from what is missing"

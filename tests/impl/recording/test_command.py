@@ -13,7 +13,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from genlock.errors import UsageError
 from genlock.traces.format import Dropped, Event, Trace, encode, find, read, schema
+from genlock.traces.load import load
 from recorded import BREAKS_AT, PROGRAMS, STEPS
 from repository import ROOT, SUPPORT
 
@@ -88,8 +90,25 @@ def test_healthy_program_leaves_complete_traces(runs: Runs, name: str) -> None:
 
 
 def test_two_traces_of_one_start_belong_together_and_of_two_do_not(runs: Runs) -> None:
-    assert all(a.header.run == b.header.run for a, b in runs.values())
-    assert len({a.header.run for a, _ in runs.values()}) == len(PROGRAMS)
+    starts = [(a.header.run, a.header.attempt) for a, _ in runs.values()]
+    assert starts == [(b.header.run, b.header.attempt) for _, b in runs.values()]
+    assert len({run for run, _ in starts}) == 1
+    assert sorted(attempt for _, attempt in starts) == list(range(len(PROGRAMS)))
+    with pytest.raises(UsageError, match=r"attempt \d.*replay one run at a time"):
+        load([trace.path for traces in list(runs.values())[:2] for trace in traces])
+
+
+def test_groups_are_announced_when_they_are_made(runs: Runs) -> None:
+    """By number, place, and who has to make the call."""
+    for trace in runs["train"]:
+        lines = [json.loads(line) for line in trace.path.read_bytes().splitlines()]
+        [made] = [line for line in lines if line["kind"] == "group" and "number" in line]
+        assert (made["name"], made["members"], made["number"], made["known_by"]) == ("1", [0, 1], 1, "all")
+        place, _, number = trace.sites[made["site"]].rpartition(":")
+        assert place == str(SUPPORT / "recorded.py")
+        assert "new_group" in (SUPPORT / "recorded.py").read_text().splitlines()[int(number) - 1]
+        first = next(n for n, line in enumerate(lines) if line.get("group") == "1")
+        assert lines.index(made) < first
 
 
 def test_training_shows_ddp_and_the_subgroup(runs: Runs) -> None:
@@ -103,11 +122,11 @@ def test_training_shows_ddp_and_the_subgroup(runs: Runs) -> None:
         gradients = [e for e in entered(trace) if e.group == "0" and e.numel == 9 and e.op == "all_reduce"]
         assert len(gradients) == STEPS
     for one, other in zip(entered(a), entered(b), strict=True):
-        assert signature(one) == signature(other)
+        assert signature(a, one) == signature(b, other)
 
 
-def signature(event: Event) -> tuple[object, ...]:
-    return (event.group, event.sequence, event.op, event.root, event.dtype, event.numel, event.site)
+def signature(trace: Trace, event: Event) -> tuple[object, ...]:
+    return (event.group, event.sequence, event.op, event.root, event.dtype, event.numel, trace.place(event))
 
 
 def test_p2p_pairs_by_peer_and_tag(runs: Runs) -> None:
@@ -123,8 +142,9 @@ def test_functional_collectives_are_seen(runs: Runs) -> None:
 
 def test_site_is_the_line_of_the_program(runs: Runs) -> None:
     lines = (SUPPORT / "recorded.py").read_text().splitlines()
-    for event in entered(runs["pipeline"][0]):
-        name, _, number = str(event.site).rpartition(":")
+    trace = runs["pipeline"][0]
+    for event in entered(trace):
+        name, _, number = trace.place(event).rpartition(":")
         assert name == str(SUPPORT / "recorded.py")
         assert str(event.op) in lines[int(number) - 1]
 
@@ -199,7 +219,7 @@ def test_what_is_written_fits_the_schema(runs: Runs) -> None:
                 found = json.loads(line)
                 kinds.add(found["kind"])
                 validator.validate(found)
-    assert kinds == {"header", "group", "event", "end"}
+    assert kinds == {"header", "group", "site", "event", "end"}
     validator.validate(json.loads(encode(Dropped(3, 2))))
     for wrong in ({"kind": "event", "index": "0"}, {"kind": "event"}, {"kind": "dance"}):
         assert not validator.is_valid(wrong)

@@ -20,9 +20,10 @@ from genlock.conformance.report import as_json
 from genlock.errors import GenlockError, UsageError
 from genlock.traces import parallel_read
 from genlock.traces.format import Dropped, End, name_of
+from genlock.traces.outcome import Code, Outcome
 from hypothesis import given
 from hypothesis import strategies as st
-from program_traces import RANKS, Writer, lines_of, operations, pipeline, write
+from program_traces import RANKS, Writer, failed, lines_of, operations, pipeline, write
 from repository import CORPUS
 
 
@@ -33,7 +34,7 @@ def test_a_healthy_program_conforms(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_stops_is_named_with_the_place(tmp_path: Path) -> None:
-    waiting = operations(4, outcome="timed out")
+    waiting = operations(4, outcome=failed("timed out"))
     write(tmp_path, {0: waiting, 1: operations(3), 2: waiting})
     found = judge_paths([tmp_path])
     assert (found.verdict, found.culprits, found.stall) == ("divergent", (1,), "host")
@@ -48,7 +49,9 @@ def test_another_size_is_named(tmp_path: Path) -> None:
 
 
 def test_what_was_refused_was_never_issued(tmp_path: Path) -> None:
-    write(tmp_path, dict.fromkeys(range(RANKS), operations(4, outcome="refused: not in the plan")))
+    write(
+        tmp_path, dict.fromkeys(range(RANKS), operations(4, outcome=Outcome(Code.COLLECTIVE, text="not in the plan")))
+    )
     found = judge_paths([tmp_path])
     assert (found.verdict, found.matched_collectives) == ("conforming", 3)
 
@@ -183,7 +186,7 @@ def test_a_rank_that_raises_after_all_is_done_is_named(tmp_path: Path) -> None:
 def test_a_killed_rank_is_named_where_the_others_wait_for_it(tmp_path: Path) -> None:
     ranks = pipeline()
     for rank in (0, 2):
-        ranks[rank].do("all_reduce", 7, failed="RuntimeError: Connection closed by peer")
+        ranks[rank].do("all_reduce", 7, failure="RuntimeError: Connection closed by peer")
     lines = lines_of(ranks)
     ends: dict[str, Any] = {f"rank{r}": End(len(lines[r]), 0, "exception", 1, "RuntimeError") for r in (0, 2)}
     write(tmp_path, lines, **ends, rank1=None)
@@ -198,7 +201,7 @@ def test_a_torn_file_is_not_blamed_for_what_another_did_not_do(tmp_path: Path) -
     """Ranks 0 and 1 wait in the seventh; rank 2 came to its end before; rank 1's file ends long before that."""
     ranks = pipeline()
     for rank in (0, 1):
-        ranks[rank].do("all_reduce", 7, failed="RuntimeError: timed out")
+        ranks[rank].do("all_reduce", 7, failure="RuntimeError: timed out")
     lines = lines_of(ranks)
     write(tmp_path, lines | {1: lines[1][:9]}, rank1=None)
     found = judge_paths([tmp_path])
@@ -208,7 +211,7 @@ def test_a_torn_file_is_not_blamed_for_what_another_did_not_do(tmp_path: Path) -
 def torn(ranks: dict[int, Writer], folder: Path) -> None:
     """Ranks 0 and 1 end in a reduction; rank 2 came to its end before; rank 0's file is cut after two lines."""
     for rank in (0, 1):
-        ranks[rank].do("all_reduce", 100, failed="RuntimeError: timed out")
+        ranks[rank].do("all_reduce", 100, failure="RuntimeError: timed out")
     lines = lines_of(ranks)
     write(folder, lines | {0: lines[0][:2]}, rank0=None)
 
@@ -275,7 +278,7 @@ def loop(*, without: int | None = None, twice: int | None = None, steps: int = 4
     own = Writer()
     for number in range(2 * steps):
         for _ in range({without: 0, twice: 2}.get(number, 1)):
-            own.do("all_reduce", len(own.lines) // 2 + 1, site=f"job.py:{30 + number % 2}")
+            own.do("all_reduce", len(own.lines) // 2 + 1, site=30 + number % 2)
     return own
 
 
@@ -288,7 +291,9 @@ def test_the_place_is_where_it_fell_out_of_step_not_where_it_was_missed(
 ) -> None:
     ranks = {0: loop(), 1: loop(**broken), 2: loop()}
     for rank in [0, 2] if "without" in broken else [1]:  # they wait in the last
-        ranks[rank].lines[-1] = msgspec.structs.replace(ranks[rank].lines[-1], outcome="RuntimeError: timed out")
+        ranks[rank].lines[-1] = msgspec.structs.replace(
+            ranks[rank].lines[-1], outcome=failed("RuntimeError: timed out")
+        )
     write(tmp_path, lines_of(ranks))
     found = judge_paths([tmp_path])
     assert (found.verdict, found.culprits) == ("divergent", (1,))
@@ -302,10 +307,12 @@ def test_ranks_may_run_different_lines(tmp_path: Path) -> None:
     ranks = {rank: loop() for rank in range(RANKS)}
     for line, own in enumerate(ranks[0].lines):
         if own.edge == "enter" and own.sequence % 2 == 0:
-            ranks[0].lines[line] = msgspec.structs.replace(own, site="job.py:99")
+            ranks[0].lines[line] = msgspec.structs.replace(own, site=99)
     ranks[2].lines[-2:] = []
     for rank in (0, 1):
-        ranks[rank].lines[-1] = msgspec.structs.replace(ranks[rank].lines[-1], outcome="RuntimeError: timed out")
+        ranks[rank].lines[-1] = msgspec.structs.replace(
+            ranks[rank].lines[-1], outcome=failed("RuntimeError: timed out")
+        )
     write(tmp_path, lines_of(ranks))
     found = judge_paths([tmp_path])
     assert (found.verdict, found.culprits, found.stall) == ("divergent", (2,), "host")
@@ -329,7 +336,7 @@ def spoilt(rank: int, at: int) -> Iterator[dict[int, list[Any]]]:
             new: dict[str, dict[str, Any]] = {
                 "size": {"numel": 9},
                 "kind": {"op": "all_gather"},
-                "site": {"site": "job.py:10"},
+                "site": {"site": 10},
             }
             own[at] = msgspec.structs.replace(own[at], **new[change])
         yield ranks
