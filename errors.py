@@ -1,7 +1,7 @@
 """The errors that a user can meet, what their checks found, and the exit statuses. Nothing is raised from here.
 
 Each error says what is wrong, where, and what to do; `str(error)` is the one line that a command prints. Programs go
-by its typed fields (`Code`, `Difference`), never by that line. Left out: how a finding is written (`traces.outcome`).
+by its typed fields, `Code` and `Difference`, never by that line. Left out: how a finding is written (`traces.outcome`).
 """
 
 from __future__ import annotations
