@@ -284,15 +284,20 @@ def replay(
     if out is None:
         found = judge_paths(paths)
     else:
-        from ..conformance.write_report import write
-        from ..page.html import write as write_page
-        from ..page.run_page import story_of
-        from ..traces.load import load
+        from ..conformance.write_report import write, write_verdict
+        from ..traces.load import gather, traced
 
-        traces = load(paths)
-        found = judge(traces)
-        write(traces, found, out)
-        write_page(out / "page.html", story_of(traces, found))
+        gathered = gather(paths)
+        found = judge(gathered)
+        traces = traced(gathered)
+        if traces is None:  # logs have no moves to draw
+            write_verdict(found, out)
+        else:
+            from ..page.html import write as write_page
+            from ..page.run_page import story_of
+
+            write(traces, found, out)
+            write_page(out / "page.html", story_of(traces, found))
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))
     raise typer.Exit(reports.STATUS[found.verdict])
 

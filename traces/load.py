@@ -1,14 +1,17 @@
 """Finds the traces that paths stand for, sees by their content what wrote them, and reads them.
 
-A path is a file, a folder, or a tar archive; any of them may be packed with gzip.
+A path is a file, a folder, or an archive (tar, zip), also within another; any of them may be packed with gzip.
 
-Left out: the formats themselves, and recordings without a protocol (`recorded`), which take longer to load.
+Left out: the formats themselves, and all but Genlock's own traces (`importers.detect`), which takes longer to load.
 """
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +22,11 @@ from .parallel_read import in_processes
 
 if TYPE_CHECKING:
     from .collectives import Recording
+    from .evidence import Evidence
+
+
+OWN_HEAD = b'{"kind":"header",'
+"""How a trace begins that Genlock wrote."""
 
 
 class Own(NamedTuple):
@@ -34,18 +42,41 @@ class Own(NamedTuple):
 
 
 def load(paths: Sequence[Path]) -> list[Trace] | Recording:
-    """The traces that `paths` stand for: Genlock's own, or a recording. Raises UnreadableInput."""
+    """The traces that `paths` stand for: Genlock's own, or a recording. Raises UnreadableInput, UsageError.
+
+    What logs and stacks beside them say is left out: `gather` has it.
+    """
+    found = traced(gather(paths))
+    if found is None:
+        where = ", ".join(map(str, paths))
+        raise UsageError("logs alone, with no trace to draw", where=where, do="`genlock replay` has the verdict")
+    return found
+
+
+def traced(found: list[Trace] | Recording | Evidence) -> list[Trace] | Recording | None:
+    """The traces among what was gathered; None where there are logs alone."""
+    from .evidence import Evidence
+
+    return found.recording if isinstance(found, Evidence) else found
+
+
+def gather(paths: Sequence[Path]) -> list[Trace] | Recording | Evidence:
+    """All that `paths` stand for: Genlock's own traces, a recording, or evidence. Raises UnreadableInput.
+
+    Evidence is what logs and stacks say, with the recording of the same job where there is one.
+    """
     files = files_of(paths)
-    own = own_of(files)
+    own = own_of(files) or own_of(_unpacked(files))
     if own is None:
         from .importers.detect import recorded
 
         return recorded(files, paths)
     if own.follows:
         return read_twins(own.headers, partial(in_processes, fingerprints))
-    from .importers.detect import programs
+    from .importers.detect import evidence_beside, programs
 
-    return programs(*own)
+    found = programs(*own)
+    return evidence_beside(found, [file for file in files if file[0] not in own.headers and file[0] not in own.cut])
 
 
 def files_of(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
@@ -59,9 +90,6 @@ def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
     own = [file for file, _ in files if file.name.endswith(SUFFIX) or _is_own(file)]
     if not own:
         return None
-    strangers = [file for file, named in files if named and file not in own]
-    if strangers:
-        raise UsageError("other traces beside Genlock's own", where=str(strangers[0]), do="replay one run at a time")
     found = Own({}, {})
     for file in own:
         try:
@@ -70,6 +98,9 @@ def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
             found.cut[file] = error
     if found.cut and (not found.headers or found.follows):
         raise next(iter(found.cut.values()))
+    strangers = [file for file, named in files if named and file not in own]
+    if strangers and found.follows:
+        raise UsageError("other traces beside Genlock's own", where=str(strangers[0]), do="replay one run at a time")
     if not found.follows:
         check_one_run(list(found.headers.items()))
     return found
@@ -102,4 +133,36 @@ def _files(path: Path) -> Iterator[tuple[Path, bool]]:
 
 def _is_own(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(17) == b'{"kind":"header",'
+        return file.read(len(OWN_HEAD)) == OWN_HEAD
+
+
+def _unpacked(files: Sequence[tuple[Path, bool]]) -> list[tuple[Path, bool]]:
+    """Genlock's own traces that are packed in archives, as files of a folder that goes when the process ends.
+
+    They are read more than once and in several processes, which a member of an archive is not made for.
+    """
+    from .importers.archives import is_packed, opened
+
+    found: list[tuple[Path, bool]] = []
+    for file, _ in files:
+        with file.open("rb") as stream:
+            if not is_packed(stream.read(512)):
+                continue
+        for member in opened(file):
+            if not (member.path.name.endswith(SUFFIX) or member.head.startswith(OWN_HEAD)):
+                continue
+            folder = Path(_scratch(), str(len(found)))
+            folder.mkdir()
+            # the name alone is taken from the archive, never a folder
+            copy = folder / Path(member.path.name).name
+            with copy.open("wb") as out:
+                shutil.copyfileobj(member.stream, out)
+            found.append((copy, False))
+    return found
+
+
+@cache
+def _scratch() -> str:
+    folder = tempfile.mkdtemp(prefix="genlock-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
