@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...traces.evidence import Evidence, Place
+from ...traces.evidence import Evidence
+from ...traces.importers.places import place_text
 from .arrivals import arrivals, monitors, stacks
 from .counts import counts
 from .failures import failures
@@ -100,10 +101,3 @@ def _with_place(finding: Finding, picture: Picture) -> Finding:
                 why = f"{finding.why}; rank{rank} stands at {place_text(place, library)}"
                 return replace(finding, place=place, library=library, why=why)
     return finding
-
-
-def place_text(place: Place | None, library: Place | None) -> str:
-    """The program's line, with the library's beside it."""
-    if place is None:
-        return str(library or "")
-    return f"{place}, in {library}" if library is not None else str(place)

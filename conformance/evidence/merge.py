@@ -14,11 +14,12 @@ from dataclasses import replace
 
 from ...traces.collectives import Recording, Status
 from ...traces.evidence import Counters, Evidence, Fact, GroupName, Membership, Operation, Source, Waits
+from ...traces.importers.places import place_text
 from ..collectives.diagnose import judge
 from ..diagnosis import Diagnosis, Divergence
 from .advice import advice
 from .finding import Finding, Kind
-from .judge import Judged, judge_facts, place_text
+from .judge import Judged, judge_facts
 
 HOST = (Kind.STANDS_STILL, Kind.NEVER_CAME, Kind.STACKS, Kind.COUNTS)
 

@@ -25,7 +25,8 @@ from ..evidence import Evidence
 from ..format import TraceHeader
 from ..parallel_read import in_processes
 from .archives import Opened, is_packed, opened
-from .flight_recorder import decode_json, looks_like, rank_of, read_dump, read_pickle
+from .flight_recorder import decode_json, rank_of, read_dump, read_pickle
+from .flight_recorder_versions import looks_like
 from .genlock_programs import read_programs
 from .kineto import MAX_BYTES, KinetoRank, read_kineto
 from .logs import stacks

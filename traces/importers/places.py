@@ -22,9 +22,9 @@ from ..evidence import Place
 LIBRARIES = frozenset(
     """
     torch torchvision torchaudio torchdata torchtext torchelastic torch_xla torch_npu torchft torchcomms functorch
-    triton accelerate transformers lightning lightning_fabric pytorch_lightning megatron deepspeed apex transformer_engine
-    fairscale colossalai horovod composer ray peft trl datasets diffusers vllm sglang tensorrt_llm flash_attn xformers
-    bitsandbytes numpy nvidia cupy genlock py_spy pyspy uvloop joblib tqdm fsspec
+    triton accelerate transformers lightning lightning_fabric pytorch_lightning megatron deepspeed apex ray peft trl
+    transformer_engine fairscale colossalai horovod composer datasets diffusers vllm sglang tensorrt_llm flash_attn
+    xformers bitsandbytes numpy nvidia cupy genlock py_spy pyspy uvloop joblib tqdm fsspec
     """.split()  # noqa: SIM905 (a list of names is read as one)
 )
 """Packages whose lines are not the program's."""
@@ -93,15 +93,34 @@ def _own_module(path: str) -> bool:
 
 
 def place_of(frames: Sequence[tuple[str, int, str]]) -> tuple[Place | None, Place | None]:
-    """The program's line and, where the innermost line is a library's, that one beside it.
+    """The program's line, and beside it the innermost line of a library that is more than a way to issue something.
 
     `frames` are (file, line, function), innermost first.
     """
-    if not frames:
-        return None, None
     layers = [layer(file) for file, _, _ in frames]
     at = next((i for wanted in (PROGRAM, PACKAGE) for i, found in enumerate(layers) if found == wanted), None)
-    # what stands for no line of a file says nothing
-    inner = next((i for i, frame in enumerate(frames) if not frame[0].startswith("<")), None)
-    library = None if inner is None or inner == at else Place(*frames[inner])
+    inner = next((i for i, frame in enumerate(frames) if not _PLUMBING.search(frame[0])), None)
+    if at is None and inner is None:
+        inner = next((i for i, frame in enumerate(frames) if not frame[0].startswith("<")), None)
+    library = None if inner is None or layers[inner] != LIBRARY else Place(*frames[inner])
+    if at is not None and inner is not None and inner > at:
+        library = None  # what called the program says nothing of the place
     return (None if at is None else Place(*frames[at])), library
+
+
+_PLUMBING = re.compile(
+    r"(?:^|/)torch/distributed/(?:distributed_c10d|c10d_logger)\.py$|(?:^|/)torch/(?:utils/_contextlib|_ops)\.py$"
+    r"|(?:^|/)contextlib\.py$|^<|(?:^|/)genlock/impl/"
+)
+"""Files through which every operation passes."""
+
+
+def place_text(place: Place | None, library: Place | None) -> str:
+    """The program's line, with the library's beside it; a library's with its path in the library."""
+    if library is None:
+        return str(place or "")
+    path = re.split(r"(?:^|/)(?:site|dist)-packages/", library.file)
+    beside = str(library)
+    if len(path) > 1:
+        beside = f"{path[-1].rpartition('/')[0]}/{library}".lstrip("/")
+    return f"{place}, in {beside}" if place is not None else f"in {beside}"
