@@ -8,7 +8,7 @@ Left out: the forms in which facts are written (`importers.logs`), and what foll
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -341,9 +341,11 @@ class Calls(NamedTuple):
     """Rank in the communicator, where it is stated."""
     group: GroupName
     size: int
-    numbers: tuple[int, ...]
+    numbers: Sequence[int]
     """The number that the library gave each."""
-    operations: tuple[Operation, ...]
+    operations: Sequence[int]
+    """What each was, as an index into `table`."""
+    table: Sequence[Operation]
     torn: bool
     """Whether a line was damaged, so that counting them says nothing."""
 

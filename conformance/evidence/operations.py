@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from ...traces.evidence import Calls, GroupName, Operation, Source, Unlike
 from .finding import Finding, Kind, Missing, Want, ranks_text
@@ -141,10 +145,9 @@ def _calls(picture: Picture) -> Iterator[Finding]:
         ranks = ranks_of(members)
         if ranks is None or len(set(ranks)) != len(ranks):
             continue
-        keyed = {rank: _keyed(calls, members) for rank, calls in zip(ranks, members, strict=True)}
-        if any(own is None for own in keyed.values()):
-            continue
-        yield from _first_unlike({r: own for r, own in keyed.items() if own is not None}, group, members, picture)
+        laid = _laid(ranks, members)
+        if laid is not None:
+            yield from _first_unlike(laid, group, ranks, members, picture)
 
 
 def ranks_of(members: Sequence[Calls]) -> list[int] | None:
@@ -158,51 +161,72 @@ def ranks_of(members: Sequence[Calls]) -> list[int] | None:
     return None
 
 
-Keyed = dict[tuple[int, int], Operation]
+class Laid(NamedTuple):
+    """The calls of all ranks in one communicator, one row each, by number, position at that number, and rank."""
+
+    number: npt.NDArray[np.int64]
+    within: npt.NDArray[np.int64]
+    rank: npt.NDArray[np.int64]
+    operation: npt.NDArray[np.int64]
 
 
-def _keyed(calls: Calls, members: Sequence[Calls]) -> Keyed | None:
-    """Operation by number; those of one number by their order. None where the numbers tell nothing.
+def _laid(ranks: Sequence[int], members: Sequence[Calls]) -> Laid | None:
+    """The ranks' calls side by side; those of one number by their order. None where the numbers tell nothing.
 
-    From NCCL 2.27 on the number stands still within a host. Then they can be counted, if their beginning is there and
-    no line is torn.
+    From NCCL 2.27 on the number stands still within a host. Then the calls can be counted, if their beginning is there
+    and no line is torn.
     """
-    moves = any(len(set(c.numbers)) > 1 for c in members)
-    if not moves and (any(c.torn for c in members) or any(c.rank is None for c in members)):
+    moves = any(len(c.numbers) > 1 and min(c.numbers) < max(c.numbers) for c in members)
+    if not moves and any(c.torn or c.rank is None for c in members):
         return None
-    found: Keyed = {}
-    seen: dict[int, int] = defaultdict(int)
-    for at, (number, operation) in enumerate(zip(calls.numbers, calls.operations, strict=True)):
-        if operation.kind in P2P:
-            continue
-        key = number if moves else at
-        found[key, seen[key]] = operation
-        seen[key] += 1
-    return found
+    collective = np.array([op.kind not in P2P for op in members[0].table])
+    parts = []
+    for rank, calls in zip(ranks, members, strict=True):
+        operation = np.asarray(calls.operations, dtype=np.int64)
+        kept = collective[operation]
+        operation = operation[kept]
+        number = np.asarray(calls.numbers, dtype=np.int64)[kept] if moves else np.arange(len(operation))
+        order = np.argsort(number, kind="stable")
+        number, operation = number[order], operation[order]
+        within = np.arange(len(number)) - np.searchsorted(number, number)
+        parts.append((number, within, np.full(len(number), rank), operation))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.lexsort((columns[2], columns[1], columns[0]))
+    return Laid(*(column[order] for column in columns))
 
 
 def _first_unlike(
-    keyed: Mapping[int, Keyed], group: GroupName, members: Sequence[Calls], picture: Picture
+    laid: Laid, group: GroupName, ranks: Sequence[int], members: Sequence[Calls], picture: Picture
 ) -> Iterator[Finding]:
-    agreed = 0
-    for key in sorted({key for own in keyed.values() for key in own}):
-        votes = {rank: own[key] for rank, own in keyed.items() if key in own}
+    new = np.ones(len(laid.number), dtype=bool)
+    new[1:] = (np.diff(laid.number) != 0) | (np.diff(laid.within) != 0)
+    starts = np.flatnonzero(new)
+    if not len(starts):
+        return
+    ends = np.append(starts[1:], len(new))
+    unequal = np.minimum.reduceat(laid.operation, starts) != np.maximum.reduceat(laid.operation, starts)
+    table = members[0].table
+    for at in np.flatnonzero(unequal).tolist():
+        rows = slice(starts[at], ends[at])
+        votes = {
+            rank: table[op] for rank, op in zip(laid.rank[rows].tolist(), laid.operation[rows].tolist(), strict=True)
+        }
         classes = _classes(votes)
         if len(classes) < 2:
-            agreed += len(votes) == len(keyed) > 1
             continue
-        if not agreed and len(keyed) > 1:
+        whole = (ends - starts)[:at] == len(ranks)
+        if not bool((whole & ~unequal[:at]).any()):
             return  # nothing shows that these numbers are the same on all ranks
-        size = members[0].size
-        at = f"opCount {key[0]:x} of the communicator of {size} ranks"
-        yield _finding(classes, votes, at, key[0], size, members[0].source, picture)
+        number = int(laid.number[starts[at]])
+        where = f"opCount {number:x} of the communicator of {members[0].size} ranks"
+        yield _finding(classes, votes, where, number, members[0].size, members[0].source, picture)
         return
-    yield from _behind(keyed, members)
+    last = {rank: int(laid.number[laid.rank == rank].max(initial=-1)) for rank in ranks}
+    yield from _behind(last, members)
 
 
-def _behind(keyed: Mapping[int, Keyed], members: Sequence[Calls]) -> Iterator[Finding]:
+def _behind(last: Mapping[int, int], members: Sequence[Calls]) -> Iterator[Finding]:
     """Whose log ends before those of the others: a sign, as a log says nothing of its own end."""
-    last = {rank: max(own, default=(-1, 0))[0] for rank, own in keyed.items()}
     if len(set(last.values())) < 2:
         return
     top = max(last.values())
@@ -211,4 +235,5 @@ def _behind(keyed: Mapping[int, Keyed], members: Sequence[Calls]) -> Iterator[Fi
     why = f"the last call logged of {ranks_text(behind)} comes before opCount {top:x}, which {ranks_text(ahead)} logged"
     suspects = behind if len(behind) <= len(ahead) else tuple(sorted(last))
     missing = (Missing(Want.STACK, behind),)
-    yield Finding(Kind.COUNTS, why, suspects=suspects, at=f"opCount {top:x}", source=members[0].source, missing=missing)
+    at = f"opCount {top:x}"
+    yield Finding(Kind.COUNTS, why, suspects=suspects, at=at, source=members[0].source, missing=missing)

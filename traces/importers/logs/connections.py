@@ -57,8 +57,8 @@ def _store(line: Line, sink: Sink) -> None:
 
 
 FAMILIES = (
-    Family((b"losed by peer", b"losed by remote peer", b"eset by peer"), _closed),
-    Family((b"Got completion from peer ",), _completion),
-    Family((b"ms for recv operation", b"ms for send operation"), _silent),
+    Family((b"losed by peer", b"losed by remote peer", b"eset by peer"), _closed, b" peer"),
+    Family((b"Got completion from peer ",), _completion, b" peer"),
+    Family((b"ms for recv operation", b"ms for send operation"), _silent, b"Timed out waiting"),
     Family((b" clients joined", b"wait timeout after ", b"retrieving ncclUniqueId from ["), _store),
 )

@@ -47,16 +47,9 @@ def _died(line: Line, sink: Sink) -> None:
 
 FAMILIES = (
     Family(
-        (
-            b"No available shared memory broadcast",
-            b"RPC call to ",
-            b"atchdog timeout (self.",
-            b"Hang detected ",
-            b"sequent heartbeat. Waited",
-            b"initial heartbeat. Waited",
-            b"has been open for ",
-        ),
-        _hung,
+        (b"No available shared memory broadcast", b"RPC call to ", b"atchdog timeout (self.", b"Hang detected "), _hung
     ),
+    Family((b"sequent heartbeat. Waited", b"initial heartbeat. Waited"), _hung, b"heartbeat. Waited"),
+    Family((b"has been open for ",), _hung, b"Section '"),
     Family((b"died unexpectedly",), _died),
 )

@@ -210,6 +210,8 @@ class Family(NamedTuple):
 
     markers: tuple[bytes, ...]
     read: Callable[[Line, Sink], None]
+    near: bytes = b""
+    """A word that stands somewhere near each of its lines: where it is in no line of a block, none is looked for."""
 
 
 def ranks_in(text: str) -> tuple[int, ...]:

@@ -42,10 +42,12 @@ REDUCTIONS = ("sum", "prod", "max", "min", "avg")
 REDUCING = ("AllReduce", "ReduceScatter", "Reduce")
 ROOTED = ("Broadcast", "Reduce", "Gather", "Scatter")
 MAX_CALLS = 50_000_000
+MAX_HEAD, MAX_HEADS = 300, 100_000
 
+_HEAD = re.compile(rb"([\w.\-]{1,200}):(\d{1,10}):\d{1,10} \[(\d{1,5})\]$")
+# the head is taken apart by itself: a search that begins with a word of any length is slow
 _CALL = re.compile(
-    rb"([\w.\-]{1,200}):(\d{1,10}):\d{1,10} \[(\d{1,5})\] NCCL INFO (?:\[\d{1,5}\] )?"
-    rb"(\w{1,20}): opCount ([0-9a-f]{1,16})"
+    rb" NCCL INFO (?:\[\d{1,5}\] )?(\w{1,20}): opCount ([0-9a-f]{1,16})"
     rb"(?: sendbuff \S{1,30} recvbuff \S{1,30} (count \d{1,18} datatype \d{1,3} op \d{1,10} root \d{1,7}) "
     rb"comm (\S{1,30})(?: \[nranks=(\d{1,7})\])?)?"
 )
@@ -79,6 +81,7 @@ class NcclCalls:
         self.count = 0
         self._open: dict[tuple[bytes, bytes, bytes], _Stream] = {}
         self._known: dict[tuple[bytes, bytes], int] = {}
+        self._heads: dict[bytes, tuple[bytes, bytes, bytes]] = {}
 
     def read(self, path: Path, data: bytes, sink: Sink, first_line: int) -> bool:
         """Take the calls in whole lines of a file; whether there was one."""
@@ -89,15 +92,18 @@ class NcclCalls:
             return False
         found = 0
         for match in _CALL.finditer(data):
-            found += 1
-            host, pid, device, name, number, tail, comm, nranks = match.groups()
-            if tail is None:
-                self.torn.add((host, pid))
+            head = self._head(data, match.start())
+            if head is None:
                 continue
-            stream = self._open.get((host, pid, comm))
+            found += 1
+            name, number, tail, comm, nranks = match.groups()
+            if tail is None:
+                self.torn.add(head[:2])
+                continue
+            stream = self._open.get((head[0], head[1], comm))
             if stream is None:
                 source = Source(path, first_line + data.count(b"\n", 0, match.start()))
-                stream = self._open[host, pid, comm] = _Stream(source, (host, pid, device), int(nranks or 0))
+                stream = self._open[head[0], head[1], comm] = _Stream(source, head, int(nranks or 0))
                 self.streams.append(stream)
             if self.count < MAX_CALLS:
                 self.count += 1
@@ -106,6 +112,19 @@ class NcclCalls:
                 stream.operations.append(self._operation(name, tail) if known is None else known)
         self.damaged |= data.count(b": opCount ") > found
         return found > 0
+
+    def _head(self, data: bytes, end: int) -> tuple[bytes, bytes, bytes] | None:
+        """Host, pid and device in front of a call: the two words before it."""
+        device = data.rfind(b" ", max(end - MAX_HEAD, 0), end)
+        least = max(device - MAX_HEAD, 0)
+        begin = max(data.rfind(b" ", least, device), data.rfind(b"\n", least, device))
+        words = data[begin + 1 : end]
+        known = self._heads.get(words)
+        if known is None and (found := _HEAD.search(words)) is not None:
+            known = (found[1], found[2], found[3])
+            if len(self._heads) < MAX_HEADS:
+                self._heads[words] = known
+        return known
 
     def _init(self, path: Path, data: bytes, match: re.Match[bytes], sink: Sink, first_line: int) -> None:
         host, pid, device, comm, rank, size = match.groups()
@@ -149,7 +168,6 @@ class NcclCalls:
             # without an id, as many processes as the communicator has ranks are the one communicator of that size
             shared = bool(name) or sizes[stream.size] == stream.size
             group = GroupName("nccl", name or f"of {stream.size}", shared=shared)
-            operations = tuple(self.kinds[number] for number in stream.operations)
             torn = self.damaged or stream.head[:2] in self.torn
             calls = Calls(
                 stream.source,
@@ -157,8 +175,9 @@ class NcclCalls:
                 stream.rank,
                 group,
                 stream.size,
-                tuple(stream.numbers),
-                operations,
+                stream.numbers,
+                stream.operations,
+                self.kinds,
                 torn,
             )
             sink.facts.append(calls)

@@ -205,7 +205,8 @@ def _process(source: Source, member: Mapping[str, Any], rank: int, whole: bool, 
         sink.add(Process(source, host, pid, rank), (host, pid, rank))
 
 
+NEAR = b"ommunicator"
 FAMILIES = (
-    Family((b" compiled with CUDA", b") MISMATCH", b") INCOMPLETE", b") ERROR"), _text),
-    Family((b'"nccl_version"',), _json),
+    Family((b" compiled with CUDA", b") MISMATCH", b") INCOMPLETE", b") ERROR"), _text, NEAR),
+    Family((b'"nccl_version"',), _json, NEAR),
 )

@@ -24,6 +24,8 @@ MAX_LINE = 1 << 20
 PATIENCE = 5000
 """So many lines after the last one that a block took, all blocks are closed."""
 
+Read = Callable[[Line, Sink], None]
+
 FAMILIES: tuple[Family, ...] = (
     *torch_watchdog.FAMILIES,
     *torch_reports.FAMILIES,
@@ -35,8 +37,9 @@ FAMILIES: tuple[Family, ...] = (
     *ras.FAMILIES,
     *inspector.FAMILIES,
 )
-_MARKERS = [(marker, family.read) for family in FAMILIES for marker in family.markers]
-Read = Callable[[Line, Sink], None]
+_NEAR: dict[bytes, list[tuple[bytes, Read]]] = {}
+for _family in FAMILIES:
+    _NEAR.setdefault(_family.near, []).extend((marker, _family.read) for marker in _family.markers)
 
 
 class Logs:
@@ -123,7 +126,8 @@ class _Walker:
 def _hits(data: bytes) -> dict[int, list[Read]]:
     """Where the lines begin that a family may know, and which."""
     hits: dict[int, list[Read]] = {}
-    for marker, read in _MARKERS:
+    markers = [found for near, markers in _NEAR.items() if near in data for found in markers]
+    for marker, read in markers:
         at = data.find(marker)
         while at >= 0:
             hits.setdefault(data.rfind(b"\n", 0, at) + 1, []).append(read)

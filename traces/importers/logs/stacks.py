@@ -127,7 +127,8 @@ def _fatal(line: Line, sink: Sink) -> None:
 
 FAMILIES = (
     Family((b"Fatal Python error: ",), _fatal),
-    Family((b"Process ", b" (idle)", b" (active", b"(most recent call first)", b"=== Rank "), _begin),
+    Family((b"Process ", b" (idle)", b" (active", b"(most recent call first)"), _begin, b"hread "),
+    Family((b"=== Rank ",), _begin),
 )
 
 

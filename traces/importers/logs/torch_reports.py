@@ -117,9 +117,10 @@ def _barrier(line: Line, sink: Sink) -> None:
         sink.add(PeerSilent(line.source, line.writer, "the wrapper's barrier"))
 
 
+NEAR = b"ollective"
 FAMILIES = (
-    Family((b"Timeout at collective: ", b"To our best knowledge", b"Snapshot of ranks' latest states"), _begin),
-    Family((b"didn't finish collective #", b"but didn't join collective #"), _desync),
-    Family((b"Detected mismatch between collectives on ranks",), _unlike),
-    Family((b"failed to pass monitoredBarrier", b"Monitored Barrier encountered error"), _barrier),
+    Family((b"Timeout at collective: ", b"To our best knowledge", b"Snapshot of ranks' latest states"), _begin, NEAR),
+    Family((b"didn't finish collective #", b"but didn't join collective #"), _desync, NEAR),
+    Family((b"Detected mismatch between collectives on ranks",), _unlike, NEAR),
+    Family((b"failed to pass monitoredBarrier", b"Monitored Barrier encountered error"), _barrier, b"onitored"),
 )

@@ -193,17 +193,14 @@ def _blocking(line: Line, sink: Sink) -> None:
         sink.wait(Waits(line.source, int(match[1]) if rank is None else rank, None, -1, Operation("")))
 
 
+NEAR = b"NCCL"
 FAMILIES = (
-    Family((b"Watchdog caught collective operation timeout",), _timeout),
-    Family((b"last enqueued work: ", b"last enqueued NCCL work: "), _status),
-    Family(
-        (b" from  rank ", b" from rank ", b"from this local rank", b"from another rank", b"to signal dumping"), _signal
-    ),
-    Family((b"ProcessGroupNCCL initialization options",), _options),
-    Family(
-        (b"watchdog got stuck for", b"eartbeat monitor timed out", b"detects no heartbeat", b"acquire GIL within"),
-        _stuck,
-    ),
-    Family((b"remote error detected from rank: ",), _remote),
-    Family((b"timed out in blocking wait",), _blocking),
+    Family((b"Watchdog caught collective operation timeout",), _timeout, NEAR),
+    Family((b"last enqueued work: ", b"last enqueued NCCL work: "), _status, NEAR),
+    Family((b"Received a ", b"dump signal from another rank", b"to signal dumping"), _signal, NEAR),
+    Family((b"ProcessGroupNCCL initialization options",), _options, NEAR),
+    Family((b"watchdog got stuck for", b"eartbeat monitor timed out"), _stuck, NEAR),
+    Family((b"detects no heartbeat", b"acquire GIL within"), _stuck, NEAR),
+    Family((b"remote error detected from rank: ",), _remote, NEAR),
+    Family((b"timed out in blocking wait",), _blocking, NEAR),
 )
