@@ -299,6 +299,15 @@ class Process(NamedTuple):
     rank: int
 
 
+class Numbering(NamedTuple):
+    """A rank and the other numbers that its prefixes, or its launcher, give it. Both hold within one file."""
+
+    source: Source
+    rank: int
+    task: int | None
+    local: int | None
+
+
 class Counted(NamedTuple):
     """What a tool that asks all ranks was told: launches by kind of collective, in one communicator."""
 
@@ -370,6 +379,7 @@ Fact = (
     | Hang
     | WorkerDied
     | Process
+    | Numbering
     | Counted
     | Finished
     | Calls

@@ -51,7 +51,7 @@ def _clients(picture: Picture) -> Iterator[Finding]:
     if not short_:
         return
     last = max(short_, key=lambda f: f.came)
-    came = stated(picture.rank_of(f.writer) for f in short_)
+    came = stated(picture.rank_of(f) for f in short_)
     rest = tuple(rank for rank in range(last.of) if rank not in came) if last.of < 1 << 16 else ()
     why = f"{last.came} of {last.of} clients reached the store"
     if came:
@@ -84,7 +84,7 @@ def _keys(picture: Picture) -> Iterator[Finding]:
     found = picture.evidence.of(facts.KeyWait)
     if not found:
         return
-    waiting = stated(picture.rank_of(f.writer) for f in found)
+    waiting = stated(picture.rank_of(f) for f in found)
     keys = sorted({f.key for f in found})
     unique = any(k.isdecimal() or "cuda" in k or "nccl" in k.lower() for k in keys)
     why = f"{ranks_text(waiting)} {verb(waiting, 'waits', 'wait')} for the key {keys[0][:80]} that another rank sets"
@@ -110,7 +110,7 @@ def _peers(picture: Picture) -> Iterator[Finding]:
         return
     address = max((a for a in lost if a), key=lambda a: len(lost[a]), default="")
     found = lost[address]
-    victims = stated(picture.rank_of(f.writer) for f in found)
+    victims = stated(picture.rank_of(f) for f in found)
     there = stated(f.rank for f in picture.evidence.of(facts.Process) if f.host == address and address)
     suspects = tuple(r for r in there if r not in victims) or tuple(
         r for r in picture.absent() if address and len(victims) > 1 and r not in victims
@@ -166,7 +166,7 @@ def _twice(picture: Picture, ranks: tuple[int, ...]) -> bool:
 
 def _without_rank(picture: Picture) -> Iterator[Finding]:
     """Processes that nobody can be told to be which rank."""
-    unnamed = [s for s in picture.evidence.of(facts.Stack) if picture.rank_of(s.writer) is None]
+    unnamed = [s for s in picture.evidence.of(facts.Stack) if picture.rank_of(s) is None]
     if not unnamed:
         return
     places = []
@@ -194,7 +194,7 @@ def monitors(picture: Picture) -> Iterator[Finding]:
     hangs = picture.evidence.of(facts.Hang)
     if hangs:
         names = "; ".join(sorted({f.what for f in hangs}))
-        noticed = stated(picture.rank_of(f.writer) for f in hangs if f.writer.rank is not None)
+        noticed = stated(picture.rank_of(f) for f in hangs if f.writer.rank is not None)
         by = f", noticed by {ranks_text(noticed)}" if noticed else ""
         why = f"{names}{by}; the one that says so waits itself"
         missing = (Missing(Want.STACK, tuple(range(picture.world))),)

@@ -28,7 +28,7 @@ def failures(picture: Picture) -> Iterator[Finding]:
 def _raised(picture: Picture) -> Iterator[Finding]:
     own: dict[int, list[facts.Raised]] = defaultdict(list)
     for fact in picture.evidence.of(facts.Raised):
-        rank = picture.rank_of(fact.writer)
+        rank = picture.rank_of(fact)
         if rank is not None and not fact.follows:
             own[rank].append(fact)
     exits = {f.rank: f for f in picture.evidence.of(facts.Exited)}
@@ -46,7 +46,8 @@ def _raised(picture: Picture) -> Iterator[Finding]:
         rank = min(own)
         finding = _exception(rank, own[rank][-1], (), tuple(sorted(own)))
         missing = (Missing(Want.LOG, tuple(sorted(own))),)
-        why = f"{finding.why}; that it ended the process is not in the log"
+        unsure = "that it ended the process" if picture.certain(own[rank][-1]) else "which rank that process is"
+        why = f"{finding.why}; {unsure} is not in the log"
         yield Finding(
             Kind.ERROR, why, suspects=finding.suspects, missing=missing, place=finding.place, source=finding.source
         )
@@ -54,7 +55,7 @@ def _raised(picture: Picture) -> Iterator[Finding]:
 
 def _ended(rank: int, raised: list[facts.Raised], exits: dict[int, facts.Exited], picture: Picture) -> bool:
     """Whether the exception ended the process, and the rank did not wait for others before."""
-    if rank in picture.waits:
+    if rank in picture.waits or not picture.certain(raised[-1]):
         return False
     died = any(f.rank == rank for f in picture.evidence.of(facts.WorkerDied))
     return raised[-1].fatal or died or (rank in exits and exits[rank].code > 0)
@@ -84,7 +85,7 @@ def _killed(picture: Picture) -> Iterator[Finding]:
     exits = [f for f in picture.evidence.of(facts.Exited) if f.code in FATAL_SIGNALS and f.rank not in picture.waits]
     if not exits:
         exits = [f for f in picture.evidence.of(facts.Exited) if f.code > 0 and f.first and f.rank not in picture.waits]
-        raised = {picture.rank_of(f.writer) for f in picture.evidence.of(facts.Raised)}
+        raised = {picture.rank_of(f) for f in picture.evidence.of(facts.Raised)}
         for fact in exits:
             if fact.rank not in raised:
                 yield _table_row(fact, picture)
@@ -133,7 +134,7 @@ def _table_row(fact: facts.Exited, picture: Picture) -> Finding:
 
 def _died(picture: Picture) -> Iterator[Finding]:
     """Workers that an engine saw end, of which nothing else is known."""
-    raised = {picture.rank_of(f.writer) for f in picture.evidence.of(facts.Raised)}
+    raised = {picture.rank_of(f) for f in picture.evidence.of(facts.Raised)}
     died = [f for f in picture.evidence.of(facts.WorkerDied) if f.rank not in raised]
     if not died:
         return

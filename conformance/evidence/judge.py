@@ -80,13 +80,21 @@ def judge_facts(evidence: Evidence) -> Judged:
 
 
 def _left_together(found: Sequence[Finding]) -> tuple[int, ...]:
-    """The ranks that every finding which names suspects leaves; where they contradict each other, all of both."""
+    """The ranks that every finding which names suspects leaves; where they contradict each other, all of both.
+
+    A finding that explains the hang by itself is narrowed down by others, never widened.
+    """
     left: set[int] = set()
+    explained = False
     for finding in found:
         if finding.suspects:
             own = set(finding.suspects)
-            left = own if not left else (left & own or left | own)
+            left = own if not left else (left & own or (left if explained else left | own))
+            explained |= finding.kind in EXPLAINING
     return tuple(sorted(left))
+
+
+EXPLAINING = (Kind.UNLIKE, Kind.RAISED, Kind.KILLED)
 
 
 def _with_place(finding: Finding, picture: Picture) -> Finding:

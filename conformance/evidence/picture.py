@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 from ...traces import evidence as facts
 from ...traces.evidence import Evidence, GroupName, Operation, Source, Writer
@@ -95,7 +97,7 @@ class Picture:
                 if issued.finished:
                     state.completed[rank] = max(state.completed.get(rank, -1), issued.number)
         self.told |= self.heard | set(self.stacks)
-        self.told |= {r for f in evidence.of(facts.Raised) if (r := self.rank_of(f.writer)) is not None}
+        self.told |= {r for f in evidence.of(facts.Raised) if (r := self.rank_of(f)) is not None}
         self.told |= {f.rank for f in evidence.of(facts.Exited)} | {f.rank for f in evidence.of(facts.Stuck)}
         self.told |= {r for f in evidence.of(facts.Counted) for by_rank in f.counts.values() for r in by_rank}
         self.told |= {f.rank for f in evidence.of(facts.Finished)} | {f.rank for f in evidence.of(facts.Unlike)}
@@ -136,14 +138,18 @@ class Picture:
     def _stacks(self) -> dict[int, list[facts.Stack]]:
         found: dict[int, list[facts.Stack]] = defaultdict(list)
         for stack in self.evidence.of(facts.Stack):
-            rank = self.rank_of(stack.writer)
+            rank = self.rank_of(stack)
             if rank is not None:
                 found[rank].append(stack)
         return dict(found)
 
-    def rank_of(self, writer: Writer) -> int | None:
-        """The rank of a process; None where nothing tells it."""
-        return self.identities.rank_of(writer)
+    def rank_of(self, fact: Written) -> int | None:
+        """The rank of the process that wrote something; None where nothing tells it."""
+        return self.identities.rank_of(fact.writer, fact.source.path)[0]
+
+    def certain(self, fact: Written) -> bool:
+        """Whether the rank of the process that wrote something is stated, not taken from a launcher's number."""
+        return self.identities.rank_of(fact.writer, fact.source.path)[1]
 
     # ── sizes ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -228,32 +234,56 @@ class _Identities:
         for process in evidence.of(facts.Process):
             self.by_process[process.host, process.pid] = process.rank
             self.by_pid[process.pid].add(process.rank)
-        writers = _writers(evidence)
-        for writer in writers:
+        self.tasks: dict[tuple[Path, int | None], set[int]] = defaultdict(set)
+        self.locals: dict[tuple[Path, int | None], set[int]] = defaultdict(set)
+        self.tasks_are_ranks = self.locals_are_ranks = True
+        numbers = evidence.of(facts.Numbering)
+        for found in numbers:
+            self.tasks[found.source.path, found.task].add(found.rank)
+            self.locals[found.source.path, found.local].add(found.rank)
+            self.tasks_are_ranks &= found.task in (None, found.rank)
+            self.locals_are_ranks &= found.local in (None, found.rank)
+        self.axes: dict[str, int] = {}
+        for writer in _writers(evidence):
             if writer.pid is not None and writer.rank is not None:
                 self.by_pid[writer.pid].add(writer.rank)
-        self.axes: dict[str, int] = {}
-        for writer in writers:
             for axis, index in writer.worker:
                 self.axes[axis] = max(self.axes.get(axis, 0), index)
 
-    def rank_of(self, writer: Writer) -> int | None:
-        """The rank of a process; None where nothing tells it."""
+    def rank_of(self, writer: Writer, path: Path) -> tuple[int | None, bool]:
+        """The rank of a process, None where nothing tells it; and whether that is certain."""
         if writer.rank is not None:
-            return writer.rank
+            return writer.rank, True
         if writer.pid is not None:
             found = self.by_process.get((writer.host, writer.pid))
             if found is not None:
-                return found
+                return found, True
             if len(ranks := self.by_pid.get(writer.pid, set())) == 1:
-                return next(iter(ranks))
-        if writer.task is not None:
-            return writer.task
+                return next(iter(ranks)), True
+        for number, known, same in (
+            (writer.task, self.tasks, self.tasks_are_ranks),
+            (writer.local, self.locals, self.locals_are_ranks),
+        ):
+            if number is not None:
+                ranks = known.get((path, number), set())
+                if len(ranks) == 1:
+                    return next(iter(ranks)), True
+                # a number of the launcher's is the rank on one host, or with one task a rank
+                return (number if same and not ranks else None), False
         place = dict(writer.worker)
         if "TP" in place or "PP" in place:
-            # engines number their workers by pipeline stage, then by tensor-parallel index; DP ranks are jobs of theirs
-            return place.get("PP", 0) * (self.axes.get("TP", 0) + 1) + place.get("TP", 0)
-        return writer.local
+            # engines number workers by pipeline stage, then by tensor-parallel index; DP ranks are jobs of their own
+            return place.get("PP", 0) * (self.axes.get("TP", 0) + 1) + place.get("TP", 0), True
+        return None, False
+
+
+class Written(Protocol):
+    """A fact that somebody wrote."""
+
+    @property
+    def source(self) -> Source: ...
+    @property
+    def writer(self) -> Writer: ...
 
 
 def _writers(evidence: Evidence) -> list[Writer]:

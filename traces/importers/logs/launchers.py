@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from ...evidence import Exited, Process
+from ...evidence import Exited, Numbering, Process
 from .lines import Family, Line, Sink, short
 
 _FIELD = re.compile(r"^\s*(time|host|rank|exitcode|error_file|traceback)\s*: ?(.*)$")
@@ -63,6 +63,9 @@ class _Table:
         sink.add(exited, (exited.rank, exited.code, exited.time))
         if pid:
             sink.add(Process(line.source, host, pid, int(rank[1])))
+        if rank[2] is not None:
+            key = (line.source.path, rank[1], rank[2])
+            sink.add(Numbering(line.source, int(rank[1]), None, int(rank[2])), key)
 
 
 MAX_LINES, MAX_TEXT = 100_000, 20_000

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ...evidence import Fact, Finished, GroupName, Operation, Source, Waits, Writer
+from ...evidence import Fact, Finished, GroupName, Numbering, Operation, Source, Waits, Writer
 
 MAX_FACTS = 200_000
 """A job of 4,096 ranks leaves some 40,000."""
@@ -61,9 +61,7 @@ class Line(NamedTuple):
         found = None
         for match in RANK.finditer(self.text, 0, at):
             found = int(match[1])
-        if found is not None:
-            return found
-        return self.writer.rank if self.writer.rank is not None else self.writer.task
+        return found if found is not None else self.writer.rank
 
 
 def split(text: str, source: Source) -> Line:
@@ -113,6 +111,10 @@ class Sink:
     def __init__(self) -> None:
         self.facts: list[Fact] = []
         self.blocks: dict[Key, Block] = {}
+        self.ranked = False
+        """Whether lines name global ranks."""
+        self.assumed: list[tuple[Waits, str]] = []
+        """Waits of a rank that is a `task` or a rank in its `group`, and what it is."""
         self.full = False
         """Whether there were more facts than are kept."""
         self.spawned: dict[Key, int] = {}
@@ -149,6 +151,16 @@ class Sink:
             self.add(fact, (fact.rank, fact.number, fact.operation))
         else:
             self.add(fact, (fact.rank, fact.group, fact.number))
+
+    def writes(self, line: Line) -> None:
+        """Note which numbers a writer goes by."""
+        writer = line.writer
+        if writer.rank is None:
+            return
+        self.ranked = True
+        if writer.task is not None or writer.local is not None:
+            key = (line.source.path, writer.rank, writer.task, writer.local)
+            self.add(Numbering(line.source, writer.rank, writer.task, writer.local), key)
 
     def tie(self, source: Source, rank: int, group: GroupName, number: int) -> None:
         """Say which group the rank's wait in the operation of that number is in."""
@@ -191,6 +203,12 @@ class Sink:
         """Keep what only the end of all files completes."""
         self.facts += self.finished.values()
         self.finished.clear()
+        numbers = [fact for fact in self.facts if isinstance(fact, Numbering)]
+        tasks_are_ranks = all(fact.task in (None, fact.rank) for fact in numbers)
+        for wait, what in self.assumed:
+            if tasks_are_ranks if what == "task" else not self.ranked:
+                self.add(wait, (wait.rank, wait.number, wait.operation))
+        self.assumed.clear()
 
     def _tie_late(self) -> None:
         """Tie the waits whose counters were written before them."""

@@ -9,6 +9,7 @@ Left out: opening files and archives (`detect`), and every form of line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +18,7 @@ from ...evidence import Fact, Source
 from . import connections, engines, inspector, launchers, ras, stacks, torch_reports, torch_watchdog, tracebacks
 from .lines import Family, Line, Sink, split
 from .nccl import NcclCalls
+from .stacks import rank_in_name
 
 BLOCK = 4 << 20
 MAX_LINE = 1 << 20
@@ -66,7 +68,8 @@ class Logs:
         return self._said() > before
 
     def _said(self) -> int:
-        return len(self.sink.facts) + self.nccl.count + len(self.nccl.streams) + len(self.sink.finished)
+        sink, nccl = self.sink, self.nccl
+        return len(sink.facts) + len(sink.assumed) + len(sink.finished) + nccl.count + len(nccl.streams)
 
     def finish(self) -> list[Fact]:
         """All facts, when all files are read."""
@@ -80,6 +83,10 @@ class _Walker:
 
     def __init__(self, path: Path, sink: Sink, nccl: NcclCalls) -> None:
         self.path, self.sink, self.nccl = path, sink, nccl
+        self.rank = rank_in_name(path)
+        local = re.search(r"(?:^|/)(\d{1,5})/std(?:out|err)(?:\.log)?$", path.as_posix())
+        self.local = int(local[1]) if local is not None else None
+        """As torchrun's --redirects names its folders."""
         self.number = 1
         self.idle = 0
 
@@ -104,13 +111,24 @@ class _Walker:
             number += data.count(b"\n", counted, at)
             counted = at
             text = data[at : min(end, at + MAX_LINE)].decode("utf-8", "replace")
-            self._line(split(text, Source(self.path, number)), hits.get(at, ()))
+            self._line(self._named(split(text, Source(self.path, number))), hits.get(at, ()))
             at = end + 1
         self.number += data.count(b"\n")
+
+    def _named(self, line: Line) -> Line:
+        """The line, with what the file's name says of who wrote it, where its prefixes do not."""
+        writer = line.writer
+        if writer.rank is None and not writer.worker:
+            if self.rank is not None:
+                return line._replace(writer=writer._replace(rank=self.rank))
+            if self.local is not None and writer.local is None:
+                return line._replace(writer=writer._replace(local=self.local))
+        return line
 
     def _line(self, line: Line, families: tuple[Read, ...] | list[Read]) -> None:
         sink, key = self.sink, (line.source.path, line.writer)
         self.idle += 1
+        sink.writes(line)
         block = sink.blocks.get(key)
         if block is not None:
             if block.feed(line, sink):

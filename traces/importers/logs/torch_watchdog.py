@@ -98,15 +98,11 @@ def _described(text: str | None) -> str:
 
 
 def _rank(line: Line, match: re.Match[str]) -> int | None:
-    """The global rank; a rank in the group counts as it where no other is stated, in the default group alone."""
+    """The global rank; a rank in the group is it where no other is stated, in the default group alone."""
     rank = line.rank_at(match.start())
-    if rank is not None:
-        return rank
-    given, group = match.groupdict(), group_of(match)
-    if given.get("place") is not None and group is not None and group.name == "0":
-        return int(given["place"])
-    # before 2.2 there is neither a global rank nor a group in the line
-    return int(given["in_group"]) if given.get("in_group") is not None and group is None else None
+    if rank is None and (group := group_of(match)) is not None and group.name == "0":
+        rank = int(match["place"])
+    return rank
 
 
 def operation_of(name: str, sizes: str) -> Operation:
@@ -127,10 +123,16 @@ def operation_of(name: str, sizes: str) -> Operation:
 def _timeout(line: Line, sink: Sink) -> None:
     for match in _TIMEOUT.finditer(line.text):
         rank = _rank(line, match)
-        if rank is None:
-            continue
         operation = operation_of(match["op"], match["sizes"])
-        sink.wait(Waits(line.source, rank, group_of(match), int(match["number"]), operation))
+        number = int(match["number"])
+        if rank is not None:
+            sink.wait(Waits(line.source, rank, group_of(match), number, operation))
+        elif group_of(match) is None:  # before 2.2 there is neither a global rank nor a group in the line
+            task = line.writer.task
+            given = task if task is not None else match["in_group"]
+            if given is not None:
+                what = "group" if task is None else "task"
+                sink.assumed.append((Waits(line.source, int(given), None, number, operation), what))
 
 
 def _status(line: Line, sink: Sink) -> None:
