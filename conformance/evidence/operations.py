@@ -214,8 +214,8 @@ def _first_unlike(
         classes = _classes(votes)
         if len(classes) < 2:
             continue
-        whole = (ends - starts)[:at] == len(ranks)
-        if not bool((whole & ~unequal[:at]).any()):
+        many = 2 * (ends - starts)[:at] >= len(ranks)
+        if not bool((many & ~unequal[:at]).any()):
             return  # nothing shows that these numbers are the same on all ranks
         number = int(laid.number[starts[at]])
         where = f"opCount {number:x} of the communicator of {members[0].size} ranks"

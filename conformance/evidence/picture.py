@@ -97,7 +97,10 @@ class Picture:
                 if issued.finished:
                     state.completed[rank] = max(state.completed.get(rank, -1), issued.number)
         self.told |= self.heard | set(self.stacks)
-        self.told |= {r for f in evidence.of(facts.Raised) if (r := self.rank_of(f)) is not None}
+        for fact in evidence.facts:
+            if isinstance(fact, (facts.Raised, facts.PeerLost, facts.PeerSilent, facts.Joined, facts.KeyWait)):
+                rank = self.rank_of(fact)
+                self.told |= set() if rank is None else {rank}
         self.told |= {f.rank for f in evidence.of(facts.Exited)} | {f.rank for f in evidence.of(facts.Stuck)}
         self.told |= {r for f in evidence.of(facts.Counted) for by_rank in f.counts.values() for r in by_rank}
         self.told |= {f.rank for f in evidence.of(facts.Finished)} | {f.rank for f in evidence.of(facts.Unlike)}

@@ -81,6 +81,8 @@ class NcclCalls:
         self.count = 0
         self._open: dict[tuple[bytes, bytes, bytes], _Stream] = {}
         self._known: dict[tuple[bytes, bytes], int] = {}
+        self._hosts: set[bytes] = set()
+        """Those that a line named at which a communicator was made."""
         self._heads: dict[bytes, tuple[bytes, bytes, bytes]] = {}
 
     def read(self, path: Path, data: bytes, sink: Sink, first_line: int) -> bool:
@@ -121,7 +123,9 @@ class NcclCalls:
         words = data[begin + 1 : end]
         known = self._heads.get(words)
         if known is None and (found := _HEAD.search(words)) is not None:
-            known = (found[1], found[2], found[3])
+            # two lines that ran together have a word in front of the host
+            host = next((h for h in self._hosts if found[1].endswith(h)), found[1])
+            known = (host, found[2], found[3])
             if len(self._heads) < MAX_HEADS:
                 self._heads[words] = known
         return known
@@ -129,6 +133,8 @@ class NcclCalls:
     def _init(self, path: Path, data: bytes, match: re.Match[bytes], sink: Sink, first_line: int) -> None:
         host, pid, device, comm, rank, size = match.groups()
         source = Source(path, first_line + data.count(b"\n", 0, match.start()))
+        if len(self._hosts) < MAX_HEADS:
+            self._hosts.add(host)
         stream = _Stream(source, (host, pid, device), int(size))
         comm_id = _COMM_ID.search(match[0])
         stream.rank, stream.comm = int(rank), comm_id[1] if comm_id else b""
