@@ -277,7 +277,7 @@ def replay(
     report: flags.ReportChoice = flags.ReportFormat.text,
     out: flags.OutDir = None,
 ) -> None:
-    """Hold recorded ranks against the model: conforming, divergent or unknown."""
+    """Judge a job by its traces, dumps, logs and stacks: conforming, divergent or unknown (see `explain evidence`)."""
     from ..conformance import report as reports
     from ..conformance.replay import judge, judge_paths
 
@@ -300,6 +300,14 @@ def replay(
             write_page(out / "page.html", story_of(traces, found))
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))
     raise typer.Exit(reports.STATUS[found.verdict])
+
+
+@app.command(epilog="Example: genlock explain evidence")
+def explain(topic: flags.Topic) -> None:
+    """Tell what a hung job leaves behind, what to switch on for each version of torch, and what to fetch now."""
+    from .explain import explain as text_of
+
+    print(text_of(topic), end="")
 
 
 @app.command(epilog="Example: genlock render states tp_v1.1 --out states.svg")

@@ -165,6 +165,10 @@ class Unlike(NamedTuple):
     peer: int | None
     theirs: Operation | None
     theirs_number: int
+    writer: int | None = None
+    """Global rank of who wrote it, where that is stated: `rank` and `peer` are ranks in the group that was checked."""
+    ascending: bool = True
+    """Whether the ranks are those of the group, in whose order they were compared."""
 
 
 class NeverCame(NamedTuple):
@@ -174,6 +178,8 @@ class NeverCame(NamedTuple):
     by: int
     ranks: tuple[int, ...]
     where: str
+    writer: int | None = None
+    """Global rank of who wrote it, where that is stated: the others are ranks in the group."""
 
 
 class Joined(NamedTuple):
@@ -326,6 +332,8 @@ class Counted(NamedTuple):
     """Ranks that the tool holds to be dead."""
     failed: tuple[int, ...] = ()
     """Ranks that report an error of their communicator."""
+    whole: bool = True
+    """Whether the ranks are the job's. Else they are those of a smaller communicator, and name no rank of the job."""
 
 
 class Finished(NamedTuple):
@@ -337,6 +345,8 @@ class Finished(NamedTuple):
     size: int
     kind: str
     number: int
+    whole: bool = True
+    """Whether the communicator is the job's, so that whoever is not in it has finished nothing."""
 
 
 class Calls(NamedTuple):
@@ -348,6 +358,8 @@ class Calls(NamedTuple):
     """Host, pid and number of the device."""
     rank: int | None
     """Rank in the communicator, where it is stated."""
+    whole: bool
+    """Whether the communicator is that of the whole job, so that its ranks are the job's."""
     group: GroupName
     size: int
     numbers: Sequence[int]

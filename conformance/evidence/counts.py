@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ...traces.evidence import Counted, Finished, GroupName
 from .finding import Finding, Kind, Missing, Want, ranks_text, verb
@@ -25,8 +26,14 @@ def counts(picture: Picture) -> Iterator[Finding]:
     for fact in picture.evidence.of(Counted):
         answers[fact.group].append(fact)
     for group, found in sorted(answers.items()):
-        yield from _silent(found[-1])
-        yield from _launches(group, found, picture)
+        shown = [*_silent(found[-1]), *_launches(group, found, picture)]
+        if found[-1].whole:
+            yield from shown
+        else:  # ranks of a smaller communicator are not the job's
+            told = f"of the {found[-1].size} ranks of communicator {group.name}, by their numbers in it: "
+            for finding in shown:
+                wanted = (Missing(Want.NUMBERS),)
+                yield replace(finding, why=told + finding.why, culprits=(), suspects=(), missing=wanted)
     yield from _completed(picture)
 
 
@@ -92,10 +99,13 @@ def _verdict(
     number = max(vector[at] for vector in vectors.values())
     place = f"{kind or 'collective'} #{number}"
     if not still:
-        both = odd if not ahead and majority else tuple(sorted(vectors))
-        why += "; one answer does not show that they stand still"
+        suspects = (behind if ahead else odd) if majority else tuple(sorted(vectors))
+        why += f"; one answer does not show that {ranks_text(behind)} {verb(behind, 'stands', 'stand')} still"
+        why += f", nor that {ranks_text(odd)} did not do one too many" if ahead else ""
         missing = (Missing(Want.SECOND), Missing(Want.STACK, behind))
-        return Finding(Kind.COUNTS, why, suspects=both, at=place, number=number, source=last.source, missing=missing)
+        return Finding(
+            Kind.COUNTS, why, suspects=suspects, at=place, number=number, source=last.source, missing=missing
+        )
     if majority and not ahead:
         return Finding(
             Kind.COUNTS,
@@ -161,7 +171,8 @@ def _completed(picture: Picture) -> Iterator[Finding]:
     for (group, kind), by_rank in sorted(by_kind.items(), key=lambda item: (item[0][0], item[0][1])):
         top = max(fact.number for fact in by_rank.values())
         behind = tuple(sorted(r for r, fact in by_rank.items() if fact.number < top))
-        absent = tuple(r for r in range(sizes[group]) if r not in by_rank) if sizes[group] < MAX_LISTED else ()
+        whole = all(fact.whole for fact in by_rank.values()) and sizes[group] < MAX_LISTED
+        absent = tuple(r for r in range(sizes[group]) if r not in by_rank) if whole else ()
         suspects = tuple(sorted({*behind, *absent}))
         if not suspects or len(suspects) == sizes[group]:
             continue

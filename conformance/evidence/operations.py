@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -108,11 +109,13 @@ def _wrapper(picture: Picture) -> Iterator[Finding]:
         if fact.peer is not None and fact.theirs is not None:
             votes.setdefault(fact.peer, _numbered(fact.theirs, fact.theirs_number, fact))
             # it compares in ascending order, and says which rank is the first that differs
-            for rank in range(fact.peer):
+            for rank in range(fact.peer if fact.ascending else 0):
                 if rank != fact.rank:
                     votes.setdefault(rank, votes[fact.rank])
     classes = _classes(votes)
     size = picture.world if picture.world_stated or len(found) > 1 else 0
+    if not all(fact.ascending for fact in found):
+        size = 0  # of a smaller group, whose size nothing tells
     if len(classes) < 2:
         return
     finding = _finding(classes, votes, "one collective", max(found[0].number, 0), size, found[0].source, picture)
@@ -142,23 +145,37 @@ def _calls(picture: Picture) -> Iterator[Finding]:
         if calls.group.shared:
             groups[calls.group].append(calls)
     for group, members in sorted(groups.items()):
-        ranks = ranks_of(members)
-        if ranks is None or len(set(ranks)) != len(ranks):
+        known = [calls for calls in members if calls.rank is not None]
+        members = known or members  # what is torn may seem to be of a process that nobody knows
+        ranks, whole = ranks_of(members, picture)
+        if len(set(ranks)) != len(ranks):
             continue
         laid = _laid(ranks, members)
-        if laid is not None:
-            yield from _first_unlike(laid, group, ranks, members, picture)
+        for finding in [] if laid is None else _first_unlike(laid, group, ranks, members, picture):
+            if whole:
+                yield finding
+            else:  # ranks of a smaller communicator are not the job's
+                why = f"in communicator {group.name}, by the ranks in it: {finding.why}"
+                yield replace(finding, why=why, culprits=(), suspects=(), missing=(Missing(Want.NUMBERS),))
 
 
-def ranks_of(members: Sequence[Calls]) -> list[int] | None:
-    """The members' ranks: as stated or, of one host with as many devices as ranks, the devices'."""
-    if all(calls.rank is not None for calls in members):
-        return [calls.rank for calls in members if calls.rank is not None]
+def ranks_of(members: Sequence[Calls], picture: Picture) -> tuple[list[int], bool]:
+    """The members' ranks in the job, and True; where nothing tells them those in the communicator, and False.
+
+    Of one host with as many devices as ranks, the devices are the ranks.
+    """
+    stated = [calls.rank for calls in members if calls.rank is not None]
+    if len(stated) == len(members):
+        if members[0].whole:
+            return stated, True
+        processes = picture.identities.by_process
+        ranks = [processes.get(calls.process[:2], -1) for calls in members]
+        return (ranks, True) if -1 not in ranks else (stated, False)
     devices = [calls.process[2] for calls in members]
     one_host = len({calls.process[0] for calls in members}) == 1
-    if one_host and sorted(devices) == list(range(members[0].size)):
-        return devices
-    return None
+    if one_host and members[0].whole and sorted(devices) == list(range(members[0].size)):
+        return devices, True
+    return list(range(len(members))), False
 
 
 class Laid(NamedTuple):

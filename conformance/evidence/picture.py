@@ -19,9 +19,15 @@ from ...traces.evidence import Evidence, GroupName, Operation, Source, Writer
 from .stack_state import At, state_of
 
 P2P = ("send", "recv")
+PART = "part"
+"""Name of a group that a report is of, where it is not that of all ranks."""
 DEFAULT_NAMES = ("0", "default_pg")
 FATAL_SIGNALS = (-9, -7, -11, -4, -8)
 """Ended from outside, or crashed. -6 and -15 are how torch and launchers end those that were left waiting."""
+
+
+WRITTEN = (facts.Raised, facts.PeerLost, facts.PeerSilent, facts.Joined, facts.KeyWait)
+"""Facts that a process wrote of itself."""
 
 
 @dataclass
@@ -48,15 +54,16 @@ class GroupState:
     @property
     def default(self) -> bool:
         """Whether it is the group of all ranks."""
-        return (
-            self.name.family in ("desync", "wrapper") or self.name.name == "0" or self.name.description in DEFAULT_NAMES
-        )
+        if self.name.family == "desync":
+            return self.name.name != PART
+        return self.name.name == "0" or self.name.description in DEFAULT_NAMES
 
 
 class Picture:
     """All facts of a job, by rank and by group."""
 
     def __init__(self, evidence: Evidence) -> None:
+        evidence = evidence_of_job(evidence)
         self.evidence = evidence
         self.identities = _Identities(evidence)
         self.groups: dict[GroupName, GroupState] = {}
@@ -98,13 +105,15 @@ class Picture:
                     state.completed[rank] = max(state.completed.get(rank, -1), issued.number)
         self.told |= self.heard | set(self.stacks)
         for fact in evidence.facts:
-            if isinstance(fact, (facts.Raised, facts.PeerLost, facts.PeerSilent, facts.Joined, facts.KeyWait)):
-                rank = self.rank_of(fact)
-                self.told |= set() if rank is None else {rank}
+            if not isinstance(fact, WRITTEN):
+                continue
+            if (known := self.rank_of(fact)) is not None:
+                self.told.add(known)
         self.told |= {f.rank for f in evidence.of(facts.Exited)} | {f.rank for f in evidence.of(facts.Stuck)}
-        self.told |= {r for f in evidence.of(facts.Counted) for by_rank in f.counts.values() for r in by_rank}
+        counted = [f for f in evidence.of(facts.Counted) if f.whole]
+        self.told |= {r for f in counted for by_rank in f.counts.values() for r in by_rank}
         self.told |= {f.rank for f in evidence.of(facts.Finished)} | {f.rank for f in evidence.of(facts.Unlike)}
-        self.told |= {f.rank for f in evidence.of(facts.Calls) if f.rank is not None}
+        self.told |= {f.rank for f in evidence.of(facts.Calls) if f.rank is not None and f.whole}
         self._desync_waits()
 
     def _issue(self, state: GroupState, rank: int, number: int, operation: Operation, source: Source) -> None:
@@ -301,3 +310,40 @@ def _writers(evidence: Evidence) -> list[Writer]:
 def stated(ranks: Iterable[int | None]) -> tuple[int, ...]:
     """The ranks that are known, in order."""
     return tuple(sorted({rank for rank in ranks if rank is not None}))
+
+
+def evidence_of_job(evidence: Evidence) -> Evidence:
+    """The evidence with the ranks of torch's reports as ranks of the job.
+
+    They are ranks in the group that was checked. Where the writers show that these are others than the job's, those of
+    whom nothing tells the rank in the job are left out.
+    """
+    places: dict[str, dict[int, int]] = {"desync": {}, "other": {}}
+    for fact in evidence.facts:
+        if isinstance(fact, facts.Membership) and fact.group.family == "desync":
+            places["desync"][fact.position] = fact.rank
+        elif isinstance(fact, facts.Unlike) and fact.writer is not None:
+            places["other"][fact.rank] = fact.writer
+        elif isinstance(fact, facts.NeverCame) and fact.writer is not None:
+            places["other"][fact.by] = fact.writer
+    moved = {name: any(place != rank for place, rank in known.items()) for name, known in places.items()}
+    if not any(moved.values()):
+        return evidence
+    found: list[facts.Fact] = []
+    for fact in evidence.facts:
+        if isinstance(fact, facts.Issued) and fact.group.family == "desync" and moved["desync"]:
+            ranks = tuple(places["desync"][r] for r in fact.ranks if r in places["desync"])
+            found.append(fact._replace(ranks=ranks, group=fact.group._replace(name=PART)))
+        elif isinstance(fact, facts.Membership) and fact.group.family == "desync" and moved["desync"]:
+            found.append(fact._replace(group=fact.group._replace(name=PART)))
+        elif isinstance(fact, facts.Unlike) and moved["other"]:
+            peer = None if fact.peer is None else places["other"].get(fact.peer)
+            if fact.writer is not None:
+                found.append(fact._replace(rank=fact.writer, peer=peer, ascending=False))
+        elif isinstance(fact, facts.NeverCame) and moved["other"]:
+            ranks = tuple(places["other"][r] for r in fact.ranks if r in places["other"])
+            if fact.writer is not None and ranks:
+                found.append(fact._replace(by=fact.writer, ranks=ranks))
+        else:
+            found.append(fact)
+    return Evidence(found, evidence.recording, evidence.files)

@@ -31,6 +31,7 @@ FLAGS = {
     "guard": "--deadline --observe --meet --interface --out",
     "record": "--out",
     "replay": "--format --out",
+    "explain": "",
     "render": "--diff --format --out",
     "docs": "--evidence --out",
     "audit": "--mutant --full --run --out --format",

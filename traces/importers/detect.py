@@ -167,6 +167,12 @@ class _Gathered:
 
     def _text(self, path: Path, stream: BinaryIO, head: bytes, named: bool) -> None:
         threads = _is_threads(head) and _threads(path, stream.read(MAX_BYTES + 1), self.logs)
+        if head.lstrip().startswith(SERVED) and (served := _served(path, stream.read(MAX_BYTES + 1))):
+            for rank, dump in served:
+                self.dumps.append(read_dump(path, dump, self.interned, rank))
+            return
+        if head.lstrip().startswith(SERVED):
+            stream.seek(0)
         if threads or self.logs.scan(path, stream):
             self.said.append(path)
         elif named:
@@ -299,6 +305,23 @@ def _head(path: Path) -> bytes:
 
 def _unknown(path: Path) -> UnreadableInput:
     return UnreadableInput("of no known format", where=str(path), do=f"known are {KNOWN}")
+
+
+SERVED = b"=== Rank "
+"""How torch's debug server begins what it has of each rank."""
+
+
+def _served(path: Path, data: bytes) -> list[tuple[int, object]]:
+    """Dumps of several ranks in one file, each behind a line that names the rank; none where they are no dumps."""
+    parts = re.split(rb"^=== Rank (\d{1,7}): [^\n]{0,400}===[ \t]*\r?\n", data, flags=re.MULTILINE)
+    found: list[tuple[int, object]] = []
+    for rank, text in zip(parts[1::2], parts[2::2], strict=True):
+        if text.lstrip()[:1] != b"{":
+            continue
+        decoded = decode_json(path, text.strip())
+        if looks_like(decoded):
+            found.append((int(rank), decoded))
+    return found
 
 
 def _is_threads(head: bytes) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ...evidence import Fact, Finished, GroupName, Numbering, Operation, Source, Waits, Writer
+from ...evidence import Fact, GroupName, Numbering, Operation, Source, Waits, Writer
 
 MAX_FACTS = 200_000
 """A job of 4,096 ranks leaves some 40,000."""
@@ -123,7 +123,8 @@ class Sink:
         """Rank of the stacks that come next, where a header named it."""
         self.crashed: dict[Key, bool] = {}
         """Whether the stacks that come next are of a process that is about to end."""
-        self.finished: dict[tuple[str, int, str], Finished] = {}
+        self.completed: dict[Row, tuple[int, Source]] = {}
+        """The last number of each rank and kind that is known to have completed."""
         self._queries = 0
         self._seen: set[object] = set()
         self._untied: dict[tuple[int, int], int] = {}
@@ -201,8 +202,6 @@ class Sink:
 
     def finish(self) -> None:
         """Keep what only the end of all files completes."""
-        self.facts += self.finished.values()
-        self.finished.clear()
         numbers = [fact for fact in self.facts if isinstance(fact, Numbering)]
         tasks_are_ranks = all(fact.task in (None, fact.rank) for fact in numbers)
         for wait, what in self.assumed:
@@ -221,6 +220,17 @@ class Sink:
                         self.facts[at] = fact._replace(operation=loose.operation, failed=False)
                     break
         self._untied.clear()
+
+
+class Row(NamedTuple):
+    """What a number of completed operations is of."""
+
+    name: str
+    rank: int
+    size: int
+    kind: str
+    host: str
+    pid: int
 
 
 class Family(NamedTuple):

@@ -163,27 +163,42 @@ class NcclCalls:
         sizes: dict[int, int] = {}
         for stream in self.streams:
             sizes[stream.size] = sizes.get(stream.size, 0) + 1
+        ranks = self._ranks()
         largest = max((s.size for s in self.streams), default=0)
         for stream in self.streams:
             host, pid, device = (part.decode("ascii", "replace") for part in stream.head)
-            if stream.rank is not None and stream.size == largest:
-                sink.add(Process(stream.source, host, int(pid), stream.rank))
+            if stream.rank is not None and stream.size == largest and ranks:
+                sink.add(Process(stream.source, host, int(pid), stream.rank), (host, pid, stream.rank))
             if not stream.numbers:
                 continue
             name = stream.comm.decode("ascii", "replace")
             # without an id, as many processes as the communicator has ranks are the one communicator of that size
             shared = bool(name) or sizes[stream.size] == stream.size
-            group = GroupName("nccl", name or f"of {stream.size}", shared=shared)
-            torn = self.damaged or stream.head[:2] in self.torn
-            calls = Calls(
-                stream.source,
-                (host, int(pid), int(device)),
-                stream.rank,
-                group,
-                stream.size,
-                stream.numbers,
-                stream.operations,
-                self.kinds,
-                torn,
+            sink.facts.append(
+                Calls(
+                    stream.source,
+                    (host, int(pid), int(device)),
+                    stream.rank,
+                    stream.size == largest and (not name or bool(ranks)),
+                    GroupName("nccl", name or f"of {stream.size}", shared=shared),
+                    stream.size,
+                    stream.numbers,
+                    stream.operations,
+                    self.kinds,
+                    self.damaged or stream.head[:2] in self.torn,
+                )
             )
-            sink.facts.append(calls)
+
+    def _ranks(self) -> dict[tuple[bytes, bytes, bytes], int]:
+        """Each process's rank in the job: that in the largest communicator, if there is but one order of it."""
+        largest = max((s.size for s in self.streams if s.rank is not None), default=0)
+        found: dict[tuple[bytes, bytes, bytes], int] = {}
+        taken: dict[int, tuple[bytes, bytes, bytes]] = {}
+        for stream in self.streams:
+            if stream.rank is None or stream.size != largest:
+                continue
+            if found.setdefault(stream.head, stream.rank) != stream.rank:
+                return {}
+            if taken.setdefault(stream.rank, stream.head) != stream.head:
+                return {}  # several communicators of that size, of other processes: none is the job's
+        return found

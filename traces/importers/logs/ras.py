@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -31,6 +31,7 @@ _NAMED = re.compile(
 )
 _MISSING = re.compile(r"The missing rank\(s\): ([\d, ]{1,100000})")
 _ROW = re.compile(r"^\s*(\d{1,6})\s+(\d{1,7})\s+(\d{1,7})\s+([\d\-]{1,15})\s+([\d\-]{1,15})\s+(\d{1,7})\s+[A-Z]")
+_TOTAL = re.compile(r"^\s*\d{1,7}\s+[\d\-]{1,15}\s+[\d\-]{1,15}\s+\d{1,7}\s+(\d{1,7})\s*$")
 _OURS = re.compile(
     r"^(?:\s*$|\s|=|#|\d|\(total\)|NCCL version|CUDA |Job summary|Communicators|Errors|Warnings|Gathering|Group|Nodes"
     r"|The outlier|INCOMPLETE|DEAD|TIMEOUT|MISMATCH|ERROR|Process)"
@@ -43,6 +44,8 @@ class _Answer:
     def __init__(self, line: Line, query: int) -> None:
         self.source, self.query = line.source, query
         self.sizes: dict[str, int] = {}
+        self.total = 0
+        """GPUs of the job; 0 where that is not told."""
         self.comm: tuple[str, str] | None = None
         self.problem = ""
         self.kind: str | None = None
@@ -61,6 +64,9 @@ class _Answer:
         row = _ROW.match(text)
         if row is not None and row[5].isdecimal():
             self.sizes[row[1]] = int(row[5])
+        total = _TOTAL.match(text)
+        if total is not None and not self.sizes:
+            self.total = int(total[1])
         comm = _COMM.match(text)
         if comm is not None:
             self._flush(sink)
@@ -79,7 +85,7 @@ class _Answer:
         if missing is not None:
             self.missing |= set(ranks_in(missing[1]))
         named = _NAMED.search(text)
-        if named is not None and self.comm is not None:
+        if named is not None and self.comm is not None and self._whole(self.sizes.get(self.comm[0], 0)):
             sink.add(Process(line.source, named[3], int(named[2]), int(named[1])), (named[3], named[2], named[1]))
         one, many = _ONE.search(text), _MANY.search(text)
         if one is not None and self.kind is not None:
@@ -110,10 +116,13 @@ class _Answer:
             counts[kind], rest[kind] = own, tuple(left)
         group = GroupName("ras", name.lower().lstrip("0") or "0")
         if counts or self.missing:
-            fact = Counted(self.source, self.query, group, size, counts, rest, tuple(sorted(self.missing)))
-            sink.facts.append(fact)
+            missing, whole = tuple(sorted(self.missing)), self._whole(size)
+            sink.facts.append(Counted(self.source, self.query, group, size, counts, rest, missing, whole=whole))
         self.comm, self.kind, self.problem = None, None, ""
         self.named, self.unnamed, self.missing = {}, {}, set()
+
+    def _whole(self, size: int) -> bool:
+        return not size or not self.total or size >= self.total
 
     def close(self, sink: Sink) -> None:
         """Keep what was said of the last communicator."""
@@ -167,42 +176,90 @@ def _json(line: Line, sink: Sink) -> None:
 def read_answer(source: Source, answer: Mapping[str, Any], sink: Sink) -> None:
     """Keep the counts of each communicator of one answer in JSON. What makes no sense is left out."""
     query = sink.query()
-    comms = [c for c in answer["communicators"] if isinstance(c, dict)]
-    largest = max((c["size"] for c in comms if isinstance(c.get("size"), int)), default=0)
+    comms = [_comm(c) for c in answer["communicators"] if isinstance(c, dict)]
+    comms = [c for c in comms if 0 < c.size <= MAX_RANKS]
+    largest = max((c.size for c in comms), default=0)
+    ranks: dict[tuple[str, int], int] = {}
     for comm in comms:
-        name = str(comm.get("hash", "")).lower().removeprefix("0x").lstrip("0") or "0"
-        size = comm.get("size")
-        if not isinstance(size, int) or not 0 < size <= MAX_RANKS:
-            continue
+        if comm.size == largest:
+            for member in (*comm.members, *comm.missing):
+                ranks.setdefault((member.host, member.pid), member.rank)
+    # several communicators of that size, of other processes: none is the job's
+    single = len(set(ranks.values())) == len(ranks)
+    if single:
+        for (host, pid), rank in ranks.items():
+            sink.add(Process(source, host, pid, rank), (host, pid, rank))
+    for comm in comms:
+        known = {m.rank: ranks.get((m.host, m.pid), -1) if single else -1 for m in (*comm.members, *comm.missing)}
+        whole = -1 not in known.values()
+        number = known if whole else {rank: rank for rank in known}
         counts: dict[str, dict[int, int]] = {}
-        failed: list[int] = []
-        for member in comm.get("ranks") or []:
-            rank = member.get("rank") if isinstance(member, dict) else None
-            if not isinstance(rank, int) or not 0 <= rank < size:
-                continue
-            _process(source, member, rank, size == largest, sink)
-            status = member.get("status")
-            if isinstance(status, dict) and (status.get("async_error") or status.get("abort_flag")):
-                failed.append(rank)
-            for kind, number in (member.get("collective_counts") or {}).items():
-                if isinstance(number, int) and number >= 0:
-                    counts.setdefault(KINDS.get(str(kind), str(kind)), {})[rank] = number
-        missing, dead = [], []
-        for member in comm.get("missing_ranks") or []:
-            rank = member.get("rank") if isinstance(member, dict) else None
-            if isinstance(rank, int) and 0 <= rank < size:
-                _process(source, member, rank, size == largest, sink)
-                missing.append(rank)
-                if isinstance(member.get("status"), dict) and member["status"].get("considered_dead"):
-                    dead.append(rank)
-        group = GroupName("ras", name)
-        sink.facts.append(Counted(source, query, group, size, counts, {}, tuple(missing), tuple(dead), tuple(failed)))
+        for member in comm.members:
+            for kind, launched in member.counts.items():
+                counts.setdefault(KINDS.get(kind, kind), {})[number[member.rank]] = launched
+        sink.facts.append(
+            Counted(
+                source,
+                query,
+                GroupName("ras", comm.name),
+                comm.size,
+                counts,
+                {},
+                tuple(sorted(number[m.rank] for m in comm.missing)),
+                tuple(sorted(number[m.rank] for m in comm.missing if m.dead)),
+                tuple(sorted(number[m.rank] for m in comm.members if m.failed)),
+                whole,
+            )
+        )
 
 
-def _process(source: Source, member: Mapping[str, Any], rank: int, whole: bool, sink: Sink) -> None:
-    host, pid = member.get("host"), member.get("pid")
-    if whole and isinstance(host, str) and isinstance(pid, int):
-        sink.add(Process(source, host, pid, rank), (host, pid, rank))
+class _Member(NamedTuple):
+    rank: int
+    host: str
+    pid: int
+    counts: dict[str, int]
+    failed: bool
+    dead: bool
+
+
+class _Comm(NamedTuple):
+    name: str
+    size: int
+    members: list[_Member]
+    missing: list[_Member]
+
+
+def _comm(given: Mapping[str, Any]) -> _Comm:
+    name = str(given.get("hash", ""))[:80].lower().removeprefix("0x").lstrip("0") or "0"
+    size = given.get("size")
+    size = size if isinstance(size, int) else 0
+    members, missing = (
+        [m for one in _list(given.get(key)) if (m := _member(one)) is not None and m.rank < size]
+        for key in ("ranks", "missing_ranks")
+    )
+    return _Comm(name, size, members, missing)
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _member(given: object) -> _Member | None:
+    if not isinstance(given, dict):
+        return None
+    rank, pid, status, counts = (given.get(key) for key in ("rank", "pid", "status", "collective_counts"))
+    if not isinstance(rank, int) or rank < 0:
+        return None
+    status = status if isinstance(status, dict) else {}
+    counts = counts if isinstance(counts, dict) else {}
+    return _Member(
+        rank,
+        str(given.get("host", ""))[:200],
+        pid if isinstance(pid, int) else -1 - rank,
+        {str(kind): n for kind, n in counts.items() if isinstance(n, int) and n >= 0},
+        bool(status.get("async_error") or status.get("abort_flag")),
+        bool(status.get("considered_dead")),
+    )
 
 
 NEAR = b"ommunicator"

@@ -69,11 +69,13 @@ class Logs:
 
     def _said(self) -> int:
         sink, nccl = self.sink, self.nccl
-        return len(sink.facts) + len(sink.assumed) + len(sink.finished) + nccl.count + len(nccl.streams)
+        return len(sink.facts) + len(sink.assumed) + len(sink.completed) + nccl.count + len(nccl.streams)
 
     def finish(self) -> list[Fact]:
         """All facts, when all files are read."""
         self.sink.finish()
+        for fact in inspector.finished(self.sink.completed):
+            self.sink.add(fact)
         self.nccl.finish(self.sink)
         return self.sink.facts
 

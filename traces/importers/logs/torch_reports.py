@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from ...evidence import GroupName as Name
-from ...evidence import Issued, NeverCame, Operation, PeerSilent, Source, Unlike
+from ...evidence import Issued, Membership, NeverCame, Operation, PeerSilent, Source, Unlike
 from .lines import Family, Line, Sink, ranks_in
 from .torch_watchdog import OPERATIONS
 
@@ -69,6 +69,9 @@ def _issued(sink: Sink, source: Source, ranks: str, number: int, op: str, finish
 
 def _desync(line: Line, sink: Sink) -> None:
     for match in _AT.finditer(line.text):
+        writer = line.rank_at(match.start())
+        if writer is not None:
+            sink.add(Membership(line.source, DESYNC, writer, int(match[1]), 0), (DESYNC, writer, match[1]))
         _issued(sink, line.source, match[1], int(match[3]), match[2], False)
     for match in _NEVER.finditer(line.text):
         sink.add(Issued(line.source, ranks_in(match[1]), DESYNC, 0, Operation(""), True))
@@ -94,7 +97,8 @@ def _unlike(line: Line, sink: Sink) -> None:
         if other is not None:
             peer = int(other[1])
             theirs_number, there = _fingerprint(rest[other.end() :].split(".Collectives differ")[0])
-        fact = Unlike(line.source, int(match[1]), operation, number, peer, there, theirs_number)
+        writer = line.rank_at(match.start())
+        fact = Unlike(line.source, int(match[1]), operation, number, peer, there, theirs_number, writer)
         sink.add(fact, (fact.rank, number, operation, peer, there))
 
 
@@ -111,7 +115,8 @@ def _fingerprint(text: str) -> tuple[int, Operation]:
 
 def _barrier(line: Line, sink: Sink) -> None:
     for match in _BARRIER.finditer(line.text):
-        fact = NeverCame(line.source, int(match[1]), ranks_in(match[2]), "monitored_barrier")
+        writer = line.rank_at(match.start())
+        fact = NeverCame(line.source, int(match[1]), ranks_in(match[2]), "monitored_barrier", writer)
         sink.add(fact)
     if _WRAPPED.search(line.text):
         sink.add(PeerSilent(line.source, line.writer, "the wrapper's barrier"))
