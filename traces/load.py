@@ -11,22 +11,19 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import CutFile, UnreadableInput, UsageError
 from .format import SUFFIX, Trace, TraceHeader, lines_of, opening
 from .identical_ranks import fingerprints, read_twins
+from .importers.archives import OWN_HEAD, is_packed, opened
 from .parallel_read import in_processes
 
 if TYPE_CHECKING:
     from .collectives import Recording
     from .evidence import Evidence
-
-
-OWN_HEAD = b'{"kind":"header",'
-"""How a trace begins that Genlock wrote."""
 
 
 class Own(NamedTuple):
@@ -141,9 +138,8 @@ def _unpacked(files: Sequence[tuple[Path, bool]]) -> list[tuple[Path, bool]]:
 
     They are read more than once and in several processes, which a member of an archive is not made for.
     """
-    from .importers.archives import is_packed, opened
-
     found: list[tuple[Path, bool]] = []
+    scratch: Path | None = None
     for file, _ in files:
         with file.open("rb") as stream:
             if not is_packed(stream.read(512)):
@@ -151,7 +147,8 @@ def _unpacked(files: Sequence[tuple[Path, bool]]) -> list[tuple[Path, bool]]:
         for member in opened(file):
             if not (member.path.name.endswith(SUFFIX) or member.head.startswith(OWN_HEAD)):
                 continue
-            folder = Path(_scratch(), str(len(found)))
+            scratch = scratch or _scratch()
+            folder = scratch / str(len(found))
             folder.mkdir()
             # the name alone is taken from the archive, never a folder
             copy = folder / Path(member.path.name).name
@@ -161,8 +158,7 @@ def _unpacked(files: Sequence[tuple[Path, bool]]) -> list[tuple[Path, bool]]:
     return found
 
 
-@cache
-def _scratch() -> str:
+def _scratch() -> Path:
     folder = tempfile.mkdtemp(prefix="genlock-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return Path(folder)

@@ -22,9 +22,9 @@ import numpy as np
 from ...errors import CutFile, UnreadableInput, UsageError
 from ..collectives import OPS, OWN, Interned, RankRecord, Recording, packed, recording, renumbered
 from ..evidence import Evidence
-from ..format import TraceHeader
+from ..format import SUFFIX, TraceHeader
 from ..parallel_read import in_processes
-from .archives import Opened, is_packed, opened
+from .archives import OWN_HEAD, Opened, is_packed, opened
 from .flight_recorder import decode_json, rank_of, read_dump, read_pickle
 from .flight_recorder_versions import looks_like
 from .genlock_programs import read_programs
@@ -152,6 +152,8 @@ class _Gathered:
 
     def _member(self, member: Opened, found: _Found, named: bool) -> None:
         path, stream, head = member.path, member.stream, member.head
+        if path.name.endswith(SUFFIX) or head.startswith(OWN_HEAD):
+            return  # read with the other traces
         if _is_dump(head) or DUMP_NAME.search(path.name):
             if _is_pickle(head) and member.packed and not DUMP_NAME.search(path.name) and not _has_rank(path):
                 return  # checkpoints are archives of pickles too
