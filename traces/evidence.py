@@ -76,7 +76,7 @@ class GroupName(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """What a rank issued, as far as it is stated. Sizes in elements, -1 where they are not."""
+    """Hold what a rank issued, as far as it is stated. Sizes in elements, -1 where they are not."""
 
     kind: str
     """Name on the wire, as in `collectives.Signature`; empty where it is not stated."""
@@ -113,7 +113,7 @@ class Waits(NamedTuple):
     """Number of the operation in its group; -1 where it is not stated."""
     operation: Operation
     failed: bool = False
-    """Whether it failed by an error rather than by the time that it took."""
+    """True if it failed by an error rather than by the time that it took."""
 
 
 class Issued(NamedTuple):
@@ -168,7 +168,7 @@ class Unlike(NamedTuple):
     writer: int | None = None
     """Global rank of who wrote it, where that is stated: `rank` and `peer` are ranks in the group that was checked."""
     ascending: bool = True
-    """Whether the ranks are those of the group, in whose order they were compared."""
+    """True if the ranks are those of the group, in whose order they were compared."""
 
 
 class NeverCame(NamedTuple):
@@ -205,7 +205,7 @@ class PeerLost(NamedTuple):
     source: Source
     writer: Writer
     address: str
-    """Of the peer, without its port; empty where it is not stated."""
+    """Address of the peer, without its port; empty where it is not stated."""
     what: str
 
 
@@ -227,7 +227,7 @@ class Exited(NamedTuple):
     """Exit status; negative: the signal that ended it."""
     pid: int
     first: bool
-    """Whether the launcher saw it end first."""
+    """True if the launcher saw it end first."""
     time: str
     """`2026-01-26_01:19:30`, of the launcher's clock; empty where it is not stated."""
     message: str
@@ -245,9 +245,9 @@ class Raised(NamedTuple):
     library: Place | None
     """The innermost line, where that is a library's."""
     fatal: bool
-    """Whether it certainly ended the process."""
+    """True if it certainly ended the process."""
     follows: bool
-    """Whether it is the kind that tells of another's failure: of the process group, the store, or a signal."""
+    """True if it is the kind that tells of another's failure: of the process group, the store, or a signal."""
 
 
 class Frame(NamedTuple):
@@ -265,11 +265,11 @@ class Stack(NamedTuple):
     writer: Writer
     frames: tuple[Frame, ...]
     active: bool
-    """Whether the system had it running."""
+    """True if the system had it running."""
     crashed: bool = False
-    """Whether it was written because the process was about to end."""
+    """True if it was written because the process was about to end."""
     measured: bool = True
-    """Whether `active` is what a tool saw; faulthandler does not look."""
+    """True if `active` is what a tool saw; faulthandler does not look."""
 
 
 class Stuck(NamedTuple):
@@ -315,7 +315,7 @@ class Numbering(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """What a tool that asks all ranks was told: launches by kind of collective, in one communicator."""
+    """Hold what a tool that asks all ranks was told: launches by kind of collective, in one communicator."""
 
     source: Source
     query: int
@@ -333,7 +333,7 @@ class Counted(NamedTuple):
     failed: tuple[int, ...] = ()
     """Ranks that report an error of their communicator."""
     whole: bool = True
-    """Whether the ranks are the job's. Else they are those of a smaller communicator, and name no rank of the job."""
+    """True if the ranks are the job's. Else they are those of a smaller communicator, and name no rank of the job."""
 
 
 class Finished(NamedTuple):
@@ -346,29 +346,29 @@ class Finished(NamedTuple):
     kind: str
     number: int
     whole: bool = True
-    """Whether the communicator is the job's, so that whoever is not in it has finished nothing."""
+    """True if the communicator is the job's, so that whoever is not in it has finished nothing."""
 
 
 class Calls(NamedTuple):
-    """What one process issued in one communicator, in order."""
+    """Hold what one process issued in one communicator, in order."""
 
     source: Source
-    """Of the first."""
+    """Where the first was read."""
     process: tuple[str, int, int]
     """Host, pid and number of the device."""
     rank: int | None
     """Rank in the communicator, where it is stated."""
     whole: bool
-    """Whether the communicator is that of the whole job, so that its ranks are the job's."""
+    """True if the communicator is that of the whole job, so that its ranks are the job's."""
     group: GroupName
     size: int
     numbers: Sequence[int]
     """The number that the library gave each."""
     operations: Sequence[int]
-    """What each was, as an index into `table`."""
+    """Index into `table`, of each."""
     table: Sequence[Operation]
     torn: bool
-    """Whether a line was damaged, so that counting them says nothing."""
+    """True if a line was damaged, so that counting them says nothing."""
 
 
 Fact = (

@@ -159,7 +159,7 @@ def stacks(picture: Picture) -> Iterator[Finding]:
 
 
 def _twice(picture: Picture, ranks: tuple[int, ...]) -> bool:
-    """Whether each rank's last two stacks are the same."""
+    """Tell whether each rank's last two stacks are the same."""
     own = [picture.stacks[rank] for rank in ranks]
     return all(len(found) > 1 and found[-1].frames == found[-2].frames for found in own)
 

@@ -21,7 +21,7 @@ Vector = tuple[int, ...]
 
 
 def counts(picture: Picture) -> Iterator[Finding]:
-    """What the counts of each communicator show."""
+    """Yield what the counts of each communicator show."""
     answers: dict[GroupName, list[Counted]] = defaultdict(list)
     for fact in picture.evidence.of(Counted):
         answers[fact.group].append(fact)
@@ -141,7 +141,7 @@ def _vectors(fact: Counted, kinds: Sequence[str]) -> dict[int, Vector]:
 
 
 def _stood_still(found: Sequence[Counted]) -> bool:
-    """Whether two answers, of different times, say the same of every rank that both name."""
+    """Tell whether two answers, of different times, say the same of every rank that both name."""
     if len({fact.query for fact in found}) < 2:
         return False
     first, last = found[0], found[-1]

@@ -54,7 +54,7 @@ def _raised(picture: Picture) -> Iterator[Finding]:
 
 
 def _ended(rank: int, raised: list[facts.Raised], exits: dict[int, facts.Exited], picture: Picture) -> bool:
-    """Whether the exception ended the process, and the rank did not wait for others before."""
+    """Tell whether the exception ended the process, and the rank did not wait for others before."""
     if rank in picture.waits or not picture.certain(raised[-1]):
         return False
     died = any(f.rank == rank for f in picture.evidence.of(facts.WorkerDied))

@@ -58,7 +58,7 @@ class Left(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """What some facts show together. `culprits` are entailed; `suspects` are those that the facts leave."""
+    """Hold what some facts show together. `culprits` are entailed; `suspects` are those that the facts leave."""
 
     kind: Kind
     why: str

@@ -25,7 +25,7 @@ from .waits import left_waiting, stalls
 
 @dataclass(frozen=True)
 class Judged:
-    """What the facts show. Without culprits, the suspects are those among whom the facts cannot tell."""
+    """Hold what the facts show. Without culprits, the suspects are those among whom the facts cannot tell."""
 
     findings: tuple[Finding, ...]
     culprits: tuple[int, ...]

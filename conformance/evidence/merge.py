@@ -160,7 +160,7 @@ def _illustrated(recorded: Diagnosis, merged: Judged) -> Diagnosis:
 
 
 def facts_of(recording: Recording) -> Iterator[Fact]:
-    """What dumps say of the same groups and numbers that torch's log lines name."""
+    """Yield what dumps say of the same groups and numbers that torch's log lines name."""
     for rank, record in recording.ranks.items():
         source = Source(record.path)
         last: dict[int, int] = {}

@@ -41,7 +41,7 @@ def unlike(picture: Picture) -> Iterator[Finding]:
 
 
 def _wire(operation: Operation, fully: bool) -> tuple[object, ...]:
-    """What all members must agree on, as far as it is stated of all of them."""
+    """Return what all members must agree on, as far as it is stated of all of them."""
     if not fully:
         return (operation.kind,)
     size = {

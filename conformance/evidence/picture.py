@@ -32,7 +32,7 @@ WRITTEN = (facts.Raised, facts.PeerLost, facts.PeerSilent, facts.Joined, facts.K
 
 @dataclass
 class GroupState:
-    """What is known of one group."""
+    """Hold what is known of one group."""
 
     name: GroupName
     members: set[int] = field(default_factory=set)
@@ -48,12 +48,12 @@ class GroupState:
 
     @property
     def whole(self) -> bool:
-        """Whether all members are known."""
+        """Tell whether all members are known."""
         return self.size > 0 and len(self.members) >= self.size
 
     @property
     def default(self) -> bool:
-        """Whether it is the group of all ranks."""
+        """Tell whether it is the group of all ranks."""
         if self.name.family == "desync":
             return self.name.name != PART
         return self.name.name == "0" or self.name.description in DEFAULT_NAMES
@@ -123,7 +123,7 @@ class Picture:
         state.sources.setdefault((number, rank), source)
 
     def _desync_waits(self) -> None:
-        """Of a desync report: who joined an operation and did not finish it waits in it."""
+        """Add the waits of a desync report: of who joined an operation and did not finish it."""
         for name, state in self.groups.items():
             if name.family != "desync":
                 continue
@@ -160,7 +160,7 @@ class Picture:
         return self.identities.rank_of(fact.writer, fact.source.path)[0]
 
     def certain(self, fact: Written) -> bool:
-        """Whether the rank of the process that wrote something is stated, not taken from a launcher's number."""
+        """Tell whether the rank of the process that wrote something is stated, not taken from a launcher's number."""
         return self.identities.rank_of(fact.writer, fact.source.path)[1]
 
     # ── sizes ───────────────────────────────────────────────────────────────────────────────────────────
@@ -195,7 +195,7 @@ class Picture:
     # ── what a rank does ────────────────────────────────────────────────────────────────────────────────
 
     def waiting(self, rank: int) -> bool:
-        """Whether the rank is known to wait for others."""
+        """Tell whether the rank is known to wait for others."""
         return bool(self.waits.get(rank)) or rank in self.complained or self.at(rank) is At.WAITING
 
     def at(self, rank: int) -> At | None:
@@ -203,7 +203,7 @@ class Picture:
         return state_of(self.stacks[rank][-1]) if rank in self.stacks else None
 
     def quiet(self, rank: int) -> bool:
-        """Whether the rank is known not to wait in a collective, at the time when others gave up on it."""
+        """Tell whether the rank is known not to wait in a collective, at the time when others gave up on it."""
         if self.waits.get(rank) or rank in self.complained:
             return False
         if (at := self.at(rank)) is not None:

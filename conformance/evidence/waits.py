@@ -69,7 +69,7 @@ def _add(graph: Graph, rank: int, wait: Waits, picture: Picture) -> None:
 
 
 def _joined(member: int, state: GroupState, wait: Waits, picture: Picture) -> bool:
-    """Whether a member is known, or may be taken, to have issued the operation that another one waits in."""
+    """Tell whether a member is known, or may be taken, to have issued the operation that another one waits in."""
     own = [w for w in picture.waits.get(member, ()) if w.group is not None and picture.group(w.group, member) is state]
     if wait.operation.kind in P2P:
         mirrored = {"send": "recv", "recv": "send"}[wait.operation.kind]
@@ -84,7 +84,7 @@ def _joined(member: int, state: GroupState, wait: Waits, picture: Picture) -> bo
 
 
 def stalls(picture: Picture) -> Iterator[Finding]:
-    """What the ends of all waits show."""
+    """Yield what the ends of all waits show."""
     graph = graph_of(picture)
     if not picture.waits:
         return
@@ -208,7 +208,7 @@ def _around(circle: tuple[int, ...], graph: Graph, picture: Picture) -> Finding:
 
 
 def _all_together(circle: tuple[int, ...], graph: Graph, picture: Picture) -> bool:
-    """Whether every group that somebody of the circle waits in has all of its ranks as members."""
+    """Tell whether every group that somebody of the circle waits in has all of its ranks as members."""
     groups = [picture.group(w.group, w.rank) for r in circle for w in graph.edges[r].values() if w.group is not None]
     return all(set(circle) <= state.members for state in groups)
 

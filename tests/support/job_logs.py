@@ -37,7 +37,7 @@ REDUCE = Op("ALLREDUCE", 4096, 4096)
 
 
 def head(version: str, rank: int, level: str = "E") -> str:
-    """What the C++ log puts first."""
+    """Return what the C++ log puts first."""
     if version == "2.1":
         return f"[{level} ProcessGroupNCCL.cpp:475] "
     if version in ("2.2", "2.3"):
@@ -48,7 +48,7 @@ def head(version: str, rank: int, level: str = "E") -> str:
 
 
 def prefix(version: str, group: Group, rank: int) -> str:
-    """What names the group and the rank in it."""
+    """Return what names the group and the rank in it."""
     place = group.members.index(rank)
     if version == "2.3":
         return f"[PG {group.local} Rank {place}]"

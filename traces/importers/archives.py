@@ -38,7 +38,7 @@ class Opened(NamedTuple):
     head: bytes
     """Its first bytes."""
     packed: bool
-    """Whether it is a member of an archive."""
+    """True if it is a member of an archive."""
 
 
 class _Bounded(io.RawIOBase):
@@ -103,7 +103,7 @@ def opened(path: Path) -> Iterator[Opened]:
 
 
 def is_packed(head: bytes) -> bool:
-    """Whether a file's first bytes are those of something that is packed."""
+    """Tell whether a file's first bytes are those of something that is packed."""
     return head[:2] == GZIP or head[:4] == ZIP or head[TAR_AT : TAR_AT + len(TAR)] == TAR
 
 

@@ -35,12 +35,12 @@ from .logs.scan import Logs
 PICKLE = b"\x80"
 MAX_PICKLE_PROTOCOL = 5
 DUMP_NAME = re.compile(r"(trace|dump|rank)_?\d+(\.json)?$")
-"""What torch calls its dumps: a file of that name counts as a rank's even where nothing can be read in it."""
+"""Names what torch calls its dumps: a file of that name counts as a rank's even where nothing can be read in it."""
 KNOWN = "Genlock's traces, Flight Recorder dumps, profiles, logs of torch, NCCL and engines, RAS answers, and stacks"
 
 
 def programs(headers: Mapping[Path, TraceHeader], cut: Mapping[Path, CutFile]) -> Recording:
-    """What ranks of a program without a protocol did together; `cut` are files without a whole header."""
+    """Return what ranks of a program without a protocol did together; `cut` are files without a whole header."""
     interned = Interned()
     records: list[RankRecord] = []
     for own, ranks in in_processes(read_programs, list(headers)):
@@ -51,7 +51,7 @@ def programs(headers: Mapping[Path, TraceHeader], cut: Mapping[Path, CutFile]) -
 
 
 class _Found(NamedTuple):
-    """What some files held."""
+    """Hold what some files held."""
 
     interned: Interned
     dumps: list[RankRecord]
@@ -63,7 +63,7 @@ class _Found(NamedTuple):
 
 
 def recorded(files: Sequence[tuple[Path, bool]], paths: Sequence[Path]) -> Recording | Evidence:
-    """What is in files that Genlock did not write; each with whether it was named. Raises UnreadableInput."""
+    """Return what is in files that Genlock did not write; each with whether it was named. Raises UnreadableInput."""
     found = _Gathered()
     found.read(files)
     if found.empty:
@@ -101,7 +101,7 @@ class _Gathered:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was found that says something of the job."""
+        """Tell whether nothing was found that says something of the job."""
         return not (self.dumps or self.profiles or self.said)
 
     def read(self, files: Sequence[tuple[Path, bool]]) -> None:
@@ -261,7 +261,7 @@ def _read_some(files: Sequence[Path], named: Container[Path]) -> _Found:
 
 
 def _keep(path: Path, data: bytes, found: _Found, named: bool) -> bool:
-    """Whether the file is a dump or a profile, or a dump in which nothing can be read. Raises UnreadableInput."""
+    """Tell whether the file is a dump or a profile, or a dump in which nothing can be read. Raises UnreadableInput."""
     dump_name = DUMP_NAME.search(path.name) is not None
     if dump_name and data in (b"", PICKLE):
         raise CutFile("the file is empty", where=str(path))
@@ -291,7 +291,7 @@ def _is_pickle(head: bytes) -> bool:
 
 
 def _is_lines(head: bytes) -> bool:
-    """Whether the first line is an object of its own, so that there is one a line."""
+    """Tell whether the first line is an object of its own, so that there is one a line."""
     line, newline, rest = head.partition(b"\n")
     return bool(newline) and line.rstrip().endswith(b"}") and line.startswith(b"{") and rest[:1] in (b"{", b"")
 

@@ -21,11 +21,11 @@ from ...errors import CutFile, UnreadableInput
 
 Dump = dict[str, Any]
 ALWAYS = {"collective_seq_id": 0, "p2p_seq_id": 0, "input_dtypes": [], "output_dtypes": [], "is_p2p": False}
-"""What older versions leave out."""
+"""Names what older versions leave out."""
 
 
 def looks_like(dump: object) -> bool:
-    """Whether a decoded value is a Flight Recorder dump."""
+    """Tell whether a decoded value is a Flight Recorder dump."""
     if isinstance(dump, list):
         return bool(dump) and all(isinstance(e, dict) and "profiling_name" in e and "seq_id" in e for e in dump[:16])
     return isinstance(dump, dict) and "version" in dump and ("entries" in dump or "pg_config" in dump)
@@ -94,7 +94,7 @@ def _thousand(path: Path, value: object, number: int) -> int:
 
 
 def _counts_over_groups(entries: Sequence[Any]) -> bool:
-    """Whether the numbers run over all groups of the rank: torch's own never begin at 0, and go on within a group."""
+    """Tell whether numbers run over all groups of the rank: torch's own begin at 1, and go on within a group."""
     try:
         numbers = [entry["collective_seq_id"] for entry in entries]
         records = [entry["record_id"] for entry in entries]

@@ -47,7 +47,7 @@ _PARTS = {
     "concurrent": "futures",
 }
 _OWN_PARTS = {package: frozenset(parts.split()) for package, parts in _PARTS.items()}
-"""What stands beneath a library's folder where it is run from a checkout, without `site-packages`."""
+"""Names beneath a library's folder where it is run from a checkout, without `site-packages`."""
 
 _INSTALLED = re.compile(r"(?:^|/)(?:site|dist)-packages/([\w.\-]+)")
 _PYTHON = re.compile(r"(?:^|/)lib(?:64)?/python3(?:\.\d{1,2})?t?/(?!site-packages|dist-packages)")
@@ -81,7 +81,7 @@ def layer(file: str) -> int:
 
 
 def _from_path(parts: Sequence[str]) -> bool:
-    """Whether it is a library's line as tools print it that leave out the folders of `sys.path`."""
+    """Tell whether it is a library's line as tools print it that leave out the folders of `sys.path`."""
     first = parts[0].removesuffix(".py")
     if first in sys.stdlib_module_names:
         return True

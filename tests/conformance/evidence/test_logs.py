@@ -86,6 +86,13 @@ def test_where_the_culprits_lines_are_missing_it_is_the_suspect(tmp_path: Path) 
     assert any("fetch the log of rank2" in reason for reason in found.reasons)
 
 
+def test_a_rank_that_stands_still_may_wait_for_one_of_whom_nothing_is_known(tmp_path: Path) -> None:
+    said = one_behind("2.6", 5)
+    del said[1]
+    found = judged(tmp_path, mixed(said))
+    assert (found.verdict, found.suspects) == ("unknown", (1, 2))
+
+
 def test_of_two_ranks_nothing_tells_which_is_right(tmp_path: Path) -> None:
     for said in (one_behind("2.6", 2, (1,)), unlike("2.6", 2, (1,))):
         found = judged(tmp_path, mixed(said))

@@ -316,7 +316,7 @@ def test_archives_too_deep_are_refused(tmp_path: Path) -> None:
     for _ in range(8):
         data = tarred({"inner.tar": data})
     (tmp_path / "deep.tar").write_bytes(data)
-    with pytest.raises(UnreadableInput, match="deep"):
+    with pytest.raises(UnreadableInput, match="archives in archives"):
         judge_paths([tmp_path / "deep.tar"])
 
 

@@ -72,7 +72,7 @@ MAX_LINES, MAX_TEXT = 100_000, 20_000
 
 
 def _told(text: str) -> str:
-    """What ended it: the last line of a traceback that a row carries."""
+    """Return what ended it: the last line of a traceback that a row carries."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines or lines[0].startswith("To enable traceback"):
         return ""

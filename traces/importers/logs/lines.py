@@ -50,7 +50,7 @@ class Line(NamedTuple):
 
     text: str
     rest: str
-    """What stands behind all prefixes."""
+    """The text behind all prefixes."""
     writer: Writer
     level: str
     """`ERROR` where a prefix says so."""
@@ -112,17 +112,17 @@ class Sink:
         self.facts: list[Fact] = []
         self.blocks: dict[Key, Block] = {}
         self.ranked = False
-        """Whether lines name global ranks."""
+        """True if lines name global ranks."""
         self.assumed: list[tuple[Waits, str]] = []
         """Waits of a rank that is a `task` or a rank in its `group`, and what it is."""
         self.full = False
-        """Whether there were more facts than are kept."""
+        """True if there were more facts than are kept."""
         self.spawned: dict[Key, int] = {}
         """Number of the spawned process whose traceback comes next, by who writes it."""
         self.ranks: dict[Key, int] = {}
         """Rank of the stacks that come next, where a header named it."""
         self.crashed: dict[Key, bool] = {}
-        """Whether the stacks that come next are of a process that is about to end."""
+        """True if the stacks that come next are of a process that is about to end."""
         self.completed: dict[Row, tuple[int, Source]] = {}
         """The last number of each rank and kind that is known to have completed."""
         self._queries = 0
@@ -223,7 +223,7 @@ class Sink:
 
 
 class Row(NamedTuple):
-    """What a number of completed operations is of."""
+    """Hold what a number of completed operations is of."""
 
     name: str
     rank: int

@@ -60,7 +60,7 @@ _TAIL = re.compile(rb"count (\d+) datatype (\d+) op (\d+) root (\d+)")
 
 
 class _Stream:
-    """What one process issued in one communicator."""
+    """Hold what one process issued in one communicator."""
 
     def __init__(self, source: Source, head: tuple[bytes, bytes, bytes], size: int) -> None:
         self.source, self.head, self.size = source, head, size
@@ -76,7 +76,7 @@ class NcclCalls:
         self.streams: list[_Stream] = []
         self.torn: set[tuple[bytes, bytes]] = set()
         self.damaged = False
-        """Whether there is a line of which nobody can be told to have written it."""
+        """True if there is a line of which nobody can be told to have written it."""
         self.kinds: list[Operation] = []
         self.count = 0
         self._open: dict[tuple[bytes, bytes, bytes], _Stream] = {}

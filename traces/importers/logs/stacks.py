@@ -136,7 +136,7 @@ FAMILIES = (
 
 
 def looks_like(value: object) -> bool:
-    """Whether a decoded value is what `py-spy dump --json` prints."""
+    """Tell whether a decoded value is what `py-spy dump --json` prints."""
     return isinstance(value, list) and bool(value) and all(_is_thread(thread) for thread in value)
 
 

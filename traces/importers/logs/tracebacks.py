@@ -44,7 +44,7 @@ _FOLLOWING_TEXTS = re.compile(
 
 
 def follows(type_name: str, message: str) -> bool:
-    """Whether such an exception tells of another process's failure."""
+    """Tell whether such an exception tells of another process's failure."""
     return bool(_FOLLOWING_TYPES.search(type_name) or _FOLLOWING_TEXTS.search(message))
 
 
