@@ -294,24 +294,37 @@ def replay(
     report: flags.ReportChoice = flags.ReportFormat.text,
     out: flags.OutDir = None,
 ) -> None:
-    """Hold recorded ranks against the model: conforming, divergent or unknown."""
+    """Judge a job by its traces, dumps, logs and stacks: conforming, divergent or unknown (see `explain evidence`)."""
     from ..conformance import report as reports
     from ..conformance.replay import judge, judge_paths
 
     if out is None:
         found = judge_paths(paths)
     else:
-        from ..conformance.write_report import write
-        from ..page.html import write as write_page
-        from ..page.run_page import story_of
-        from ..traces.load import load
+        from ..conformance.write_report import write, write_verdict
+        from ..traces.load import gather, traced
 
-        traces = load(paths)
-        found = judge(traces)
-        write(traces, found, out)
-        write_page(out / "page.html", story_of(traces, found))
+        gathered = gather(paths)
+        found = judge(gathered)
+        traces = traced(gathered)
+        if traces is None:  # logs have no moves to draw
+            write_verdict(found, out)
+        else:
+            from ..page.html import write as write_page
+            from ..page.run_page import story_of
+
+            write(traces, found, out)
+            write_page(out / "page.html", story_of(traces, found))
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))
     raise typer.Exit(reports.STATUS[found.verdict])
+
+
+@app.command(epilog="Example: genlock explain evidence")
+def explain(topic: flags.Topic) -> None:
+    """Tell what a hung job leaves behind, what to switch on for each version of torch, and what to fetch now."""
+    from .explain import explain as text_of
+
+    print(text_of(topic), end="")
 
 
 @app.command(epilog="Example: genlock render states tp_v1.1 --out states.svg")

@@ -211,7 +211,11 @@ Meet = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where rank0
 Interface = Annotated[str | None, typer.Option(metavar="NAME", help="Network interface that it listens on.")]
 Program = Annotated[list[str], typer.Argument(metavar="CMD", help="A program and its arguments.")]
 
-TracePaths = Annotated[list[Path], typer.Argument(metavar="PATH", help="Traces, or folders of traces.")]
+TracePaths = Annotated[
+    list[Path],
+    typer.Argument(metavar="PATH", help="Traces, dumps, logs or stacks, in any mixture; folders and archives of them."),
+]
+Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="On what: evidence.")]
 ReportChoice = Annotated[ReportFormat, typer.Option("--format", help="How to print the verdict.")]
 OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", file_okay=False, help="Where to write.")]
 

@@ -7,22 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..traces.format import Trace
-from ..traces.load import files_of, load, own_of
+from ..traces.load import files_of, gather, own_of
 from .diagnosis import Diagnosis
 
 if TYPE_CHECKING:
     from ..traces.collectives import Recording
+    from ..traces.evidence import Evidence
 
 LARGE = 64 << 20
 """Bytes from which on a recording is first asked whether all is as it should be, which takes no memory."""
 
 
-def judge(found: Sequence[Trace] | Recording) -> Diagnosis:
-    """Hold Genlock's own traces against the model, or a recording against itself. Raises UnreadableInput."""
+def judge(found: Sequence[Trace] | Recording | Evidence) -> Diagnosis:
+    """Hold Genlock's own traces against the model, all else against itself. Raises UnreadableInput."""
     if isinstance(found, Sequence):
         from .protocol.diagnose import diagnose
 
         return diagnose(found)
+    from ..traces.evidence import Evidence
+
+    if isinstance(found, Evidence):
+        from .evidence.merge import judge_evidence
+
+        return judge_evidence(found)
     from .collectives.diagnose import judge as judge_recording
 
     return judge_recording(found)
@@ -30,7 +37,7 @@ def judge(found: Sequence[Trace] | Recording) -> Diagnosis:
 
 def judge_paths(paths: Sequence[Path]) -> Diagnosis:
     """The verdict on what the paths stand for. Raises UnreadableInput, UsageError."""
-    return _at_a_glance(paths) or judge(load(paths))
+    return _at_a_glance(paths) or judge(gather(paths))
 
 
 def _at_a_glance(paths: Sequence[Path]) -> Diagnosis | None:
@@ -39,7 +46,7 @@ def _at_a_glance(paths: Sequence[Path]) -> Diagnosis | None:
     if sum(file.stat().st_size for file, _ in files) < LARGE:
         return None
     own = own_of(files)
-    if own is None or own.follows:
+    if own is None or own.follows or len(own.headers) < len(files):  # a log beside them may say otherwise
         return None
     from ..traces.fast_summary import agreed
 

@@ -36,11 +36,8 @@ def write(read: Sequence[Trace] | Recording, found: Diagnosis, folder: Path) -> 
     if any(folder.resolve() in path.resolve().parents for path in own):
         # a witness is traces too, and would be read as a second run
         raise UsageError("the traces lie in this folder", where=f"--out {folder}", do="name another one")
-    folder.mkdir(parents=True, exist_ok=True)
+    write_verdict(found, folder)
     write_perfetto(read, folder / "perfetto.json")
-    _write_json(folder / "replay.json", report.as_json(found))
-    (folder / "replay.txt").write_text(report.as_text(found) + "\n", encoding="utf-8")
-    (folder / "junit.xml").write_text(report.as_junit(found) + "\n", encoding="utf-8")
     if isinstance(read, Recording):
         _write_program(read, found, folder)
         return
@@ -49,6 +46,14 @@ def write(read: Sequence[Trace] | Recording, found: Diagnosis, folder: Path) -> 
     _write_coverage(read, found, folder)
     if isinstance(found, Replayed) and found.divergence is not None:
         _write_divergence(read, found, folder)
+
+
+def write_verdict(found: Diagnosis, folder: Path) -> None:
+    """Write the verdict alone, as text, JSON and JUnit XML."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "replay.json", report.as_json(found))
+    (folder / "replay.txt").write_text(report.as_text(found) + "\n", encoding="utf-8")
+    (folder / "junit.xml").write_text(report.as_junit(found) + "\n", encoding="utf-8")
 
 
 def _write_program(recording: Recording, found: Diagnosis, folder: Path) -> None:

@@ -1,12 +1,15 @@
 """Finds the traces that paths stand for, sees by their content what wrote them, and reads them.
 
-A path is a file, a folder, or a tar archive; any of them may be packed with gzip.
+A path is a file, a folder, or an archive (tar, zip), also within another; any of them may be packed with gzip.
 
-Left out: the formats themselves, and recordings of others (`importers.detect`), which take longer to load.
+Left out: the formats themselves, and all but Genlock's own traces (`importers.detect`), which takes longer to load.
 """
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import CutFile, UnreadableInput, UsageError
 from .format import SUFFIX, Trace, TraceHeader, lines_of, opening
 from .identical_ranks import fingerprints, read_identical
+from .importers.archives import OWN_HEAD, is_packed, opened
 from .parallel_read import in_processes
 
 if TYPE_CHECKING:
     from .collectives import Recording
+    from .evidence import Evidence
 
 
 class Own(NamedTuple):
@@ -34,18 +39,41 @@ class Own(NamedTuple):
 
 
 def load(paths: Sequence[Path]) -> list[Trace] | Recording:
-    """Load the traces that `paths` stand for: Genlock's own, or a recording. Raises UnreadableInput."""
+    """The traces that `paths` stand for: Genlock's own, or a recording. Raises UnreadableInput, UsageError.
+
+    What logs and stacks beside them say is left out: `gather` has it.
+    """
+    found = traced(gather(paths))
+    if found is None:
+        where = ", ".join(map(str, paths))
+        raise UsageError("logs alone, with no trace to draw", where=where, do="`genlock replay` has the verdict")
+    return found
+
+
+def traced(found: list[Trace] | Recording | Evidence) -> list[Trace] | Recording | None:
+    """The traces among what was gathered; None where there are logs alone."""
+    from .evidence import Evidence
+
+    return found.recording if isinstance(found, Evidence) else found
+
+
+def gather(paths: Sequence[Path]) -> list[Trace] | Recording | Evidence:
+    """All that `paths` stand for: Genlock's own traces, a recording, or evidence. Raises UnreadableInput.
+
+    Evidence is what logs and stacks say, with the recording of the same job where there is one.
+    """
     files = files_of(paths)
-    own = own_of(files)
+    own = own_of(files) or own_of(_unpacked(files))
     if own is None:
         from .importers.detect import recorded
 
         return recorded(files, paths)
     if own.follows:
         return read_identical(own.headers, partial(in_processes, fingerprints))
-    from .importers.detect import programs
+    from .importers.detect import evidence_beside, programs
 
-    return programs(*own)
+    found = programs(*own)
+    return evidence_beside(found, [file for file in files if file[0] not in own.headers and file[0] not in own.cut])
 
 
 def files_of(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
@@ -62,20 +90,20 @@ def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
     own = [file for file, _ in files if file.name.endswith(SUFFIX) or _is_own(file)]
     if not own:
         return None
-    strangers = [file for file, named in files if named and file not in own]
-    if strangers:
-        raise UsageError("other traces beside Genlock's own", where=str(strangers[0]), do="replay one run at a time")
-    traces = Own({}, {})
+    found = Own({}, {})
     for file in own:
         try:
-            traces.headers[file] = opening(file, lines_of(file))
+            found.headers[file] = opening(file, lines_of(file))
         except CutFile as error:
-            traces.cut[file] = error
-    if traces.cut and (not traces.headers or traces.follows):
-        raise next(iter(traces.cut.values()))
-    if not traces.follows:
-        check_one_run(list(traces.headers.items()))
-    return traces
+            found.cut[file] = error
+    if found.cut and (not found.headers or found.follows):
+        raise next(iter(found.cut.values()))
+    strangers = [file for file, named in files if named and file not in own]
+    if strangers and found.follows:
+        raise UsageError("other traces beside Genlock's own", where=str(strangers[0]), do="replay one run at a time")
+    if not found.follows:
+        check_one_run(list(found.headers.items()))
+    return found
 
 
 def check_one_run(headers: Sequence[tuple[Path, TraceHeader]]) -> None:
@@ -110,4 +138,35 @@ def _files(path: Path) -> Iterator[tuple[Path, bool]]:
 
 def _is_own(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(17) == b'{"kind":"header",'
+        return file.read(len(OWN_HEAD)) == OWN_HEAD
+
+
+def _unpacked(files: Sequence[tuple[Path, bool]]) -> list[tuple[Path, bool]]:
+    """Genlock's own traces that are packed in archives, as files of a folder that goes when the process ends.
+
+    They are read more than once and in several processes, which a member of an archive is not made for.
+    """
+    found: list[tuple[Path, bool]] = []
+    scratch: Path | None = None
+    for file, _ in files:
+        with file.open("rb") as stream:
+            if not is_packed(stream.read(512)):
+                continue
+        for member in opened(file):
+            if not (member.path.name.endswith(SUFFIX) or member.head.startswith(OWN_HEAD)):
+                continue
+            scratch = scratch or _scratch()
+            folder = scratch / str(len(found))
+            folder.mkdir()
+            # the name alone is taken from the archive, never a folder
+            copy = folder / Path(member.path.name).name
+            with copy.open("wb") as out:
+                shutil.copyfileobj(member.stream, out)
+            found.append((copy, False))
+    return found
+
+
+def _scratch() -> Path:
+    folder = tempfile.mkdtemp(prefix="genlock-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

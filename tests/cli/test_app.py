@@ -32,6 +32,7 @@ FLAGS = {
     "guard": "--deadline --observe --meet --interface --out",
     "record": "--out",
     "replay": "--format --out",
+    "explain": "",
     "render": "--diff --format --out",
     "docs": "--evidence --out",
     "audit": f"{MODEL} --full --run --require --format",

@@ -4,15 +4,18 @@ Every quirk of the format is handled here, and here alone:
 
 - the rank stands in the file's name alone, and `record_id` is a rank's own: never align ranks by it;
 - JSON writes a null time as 0 and has no frames; 2.9 says `nccl_version`, 2.10 `comm_lib_version`;
+- the file's name ends in the rank; before it may stand a host's name, with dots and numbers of its own;
 - gloo never says how far an operation came (`state` stays `scheduled`, `retired` is true for what failed),
   and its `pg_config` has one entry, named "", of whichever group was made last;
 - a ring drops its oldest entries silently; a dump of what is pending leaves out all that completed;
-- send and recv name their ends by the *group's* ranks; those of a batch keep the state `scheduled`, the one of
-  the `coalesced` entry that ends the batch holds for all of them;
+- send and recv name their ends by the *group's* ranks, or not at all (TorchComms); those of a batch keep the state
+  `scheduled`, the one of the `coalesced` entry that ends the batch holds for all of them. It may be no send itself,
+  and from 2.7 on it says of a batch of collectives what they are together (`REDUCE_SCATTER_coalesced`);
 - `pg_status` is keyed by a number that only entries connect to a group's name, and its last number may be a
   collective's or, in a group that has both, a send's or recv's.
 
-Left out: anything but what `collectives` holds (thread names, time-outs, versions of the library).
+Left out: older versions and TorchComms (`flight_recorder_versions`), and anything but what `collectives` holds (thread
+names, time-outs, versions of the library).
 """
 
 from __future__ import annotations
@@ -31,27 +34,40 @@ import numpy as np
 
 from ...errors import CutFile, UnreadableInput
 from ..collectives import OPS, Group, Interned, Ops, RankRecord, Signature, Status, packed
+from .flight_recorder_versions import unified
+from .places import place_of, place_text
 from .safe_pickle import MAX_BYTES, MAX_CONTAINERS, load_plain
-
-Dump = dict[str, Any]
 
 KINDS = {
     "_all_gather_base": "all_gather",
     "all_gather_single": "all_gather",
     "all_gather_into_tensor_coalesced": "all_gather",
-    "ALLGATHER_coalesced": "all_gather",
     "_reduce_scatter_base": "reduce_scatter",
     "reduce_scatter_single": "reduce_scatter",
     "reduce_scatter_tensor_coalesced": "reduce_scatter",
-    "REDUCE_SCATTER_coalesced": "reduce_scatter",
     "allreduce_coalesced": "all_reduce",
     "all_reduce_barrier": "barrier",
     "all_to_all_single": "all_to_all",
     "all_to_all_v_single": "all_to_all",
     "_broadcast_oop": "broadcast",
     "_reduce_oop": "reduce",
+    "all_gather_v": "all_gather",
+    "reduce_scatter_v": "reduce_scatter",
 }
 """Names that a collective goes by, to the one that they are on the wire."""
+
+BATCHES = {
+    "coalesced": "",
+    "ALLGATHER_coalesced": "all_gather",
+    "_ALLGATHER_BASE_coalesced": "all_gather",
+    "REDUCE_SCATTER_coalesced": "reduce_scatter",
+    "_REDUCE_SCATTER_BASE_coalesced": "reduce_scatter",
+    "ALLREDUCE_coalesced": "all_reduce",
+    "BROADCAST_coalesced": "broadcast",
+    "ALLTOALL_coalesced": "all_to_all",
+    "COALESCED_coalesced": "",
+}
+"""Names of the entry that ends a batch, to what the batch is together; empty where that is its members' own kind."""
 
 STATES = {"scheduled": Status.ISSUED, "started": Status.STARTED, "completed": Status.COMPLETED}
 
@@ -59,22 +75,23 @@ FIELDS = (
     *("record_id", "time_created_ns", "process_group", "profiling_name", "collective_seq_id", "p2p_seq_id"),
     *("input_sizes", "output_sizes", "input_dtypes", "output_dtypes", "state", "is_p2p", "pg_id"),
 )
+FRAME: Callable[[Mapping[str, Any]], tuple[Any, Any, Any]] = itemgetter("filename", "line", "name")
 LARGEST = 1 << 62
 MAX_RANKS = 1_000_000
 
 
 def rank_of(path: Path) -> int:
-    """Return the rank that a dump's name ends in (`trace_3`, `nccl_trace_rank_3.json`). Raises UnreadableInput."""
-    stem = path.name.split(".")[0]
-    found = re.search(r"rank_?(\d{1,7})(?!\d)", path.name) or re.search(r"(\d{1,7})$", stem)
+    """The rank that a dump's name ends in (`trace_3`, `_dump_3`, `nccl_trace_rank_3.json`). Raises UnreadableInput."""
+    stem = _SUFFIXES.sub("", path.name)
+    # a host may stand before it, with dots and numbers of its own
+    found = re.search(r"(?:^|_|rank)(\d{1,7})$", stem) or re.search(r"rank_?(\d{1,7})(?!\d)", stem)
+    found = found or re.search(r"(\d{1,7})$", stem) or re.search(r"(\d{1,7})$", stem.split(".")[0])
     if found is None:
         raise UnreadableInput("no rank in the file's name", where=str(path), do="end it in the rank: `trace_3`")
     return int(found[1])
 
 
-def looks_like(dump: object) -> bool:
-    """Return True where a decoded value is a Flight Recorder dump."""
-    return isinstance(dump, dict) and "entries" in dump and "version" in dump
+_SUFFIXES = re.compile(r"(?:\.(?:json|pkl|pickle|bin|gz|dump|trace|jsonl|pt|txt|fr))+$")
 
 
 def decode_json(path: Path, data: bytes) -> Any:
@@ -109,18 +126,13 @@ def read_pickle(path: Path, data: bytes, interned: Interned) -> RankRecord:
     return read_dump(path, load_plain(path, data), interned)
 
 
-def read_dump(path: Path, dump: object, interned: Interned) -> RankRecord:
-    """Return one rank's dump, decoded. Raises UnreadableInput with the entry where it stops making sense."""
-    rank = rank_of(path)
-    if not looks_like(dump) or not isinstance(dump, dict) or not isinstance(dump["entries"], list):
-        raise _bad(path, "not a Flight Recorder dump: it has no list of entries")
-    version = dump["version"]
-    if not isinstance(version, str) or not re.fullmatch(r"2\.\d{1,3}", version):
-        raise UnreadableInput(
-            f"Flight Recorder version {str(version)[:20]!r} is not one of 2.*",
-            where=str(path),
-            do="replay it with a version of genlock that knows it",
-        )
+def read_dump(path: Path, dump: object, interned: Interned, rank: int | None = None) -> RankRecord:
+    """One rank's dump, decoded. Raises UnreadableInput with the entry where it stops making sense.
+
+    The rank is that of the file's name, where it is not given.
+    """
+    rank = rank_of(path) if rank is None else rank
+    dump = unified(path, dump, rank)
     reader = _Reader(path, rank, _configured(path, dump.get("pg_config"), interned), interned)
     rows = reader.rows(dump["entries"])
     numbers = _array(path, rows)["entry"]
@@ -141,6 +153,7 @@ def read_dump(path: Path, dump: object, interned: Interned) -> RankRecord:
         pending_only=pending_only,
         issued={names[n]: last for n, (last, _) in statuses.items() if n in names},
         gap=None if pending_only or not len(gaps) else int(numbers[gaps[0]]) + 1,
+        dropped=reader.endless,
     )
 
 
@@ -167,11 +180,15 @@ class _Reader:
         self.path, self.rank, self.config, self.interned = path, rank, config, interned
         self.gloo = False
         self.batched = False
+        self.endless = False
+        """Whether a send or receive was left out whose other end nobody knows."""
         self._groups: dict[tuple[str, str], int] = {}
         self._ids: dict[int, int] = {}
+        self._closing: dict[int, tuple[str, int]] = {}
+        """Record number of an entry that ends a batch, to what the batch is, and its number among sends."""
         self._names: dict[str, tuple[str, str, tuple[int, int] | None]] = {}
         self._signatures: dict[tuple[str, bytes], int] = {}
-        self._sites: dict[tuple[str, int, str], int] = {}
+        self._sites: dict[tuple[tuple[str, int, str], ...], int] = {}
 
     def rows(self, entries: Sequence[Any]) -> list[Row]:
         """Return one row an entry. Raises UnreadableInput at the first that makes no sense."""
@@ -179,14 +196,18 @@ class _Reader:
         rows: list[Row] = []
         try:
             for entry in entries:
-                rows.append(self._row(fields(entry), entry.get("frames")))
+                row = self._row(fields(entry), entry.get("frames"))
+                if row is None:
+                    self.endless = True
+                else:
+                    rows.append(row)
         except KeyError as error:
             raise _bad(self.path, f"it has no {str(error)[:40]}", len(rows)) from None
         except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise _bad(self.path, f"malformed ({type(error).__name__})", len(rows)) from None
         return rows
 
-    def _row(self, values: tuple[Any, ...], frames: Any) -> Row:
+    def _row(self, values: tuple[Any, ...], frames: Any) -> Row | None:
         number, time, group_name, name, collective, p2p, *shape, state, is_p2p, pg_id = values
         backend, kind, ends = self._names.get(name) or self._name(name)
         group = self._groups.get(tuple(group_name)) or self._group(group_name)
@@ -199,6 +220,13 @@ class _Reader:
         status = STATES[state] if backend != "gloo" else Status.UNSAID
         site = self._site(frames) if frames else 0
         peer = -1 if ends is None else self._peer(group - 1, ends, kind)
+        if ends is None and kind in ("send", "recv"):
+            members = self.interned.groups.values[group - 1].members
+            if len(members) != 2:
+                return None
+            peer = members[0] if members[1] == self.rank else members[1]
+        if kind in BATCHES:
+            self._closing[number] = (BATCHES[kind], p2p)
         return number, time, p2p if is_p2p else collective, group - 1, signature, site, peer, 0, status
 
     def _name(self, name: str) -> tuple[str, str, tuple[int, int] | None]:
@@ -210,10 +238,10 @@ class _Reader:
         if found[3] is not None:
             one, other = int(found[3]), int(found[5])
             ends = (one, other) if found[4] == "->" else (other, one)
-        if (found[2] in ("send", "recv")) != (ends is not None):
+        if found[2] not in ("send", "recv") and ends is not None:
             raise ValueError
         self.gloo |= found[1] == "gloo"
-        self.batched |= found[2] == "coalesced"
+        self.batched |= found[2] in BATCHES
         self._names[name] = parts = (found[1], KINDS.get(found[2], found[2]), ends)
         return parts
 
@@ -239,18 +267,13 @@ class _Reader:
         return self.interned.signatures(Signature(kind, dtype, _elements(sent), _elements(received)))
 
     def _site(self, frames: Sequence[Mapping[str, Any]]) -> int:
-        """Return where the program, not torch, issued it."""
-        for frame in frames:
-            key = (frame["filename"], frame["line"], frame["name"])
-            site = self._sites.get(key)
-            if site is None:
-                file, line, name = key
-                inside = "torch/" in file or "/torch/" in file
-                place = f"{Path(file).name}:{int(line)} ({name[:80]})"
-                site = self._sites[key] = 0 if inside else self.interned.sites(place)
-            if site:
-                return site
-        return 0
+        """Where the program issued it, with the library's line beside it."""
+        key = tuple(map(FRAME, frames))
+        site = self._sites.get(key)
+        if site is None:
+            place, library = place_of([(file, int(line), name[:80]) for file, line, name in key])
+            site = self._sites[key] = self.interned.sites(place_text(place, library))
+        return site
 
     def _peer(self, group: int, ends: tuple[int, int], kind: str) -> int:
         members = self.interned.groups.values[group].members
@@ -263,34 +286,49 @@ class _Reader:
         return peer
 
     def unbatched(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows without `coalesced` entries: a batch's sends and receives take its state.
+        """The rows without those that end a batch: its sends and receives take their state, its collectives are one.
 
-        Its collectives become one.
-
-        Those of a batch come one after another in their group, with one sequence number and the `coalesced` entry last.
+        Those of a batch come one after another in their group, with one sequence number and the end last. An end
+        without members stands for the operation itself, where it says which.
         """
-        kinds = [s.kind for s in self.interned.signatures.values]
         out: list[Row] = []
         batch: dict[tuple[int, bool], list[int]] = {}
         for row in rows:
-            sequence, group, signature, peer, status = row[2], row[3], row[4], row[6], row[8]
-            p2p = peer >= 0
-            ends_batch = kinds[signature] == "coalesced"
-            for key in [(group, p2p)] if not ends_batch else [(group, True), (group, False)]:
-                members = batch.get(key, [])
-                if members and out[members[0]][2] != sequence:
-                    members = batch[key] = []
-                if ends_batch:
-                    for at in members:
-                        out[at] = (*out[at][:8], status)
-                    batch[key] = []
-                elif members and not p2p:
-                    first = out[members[0]]
-                    out[members[0]] = (*first[:4], self._together(first[4], signature), *first[5:])
-                else:
-                    batch.setdefault(key, []).append(len(out))
-                    out.append(row)
+            if row[0] in self._closing:
+                self._close(row, out, batch)
+                continue
+            key = (row[3], row[6] >= 0)
+            members = batch.get(key, [])
+            if members and out[members[0]][2] != row[2]:
+                members = batch[key] = []
+            if members and row[6] < 0:
+                first = out[members[0]]
+                out[members[0]] = (*first[:4], self._together(first[4], row[4]), *first[5:])
+            else:
+                batch.setdefault(key, []).append(len(out))
+                out.append(row)
         return out
+
+    def _close(self, row: Row, out: list[Row], batch: dict[tuple[int, bool], list[int]]) -> None:
+        kind, p2p_number = self._closing[row[0]]
+        closed = False
+        for p2p, number in ((True, p2p_number), (False, row[2])):
+            members = batch.pop((row[3], p2p), [])
+            if not members or out[members[0]][2] not in (number, row[2]):
+                continue
+            closed = True
+            for at in members:
+                signature = out[at][4] if p2p or not kind else self._whole(kind, out[at][4])
+                out[at] = (*out[at][:4], signature, *out[at][5:8], row[8])
+        if not closed and kind:
+            signature = self.interned.signatures(Signature(kind, "", -1, -1))
+            out.append((*row[:4], signature, *row[5:]))
+
+    def _whole(self, kind: str, number: int) -> int:
+        """The signature of a collective that was issued in parts, one for each member; of the parts the sum."""
+        parts = self.interned.signatures.values[number]
+        sent, received = (-1, parts.received) if kind == "all_gather" else (parts.sent, -1)
+        return self.interned.signatures(Signature(kind, parts.dtype, sent, received))
 
     def _together(self, one: int, other: int) -> int:
         """Return the signature of two collectives that are issued as one."""

@@ -1,0 +1,111 @@
+"""From facts to a verdict: who is to blame, who may be, what is missing to tell, and where it was.
+
+Findings are made by kind and weighed in the order of `Kind`. A verdict names culprits where a finding entails them.
+Else the suspects are those that the findings leave together. Logs never show that a run conforms.
+
+Left out: recordings of collectives (`collectives`), and putting both together (`merge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ...traces.evidence import Evidence
+from ...traces.importers.places import place_text
+from .arrivals import arrivals, monitors, stacks
+from .counts import counts
+from .failures import failures
+from .finding import Finding, Kind, Left, Missing
+from .operations import unlike
+from .picture import Picture
+from .stack_state import stands_at
+from .waits import left_waiting, stalls
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Hold what the facts show. Without culprits, the suspects are those among whom the facts cannot tell."""
+
+    findings: tuple[Finding, ...]
+    culprits: tuple[int, ...]
+    suspects: tuple[int, ...]
+    missing: tuple[Missing, ...]
+    waits: tuple[Left, ...]
+    seen: int
+    """Ranks of which something is known."""
+    world: int
+    world_stated: bool
+    cleared: frozenset[int]
+    """Ranks that are known to wait for others, and to have left nobody's order."""
+
+    @property
+    def first(self) -> Finding | None:
+        """The finding that the verdict rests on."""
+        return self.findings[0] if self.findings else None
+
+
+def judge_facts(evidence: Evidence) -> Judged:
+    """Weigh all facts of a job."""
+    picture = Picture(evidence)
+    found = [
+        *unlike(picture),
+        *failures(picture),
+        *stalls(picture),
+        *counts(picture),
+        *arrivals(picture),
+        *stacks(picture),
+        *monitors(picture),
+    ]
+    order = list(Kind)
+    found.sort(key=lambda f: (not f.culprits, order.index(f.kind)))
+    found = [_with_place(f, picture) for f in found]
+    culprits = found[0].culprits if found else ()
+    suspects = () if culprits else _left_together(found)
+    involved = {rank for f in found for rank in (*f.culprits, *f.suspects)}
+    cleared = frozenset(rank for rank in picture.waits if rank not in involved)
+    missing = tuple(dict.fromkeys(m for f in found for m in f.missing)) if not culprits else ()
+    seen = len(picture.told | picture.complained)
+    return Judged(
+        tuple(found),
+        culprits,
+        suspects,
+        missing,
+        tuple(left_waiting(picture)),
+        seen,
+        picture.world,
+        picture.world_stated,
+        cleared,
+    )
+
+
+def _left_together(found: Sequence[Finding]) -> tuple[int, ...]:
+    """The ranks that every finding which names suspects leaves; where they contradict each other, all of both.
+
+    A finding that explains the hang by itself is narrowed down by others, never widened.
+    """
+    left: set[int] = set()
+    explained = False
+    for finding in found:
+        if finding.suspects:
+            own = set(finding.suspects)
+            left = own if not left else (left & own or (left if explained else left | own))
+            explained |= finding.kind in EXPLAINING
+    return tuple(sorted(left))
+
+
+EXPLAINING = (Kind.UNLIKE, Kind.RAISED, Kind.KILLED)
+
+
+def _with_place(finding: Finding, picture: Picture) -> Finding:
+    """The place at which a blamed rank stands, where there is a stack of it."""
+    named = finding.culprits or finding.suspects
+    if finding.place is not None or finding.library is not None or not named:
+        return finding
+    for rank in named:
+        if rank in picture.stacks:
+            place, library = stands_at(picture.stacks[rank][-1])
+            if place or library:
+                why = f"{finding.why}; rank{rank} stands at {place_text(place, library)}"
+                return replace(finding, place=place, library=library, why=why)
+    return finding

@@ -1,0 +1,267 @@
+"""Finds at whom all waits end: the rank that does not wait itself, ranks of which nothing is known, or a circle.
+
+A rank that waits in operation n of a group waits for the members that have not issued it. Numbers are compared inside
+of one group alone. Whoever is at the end of all waits is to blame only if it is known not to wait, nobody is missing,
+and more ranks wait than stand still: where most stand still, those that wait may have done one operation too many.
+
+Left out: unlike operations (`operations`), and counts that tools asked for (`counts`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ...traces import evidence as facts
+from ...traces.evidence import Waits
+from .finding import Finding, Kind, Left, Missing, Want, ranks_text, verb
+from .picture import P2P, GroupState, Picture
+
+
+@dataclass
+class Graph:
+    """Who waits for whom, and where."""
+
+    edges: dict[int, dict[int, Waits]] = field(default_factory=lambda: defaultdict(dict))
+    joint: dict[tuple[str, int], list[Waits]] = field(default_factory=lambda: defaultdict(list))
+    """Operations that all members have issued, by group and number."""
+    open_ended: list[Waits] = field(default_factory=list)
+    """Waits for somebody that the facts do not name."""
+
+    def reached(self, start: int) -> set[int]:
+        """The ranks that a rank waits for, however far around."""
+        found: set[int] = set()
+        todo = list(self.edges.get(start, ()))
+        while todo:
+            rank = todo.pop()
+            if rank not in found:
+                found.add(rank)
+                todo += self.edges.get(rank, ())
+        return found
+
+
+def graph_of(picture: Picture) -> Graph:
+    """The wait-for graph of all waits that are known."""
+    graph = Graph()
+    for rank, waits in picture.waits.items():
+        for wait in waits:
+            _add(graph, rank, wait, picture)
+    return graph
+
+
+def _add(graph: Graph, rank: int, wait: Waits, picture: Picture) -> None:
+    if wait.group is None or wait.number < 0:
+        graph.open_ended.append(wait)
+        return
+    state = picture.group(wait.group, rank)
+    p2p = wait.operation.kind in P2P
+    if p2p and state.size != 2:
+        graph.open_ended.append(wait)  # a send or receive does not name its peer
+        return
+    if state.size == 0 or not state.whole:
+        graph.open_ended.append(wait)
+    targets = [m for m in sorted(state.members - {rank}) if not _joined(m, state, wait, picture)]
+    for member in targets:
+        graph.edges[rank].setdefault(member, wait)
+    if not targets and state.whole:
+        graph.joint[str(state.name), wait.number].append(wait)
+
+
+def _joined(member: int, state: GroupState, wait: Waits, picture: Picture) -> bool:
+    """Tell whether a member is known, or may be taken, to have issued the operation that another one waits in."""
+    own = [w for w in picture.waits.get(member, ()) if w.group is not None and picture.group(w.group, member) is state]
+    if wait.operation.kind in P2P:
+        mirrored = {"send": "recv", "recv": "send"}[wait.operation.kind]
+        return any(w.operation.kind == mirrored for w in own)
+    if any(w.number < wait.number for w in own):
+        # it waits in an earlier one, with this one queued behind it or not
+        return state.issued.get(member, -1) >= wait.number
+    if member in state.issued:
+        return state.issued[member] >= wait.number
+    # a rank whose time-out others heard of waits itself; nothing says where
+    return member in picture.complained and member not in picture.told
+
+
+def stalls(picture: Picture) -> Iterator[Finding]:
+    """Yield what the ends of all waits show."""
+    graph = graph_of(picture)
+    if not picture.waits:
+        return
+    waiting = set(picture.waits) | picture.complained
+    awaited = {rank for edges in graph.edges.values() for rank in edges}
+    ends = {rank for rank in awaited if not graph.edges.get(rank)}
+    quiet = tuple(sorted(r for r in ends if picture.quiet(r)))
+    silent = tuple(sorted(r for r in ends if r not in quiet and r not in picture.told))
+    unsure = tuple(sorted(ends - {*quiet, *silent} - set(picture.waits)))
+    circle = _circle(graph) if not ends else ()
+    if quiet and not silent and not unsure:
+        yield _still(quiet, waiting, graph, picture)
+    elif ends - set(picture.waits):
+        yield _nothing_known(quiet, silent, unsure, graph, picture)
+    elif circle:
+        yield _around(circle, graph, picture)
+    elif graph.joint or graph.open_ended:
+        yield _joint(graph, picture)
+
+
+def _owed(culprit: int, graph: Graph) -> Waits:
+    """The operation that most ranks wait in for one."""
+    waits = [edges[culprit] for edges in graph.edges.values() if culprit in edges]
+    alike = {w: sum(w.number == o.number and w.group == o.group for o in waits) for w in waits}
+    # of a send or receive, the other end would be due
+    return max(waits, key=lambda w: (w.operation.kind not in P2P, alike[w], -w.rank))
+
+
+def _still(quiet: tuple[int, ...], waiting: set[int], graph: Graph, picture: Picture) -> Finding:
+    wait = _owed(quiet[0], graph)
+    at = name_of(wait)
+    left = tuple(sorted(r for r in waiting if r not in quiet))
+    known = f"{ranks_text(quiet)} never issued {at}, and nothing shows {verb(quiet, 'it', 'them')} waiting"
+    why = f"{known}; {ranks_text(left)} {verb(left, 'waits', 'wait')}"
+    if len(left) > len(quiet):
+        return Finding(
+            Kind.STANDS_STILL,
+            why,
+            culprits=quiet,
+            at=f"before {at}",
+            observed="nothing",
+            expected=(at,),
+            number=wait.number,
+            source=wait.source,
+        )
+    both = tuple(sorted({*quiet, *left}))
+    why += f"; or {ranks_text(left)} did one operation too many, as no more ranks wait than stand still"
+    return Finding(
+        Kind.STANDS_STILL,
+        why,
+        suspects=both,
+        at=at,
+        number=wait.number,
+        source=wait.source,
+        missing=(Missing(Want.STACK, quiet),),
+    )
+
+
+def _nothing_known(
+    quiet: tuple[int, ...], silent: tuple[int, ...], unsure: tuple[int, ...], graph: Graph, picture: Picture
+) -> Finding:
+    suspects = tuple(sorted({*quiet, *silent, *unsure}))
+    wait = _owed(suspects[0], graph)
+    at = name_of(wait)
+    left = tuple(sorted(picture.waits))
+    parts = []
+    if quiet:
+        parts.append(f"{ranks_text(quiet)} did not issue it, and may wait for those")
+    if silent:
+        parts.append(f"nothing is known of {ranks_text(silent)}")
+    if unsure:
+        parts.append(f"nothing says whether {ranks_text(unsure)} issued it")
+    why = f"{ranks_text(left)} {verb(left, 'waits', 'wait')} in {at}; " + "; ".join(parts)
+    missing = [Missing(Want.LOG, silent)] if silent else []
+    missing.append(Missing(Want.STACK, suspects))
+    if not picture.world_stated:
+        missing.append(Missing(Want.WORLD))
+    return Finding(
+        Kind.ABSENT, why, suspects=suspects, at=at, number=wait.number, source=wait.source, missing=tuple(missing)
+    )
+
+
+def _circle(graph: Graph) -> tuple[int, ...]:
+    """Ranks that wait for each other, and for nobody else."""
+    best: tuple[int, ...] = ()
+    for rank in sorted(graph.edges):
+        found = graph.reached(rank)
+        if rank in found and all(graph.reached(other) == found for other in found):
+            best = best or tuple(sorted(found))
+    return best
+
+
+def _around(circle: tuple[int, ...], graph: Graph, picture: Picture) -> Finding:
+    where: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for rank in circle:
+        wait = next(iter(graph.edges[rank].values()))
+        where[str(wait.group), wait.number].append(rank)
+    classes = sorted(where.values(), key=lambda ranks: (-len(ranks), ranks))
+    told = "; ".join(
+        f"{ranks_text(ranks)} in {name_of(next(iter(graph.edges[ranks[0]].values())))}" for ranks in classes
+    )
+    why = f"{ranks_text(circle)} wait for each other: {told}"
+    wait = next(iter(graph.edges[classes[-1][0]].values()))
+    odd = tuple(sorted(rank for ranks in classes[1:] for rank in ranks))
+    if odd and 2 * len(classes[0]) > len(circle) and _all_together(circle, graph, picture):
+        usual = next(iter(graph.edges[classes[0][0]].values()))
+        return Finding(
+            Kind.OUT_OF_STEP,
+            f"{why}; most ranks went on to the same operation",
+            culprits=odd,
+            at=f"in {name_of(wait)}",
+            observed=name_of(wait),
+            expected=(name_of(usual),),
+            number=wait.number,
+            source=wait.source,
+        )
+    missing = (Missing(Want.DUMP, circle),)
+    return Finding(
+        Kind.CIRCLE, why, suspects=circle, at=name_of(wait), number=wait.number, source=wait.source, missing=missing
+    )
+
+
+def _all_together(circle: tuple[int, ...], graph: Graph, picture: Picture) -> bool:
+    """Tell whether every group that somebody of the circle waits in has all of its ranks as members."""
+    groups = [picture.group(w.group, w.rank) for r in circle for w in graph.edges[r].values() if w.group is not None]
+    return all(set(circle) <= state.members for state in groups)
+
+
+def _joint(graph: Graph, picture: Picture) -> Finding:
+    """All that are known have joined: the device or the network, or somebody who is not in what was given."""
+    waits = [w for found in graph.joint.values() for w in found] or graph.open_ended
+    wait = min(waits, key=lambda w: (w.number, w.rank))
+    left = tuple(sorted({w.rank for w in waits}))
+    at = name_of(wait)
+    lost = {f.address for f in picture.evidence.of(facts.PeerLost) if f.address}
+    if graph.joint:
+        why = f"all ranks that are known, {ranks_text(left)}, issued {at}, and none finished it"
+        why += "" if lost else ": a device or the network, or a rank that is not in what was given"
+    else:
+        why = f"{ranks_text(left)} {verb(left, 'waits', 'wait')} in {at}; for whom is not stated"
+    missing = [Missing(Want.DEVICE, left)] if graph.joint else [Missing(Want.DUMP, left)]
+    if not picture.world_stated:
+        missing.append(Missing(Want.WORLD))
+    suspects = left if picture.world_stated and graph.joint and not lost else ()
+    rest = tuple(r for r in range(picture.world) if not picture.waiting(r))
+    if not graph.joint and rest:
+        suspects = rest
+        missing[0] = Missing(Want.STACK, rest)
+        why += f", and of {ranks_text(rest)} no wait is known"
+    elif graph.joint and wait.group is not None:
+        state = picture.group(wait.group, wait.rank)
+        done = tuple(sorted(r for r, last in state.completed.items() if last >= wait.number))
+        if done:
+            stuck = tuple(r for r in left if r not in done)
+            why = f"{ranks_text(done)} finished {at}, and {ranks_text(stuck)} did not: the device there, or its network"
+            suspects = stuck
+    return Finding(
+        Kind.DEVICE, why, suspects=suspects, at=at, number=wait.number, source=wait.source, missing=tuple(missing)
+    )
+
+
+def left_waiting(picture: Picture) -> list[Left]:
+    """Each rank that waits, with where and for whom."""
+    graph = graph_of(picture)
+    found = []
+    for rank in sorted(picture.waits):
+        wait = next(iter(graph.edges.get(rank, {}).values()), picture.waits[rank][0])
+        missing = tuple(r for r, w in sorted(graph.edges.get(rank, {}).items()) if w is wait)
+        found.append(Left(rank, name_of(wait), missing))
+    return found
+
+
+def name_of(wait: Waits) -> str:
+    """The operation that is waited in, in words."""
+    what = wait.operation.kind or "an operation"
+    number = f" #{wait.number}" if wait.number >= 0 else ""
+    group = ""
+    if wait.group is not None and wait.group.family == "torch":
+        group = f" of {wait.group}"
+    return f"{what}{number}{group}"

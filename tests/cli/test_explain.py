@@ -1,0 +1,19 @@
+"""`genlock explain`: the text, and that it names what the readers know."""
+
+from __future__ import annotations
+
+import pytest
+from genlock.cli.explain import explain
+from genlock.errors import UsageError
+
+
+def test_each_version_of_torch_has_its_switches() -> None:
+    text = explain("evidence")
+    for word in ("2.2 to 2.6", "2.7 to 2.10", "2.11 and later", "TORCH_NCCL_TRACE_BUFFER_SIZE", "ncclras", "py-spy"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_an_unknown_topic_is_refused() -> None:
+    with pytest.raises(UsageError, match="choose one of evidence"):
+        explain("everything")
