@@ -46,6 +46,11 @@ CLEAN_SHUTDOWN = Property(
 )
 NO_FALSE_ABORT = Property("no_false_abort", "always", "without a fault no rank is ever POISONED or ABORTED")
 NO_MISPAIRING = Property("no_mispairing", "always", "the members of a collective mean the same by it")
+NO_LIVELOCK = Property(
+    "no_livelock",
+    "always",
+    "no live rank comes to where all that it can still do is go round by itself",
+)
 CALL_COUNT_AGREEMENT = Property(
     "call_count_agreement", "always", "at each issue k < expected, and observed == expected on leaving phase B"
 )
@@ -84,6 +89,9 @@ NO_UNSEEN_DRIFT = Property(
 )
 
 ALL_STOPPED = Property("all_stopped", "sometimes", "every rank is STOPPED")
+TAKES_PART = Property(
+    "takes_part", "sometimes", "a rank takes part in a collective, a slot, the counters or a choice, or ends"
+)
 ALL_ENDED = Property("all_ended", "sometimes", "after a failure every rank has ended")
 CHUNK_REFUSED = Property("chunk_refused", "sometimes", "preflight refuses a chunk")
 CALLS_MADE = Property("calls_made", "sometimes", "a rank leaves phase B having made its calls")
@@ -104,6 +112,7 @@ PROPERTIES = {
         CLEAN_SHUTDOWN,
         NO_FALSE_ABORT,
         NO_MISPAIRING,
+        NO_LIVELOCK,
         CALL_COUNT_AGREEMENT,
         NOTHING_SENT_BEFORE_PREFLIGHT,
         REFUSAL_LEAVES_NO_TRACE,
@@ -115,6 +124,7 @@ PROPERTIES = {
         ACTS_AS_TOLD,
         NO_UNSEEN_DRIFT,
         ALL_STOPPED,
+        TAKES_PART,
         ALL_ENDED,
         CHUNK_REFUSED,
         CALLS_MADE,
@@ -130,7 +140,7 @@ PROPERTIES = {
 }
 """Every property by name, those that must always hold first."""
 
-GENERIC = (NO_STRANDING, CRASH_OVER_HANG, NO_FALSE_ABORT, NO_MISPAIRING, ALL_ENDED)
+GENERIC = (NO_STRANDING, CRASH_OVER_HANG, NO_FALSE_ABORT, NO_MISPAIRING, NO_LIVELOCK, TAKES_PART, ALL_ENDED)
 """The properties that any protocol has; the others speak of TP's events and values."""
 
 NOT_IN_V0 = (NO_STALE_OVERRIDE, NO_UNSEEN_DRIFT, RECOMPUTED, ACKS_COLLECTED, DRAINED, SIGNAL_HELD)
@@ -142,6 +152,7 @@ SOMETIMES_FOR = {
     CLEAN_SHUTDOWN.name: ALL_STOPPED.name,
     NO_FALSE_ABORT.name: ALL_STOPPED.name,
     NO_MISPAIRING.name: CALLS_MADE.name,
+    NO_LIVELOCK.name: TAKES_PART.name,
     CALL_COUNT_AGREEMENT.name: CALLS_MADE.name,
     NOTHING_SENT_BEFORE_PREFLIGHT.name: CHUNK_REFUSED.name,
     REFUSAL_LEAVES_NO_TRACE.name: CHUNK_REFUSED.name,

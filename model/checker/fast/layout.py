@@ -44,8 +44,11 @@ class Memo(IntEnum):
     """Not looked up: the lane's options are asked for."""
 
 
-DETECTS, ADVANCES, ORDINARY, TIDIES, NORMALISES, COSTS = 1, 2, 4, 8, 16, 32
-"""Bits of an option. The first three are those of a packed edge."""
+DETECTS, ADVANCES, ORDINARY, TIDIES, NORMALISES, COSTS, CHECKED = 1, 2, 4, 8, 16, 32, 64
+"""Bits of an option. The first three are those of a packed edge. CHECKED: it is open only where none of its lane's
+checks passes (see `Role.checks_pass`)."""
+TAKES_PART = ORDINARY | DETECTS
+"""No step is both ordinary and detection: both bits together say that it is ordinary, and that the rank takes part."""
 TERMINAL, FAILED, STALLED, CLOSING, HASTY = 1, 2, 4, 8, 16
 """Bits of a lane. CLOSING: rank0 is on its way to STOPPED. HASTY: see `reduction`; known once it is worked out."""
 ROOT, ALL, OWN = 0, 1, 2
@@ -68,15 +71,18 @@ class Tables(NamedTuple):
     keys: Array
     outcomes: Array
     """Of each key; -1 where there is none."""
+    taken: Array
+    """[option]: 1 where some state's move was this option. Written by the search."""
     strikes: Array
     """[kind, rank]: the points that let a crash or a stall strike; all bits are set where it strikes anywhere."""
     streams: Array
     """The groups that run on a device stream."""
 
 
-FLAGS, COUNTER, BASE, POINTS, WAITS_IN, FIRST, FAULTS, WATCHES, STRIKES, END = range(10)
+FLAGS, COUNTER, BASE, POINTS, WAITS_IN, CHECKS, FIRST, FAULTS, WATCHES, STRIKES, END = range(11)
 """Facts of a lane. WAITS_IN: the group, or -1. From FIRST (-1: not worked out) to END its options: its own steps,
-from FAULTS on what faults do to it, from WATCHES on detection, from STRIKES on crash and stall."""
+from FAULTS on what faults do to it, from WATCHES on detection, from STRIKES on crash and stall. From CHECKS to FIRST
+stand the rows with a `Take` that its VIOLATION rows come after; they are no moves."""
 LANE_FACTS = 16
 LENGTH, EARLIEST, ENTRIES = range(3)
 """Of a column: how many entries, the first that is still waiting (-1: none), and the entries themselves."""

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from ...semantics.lts import Interner, Lts, Step
 from ...semantics.network import CRASH, STALL, Network
 from ...tables import By, Data, Meet, Put, Take
-from .layout import ADVANCES, COSTS, DETECTS, NORMALISES, ORDINARY, TIDIES, Option
+from ..reference import Taken
+from .layout import ADVANCES, CHECKED, COSTS, DETECTS, NORMALISES, ORDINARY, TAKES_PART, TIDIES, Option
 
 
 class Move(NamedTuple):
@@ -35,6 +36,10 @@ class Move(NamedTuple):
     """It waits until nothing is outstanding on a stream."""
     takes: Step | None = None
     """The step that takes something out of a slot."""
+    checks: tuple[Move, ...] = ()
+    """What a violation comes after: see `lts.Step`."""
+    row: Taken | None = None
+    """The row that it takes."""
 
 
 Menu = tuple[tuple[Move, ...], ...]
@@ -102,11 +107,20 @@ class Menus:
     def _strikes_on(self, role: int, local: int) -> Iterator[Move]:
         lts = self._lts[role]
         if CRASH in self._network.kinds:
-            yield Move(Option.CRASH, lts.crashed(local), ADVANCES | TIDIES | COSTS, fails=True)
+            dead = lts.crashed(local)
+            yield Move(Option.CRASH, dead, ADVANCES | TIDIES | COSTS, fails=True, row=(role, "", CRASH))
         if STALL in self._network.kinds:  # whoever stalls leaves nothing, unless all that follows is one state
-            yield Move(Option.STALL, lts.stalled(local, True), COSTS, fails=self._reduced)
+            still = lts.stalled(local, True)
+            yield Move(Option.STALL, still, COSTS, fails=self._reduced, row=(role, "", STALL))
 
     def _own(self, role: int, local: int, step: Step) -> Move:
+        move = self._own_unchecked(role, local, step)
+        if not step.checks:
+            return move
+        checks = tuple(self._own_unchecked(role, local, check) for check in step.checks)
+        return move._replace(bits=move.bits | CHECKED, checks=checks)
+
+    def _own_unchecked(self, role: int, local: int, step: Step) -> Move:
         gate = step.row.gate
         if isinstance(gate, Meet):
             return self.made(Option.MEET, role, local, step)
@@ -121,9 +135,11 @@ class Menus:
 
     def made(self, option: Option, role: int, local: int, step: Step) -> Move:
         info, by = self._lts[role].info(step.target), step.row.by
+        ordinary = by not in (By.FAULT, By.DETECTION)
         bits = (
-            ORDINARY * (by not in (By.FAULT, By.DETECTION))
-            | DETECTS * (by is By.DETECTION)
+            ORDINARY * ordinary
+            | TAKES_PART * (ordinary and self._lts[role].takes_part(local, step))
+            | DETECTS * (by is By.DETECTION and step.edge != "complete")
             | ADVANCES * (step.target != local)
             | COSTS * (by is By.FAULT)
             | TIDIES * info.terminal
@@ -134,7 +150,6 @@ class Menus:
             group = self._network.protocol.groups.index(step.contribution.op.group)
             issues = (group, self._network.contributions(step.contribution))
         fails = info.failed and issues is None
-        own = by not in (By.FAULT, By.DETECTION)
         return Move(
             option,
             step.target,
@@ -142,7 +157,8 @@ class Menus:
             sees=self.names_of(step.seen),
             issues=issues,
             fails=fails,
-            syncs=own and step.row.syncs,
+            syncs=ordinary and step.row.syncs,
+            row=(role, *step.row.key),
         )
 
     def names_of(self, seen: Iterable[str]) -> int:

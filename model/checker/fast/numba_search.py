@@ -27,6 +27,8 @@ from .layout import (
     BASE,
     BIAS,
     BITS,
+    CHECKED,
+    CHECKS,
     COSTS,
     COUNTER,
     EARLIEST,
@@ -43,7 +45,6 @@ from .layout import (
     LOST,
     NAME,
     NORMALISES,
-    ORDINARY,
     OWN,
     POINTS,
     REDUCES,
@@ -52,6 +53,7 @@ from .layout import (
     SEES,
     STRIKES,
     STRIKING,
+    TAKES_PART,
     TARGET,
     TERMINAL,
     TIDIES,
@@ -411,9 +413,27 @@ def _sort(shape, lanes, order):
 
 
 @njit(cache=True)
+def _checks_pass(
+    facts, options, keys, outcomes, shape, control, misses, states, width, word, shift, mask, row, here, rank, takes
+):  # fmt: skip
+    """-1 where no check of a lane passes, -2 where one has to be worked out first: see `Role.checks_pass`."""
+    for option in range(facts[here + CHECKS], facts[here + FIRST]):
+        whose = options[option * 8 + B]
+        slot = shape.ranks + options[option * 8 + A] + (whose if whose else rank) - 1
+        held = np.int64((states[row + _at(width, word, slot)] >> shift[slot]) & mask[slot])
+        if held:
+            wanted = _outcome(keys, outcomes, shape, control, misses, TAKEN, np.int64(option), held)
+            if wanted != -1:
+                return wanted
+        elif not takes:
+            return np.int64(0)
+    return np.int64(-1)
+
+
+@njit(cache=True)
 def _successors(
-    parent, end, facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states,
-    width, word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
+    parent, end, facts, columns, options, contributions, keys, outcomes, taken_rows, strikes, streams, shape, control,
+    states, width, word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
 ):  # fmt: skip
     """Write the successors of some states, up to the first that misses something; returns how many are done.
 
@@ -468,6 +488,14 @@ def _successors(
                 option += 1
                 if hasty >= 0 and kind == DEVICE:
                     continue
+                if options[own + BITS] & CHECKED:
+                    passes = _checks_pass(
+                        facts, options, keys, outcomes, shape, control, misses, states, width, word, shift, mask, row,
+                        here, rank, kind == TAKE,
+                    )  # fmt: skip
+                    missed |= passes == -2
+                    if passes != -1:
+                        continue
                 if kind == DEVICE or kind == COMPLETE:  # noqa: SIM109  numba compiles this to less
                     group, place, mine = options[own + A], options[own + B], options[own + C]
                     may, must, mispaired = _meet(
@@ -553,11 +581,12 @@ def _successors(
                 if bits & COSTS:
                     out[at * words + _at(width, word, last)] ^= np.uint64(faults ^ (faults + 1)) << shift[last]
                 if kind == DEVICE or kind == COMPLETE:  # noqa: SIM109
-                    bits = bits | ORDINARY if must else bits & ~ORDINARY
+                    bits = bits | TAKES_PART if must else bits & ~TAKES_PART
                 label[at] = (rank << 3) | (bits & 7)
                 seen[at] = options[chosen + SEES] | (control[MISPAIRED] if mispaired else 0)
                 places[at] = (_hash(out, at * words, words) & size) * wide
                 _prefetch(table, np.int64(places[at]))
+                taken_rows[chosen >> 3] = 1
                 at += 1
         if missed:
             break
@@ -572,8 +601,8 @@ def _successors(
 
 @njit(cache=True)
 def _search(
-    facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states, parents, degrees,
-    targets, labels, wents, table, width, word, shift, mask, first_seen, misses, late, asked, out, label, seen, went,
+    facts, columns, options, contributions, keys, outcomes, taken_rows, strikes, streams, shape, control, states,
+    parents, degrees, targets, labels, wents, table, width, word, shift, mask, first_seen, misses, late, asked, out, label, seen, went,
     begins, places, lanes, after, order,
 ):  # fmt: skip
     """Expand states from `control[NEXT]` on, until something is full, missing or `control[UNTIL]` is reached."""
@@ -581,6 +610,7 @@ def _search(
     most_states, most_edges, batch = parents.size, targets.size, begins.size - 2
     facts, columns, options, contributions = _data(facts), _data(columns), _data(options), _data(contributions)
     keys, outcomes, strikes, streams = _data(keys), _data(outcomes), _data(strikes), _data(streams)
+    taken_rows = _data(taken_rows)
     control, states, parents, degrees = _data(control), _data(states), _data(parents), _data(degrees)
     targets, labels, wents, table = _data(targets), _data(labels), _data(wents), _data(table)
     word, shift, mask, first_seen = _data(word), _data(shift), _data(mask), _data(first_seen)
@@ -588,8 +618,8 @@ def _search(
     seen, went, begins, places = _data(seen), _data(went), _data(begins), _data(places)
     lanes, after, order = _data(lanes), _data(after), _data(order)
     given = (
-        facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states, width,
-        word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
+        facts, columns, options, contributions, keys, outcomes, taken_rows, strikes, streams, shape, control, states,
+        width, word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
     )  # fmt: skip
     words, one = len(width), np.uint64(1)
     cells, wide = shape.cells * (words + 1), (words + 1) * GROUP
@@ -742,6 +772,7 @@ def search(arrays: Arrays, tables: Tables) -> int:
         tables.contributions.reshape(-1),
         tables.keys,
         tables.outcomes,
+        tables.taken,
         tables.strikes.reshape(-1),
         tables.streams,
         _shape(arrays, tables),

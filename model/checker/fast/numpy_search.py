@@ -17,6 +17,8 @@ from .layout import (
     BASE,
     BIAS,
     BITS,
+    CHECKED,
+    CHECKS,
     COSTS,
     COUNTER,
     EARLIEST,
@@ -32,7 +34,6 @@ from .layout import (
     LOST,
     NAME,
     NORMALISES,
-    ORDINARY,
     OWN,
     POINTS,
     REDUCES,
@@ -40,6 +41,7 @@ from .layout import (
     ROOT_RANK,
     SEES,
     STRIKING,
+    TAKES_PART,
     TARGET,
     TERMINAL,
     TIDIES,
@@ -120,6 +122,7 @@ def search(arrays: Arrays, tables: Tables) -> int:
 def _keep(arrays: Arrays, parents: Array, found: _Successors) -> None:
     """Number the new states, and write down the edges."""
     control = arrays.control
+    found.t.taken[found.chosen] = 1
     states, edges, count = int(control[STATES]), int(control[EDGES]), len(found.out)
     numbers, new = _insert(arrays.table, found.out, states)
     arrays.states[states : states + len(new)] = found.out[new]
@@ -211,6 +214,7 @@ class _Successors:
         self.lanes = self.fields[:, : self.ranks]
         self._candidates()
         self._faults()
+        self._violations()
         self._collectives()
         self._gates()
         self._apply(arrays.space.symmetric)
@@ -261,6 +265,27 @@ class _Successors:
             keep[rows] = may[rows] & ((where == -1) | (where & points[rows] != 0))
         rows = np.flatnonzero((kind == Option.DETECT) & ~trouble)
         keep[rows] = self._gone_for(self.lanes[self.parent[rows]], self.rank[rows])
+        self._only(keep)
+
+    def _violations(self) -> None:
+        """Leave out violations where a check with a `Take` passes: see `Role.checks_pass`."""
+        rows = np.flatnonzero(self._of(BITS) & CHECKED)
+        if not len(rows):
+            return
+        rank, parent, takes = self.rank[rows], self.parent[rows], self._of(KIND)[rows] == Option.TAKE
+        facts = self.t.lanes[np.minimum(rank, 1), self.lanes[parent, rank]]
+        passes = np.zeros(len(rows), bool)
+        for n in range(int((facts[:, FIRST] - facts[:, CHECKS]).max())):
+            check = facts[:, CHECKS] + n
+            there = check < facts[:, FIRST]
+            check = np.where(there, check, facts[:, CHECKS])
+            whose = np.where(self.t.options[check, B] != 0, self.t.options[check, B], rank)
+            held = self.fields[parent, self.ranks + self.t.options[check, A] + whose - 1]
+            passes |= there & (held == 0) & ~takes
+            full = np.flatnonzero(there & (held != 0))
+            passes[full] |= self._outcome(Memo.TAKEN, check[full].astype(np.int64), held[full]) >= 0
+        keep = np.ones(len(self.option), bool)
+        keep[rows] = ~passes
         self._only(keep)
 
     def _entry(self, lanes: Array, member: int, group: Array, fact: Array | int) -> Array:
@@ -411,7 +436,7 @@ class _Successors:
             self.out[:, word] |= fields[:, f].astype(np.uint64) << self.layout.shift[f]
         kind = self._of(KIND)
         met = (kind == Option.DEVICE) | (kind == Option.COMPLETE)
-        bits = np.where(met, np.where(self.must, bits | ORDINARY, bits & ~ORDINARY), bits)
+        bits = np.where(met, np.where(self.must, bits | TAKES_PART, bits & ~TAKES_PART), bits)
         self.label = (self.rank << 3) | (bits & 7)
         self.seen = self.t.options[self.chosen, SEES] | np.where(self.mispaired, self.control[MISPAIRED], 0)
 

@@ -21,8 +21,8 @@ import numpy as np
 from ....host import available_memory
 from ...semantics import transport
 from ...semantics.network import Network, NetworkState
-from ..reference import Edge, Progress
-from .layout import Array, in_place, layout
+from ..reference import Edge, Progress, Taken
+from .layout import ADVANCES, DETECTS, ORDINARY, TAKES_PART, Array, in_place, layout
 from .partial_order_reduction import Reduction
 from .state_encoding import Space
 
@@ -103,6 +103,10 @@ class PackedGraph:
         return len(self.targets)
 
     @cached_property
+    def taken(self) -> frozenset[Taken]:
+        return self.space.taken()
+
+    @cached_property
     def starts(self) -> Array:
         """Where the edges of each state begin, and where those of the last one end."""
         starts = np.zeros(len(self.degrees) + 1, np.int64)
@@ -168,8 +172,15 @@ class PackedGraph:
     def _edges(self, number: int) -> list[Edge]:
         here = slice(int(self.starts[number]), int(self.starts[number + 1]))
         return [
-            Edge(int(label) >> 3, int(target), bool(label & 4), bool(label & 2), bool(label & 1))
-            for target, label in zip(self.targets[here], self.labels[here], strict=True)
+            Edge(
+                int(label) >> 3,
+                int(target),
+                bool(label & ORDINARY),
+                bool(label & ADVANCES),
+                label & TAKES_PART == DETECTS,
+                label & TAKES_PART == TAKES_PART,
+            )
+            for target, label in zip(self.targets[here].tolist(), self.labels[here].tolist(), strict=True)
         ]
 
 

@@ -38,7 +38,7 @@ class Lost(NamedTuple):
     entry: int
 
 
-class CrowdState(NamedTuple):
+class AbstractState(NamedTuple):
     """Everything at one moment, of a network of any size. Lanes are numbered, each role's by itself."""
 
     driver: int
@@ -152,7 +152,7 @@ class Lanes:
 
     # ── normal form ─────────────────────────────────────────────────────────────────────────────────
 
-    def normal(self, state: CrowdState) -> CrowdState:
+    def normal(self, state: AbstractState) -> AbstractState:
         """The same state in the one form in which it is kept."""
         by = -self.lts[DRIVER].base(self.lane(DRIVER, state.driver).local)
         if by:
@@ -170,7 +170,7 @@ class Lanes:
             state = state._replace(dead=frozenset(d for d in state.dead if not self._shown(state, d)))
         return state
 
-    def rebase(self, state: CrowdState, by: int) -> CrowdState:
+    def rebase(self, state: AbstractState, by: int) -> AbstractState:
         """The state with all its ids moved on."""
         return state._replace(
             driver=self.rebased(DRIVER, state.driver, by),
@@ -179,7 +179,7 @@ class Lanes:
             dead=frozenset(d._replace(entry=self.moved_on(d.entry, by)) for d in state.dead),
         )
 
-    def _over(self, state: CrowdState, group: int) -> bool:
+    def _over(self, state: AbstractState, group: int) -> bool:
         """Whether every live rank has left the group's first collective, or will never issue it."""
         column = self.lane(DRIVER, state.driver).columns[group]
         if column and column[0] > 0:
@@ -193,7 +193,7 @@ class Lanes:
         first = self.entry(role, number, group, 0)
         return first < 0 or (first == 0 and self.info(role, number).terminal)
 
-    def _drop(self, state: CrowdState, group: int) -> CrowdState:
+    def _drop(self, state: AbstractState, group: int) -> AbstractState:
         """The state without the first collective of a group."""
         dead = (d._replace(at=d.at - 1) if d.group == group else d for d in state.dead)
         heaps = tuple(at - 1 for at in state.heaps[group] if at)
@@ -212,7 +212,7 @@ class Lanes:
             found = self._cut[role, number, group] = self.put(role, number, lane.local, group, lane.columns[group][1:])
         return found
 
-    def _shown(self, state: CrowdState, dead: Lost) -> bool:
+    def _shown(self, state: AbstractState, dead: Lost) -> bool:
         """Whether what a dead worker put in changes nothing, as another rank has put in the same: what a collective
         does depends on the set of what is in it. To rank0's broadcast a worker puts in no more than its name."""
         group, at, entry = dead
@@ -225,7 +225,7 @@ class Lanes:
 
     # ── heaps ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _folds(self, state: CrowdState, group: int, at: int) -> bool:
+    def _folds(self, state: AbstractState, group: int, at: int) -> bool:
         """Whether the broadcasts at this place and the next are one heap: rank0 has left both, the second is the
         first with its ids one on, everybody means the same by them, and whoever has the first to go can do nothing
         before it for which its ids would have to be right."""
@@ -259,7 +259,7 @@ class Lanes:
         waits = (e for g in self.groups if g != group for e in columns[g] if e > 0)
         return any(self.step(e) for e in waits)
 
-    def _fold(self, state: CrowdState, group: int, at: int) -> CrowdState:
+    def _fold(self, state: AbstractState, group: int, at: int) -> AbstractState:
         """The broadcast at this place and the next as one, of which the second stays. Whoever had the first to go is
         moved on as if it had had it, and so is all that lies before."""
         driver = self.lane(DRIVER, state.driver)

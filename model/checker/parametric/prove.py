@@ -22,8 +22,8 @@ from ...semantics.query import Query
 from ...semantics.run import Counterexample
 from ..counterexample import counterexample
 from ..reference import Progress, Result, StateGraph, Verdict, check
-from .abstract_network import Crowd, Hop
-from .abstract_state import DRIVER, WORKER, CrowdState
+from .abstract_network import AbstractNetwork, Hop
+from .abstract_state import DRIVER, WORKER, AbstractState
 
 NO_DEADLOCK = Property(
     "no_deadlock", "always", "until a rank fails or stalls or all have ended, some rank is bound to be able to go on"
@@ -45,8 +45,8 @@ def covered(protocol: str) -> tuple[Property, ...]:
 class Search:
     """The states found, how each was first reached, and where each property was first violated."""
 
-    states: list[CrowdState] = field(default_factory=list)
-    index: dict[CrowdState, int] = field(default_factory=dict)
+    states: list[AbstractState] = field(default_factory=list)
+    index: dict[AbstractState, int] = field(default_factory=dict)
     parent: list[tuple[int, Hop | None]] = field(default_factory=list)
     depth: list[int] = field(default_factory=list)
     hops: int = 0
@@ -63,13 +63,13 @@ class Search:
         return moves[::-1]
 
 
-def explore(crowd: Crowd, properties: Sequence[Property], progress: Progress | None = None) -> Search:
+def explore(crowd: AbstractNetwork, properties: Sequence[Property], progress: Progress | None = None) -> Search:
     """Every state of a crowd, breadth first, until each of these properties is violated."""
     wanted = {p.name for p in properties}
     found = Search()
     queue: deque[int] = deque()
 
-    def number(state: CrowdState, parent: int, hop: Hop | None) -> None:
+    def number(state: AbstractState, parent: int, hop: Hop | None) -> None:
         if state not in found.index:
             found.index[state] = len(found.states)
             found.depth.append(found.depth[parent] + 1 if found.states else 0)
@@ -96,7 +96,7 @@ def explore(crowd: Crowd, properties: Sequence[Property], progress: Progress | N
     return found
 
 
-def judged(crowd: Crowd, state: CrowdState, certain: bool) -> Iterator[str]:
+def judged(crowd: AbstractNetwork, state: AbstractState, certain: bool) -> Iterator[str]:
     """The properties that a state violates by itself. `certain`: somebody is bound to be able to go on."""
     infos = [crowd.lanes.info(DRIVER, state.driver), *(crowd.lanes.info(WORKER, n) for n in state.workers())]
     if state.failed and not state.faults:
@@ -163,7 +163,7 @@ def prove(question: Query, properties: Sequence[str] = (), progress: Progress | 
             choices = ", ".join(known)
             raise UsageError(f"`{name}` is not covered by --any-world-size", do=f"choose from {choices}")
     chosen = tuple(known[name] for name in properties) or tuple(known.values())
-    search = explore(Crowd(network), chosen, progress)
+    search = explore(AbstractNetwork(network), chosen, progress)
     violated = [p for p in chosen if p.name in search.seen]
     confirmed, tried = confirm(question, violated)
     return Proof(question, network, search, chosen, confirmed, tried, time.perf_counter() - begin)
