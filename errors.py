@@ -19,6 +19,8 @@ class Exit(IntEnum):
     """Wrong use, or input that cannot be read."""
     UNKNOWN = 3
     """The evidence does not suffice for a verdict."""
+    BUG = 70
+    """A bug of Genlock's own, with a traceback."""
     CONTRACT = 10
     """This rank violated the contract."""
     PEER_VIOLATED = 11

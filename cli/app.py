@@ -10,21 +10,33 @@ import json
 import os
 import resource
 import shlex
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
-from ..errors import Exit, GenlockError
+from .. import __version__
+from ..errors import Exit, GenlockError, Unfinished, UsageError
 from . import flags
 
+if TYPE_CHECKING:
+    from ..model.semantics.network import Network
+    from ..model.semantics.query import Query
+
+REPORT_IT = "please report it with the lines above and the command (see CONTRIBUTING.md)"
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+# typer has a click of its own in some versions, and uses the installed one in others
+_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class Commands(TyperGroup):
@@ -32,20 +44,43 @@ class Commands(TyperGroup):
 
     def invoke(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().invoke(*args, **kwargs)
+            found = super().invoke(*args, **kwargs)
+            sys.stdout.flush()  # a closed pipe is met here, and not when the interpreter ends
+            return found
+        except BrokenPipeError:
+            _end_by_pipe()
         except GenlockError as error:
             _end(str(error), error.exit)
         except OSError as error:
-            if error.filename is None:  # not about a file: a closed pipe, say
-                raise
+            if error.filename is None:  # not about a file that the user named
+                _end_by_bug()
             _end(f"{error.filename}: {error.strerror}", Exit.USAGE)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
+        except (_ClickException, typer.Exit, typer.Abort):
+            raise
+        except Exception:
+            _end_by_bug()
 
 
 def _end(message: str, status: int) -> NoReturn:
     print("genlock:", " ".join(message.splitlines()), file=sys.stderr)
     sys.exit(status)
+
+
+def _end_by_pipe() -> NoReturn:
+    """End as a program does that writes into a pipe that nobody reads: by SIGPIPE, which a shell reports as 141."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  nothing is written again
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def _end_by_bug() -> NoReturn:
+    """End on an error that is no user's mistake: with its traceback, and what to do with it."""
+    traceback.print_exc()
+    print(f"genlock: this is a bug of Genlock {__version__}, and no verdict; {REPORT_IT}", file=sys.stderr)
+    sys.exit(Exit.BUG)
 
 
 def show(
@@ -61,11 +96,23 @@ def show(
         print((text if report is flags.ReportFormat.text else junit)())
 
 
+EVERY = 3.0
+"""Seconds between two lines of progress where stderr is no terminal."""
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[str], None]]:
-    """One live line on a terminal's stderr, gone at the end; nothing where stderr is no terminal."""
+    """Give one live line on a terminal's stderr, gone at the end; elsewhere a line every few seconds."""
     if not sys.stderr.isatty():
-        yield lambda text: None
+        last = time.monotonic()
+
+        def tell(text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= EVERY:
+                last = time.monotonic()
+                print(f"genlock: {what}: {text}", file=sys.stderr, flush=True)
+
+        yield tell
         return
     from rich.console import Console
 
@@ -73,16 +120,27 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"{what}: {text}")
 
 
-def searching(tell: Callable[[str], None]) -> Callable[[int, int, int], None]:
-    """What a search reports, as a live line: states, depth, queue, and with them the rate and the memory so far."""
+def searching(tell: Callable[[str], None], network: Network | None = None) -> Callable[[int, int, int], None]:
+    """Return what reports a search: states, depth, queue, rate, memory so far, and the variables that keep growing."""
     begin = time.monotonic()
+    last = 0.0
 
     def told(states: int, depth: int, queue: int) -> None:
-        rate = states / max(time.monotonic() - begin, 1e-3)
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 0.1:
+            return
+        last = now
+        rate = states / max(now - begin, 1e-3)
         mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (
             1 << 20 if sys.platform == "darwin" else 1 << 10
         )
-        tell(f"{states:,} states, depth {depth}, {queue:,} to expand, {rate:,.0f} states/s, {mebibytes:,} MiB")
+        grows = ""
+        if network is not None and now - begin > EVERY - 1:
+            from ..model.checker.report import growing_in
+
+            grows = "".join(f"; {growth.text}" for growth in growing_in(network))
+        tell(f"{states:,} states, depth {depth}, {queue:,} to expand, {rate:,.0f} states/s, {mebibytes:,} MiB{grows}")
 
     return told
 
@@ -123,42 +181,38 @@ def check(
     engine: flags.EngineChoice = flags.Engine.auto,
     symmetry: flags.SymmetryChoice = flags.AutoOnOff.auto,
     reduction: flags.ReductionChoice = flags.AutoOnOff.auto,
+    max_states: flags.MaxStates = None,
+    timeout: flags.Timeout = None,
+    allow_unreached: flags.AllowUnreached,
     out: flags.OutDir = None,
     report: flags.ReportChoice = flags.ReportFormat.text,
 ) -> None:
     """Search every state that a protocol can reach for a rank left waiting, and for every other violation."""
     flags.at_most_one(mutant=asked.mutant, mutants=mutants, any_world_size=any_world_size)
+    if mutants:
+        asked.refuse_for_mutants()
+        _check_mutants(asked, report)
+    if any_world_size:
+        if asked.ranks is not None:
+            raise UsageError("it plays no part in every world size", where="--ranks", do="leave it out")
+        _check_any_world_size(asked.question(), properties, max_states, timeout, out, report)
     question = asked.question()
     from ..model.checker.report import run_check
 
-    if mutants:
-        from ..model.mutation.report import kill_all
-
-        with progress("killing mutants") as tell:
-            killed = kill_all(question.scope, tell)
-        show(report, killed.as_text, killed.as_json, killed.as_junit)
-        raise typer.Exit(Exit.OK if killed.holds else Exit.VIOLATED)
-    if any_world_size:
-        from ..model.checker.parametric import report as proof_report
-        from ..model.checker.parametric.prove import prove
-
-        with progress("searching every world size") as tell:
-            proof = prove(question, properties, searching(tell))
-        if out is not None:
-            from .write_check import write_proof
-
-            write_proof(proof, out)
-        of = proof_report
-        show(report, partial(of.as_text, proof), partial(of.as_json, proof), partial(of.as_junit, proof))
-        raise typer.Exit(proof.status)
     with progress("searching") as tell:
-        found = run_check(
-            question,
-            properties=properties,
-            engine=engine.value,
-            symmetry=symmetry.value,
-            reduction=reduction.value,
-            progress=searching(tell),
+        found = _unless_interrupted(
+            partial(
+                run_check,
+                question,
+                properties=properties,
+                engine=engine.value,
+                symmetry=symmetry.value,
+                reduction=reduction.value,
+                allow_unreached=allow_unreached,
+                max_states=max_states,
+                timeout=timeout,
+                watching=lambda network: searching(tell, network),
+            )
         )
     if out is not None:
         from .write_check import write_check
@@ -170,6 +224,49 @@ def check(
         write_page(out / "page.html", story_of(found))
     show(report, found.as_text, found.as_json, found.as_junit)
     raise typer.Exit(found.exit)
+
+
+T = TypeVar("T")
+
+
+def _unless_interrupted(work: Callable[[], T]) -> T:
+    """Return what some work gives. Raise Unfinished where Ctrl-C ends it before anything is known."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        raise Unfinished("interrupted before anything was known") from None
+
+
+def _check_mutants(asked: flags.Asked, report: flags.ReportFormat) -> NoReturn:
+    from ..model.mutation.report import kill_all
+
+    with progress("killing mutants") as tell:
+        killed = _unless_interrupted(lambda: kill_all(asked.question().scope, tell))
+    show(report, killed.as_text, killed.as_json, killed.as_junit)
+    raise typer.Exit(killed.exit)
+
+
+def _check_any_world_size(
+    question: Query,
+    properties: list[str],
+    max_states: int | None,
+    timeout: float | None,
+    out: Path | None,
+    report: flags.ReportFormat,
+) -> NoReturn:
+    from ..model.checker.parametric import report as of
+    from ..model.checker.parametric.prove import prove
+
+    with progress("searching every world size") as tell:
+        proof = _unless_interrupted(
+            lambda: prove(question, properties, searching(tell), max_states=max_states, timeout=timeout)
+        )
+    if out is not None:
+        from .write_check import write_proof
+
+        write_proof(proof, out)
+    show(report, partial(of.as_text, proof), partial(of.as_json, proof), partial(of.as_junit, proof))
+    raise typer.Exit(proof.status)
 
 
 export = typer.Typer(no_args_is_help=True, epilog="Example: genlock export promela tp_v1.1 --ranks 3")

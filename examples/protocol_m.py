@@ -16,6 +16,11 @@ from dataclasses import dataclass, replace
 
 from genlock.model.tables import By, Meet, Protocol, Put, Role, Row, Scope, Slot, State, Take
 
+ALONE = ("HEADER.put_header", "PAYLOAD.put_payload", "ACK.take_ack")
+"""With one worker there is none before the last."""
+ONE_CALL = ("INSIDE.leave_call",)
+"""With one call a chunk none is before the last."""
+
 HEADER, PAYLOAD, ACK = Slot("header"), Slot("payload"), Slot("ack")
 
 
@@ -133,4 +138,5 @@ def protocol(W: int = 3, C: int = 2, K: int = 3) -> Protocol:
         counter=lambda v: v.count,
         keeps=True,
         ranks=W + 1,
+        may_be_unreached=tuple(ALONE if W == 1 else ()) + tuple(ONE_CALL if K == 1 else ()),
     )

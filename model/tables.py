@@ -64,7 +64,7 @@ class By(StrEnum):
     PROTOCOL = "protocol"
     """The rank itself, whenever the guards hold."""
     VIOLATION = "violation"
-    """The rank itself, when no PROTOCOL row of the state applies (`Role.checks_pass`): its checks found something wrong."""
+    """The rank itself, when no PROTOCOL row of the state applies (`Role.checks_pass`): its checks found a fault."""
     ENVIRONMENT = "environment"
     """The world outside may ask for it: work, a heartbeat, a hard cut, bad input, shutdown."""
     FAULT = "fault"
@@ -172,7 +172,7 @@ class Row:
         return (self.state, self.event)
 
     def allows(self, v: Vars, data: Data) -> bool:
-        """Return whether every guard holds. Raise ModelError, naming the row, for a guard that raises or says nothing."""
+        """Return whether every guard holds. Raise ModelError, naming the row, for one that raises or says nothing."""
         for guard in self.guards:
             try:
                 answer = guard(v, data)
@@ -262,7 +262,7 @@ class Role:
         data: Data,
         *,
         held: Callable[[Take], Data] = lambda gate: UNKNOWN,
-        scope: Scope = Scope(),  # noqa: B008  frozen
+        scope: Scope = Scope(),
     ) -> Row | None:
         """Return the row that `event` takes from `state`, if it is legal there: the one rule of what may happen.
 
@@ -282,7 +282,7 @@ class Role:
         data: Data,
         *,
         held: Callable[[Take], Data] = lambda gate: UNKNOWN,
-        scope: Scope = Scope(),  # noqa: B008  frozen
+        scope: Scope = Scope(),
     ) -> bool:
         """Return whether a PROTOCOL row applies where `violation` would be taken, so that there is nothing to report.
 
@@ -463,12 +463,12 @@ def _validate_gate(row: Row, gate: Put | Take, role: Role, protocol: Protocol, w
         raise ModelError("a row has either a collective or a gate", where=where, do="split it in two")
     if isinstance(gate, Take) and row.choices is not None:
         raise ModelError("a row either takes a value or chooses one", where=where, do="split it in two")
-    if gate.slot not in protocol.slots:
-        do = "add it to the protocol's `slots`"
-        raise ModelError(f"slot `{getattr(gate.slot, 'name', gate.slot)}` is not declared", where=where, do=do)
     if gate.worker is None and role is protocol.driver:
         do = "name a function of the variables as the gate's `worker`"
         raise ModelError("a slot belongs to a worker, and this row does not say to which", where=where, do=do)
+    if gate.slot not in protocol.slots:
+        do = "add it to the protocol's `slots`"
+        raise ModelError(f"slot `{getattr(gate.slot, 'name', gate.slot)}` is not declared", where=where, do=do)
 
 
 def _validate_reach(role: Role) -> None:

@@ -26,6 +26,7 @@ from ..semantics.properties import (
     TAKES_PART,
     Property,
 )
+from .limits import Ended, Limit
 
 
 class Edge(NamedTuple):
@@ -85,6 +86,7 @@ class Edges(Sequence[list[Edge]]):
         ]
 
 
+INTERRUPTED = "interrupted"
 Progress = Callable[[int, int, int], None]
 """Called now and then with the states found, the depth and the queue's length."""
 
@@ -200,8 +202,8 @@ class Result:
         return next(v for v in self.verdicts if v.property.name == name)
 
 
-def explore(network: Network, progress: Progress | None = None) -> Graph:
-    """Every reachable state, breadth first."""
+def explore(network: Network, progress: Progress | None = None, limit: Limit | None = None) -> Graph:
+    """Return every reachable state, breadth first. `limit` may end the search early."""
     graph = Graph()
     initial = network.initial()
     graph.index[initial] = 0
@@ -209,13 +211,15 @@ def explore(network: Network, progress: Progress | None = None) -> Graph:
     graph.parent.append(-1)
     graph.depth.append(0)
     try:
-        _expand(network, graph, progress)
+        _expand(network, graph, progress, limit)
     except KeyboardInterrupt:
-        graph.stopped = "interrupted"
+        graph.stopped = INTERRUPTED
+    except Ended as ended:
+        graph.stopped = str(ended)
     return graph
 
 
-def _expand(network: Network, graph: Graph, progress: Progress | None) -> None:
+def _expand(network: Network, graph: Graph, progress: Progress | None, limit: Limit | None) -> None:
     queue = deque([0])
     while queue:
         number = queue.popleft()
@@ -230,13 +234,15 @@ def _expand(network: Network, graph: Graph, progress: Progress | None) -> None:
                 queue.append(target)
             part = move.ordinary and move.takes_part
             edges.append(Edge(move.rank, target, move.ordinary, move.advances, move.detects, part))
-            if move.row is not None:
+            if move.row is not None:  # of a collective: it has completed, or the host goes on without
                 graph.taken_rows.add((min(move.rank, 1), *move.row))
             elif move.edge in (CRASH, STALL):
                 graph.taken_rows.add((min(move.rank, 1), "", move.edge))
             for name in move.seen:
                 graph.seen.setdefault(name, (number, ordinal))
         graph.edges.append(edges)
+        if limit is not None and number % 64 == 0:
+            limit(len(graph.states))
         if progress is not None and number % 4096 == 0:
             progress(len(graph.states), graph.depth[number], len(queue))
 
@@ -247,6 +253,7 @@ def check(
     *,
     judge_all: bool = False,
     progress: Progress | None = None,
+    limit: Limit | None = None,
 ) -> Result:
     """Search the whole state space and judge each property.
 
@@ -254,19 +261,22 @@ def check(
     By default it is judged until a rank fails; from there on `crash_over_hang` takes over.
     """
     begin = time.perf_counter()
-    graph = explore(network, progress)
+    graph = explore(network, progress, limit)
     searched = time.perf_counter() - begin
     if graph.stopped:
-        violated = tuple(
-            v for p in properties if not (v := seen_on_an_edge(graph.seen, p)).holds and p.kind == "always"
-        )
-        return Result(network, graph, violated, 0, searched, stopped=graph.stopped)
+        return Result(network, graph, known_early(graph, properties), 0, searched, stopped=graph.stopped)
     flags = [network.verdict(s) for s in graph.states]
     verdicts = tuple(_judge(network, graph, flags, p, judge_all) for p in properties)
     deadlocks = sum(1 for edges, (_, ended) in zip(graph.edges, flags, strict=True) if not edges and not ended)
     worst = worst_steps_to_end(graph, flags)
     seconds = time.perf_counter() - begin
     return Result(network, graph, verdicts, deadlocks, seconds, worst, search_seconds=searched, flags=flags)
+
+
+def known_early(graph: StateGraph, properties: Iterable[Property]) -> tuple[Verdict, ...]:
+    """Return what an unfinished search has shown: the claims that a ghost has named as violated."""
+    verdicts = (seen_on_an_edge(graph.seen, p) for p in properties if p.kind == "always")
+    return tuple(v for v in verdicts if not v.holds)
 
 
 def _judge(network: Network, graph: Graph, flags: list[tuple[bool, bool]], prop: Property, judge_all: bool) -> Verdict:

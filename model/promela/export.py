@@ -20,12 +20,14 @@ from ...errors import Unfinished
 from ..checker.engine import check, fast
 from ..checker.fast.search import PackedGraph
 from ..semantics.network import CRASH, STALL, Network
-from ..semantics.properties import NO_FALSE_ABORT, NO_MISPAIRING, NO_STRANDING, properties_of
+from ..semantics.properties import NO_FALSE_ABORT, NO_LIVELOCK, NO_MISPAIRING, NO_STRANDING, properties_of
 from ..semantics.transport import run_ahead
 from ..tables import Kind
 from . import template as text
 from .tables import GATES, At, Met, Tables
 
+NOT_ASKED = (NO_STRANDING, NO_LIVELOCK)
+"""They say that some continuation exists, of which Spin cannot be asked."""
 Tell = Callable[[int], None]
 """Called now and then with the states found."""
 
@@ -65,7 +67,7 @@ def export(network: Network, name: str | None = None, tell: Tell | None = None) 
     Raises ModelError for tables that cannot be written down.
     """
     met = _search(network, tell)
-    asserted = [p.name for p in properties_of(network.protocol.name) if p.kind == "always" and p is not NO_STRANDING]
+    asserted = [p.name for p in properties_of(network.protocol.name) if p.kind == "always" and p not in NOT_ASKED]
     judged = [name for name in asserted if name != NO_FALSE_ABORT.name]  # that one is judged on the state
     violated = tuple(name for name in asserted if name in met.violated)
     stem = re.sub(r"[^\w.-]+", "_", name or network.protocol.name)

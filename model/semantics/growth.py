@@ -27,9 +27,7 @@ class Growth(NamedTuple):
     @property
     def text(self) -> str:
         """Return it as a clause: `count of worker still grows: 412 values so far, 411 the latest`."""
-        return (
-            f"`{self.variable}` of {self.role} still grows: {self.values:,} values so far, {self.latest} the latest"
-        )
+        return f"`{self.variable}` of {self.role} still grows: {self.values:,} values so far, {self.latest} the latest"
 
 
 def growing(role: str, found: Sequence[Any]) -> Growth | None:

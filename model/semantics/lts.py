@@ -264,7 +264,9 @@ class Lts:
         except TypeError as error:
             kind = type(local.vars).__name__
             do = "use a frozen dataclass of numbers, strings, tuples and frozensets"
-            raise ModelError(f"its variables, a {kind}, have no hash: {error}", where=self._where(row), do=do) from error
+            raise ModelError(
+                f"its variables, a {kind}, have no hash: {error}", where=self._where(row), do=do
+            ) from error
         if known is not None:
             return known
         if not _compares_by_value(local.vars):
@@ -292,8 +294,9 @@ class Lts:
     def _choices(self, row: Row, v: Vars) -> Iterable[Data]:
         if row.choices is None:
             return (None,)
-        given = self._asked("its choices", lambda *a: list(row.choices(*a)), row, v, self.scope)  # type: ignore[misc]
-        return given  # type: ignore[no-any-return]
+        choices = row.choices
+        given: list[Data] = self._asked("its choices", lambda *v: list(choices(*v)), row, v, self.scope)
+        return given
 
     def _sent(self, row: Row, v: Vars) -> Data:
         """Return what the row sends. Raise ModelError for a value that cannot be compared."""
@@ -400,5 +403,6 @@ def _compares_by_value(v: Vars) -> bool:
     if isinstance(v, msgspec.Struct):
         return v.__struct_config__.frozen
     if is_dataclass(v):
-        return bool(type(v).__dataclass_params__.frozen)  # type: ignore[attr-defined]
-    return isinstance(v, _BY_VALUE) or type(v).__hash__ is not object.__hash__
+        parameters: Any = getattr(type(v), "__dataclass_params__", None)
+        return bool(parameters.frozen)
+    return isinstance(v, _BY_VALUE) or getattr(type(v), "__hash__", None) is not object.__hash__

@@ -77,7 +77,7 @@ class Move(NamedTuple):
     takes_part: bool = False
     """Whether the rank does more than go on by itself: a collective, a slot, the counters, a choice, or its end."""
     row: tuple[str, str] | None = None
-    """The row that was taken, by its key; None where none was."""
+    """The row that was taken to its end, by its key; None where none was."""
 
 
 class Waiting(NamedTuple):
@@ -398,7 +398,7 @@ class Network:
                 op=op,
                 commits=row.commits,
                 takes_part=self.lts[rank].takes_part(before, step),
-                row=row.key,
+                row=None if self.lts[rank].locals.items[step.target].pending else row.key,
             )
         return found
 

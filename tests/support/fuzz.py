@@ -1,10 +1,11 @@
-"""Makes random networks and holds every way of searching them against the others: `make fuzz`, and a share in the tests.
+"""Holds every way of searching a random network against the others: `make fuzz`, and a share in the tests.
 
     python tests/support/fuzz.py --networks 20000 --first 0 [--spin 500] [--out docs/results]
     python tests/support/fuzz.py --break 3          takes the mend of a soundness fault out again: it must be found
 
-A network is a function of its seed. Held against each other are an oracle that reads the tables itself (`oracle.py`), the
-reference, numba and numpy state for state, symmetry, reduction, the search of every world size, and Spin where installed.
+A network is a function of its seed. Held against each other are an oracle that reads the tables itself (`oracle.py`),
+the reference, numba and numpy state for state, symmetry, reduction, the search of every world size, and Spin where
+installed.
 
 Left out: TP v1.1, whose own tests do the same; ghosts; frames of ids.
 """
@@ -38,7 +39,6 @@ from genlock.model.semantics import lts as lts_module
 from genlock.model.semantics import network as network_module
 from genlock.model.semantics.network import Network, Point
 from genlock.model.semantics.properties import (
-    CRASH_OVER_HANG,
     GENERIC,
     NO_FALSE_ABORT,
     NO_MISPAIRING,
@@ -526,8 +526,8 @@ def _result(tally: Tally, first: int, until: int, seconds: float) -> str:
     wrong = "\n".join(f"- seed {seed}: {why}" for seed, why in tally.disagreements) or "None."
     return (
         f"# Ways of searching, held against each other\n\n"
-        f"{tally.networks:,} random networks of at most {LIMIT:,} states, seeds {first} to {until - 1}, {seconds:.0f} s "
-        f"(`make fuzz`).\n\n| compared with the reference | networks |\n|---|---|\n{ways}\n\n"
+        f"{tally.networks:,} random networks of at most {LIMIT:,} states, seeds {first} to {until - 1}, "
+        f"{seconds:.0f} s (`make fuzz`).\n\n| compared with the reference | networks |\n|---|---|\n{ways}\n\n"
         f"## Disagreements\n{wrong}\n"
     )
 

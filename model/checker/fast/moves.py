@@ -158,7 +158,7 @@ class Menus:
             issues=issues,
             fails=fails,
             syncs=ordinary and step.row.syncs,
-            row=(role, *step.row.key),
+            row=None if self._lts[role].locals.items[step.target].pending else (role, *step.row.key),
         )
 
     def names_of(self, seen: Iterable[str]) -> int:

@@ -602,8 +602,8 @@ def _successors(
 @njit(cache=True)
 def _search(
     facts, columns, options, contributions, keys, outcomes, taken_rows, strikes, streams, shape, control, states,
-    parents, degrees, targets, labels, wents, table, width, word, shift, mask, first_seen, misses, late, asked, out, label, seen, went,
-    begins, places, lanes, after, order,
+    parents, degrees, targets, labels, wents, table, width, word, shift, mask, first_seen, misses, late, asked, out,
+    label, seen, went, begins, places, lanes, after, order,
 ):  # fmt: skip
     """Expand states from `control[NEXT]` on, until something is full, missing or `control[UNTIL]` is reached."""
     room, late_room, wide_edges = label.size, late.size, wents.size > 1

@@ -133,7 +133,9 @@ def _check_ends(role: Role) -> None:
             if row.op or row.gate or row.guards or row.syncs or row.target not in failed:
                 raise unfit(f"a failed rank takes part again: {role.name}, row {row}")
         if not any(_is_always_open(row, rows) for row in rows):
-            raise unfit(f"{role.name} may stay in {state} for ever" if rows else f"{role.name} stays in {state} for ever")
+            raise unfit(
+                f"{role.name} may stay in {state} for ever" if rows else f"{role.name} stays in {state} for ever"
+            )
     # each round takes away those whose every way leads to an end
     left = failed - ends
     while fewer := {s for s in left if any(row.target in left for row in role.leaving[s])}:

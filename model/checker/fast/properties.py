@@ -111,7 +111,8 @@ class Judge:
         if graph.reduced:
             own[self.failed] |= np.uint64(helped)  # nothing goes on from there, but detection ends everybody
         self.sweeps.carry(graph, np.array(helps, np.uint64), own)
-        return own if self.judge_all else np.where(self.faulty, own >> np.uint64(32), own)
+        found: Array = own if self.judge_all else np.where(self.faulty, own >> np.uint64(32), own)
+        return found
 
     def _first_hang(self) -> int | None:
         """The first state after a failure from which some fair run goes on for ever, or stands still."""

@@ -21,7 +21,8 @@ import numpy as np
 from ....host import available_memory
 from ...semantics import transport
 from ...semantics.network import Network, NetworkState
-from ..reference import Edge, Progress, Taken
+from ..limits import Ended, Limit
+from ..reference import INTERRUPTED, Edge, Progress, Taken
 from .layout import ADVANCES, DETECTS, ORDINARY, TAKES_PART, Array, in_place, layout
 from .partial_order_reduction import Reduction
 from .state_encoding import Space
@@ -328,19 +329,24 @@ def explore(
     symmetric: bool = False,
     reduction: Reduction | None = None,
     progress: Progress | None = None,
+    limit: Limit | None = None,
+    pause: int | None = None,
 ) -> PackedGraph:
-    """Every reachable state, breadth first, by an inner loop (`compiled` or `vectors`).
+    """Return every reachable state, breadth first, by an inner loop (`numba_search` or `numpy_search`).
 
-    Ends early on Ctrl-C, and where memory will not do; the graph then says so, and holds what was covered.
+    The search ends early on Ctrl-C, at a `limit`, and where memory will not do; the graph then says so, and holds what
+    was covered. It is looked whether to end every `pause` parents (PAUSE unless given).
     """
+    pause = PAUSE if pause is None else pause
     space = Space(network, symmetric=symmetric, reduction=reduction)
     arrays = Arrays(space)
     arrays.new_table(loops.rehash)
     control, stopped, levels = arrays.control, None, [0]
-    loops.search(arrays, space.tables())  # loads or compiles it: there is nothing to do until UNTIL is set
     begin = time.perf_counter()
-    control[UNTIL] = PAUSE
     try:
+        loops.search(arrays, space.tables())  # loads or compiles it: there is nothing to do until UNTIL is set
+        begin = time.perf_counter()
+        control[UNTIL] = pause
         with _nothing_collected():
             while (status := loops.search(arrays, space.tables())) != DONE:
                 if status == MISSED:
@@ -353,13 +359,17 @@ def explore(
                     arrays.new_table(loops.rehash)
                 else:
                     _afford(0)
-                    control[UNTIL] = control[NEXT] + PAUSE
+                    control[UNTIL] = control[NEXT] + pause
+                if limit is not None:
+                    limit(int(control[STATES]))
                 if progress is not None:
                     states, done = int(control[STATES]), int(control[NEXT])
                     levels = _levels(arrays.parents[:states], levels)
                     progress(states, int(np.searchsorted(levels, done, side="right")) - 1, states - done)
     except KeyboardInterrupt:
-        stopped = "interrupted"
+        stopped = INTERRUPTED
+    except Ended as ended:
+        stopped = str(ended)
     except MemoryError as error:
         stopped = f"out of memory ({error})"
     return _graph(space, arrays, stopped, time.perf_counter() - begin)

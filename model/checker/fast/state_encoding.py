@@ -21,6 +21,7 @@ from ...semantics.lts import CRASHED, Interner, Step
 from ...semantics.network import CRASH, STALL, Network, NetworkState
 from ...semantics.properties import NO_MISPAIRING
 from ...tables import Data, Kind, Put, Take
+from ..reference import Taken
 from .layout import (
     ADVANCES,
     ALL,
@@ -56,7 +57,6 @@ from .layout import (
     memo_parts,
     memo_place,
 )
-from ..reference import Taken
 from .moves import Menus, Move
 from .partial_order_reduction import Reduction
 

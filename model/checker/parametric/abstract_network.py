@@ -23,7 +23,7 @@ from ...semantics.lts import Info, Step
 from ...semantics.network import CRASH, STALL, Network, Point
 from ...semantics.properties import NO_MISPAIRING
 from ...tables import By, Collective, Data, Meet
-from .abstract_state import DRIVER, WORKER, Column, AbstractState, Lanes, Lost, before
+from .abstract_state import DRIVER, WORKER, AbstractState, Column, Lanes, Lost, before
 from .local_steps import ELSEWHERE, Ahead, refuse
 
 
@@ -241,7 +241,9 @@ class AbstractNetwork:
             more_to_go = self.lanes.lts[WORKER].rebased(step.target, by)
             yield self._arrives(hop, me, self.lanes.put(WORKER, me.number, more_to_go, group, column[:at]))
 
-    def _on_device(self, state: AbstractState, members: Sequence[_Member], me: _Member, group: int) -> Iterator[_Outcome]:
+    def _on_device(
+        self, state: AbstractState, members: Sequence[_Member], me: _Member, group: int
+    ) -> Iterator[_Outcome]:
         """The earliest collective on the rank's stream completes, unless the host waits in it."""
         at, lane = self._outstanding(me, group), self.lanes.lane(me.role, me.number)
         column, op = lane.columns[group], me.info.op

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field, replace
 
 from ....errors import Exit, UsageError
 from ...semantics.network import Network
-from ...semantics.properties import NO_FALSE_ABORT, NO_STRANDING, Property, properties_of
+from ...semantics.properties import NO_FALSE_ABORT, NO_LIVELOCK, NO_STRANDING, Property, properties_of
 from ...semantics.query import Query
 from ...semantics.run import Counterexample
 from ..counterexample import counterexample
-from ..reference import Progress, Result, StateGraph, Verdict, check
+from ..limits import Ended, Limit, limit
+from ..reference import INTERRUPTED, Progress, Result, StateGraph, Verdict, check
 from .abstract_network import AbstractNetwork, Hop
 from .abstract_state import DRIVER, WORKER, AbstractState
 
@@ -38,7 +39,10 @@ CONFIRM_STATES = 400_000
 
 def covered(protocol: str) -> tuple[Property, ...]:
     """The properties of a protocol that a crowd can show to hold."""
-    return (NO_DEADLOCK, *(p for p in properties_of(protocol) if p.kind == "always" and p is not NO_STRANDING))
+    return (
+        NO_DEADLOCK,
+        *(p for p in properties_of(protocol) if p.kind == "always" and p not in (NO_STRANDING, NO_LIVELOCK)),
+    )
 
 
 @dataclass
@@ -52,6 +56,8 @@ class Search:
     hops: int = 0
     seen: dict[str, tuple[int, Hop | None]] = field(default_factory=dict)
     """Name of a property to the first state where it was named, and by which move from there (None: the state)."""
+    stopped: str | None = None
+    """Why the search did not come to its end."""
 
     def path(self, name: str) -> list[Hop]:
         """The moves by which a property was first violated."""
@@ -63,7 +69,9 @@ class Search:
         return moves[::-1]
 
 
-def explore(crowd: AbstractNetwork, properties: Sequence[Property], progress: Progress | None = None) -> Search:
+def explore(
+    crowd: AbstractNetwork, properties: Sequence[Property], progress: Progress | None = None, limit: Limit | None = None
+) -> Search:
     """Every state of a crowd, breadth first, until each of these properties is violated."""
     wanted = {p.name for p in properties}
     found = Search()
@@ -80,19 +88,26 @@ def explore(crowd: AbstractNetwork, properties: Sequence[Property], progress: Pr
     first, names = crowd.initial()
     number(first, 0, None)
     found.seen.update((name, (0, None)) for name in names)
-    while queue and not wanted <= found.seen.keys():
-        here = queue.popleft()
-        certain = False
-        for hop, after in crowd.successors(found.states[here]):
-            found.hops += 1
-            certain |= hop.certain
-            number(after, here, hop)
-            for name in hop.seen:
-                found.seen.setdefault(name, (here, hop))
-        for name in judged(crowd, found.states[here], certain):
-            found.seen.setdefault(name, (here, None))
-        if progress is not None and here % 1024 == 0:
-            progress(len(found.states), found.depth[here], len(queue))
+    try:
+        while queue and not wanted <= found.seen.keys():
+            here = queue.popleft()
+            certain = False
+            for hop, after in crowd.successors(found.states[here]):
+                found.hops += 1
+                certain |= hop.certain
+                number(after, here, hop)
+                for name in hop.seen:
+                    found.seen.setdefault(name, (here, hop))
+            for name in judged(crowd, found.states[here], certain):
+                found.seen.setdefault(name, (here, None))
+            if limit is not None and here % 64 == 0:
+                limit(len(found.states))
+            if progress is not None and here % 1024 == 0:
+                progress(len(found.states), found.depth[here], len(queue))
+    except KeyboardInterrupt:
+        found.stopped = INTERRUPTED
+    except Ended as ended:
+        found.stopped = str(ended)
     return found
 
 
@@ -121,9 +136,12 @@ class Proof:
     seconds: float
 
     def holds(self, prop: Property) -> bool | None:
-        """Whether a property holds at every world size; None: it fails in the abstraction alone, as far as is known."""
+        """Return whether a property holds at every world size.
+
+        None: it fails in the abstraction alone, as far as is known, or the search ended early.
+        """
         if prop.name not in self.search.seen:
-            return True
+            return None if self.search.stopped else True
         return False if prop.name in self.confirmed else None
 
     @property
@@ -133,7 +151,7 @@ class Proof:
     @property
     def spurious(self) -> tuple[Property, ...]:
         """What fails in the abstraction, and on no network that was tried."""
-        return tuple(p for p in self.properties if self.holds(p) is None)
+        return tuple(p for p in self.properties if p.name in self.search.seen and self.holds(p) is None)
 
     @property
     def not_covered(self) -> tuple[Property, ...]:
@@ -146,10 +164,17 @@ class Proof:
     def status(self) -> Exit:
         if self.confirmed:
             return Exit.VIOLATED
-        return Exit.UNKNOWN if self.spurious else Exit.OK
+        return Exit.UNKNOWN if self.spurious or self.search.stopped else Exit.OK
 
 
-def prove(question: Query, properties: Sequence[str] = (), progress: Progress | None = None) -> Proof:
+def prove(
+    question: Query,
+    properties: Sequence[str] = (),
+    progress: Progress | None = None,
+    *,
+    max_states: int | None = None,
+    timeout: float | None = None,
+) -> Proof:
     """Check a protocol at every world size; the number of ranks in the question plays no part.
 
     Raises UsageError for a property that a set of workers tells nothing of, ModelError for a protocol in which
@@ -163,7 +188,7 @@ def prove(question: Query, properties: Sequence[str] = (), progress: Progress | 
             choices = ", ".join(known)
             raise UsageError(f"`{name}` is not covered by --any-world-size", do=f"choose from {choices}")
     chosen = tuple(known[name] for name in properties) or tuple(known.values())
-    search = explore(AbstractNetwork(network), chosen, progress)
+    search = explore(AbstractNetwork(network), chosen, progress, limit(max_states, timeout))
     violated = [p for p in chosen if p.name in search.seen]
     confirmed, tried = confirm(question, violated)
     return Proof(question, network, search, chosen, confirmed, tried, time.perf_counter() - begin)
@@ -188,7 +213,7 @@ def confirm(question: Query, violated: Sequence[Property]) -> tuple[dict[str, Co
         except _TooLarge:
             break
         if result.stopped:
-            raise KeyboardInterrupt(result.stopped)
+            break
         tried = ranks
         for prop in wanted:
             example = _deadlock(result) if prop is NO_DEADLOCK else counterexample(result, result.verdict(prop.name))

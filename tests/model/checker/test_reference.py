@@ -277,7 +277,8 @@ def explored_as_defined(network: Network, graph: Graph) -> None:
     for number, state in enumerate(graph.states):
         moves = list(network.successors(state))
         assert graph.edges[number] == [
-            Edge(m.rank, graph.index[s], m.ordinary, m.advances, m.detects) for m, s in moves
+            Edge(m.rank, graph.index[s], m.ordinary, m.advances, m.detects, m.ordinary and m.takes_part)
+            for m, s in moves
         ]
         if number:
             parent = graph.parent[number]

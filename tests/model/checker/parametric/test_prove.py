@@ -153,7 +153,9 @@ def test_a_queue_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     worker = [Row("A", "hear", "B", op=TELL), Row("B", "hear", "A", op=other)]
     monkeypatch.setattr(local_steps, "MAX_UNFINISHED", 6)
     with pytest.raises(ModelError, match="more than 6 unfinished collectives of group `g`"):
-        proving.explore(AbstractNetwork(Network(program(driver, worker, TELL, other), Scope(), faults=0)), [NO_DEADLOCK])
+        proving.explore(
+            AbstractNetwork(Network(program(driver, worker, TELL, other), Scope(), faults=0)), [NO_DEADLOCK]
+        )
 
 
 @pytest.mark.parametrize("shown", ["put in", "given"])
@@ -330,7 +332,9 @@ def test_a_named_worker_of_a_fault_is_any_worker() -> None:
     """`rank3` of a world of any size is one of its workers, and no worker is told from another."""
 
     def crashing(*ranks: int | None) -> set[str]:
-        one = AbstractNetwork(Network(TP_V0, Scope(), kinds={CRASH: frozenset(Point("STARTUP", rank) for rank in ranks)}))
+        one = AbstractNetwork(
+            Network(TP_V0, Scope(), kinds={CRASH: frozenset(Point("STARTUP", rank) for rank in ranks)})
+        )
         first, _ = one.initial()
         return {hop.who for hop, _ in one.successors(first) if hop.event == CRASH}
 
