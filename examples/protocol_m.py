@@ -34,20 +34,55 @@ class V:
     count: int = 0
 
 
+def whose(v: V) -> int:
+    return v.worker
+
+
+def its_kind(v: V) -> str:
+    return v.kind
+
+
+def token(v: V) -> str:
+    return "full"
+
+
+def says(kind: str) -> Callable[[V, object], bool]:
+    def is_kind(v: V, data: object) -> bool:
+        """the header says so"""
+        return data == kind
+
+    return is_kind
+
+
+def pick(v: V, kind: str) -> V:
+    return replace(v, kind=kind)
+
+
+def turn(v: V, data: object) -> V:
+    return replace(v, worker=v.worker + 1)
+
+
+def done(v: V, data: object) -> V:
+    return replace(v, worker=1, kind="")
+
+
+def next_chunk(v: V, data: object) -> V:
+    return replace(v, worker=1, kind="", chunk=v.chunk + 1)
+
+
+def arrive(v: V, data: object) -> V:
+    return replace(v, count=v.count + 1)
+
+
+def start(finite: bool) -> V:
+    return V()
+
+
 def protocol(W: int = 3, C: int = 2, K: int = 3) -> Protocol:
     """W workers, at most C chunks, K calls a chunk."""
 
     def kinds(v: V, scope: Scope) -> Iterable[str]:
         return ("RUN", "NOOP", "SHUT") if v.chunk < C else ("SHUT",)
-
-    def whose(v: V) -> int:
-        return v.worker
-
-    def its_kind(v: V) -> str:
-        return v.kind
-
-    def token(v: V) -> str:
-        return "full"
 
     def more(v: V, data: object) -> bool:
         """there is a worker after this one"""
@@ -60,13 +95,6 @@ def protocol(W: int = 3, C: int = 2, K: int = 3) -> Protocol:
 
         return is_last
 
-    def says(kind: str) -> Callable[[V, object], bool]:
-        def is_kind(v: V, data: object) -> bool:
-            """the header says so"""
-            return data == kind
-
-        return is_kind
-
     def chunk_over(v: V, data: object) -> bool:
         """K calls are made"""
         return v.count % K == 0
@@ -74,21 +102,6 @@ def protocol(W: int = 3, C: int = 2, K: int = 3) -> Protocol:
     def calls_left(v: V, data: object) -> bool:
         """fewer than K calls are made"""
         return v.count % K != 0
-
-    def pick(v: V, kind: str) -> V:
-        return replace(v, kind=kind)
-
-    def turn(v: V, data: object) -> V:
-        return replace(v, worker=v.worker + 1)
-
-    def done(v: V, data: object) -> V:
-        return replace(v, worker=1, kind="")
-
-    def next_chunk(v: V, data: object) -> V:
-        return replace(v, worker=1, kind="", chunk=v.chunk + 1)
-
-    def arrive(v: V, data: object) -> V:
-        return replace(v, count=v.count + 1)
 
     calls = (
         Row("CALL", "arrive", "INSIDE", effect=arrive),
@@ -124,9 +137,6 @@ def protocol(W: int = 3, C: int = 2, K: int = 3) -> Protocol:
     )
     ends = (State("EXIT", "end", terminal=True), State("ABORTED", "end", terminal=True, failed=True))
     states = (*(State(name, name.lower()) for name in live), *ends)
-
-    def start(finite: bool) -> V:
-        return V()
 
     return Protocol(
         "protocol_m",

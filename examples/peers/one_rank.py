@@ -206,8 +206,9 @@ def chang_roberts(nodes: int = 3) -> Protocol:
             for n in range(nodes)
         )
 
+    empty: frozenset[int] = frozenset()
     start = (
-        ((frozenset(),) * nodes, (False,) * nodes, stands, tuple("cand" if s else "lost" for s in stands))
+        ((empty,) * nodes, (False,) * nodes, stands, tuple("cand" if s else "lost" for s in stands))
         for stands in product((False, True), repeat=nodes)
     )
     return one_rank("chang_roberts", (list(start), after, sound))

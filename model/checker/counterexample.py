@@ -30,9 +30,9 @@ def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:
     steps = numbered(network, path)
     if verdict.property is NO_LIVELOCK and verdict.rank is not None:
         here = network.state_name(final, verdict.rank)
-        stuck = (Stuck(verdict.rank, here, "", (), None, goes_round=True),)
+        round_ = (Stuck(verdict.rank, here, "", (), None, goes_round=True),)
         return Counterexample(
-            verdict.property.name, verdict.property.text, network.ranks, stuck, steps, shortest=not result.reduced
+            verdict.property.name, verdict.property.text, network.ranks, round_, steps, shortest=not result.reduced
         )
     stuck = _stuck(network, final, steps, verdict.rank) if about_waiting else ()
     return Counterexample(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-MANY = 32
+MANY = 16
 """A variable with fewer values than this is not said to grow."""
 
 

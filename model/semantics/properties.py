@@ -209,7 +209,7 @@ def watch(
     """Step the ghost of one rank of TP.
 
     `edge` is `step`, `issue` or `complete`; `value` the choice, what was sent, or what was delivered.
-    Returns the properties that the step violates (`always`) or witnesses (`sometimes`).
+    Return the ghost after it, and the properties that the step violates (`always`) or witnesses (`sometimes`).
     """
     seen: list[str] = []
     if _went_back(before, after) or _stood_still(event, before, after):
@@ -220,7 +220,14 @@ def watch(
         ghost = _issued(ghost, event, value, seen)
     elif edge == "complete":
         ghost = _completed(ghost, event, value, seen)
-    elif event == "request":
+    else:
+        ghost = _stepped(ghost, event, value, before, after, seen)
+    return ghost, tuple(seen)
+
+
+def _stepped(ghost: Ghost, event: str, value: Data, before: TPVars, after: TPVars, seen: list[str]) -> Ghost:
+    """Return the ghost after a row without a collective."""
+    if event == "request":
         ghost = replace(ghost, preflight=0, asked=True, dirty=_identity(before) != _identity(after))
     elif event.startswith("preflight_"):
         in_turn = event not in PREFLIGHT or PREFLIGHT.index(event) == ghost.preflight
@@ -230,17 +237,7 @@ def watch(
         seen.append(REFUSAL_LEAVES_NO_TRACE.name if trace else CHUNK_REFUSED.name)
         ghost = replace(ghost, preflight=0, asked=False, dirty=False)
     elif event in ("enter_phase_b", "plan_slips", "override_survives"):
-        if after.cache_epoch != ghost.epoch:
-            seen.append(EPOCH_FENCE.name)
-        elif ghost.epoch:
-            seen.append(HARD_CUT.name)
-        if before.override != ghost.override:
-            seen.append(NO_STALE_OVERRIDE.name)
-        elif ghost.override:
-            seen.append(RECOMPUTED.name)
-        if not _coherent(before.plan):
-            seen.append(COHERENT_PLAN.name)
-        ghost = replace(ghost, asked=False, dirty=False)
+        ghost = _entered_phase_b(ghost, before, after, seen)
     elif event in ("leave_phase_b", "state_drifts"):
         seen.append(CALLS_MADE.name if ghost.calls == ghost.expected else CALL_COUNT_AGREEMENT.name)
         if after.override:
@@ -258,7 +255,21 @@ def watch(
         if ghost.drift:
             seen.append(NO_UNSEEN_DRIFT.name)
         ghost = replace(ghost, drift=False)
-    return ghost, tuple(seen)
+    return ghost
+
+
+def _entered_phase_b(ghost: Ghost, before: TPVars, after: TPVars, seen: list[str]) -> Ghost:
+    if after.cache_epoch != ghost.epoch:
+        seen.append(EPOCH_FENCE.name)
+    elif ghost.epoch:
+        seen.append(HARD_CUT.name)
+    if before.override != ghost.override:
+        seen.append(NO_STALE_OVERRIDE.name)
+    elif ghost.override:
+        seen.append(RECOMPUTED.name)
+    if not _coherent(before.plan):
+        seen.append(COHERENT_PLAN.name)
+    return replace(ghost, asked=False, dirty=False)
 
 
 def _issued(ghost: Ghost, event: str, value: Data, seen: list[str]) -> Ghost:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -25,7 +26,8 @@ from typer.testing import CliRunner, Result
 MODEL = "--ranks --chunks --steps --faults --fault --transport --detection --param --mutant --out"
 FLAGS = {
     "demo": "",
-    "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --reduction --format",
+    "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --reduction --max-states --timeout "
+    "--allow-unreached --format",
     "export promela": MODEL,
     "run": "--ranks --backend --chunks --inject --deadline --observe --agent-per-rank --out",
     "guard": "--deadline --observe --meet --interface --out",
@@ -170,9 +172,45 @@ def test_what_a_user_can_meet_ends_in_one_line(error: BaseException, line: str, 
     assert result.exit_code == status
 
 
-@pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), OSError(5, "not about a file")])
-def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
-    assert CliRunner().invoke(failing(bug), "fail").exception is bug
+@pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), OSError(5, "not about a file"), StopIteration()])
+def test_a_bug_keeps_its_traceback_and_is_no_verdict(bug: Exception) -> None:
+    result = CliRunner().invoke(failing(bug), "fail")
+    assert result.exit_code == Exit.BUG
+    assert "Traceback" in result.stderr
+    assert type(bug).__name__ in result.stderr
+    assert "this is a bug of Genlock" in result.stderr.splitlines()[-1]
+
+
+def test_a_closed_pipe_is_no_verdict() -> None:
+    """`genlock check | head -1`, where nobody reads any more before the first line is written."""
+    command = [sys.executable, "-m", "genlock", "check", "--ranks", "2", "--chunks", "1", "--steps", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait() == -signal.SIGPIPE  # which a shell shows as 141
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("check --any-world-size --ranks 4", "--ranks: it plays no part in every world size"),
+        ("check tp_v0 --mutants", "--mutants: tp_v0 has no known mutants: they break tp_v1.1"),
+        ("check --mutants --chunks 3", "--mutants --chunks: each mutant has its own"),
+        ("check --mutants --fault crash", "--mutants --fault: each mutant has its own"),
+        ("check tp_v0 --mutant FM-04", "--mutant FM-04: tp_v0 has no known mutants"),
+        ("check --ranks 99999999999999999999", "--ranks: 99999999999999999999 ranks are too many to search"),
+        ("check --ranks 33", "--ranks: 33 ranks are too many to search; take at most 32"),
+        ("check --fault crash@rank9.IDLE", "--fault crash: `rank9.IDLE` cannot strike: there are 3 ranks"),
+        ("check --allow-unreached NO.row --ranks 2 --chunks 1", "--allow-unreached: no row `NO.row` in tp_v1.1"),
+    ],
+)
+def test_what_cannot_be_asked_of_check_is_one_line(line: str, message: str) -> None:
+    result = genlock(line)
+    assert result.exit_code == Exit.USAGE
+    assert message in one_line(result)
 
 
 def failing(error: BaseException) -> typer.Typer:
