@@ -16,7 +16,7 @@ from ...errors import ModelError
 from ..semantics.lts import Interner, Lts, Step
 from ..semantics.network import Network
 from ..semantics.transport import Contribution
-from ..tables import Data, Kind, Meet, Put, Slot
+from ..tables import Data, Kind, Meet, Put, Slot, Take
 
 GATES = ("NONE", "PUT", "TAKE", "MEET")
 
@@ -189,8 +189,14 @@ class Tables:
         )
 
     def _gated(self, role: int, number: int, step: Step) -> list[Line]:
-        """A step with its gate; where it takes something out of a slot, a step for each thing that was in there."""
+        """Return a step with its gate; where it takes something out of a slot, one for each thing that was in there.
+
+        A violation takes what none of the checks of that slot wants. Raise ModelError where it depends on another slot.
+        """
         gate, syncs = step.row.gate, int(step.row.syncs)
+        if any(not isinstance(gate, Take) or check.slot != step.slot for check in step.checks):
+            what = "a violation that depends on what is in another slot cannot be written in Promela"
+            raise ModelError(what, where=f"{self.roles[role].role.name}, row {step.row}")
         if step.slot is None:
             meets = GATES.index("MEET") if isinstance(gate, Meet) else 0
             return [self._line(role, step)._replace(GATE=meets, SYNCS=syncs)]
@@ -203,6 +209,7 @@ class Tables:
             self._line(role, taken)._replace(GATE=GATES.index("TAKE"), ITEM=self.items(value), **place)
             for value in self._was_in(slot)
             if (taken := self.roles[role].take(number, step.row, value)) is not None
+            and all(self.roles[role].take(number, check.row, value) is None for check in step.checks)
         ]
 
     def _was_in(self, slot: Slot) -> list[Data]:
