@@ -23,7 +23,7 @@ from ..errors import ModelError
 Vars = Any
 """A role's variables: a frozen dataclass or struct, whose type belongs to the protocol."""
 Data = Any
-"""What a row is given: a choice of the environment, or what its collective delivered."""
+"""Holds what a row is given: a choice of the environment, or what its collective delivered."""
 Guard = Callable[[Vars, Data], bool]
 Effect = Callable[[Vars, Data], Vars]
 Send = Callable[[Vars], Data]
@@ -50,7 +50,7 @@ def changed(value: V, **changes: Any) -> V:
 
 
 class Kind(StrEnum):
-    """What a collective does with the values that its members put in."""
+    """Holds what a collective does with the values that its members put in."""
 
     BROADCAST = "broadcast"
     GATHER = "gather"
@@ -59,7 +59,7 @@ class Kind(StrEnum):
 
 
 class By(StrEnum):
-    """Who causes a row."""
+    """Says who causes a row."""
 
     PROTOCOL = "protocol"
     """The rank itself, whenever the guards hold."""
@@ -107,7 +107,7 @@ class Collective:
 
     @property
     def signature(self) -> tuple[str, str, int | None, str, str]:
-        """What the backend pairs by: equal signatures pair, whatever they mean."""
+        """Return what the backend pairs by: equal signatures pair, whatever they mean."""
         return (self.group, self.kind.value, self.root, self.dtype, self.size)
 
 
@@ -342,9 +342,9 @@ class Protocol:
     frame: Frame | None = None
     slots: tuple[Slot, ...] = ()
     counter: Callable[[Vars], int] | None = None
-    """What `Meet` compares."""
+    """Holds what `Meet` compares."""
     keeps: bool = False
-    """Whether a rank that has ended keeps its variables. They change no verdict, and cost states."""
+    """Says whether a rank that has ended keeps its variables. They change no verdict, and cost states."""
     ranks: int | None = None
     """How many ranks it is about, where that is not free to choose."""
     streams: tuple[str, ...] = ()

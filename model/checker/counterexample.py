@@ -1,6 +1,6 @@
 """From a violated property to numbered steps: who is stuck, in what, waiting for whom, and since when.
 
-Left out: drawing (`..chart`).
+Left out: drawing (`diagrams.sequence_chart`).
 """
 
 from __future__ import annotations

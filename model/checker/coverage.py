@@ -39,7 +39,7 @@ class UnreachedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a finished search did not come by."""
+    """Holds what a finished search did not come by."""
 
     rows: tuple[UnreachedRow, ...]
     states: tuple[tuple[str, str], ...]
@@ -54,7 +54,7 @@ class Coverage:
 
     @property
     def vacuous(self) -> bool:
-        """Whether something is missing that must be there for a verdict to mean something."""
+        """Return whether something is missing that must be there for a verdict to mean something."""
         return bool(self.rows or self.states or self.sometimes or self.faults)
 
     def lines(self) -> list[str]:

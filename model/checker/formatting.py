@@ -1,4 +1,4 @@
-"""What the reports of a check share: how numbers, faults and a counterexample are shown. Left out: verdicts."""
+"""Holds what the reports of a check share: how numbers, faults and a counterexample are shown. Left out: verdicts."""
 
 from __future__ import annotations
 

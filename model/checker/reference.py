@@ -92,7 +92,7 @@ Progress = Callable[[int, int, int], None]
 
 
 class StateGraph(Protocol):
-    """What every engine leaves behind: states numbered in the order of their discovery, breadth first."""
+    """Holds what every engine leaves behind: states numbered in the order of their discovery, breadth first."""
 
     @property
     def seen(self) -> dict[str, tuple[int, int]]:
@@ -118,7 +118,7 @@ class StateGraph(Protocol):
         ...
 
     def stands_for(self, number: int, state: NetworkState) -> bool:
-        """Whether `state` is the one of this number, up to the order of its workers where that is free."""
+        """Return whether `state` is the one of this number, up to the order of its workers where that is free."""
         ...
 
 
@@ -162,7 +162,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a property holds; if not, the state (and rank) where a shortest path shows it."""
+    """Says whether a property holds; if not, the state (and rank) where a shortest path shows it."""
 
     property: Property
     holds: bool
@@ -174,7 +174,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Result:
-    """What a search found."""
+    """Holds what a search found."""
 
     network: Network
     graph: StateGraph
@@ -186,11 +186,11 @@ class Result:
     engine: str = "reference"
     symmetric: bool = False
     reduced: bool = False
-    """Moves were left out that lead to nothing new: see `reduction`."""
+    """Moves were left out that lead to nothing new: see `partial_order_reduction`."""
     stopped: str | None = None
     """Why the search did not come to its end; then only what is violated already is among the verdicts."""
     search_seconds: float = 0.0
-    """Of which to find the states; the rest went into judging them."""
+    """Seconds of these to find the states; the rest went into judging them."""
     flags: list[tuple[bool, bool]] = field(default_factory=list)
     """Per state: whether a rank has failed, whether all have ended. Of the reference engine alone."""
 
@@ -304,7 +304,7 @@ def _judge(network: Network, graph: Graph, flags: list[tuple[bool, bool]], prop:
 
 
 def seen_on_an_edge(seen: Mapping[str, tuple[int, int]], prop: Property) -> Verdict:
-    """Whether a ghost named the property, and where first."""
+    """Return whether a ghost named the property, and where first."""
     found = seen.get(prop.name)
     violated = found is not None if prop.kind == "always" else found is None
     state, edge = found if found else (None, None)
@@ -379,7 +379,7 @@ def first_hang(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
 
 
 def is_trap(edges: Sequence[list[Edge]], component: Sequence[int]) -> bool:
-    """Whether a fair run can stay in a component: it goes round, and detection takes no rank out of it all the time."""
+    """Return whether a fair run can stay in a component: it goes round, and detection takes no rank out always."""
     if len(component) == 1 and not any(e.target == component[0] and e.advances for e in edges[component[0]]):
         return False
     here = frozenset(component)

@@ -27,7 +27,7 @@ SCHEMA = 2
 
 
 class Answer(StrEnum):
-    """What a check says of a protocol, within what was searched."""
+    """Holds what a check says of a protocol, within what was searched."""
 
     HOLDS = "holds"
     """All was searched, nothing is violated, and nothing that had to be reached was missed."""
@@ -54,7 +54,7 @@ class Report:
     result: Result
     counterexample: Counterexample | None
     coverage: Coverage | None
-    """What was not reached; None where the search ended early, which tells nothing of it."""
+    """Holds what was not reached; None where the search ended early, which tells nothing of it."""
     growth: tuple[Growth, ...] = ()
     """Variables that kept growing, where the search ended early."""
 

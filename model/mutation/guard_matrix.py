@@ -53,7 +53,7 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What came out: `broken` are the properties that fail with the check in place, `missed` says that none did
+    """Holds what came out: `broken` are the properties that fail with the check in place, `missed` says that none did
     without it."""
 
     check: Check

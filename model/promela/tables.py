@@ -1,9 +1,9 @@
-"""The tables of `promela.py`: every local, its steps and the ends of its collectives, as columns of small numbers.
+"""The tables of `export.py`: every local, its steps and the ends of its collectives, as columns of small numbers.
 
 Numbers count from 1; 0 is nothing, nowhere, or never met. A local has one number whatever its role. Steps stand in
 the order of the rank's own, those of faults, those of detection.
 
-Left out: which locals there are (`promela.py` searches for them), and what they do together (`promela_text.py`).
+Left out: which locals there are (`export.py` searches for them), and what they do together (`template.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GATES = ("NONE", "PUT", "TAKE", "MEET")
 
 @dataclass
 class Met:
-    """What a search came by. Pairs are by role: the driver, the worker."""
+    """Holds what a search came by. Pairs are by role: the driver, the worker."""
 
     locals: tuple[set[int], set[int]] = field(default_factory=lambda: (set(), set()))
     ends: tuple[dict[int, set[Data]], dict[int, set[Data]]] = field(default_factory=lambda: ({}, {}))
@@ -39,7 +39,7 @@ class Met:
 
 
 class At(NamedTuple):
-    """What the network must know of a local."""
+    """Holds what the network must know of a local."""
 
     TERMINAL: int = 0
     FAILED: int = 0
@@ -77,9 +77,9 @@ class Line(NamedTuple):
     CHANNEL: int = 0
     """The channel's slots come after so many others."""
     WORKER: int = 0
-    """Whose slot; 0: the rank's own."""
+    """Says whose slot; 0: the rank's own."""
     ITEM: int = 0
-    """What it puts, or what it takes."""
+    """Holds what it puts, or what it takes."""
     SYNCS: int = 0
     STRUCK_BY: int = 0
     """The kind of fault."""
@@ -122,7 +122,7 @@ class Tables:
         return self.locals.index.get((role, local), 0)
 
     def titles(self) -> list[str]:
-        """What each local is, from number 1 on."""
+        """Return what each local is, from number 1 on."""
         found = []
         for role, number in self.locals.items[1:]:
             local = self.roles[role].locals.items[number]

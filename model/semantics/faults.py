@@ -1,4 +1,4 @@
-"""What can go wrong, by kind: each fault as rows that are added to the tables, and what it stands for.
+"""Defines what can go wrong, by kind: each fault as rows that are added to the tables, and what it stands for.
 
 A crash and a stall need no row (`network.py`). The other kinds are FAULT rows: they are taken at most as
 often as the budget says, and only where they are asked for. A fault does what the real thing does to the
@@ -83,7 +83,7 @@ Send = Callable[[TPVars], values.Header]
 
 
 def _stale(field: str, by: int, text: str) -> Callable[[Send], Send]:
-    """Of a function that makes a header, the same with one field of an earlier time."""
+    """Return how to make a header with one field of an earlier time, from how to make it."""
 
     def of(send: Send) -> Send:
         def stale(v: TPVars) -> values.Header:

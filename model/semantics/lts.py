@@ -86,7 +86,7 @@ class Step(NamedTuple):
     slot: tuple[Slot, int] | None = None
     """The slot that a `Put` or `Take` is about, and the worker whose it is (0: its own)."""
     checks: tuple[Step, ...] = ()
-    """Of a VIOLATION row: the PROTOCOL rows with a `Take` that it comes after (see `Role.checks_pass`)."""
+    """The PROTOCOL rows, of a VIOLATION row, with a `Take` that it comes after (see `Role.checks_pass`)."""
 
 
 class Menu(NamedTuple):
@@ -98,7 +98,7 @@ class Menu(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What the network needs to know of a local."""
+    """Holds what the network needs to know of a local."""
 
     state: str
     op: Collective | None
@@ -107,7 +107,7 @@ class Info(NamedTuple):
     failed: bool
     stalled: bool
     counter: int
-    """What `Meet` compares."""
+    """Holds what `Meet` compares."""
 
 
 class Lts:
@@ -231,7 +231,7 @@ class Lts:
         return found
 
     def goes_on(self, op: Collective) -> bool:
-        """Whether the host goes on once it has issued `op`: on a stream, where it needs no result of it."""
+        """Return whether the host goes on once it has issued `op`: on a stream, where it needs no result of it."""
         if not self.stream or op.group not in self.protocol.streams:
             return False
         is_root = op.root == 0 and self.role is self.protocol.driver

@@ -68,14 +68,14 @@ class Move(NamedTuple):
     """`step`, `issue`, `complete`, `device` (completes on the stream), `crash`, `stall`, `resume` or `killed`."""
     ordinary: bool
     advances: bool
-    """Whether the rank's host is somewhere else afterwards."""
+    """Says whether the rank's host is somewhere else afterwards."""
     detects: bool
     seen: tuple[str, ...]
     data: Data
     op: str
     commits: bool
     takes_part: bool = False
-    """Whether the rank does more than go on by itself: a collective, a slot, the counters, a choice, or its end."""
+    """Says whether the rank does more than go on by itself: see `Lts.takes_part`."""
     row: tuple[str, str] | None = None
     """The row that was taken to its end, by its key; None where none was."""
 
@@ -99,7 +99,7 @@ class _Exit(NamedTuple):
     seen: tuple[str, ...]
     queue: int
     last: bool
-    """Whether the rank has issued nothing after it."""
+    """Says whether the rank has issued nothing after it."""
 
 
 def _once(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -217,7 +217,7 @@ class Network:
             yield self._stall(state, rank)
 
     def waiting(self, state: NetworkState, rank: int) -> Waiting | None:
-        """What `rank` waits in, and for whom; None if it has a step of its own."""
+        """Return what `rank` waits in, and for whom; None if it has a step of its own."""
         infos = [self.info(state, r) for r in range(self.ranks)]
         info = infos[rank]
         if info.terminal or info.stalled:
@@ -239,7 +239,7 @@ class Network:
         return any(i.failed or i.stalled for i in infos), all(i.terminal for i in infos)
 
     def shutting_down(self, state: NetworkState) -> bool:
-        """Whether rank0 is on its way to STOPPED, or there."""
+        """Return whether rank0 is on its way to STOPPED, or there."""
         info = self.info(state, 0)
         return info.state != CRASHED and self.protocol.driver.by_name[info.state].phase in ("shutdown", "stopped")
 
@@ -257,7 +257,7 @@ class Network:
 
     def _die(self, state: NetworkState, rank: int, event: str, cost: int) -> tuple[Move, NetworkState]:
         locals_ = _with(state.locals, rank, self.lts[rank].crashed(state.locals[rank]))
-        queues = self._tidy(tuple(self._leave(q, rank) for q in state.queues), locals_)
+        queues = self._drop_finished(tuple(self._leave(q, rank) for q in state.queues), locals_)
         move = Move(rank, event, event, False, True, cost == 0, (), None, "", False)
         return move, state._replace(locals=locals_, queues=queues, faults=state.faults + cost)
 
@@ -284,7 +284,7 @@ class Network:
         elif after.failed:
             queues = tuple(self._leave(q, rank) for q in queues)
         if after.terminal:
-            queues = self._tidy(queues, locals_)
+            queues = self._drop_finished(queues, locals_)
         held = state.slots if slots is None else slots
         move = self._move(rank, step, state.locals[rank])
         return move, self._normal(NetworkState(locals_, queues, held, state.faults + (step.row.by is By.FAULT)))
@@ -344,7 +344,7 @@ class Network:
             return
         step = self.lts[rank].complete(state.locals[rank], exit.delivered)
         locals_ = _with(state.locals, rank, step.target)
-        queues = self._tidy(_with(state.queues, group, exit.queue), locals_)
+        queues = self._drop_finished(_with(state.queues, group, exit.queue), locals_)
         move = self._move(rank, step, state.locals[rank])._replace(ordinary=exit.must, seen=step.seen + exit.seen)
         yield move, self._normal(NetworkState(locals_, queues, state.slots, state.faults))
 
@@ -353,7 +353,7 @@ class Network:
         exit = self._exit(state.queues[group], rank)
         if exit is None or (exit.last and info.op is not None and self._group[info.op.group] == group):
             return
-        queues = self._tidy(_with(state.queues, group, exit.queue), state.locals)
+        queues = self._drop_finished(_with(state.queues, group, exit.queue), state.locals)
         name = exit.op.name
         move = Move(rank, name, "device", exit.must, False, False, exit.seen, None, name, False, True)
         yield move, state._replace(queues=queues)
@@ -440,11 +440,11 @@ class Network:
         return self.queues(tuple(_with(i, rank, self.lost(i[rank])) if i[rank] > 0 else i for i in instances))
 
     def lost(self, entry: int) -> int:
-        """What an entry becomes when its member dies inside."""
+        """Return what an entry becomes when its member dies inside."""
         contribution = self.contributions.items[entry]
         return -entry if contribution is None else -self.contributions(contribution._replace(lost=True))
 
-    def _tidy(self, queues: tuple[int, ...], locals_: tuple[int, ...]) -> tuple[int, ...]:
+    def _drop_finished(self, queues: tuple[int, ...], locals_: tuple[int, ...]) -> tuple[int, ...]:
         """Drop what every member has left, or has ended without. A failed one holds others up as a late one does."""
         infos = [lts.info(n) for lts, n in zip(self.lts, locals_, strict=True)]
         gone = tuple(i.terminal and not i.failed for i in infos)

@@ -1,4 +1,4 @@
-"""What must always, sometimes or eventually hold, by name.
+"""Defines what must always, sometimes or eventually hold, by name.
 
 Safety is watched by *ghosts*: variables beside the role's own, stepped by event names and by the values
 that are sent and delivered. A mutated guard or effect cannot move them, so a broken table is caught.
@@ -193,7 +193,7 @@ class Ghost:
     state: int = 0
     """The digest with which the rank left phase B, until an ack has told it."""
     told: Action | None = None
-    """What the last header delivered asks for, until a worker has taken it."""
+    """Holds what the last header delivered asks for, until a worker has taken it."""
 
 
 WITNESSED = {"drain": DRAINED, "shutdown": SHUT_DOWN, "hold_signal": SIGNAL_HELD}
@@ -321,7 +321,7 @@ def _coherent(plan: Plan | None) -> bool:
 
 
 def _identity(v: TPVars | None) -> tuple[object, ...]:
-    """What a refusal must leave alone."""
+    """Return what a refusal must leave alone."""
     if v is None:
         return ()
     return (int(v.call_id), v.chunk_index, v.cache_epoch, v.control_epoch, v.pending_cut)

@@ -38,7 +38,7 @@ class RoleMachine:
         )
 
     def may(self, event: str, data: Data = None) -> bool:
-        """Whether `event` is legal now."""
+        """Return whether `event` is legal now."""
         moves = self.machine.get_transitions(event, self.state)
         if not moves:
             return False
@@ -102,7 +102,7 @@ class RoleMachine:
         return [{**first, "dest": None, "after": self._issue}, end]
 
     def _breaks_off(self, row: Row) -> bool:
-        """Whether the row takes a rank out of a collective that it has issued."""
+        """Return whether the row takes a rank out of a collective that it has issued."""
         return row.by in (By.FAULT, By.DETECTION) and self.role.by_name[row.target].failed
 
     def _is_free(self, asked: EventData) -> bool:

@@ -18,15 +18,15 @@ from genlock.model.semantics.faults import with_faults
 from genlock.model.semantics.network import Move, Network, NetworkState
 from genlock.model.tables import Protocol, Scope
 
-# ── from a network's state to the crowd's ───────────────────────────────────────────────────────────
+# ── from a network's state to the abstract ──────────────────────────────────────────────────────────
 
 
 class Abstraction:
     """What a state of a network is in the search over any number of workers. It uses none of the search's moves."""
 
     def __init__(self, network: Network) -> None:
-        self.network, self.crowd = network, AbstractNetwork(network)
-        self.lanes = self.crowd.lanes
+        self.network, self.searched = network, AbstractNetwork(network)
+        self.lanes = self.searched.lanes
         self._columns: dict[tuple[tuple[int, ...], int], tuple[abstract_state.Column, ...]] = {}
 
     def __call__(self, state: NetworkState, singles: frozenset[int]) -> AbstractState:
@@ -57,7 +57,7 @@ class Abstraction:
         """The lane of a live rank, after the steps that nobody sees."""
         local = self.network.lts[rank].locals.items[state.locals[rank]]
         awake = Lane(self.lanes.lts[role].locals(local._replace(stalled=False)), self.columns(state, rank))
-        on, _ = self.crowd.ahead(role, self.lanes.numbers[role](awake))
+        on, _ = self.searched.local_steps(role, self.lanes.numbers[role](awake))
         if not local.stalled:
             return on
         return self.lanes.put(role, on, self.lanes.lts[role].stalled(self.lanes.lane(role, on).local, True))
@@ -134,8 +134,8 @@ class Containment:
 
     def __init__(self, network: Network) -> None:
         self.network, self.abstraction = network, Abstraction(network)
-        self.crowd = self.abstraction.crowd
-        first, seen = self.crowd.initial()
+        self.searched = self.abstraction.searched
+        first, seen = self.searched.initial()
         self.outside, self._concrete, self._abstract = Outside(), set[str](), set(seen)
         self._after: dict[AbstractState, set[AbstractState]] = {}
         self._stands: dict[AbstractState, bool] = {}
@@ -143,7 +143,7 @@ class Containment:
         assert self.abstraction(network.initial(), frozenset()) == first
 
     def step(self, here: Struck, wide: AbstractState) -> Iterator[tuple[Struck, AbstractState]]:
-        """Where a state leads, each move held against those of the crowd state that it is in."""
+        """Where a state leads, each move held against those of the abstract state that it is in."""
         self._expand(wide)
         self.outside.states += 1
         self.outside.heaps += any(wide.heaps)
@@ -176,11 +176,11 @@ class Containment:
     def _expand(self, state: AbstractState) -> None:
         if state in self._after:
             return
-        hops = list(self.crowd.successors(state))
+        hops = list(self.searched.successors(state))
         self._after[state] = {state, *(after for _, after in hops)}
         self._abstract.update(name for hop, _ in hops for name in hop.seen)
         certain = any(hop.certain for hop, _ in hops)
-        self._stands[state] = NO_DEADLOCK.name in prove.judged(self.crowd, state, certain)
+        self._stands[state] = NO_DEADLOCK.name in prove.judged(self.searched, state, certain)
 
     def whole(self) -> Outside:
         """Every state and move of the network."""

@@ -1,6 +1,6 @@
 """The moves of a rank's local, as far as they do not depend on the collectives that the rank is in.
 
-A local stands in many lanes (see `space.py`); its moves are worked out once, and become the options of each.
+A local stands in many lanes (see `state_encoding.py`); its moves are worked out once, and become the options of each.
 Left out: those collectives, and what a lane is.
 """
 
@@ -13,7 +13,7 @@ from ...semantics.lts import Interner, Lts, Step
 from ...semantics.network import CRASH, STALL, Network
 from ...tables import By, Data, Meet, Put, Take
 from ..reference import Taken
-from .layout import ADVANCES, CHECKED, COSTS, DETECTS, NORMALISES, ORDINARY, TAKES_PART, TIDIES, Option
+from .layout import ADVANCES, CHECKED, COSTS, DETECTS, DROPS_FINISHED, NORMALISES, ORDINARY, TAKES_PART, Option
 
 
 class Move(NamedTuple):
@@ -37,7 +37,7 @@ class Move(NamedTuple):
     takes: Step | None = None
     """The step that takes something out of a slot."""
     checks: tuple[Move, ...] = ()
-    """What a violation comes after: see `lts.Step`."""
+    """Holds what a violation comes after: see `lts.Step`."""
     row: Taken | None = None
     """The row that it takes."""
 
@@ -46,7 +46,7 @@ Menu = tuple[tuple[Move, ...], ...]
 """A local's own moves, and what faults, detection, and a crash or a stall do to it."""
 
 
-class Menus:
+class LocalMoves:
     """The menus of both roles, each local's made when it is first asked for.
 
     `channels` number what is put into slots, `seen` the properties. `reduced`: whoever stalls has failed.
@@ -89,7 +89,7 @@ class Menus:
 
     def _awakening(self, role: int, local: int) -> tuple[Move, ...]:
         wakes = Move(Option.FREE, self._lts[role].stalled(local, False), ADVANCES)
-        killed = Move(Option.FREE, self._lts[role].crashed(local), ADVANCES | DETECTS | TIDIES, fails=True)
+        killed = Move(Option.FREE, self._lts[role].crashed(local), ADVANCES | DETECTS | DROPS_FINISHED, fails=True)
         return (wakes, killed) if self._network.detection else (wakes,)
 
     def _faults(self, role: int, local: int, steps: Iterable[Step]) -> Iterator[Move]:
@@ -108,7 +108,7 @@ class Menus:
         lts = self._lts[role]
         if CRASH in self._network.kinds:
             dead = lts.crashed(local)
-            yield Move(Option.CRASH, dead, ADVANCES | TIDIES | COSTS, fails=True, row=(role, "", CRASH))
+            yield Move(Option.CRASH, dead, ADVANCES | DROPS_FINISHED | COSTS, fails=True, row=(role, "", CRASH))
         if STALL in self._network.kinds:  # whoever stalls leaves nothing, unless all that follows is one state
             still = lts.stalled(local, True)
             yield Move(Option.STALL, still, COSTS, fails=self._reduced, row=(role, "", STALL))
@@ -142,7 +142,7 @@ class Menus:
             | DETECTS * (by is By.DETECTION and step.edge != "complete")
             | ADVANCES * (step.target != local)
             | COSTS * (by is By.FAULT)
-            | TIDIES * info.terminal
+            | DROPS_FINISHED * info.terminal
             | NORMALISES
         )
         issues = None

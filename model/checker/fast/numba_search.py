@@ -31,6 +31,7 @@ from .layout import (
     CHECKS,
     COSTS,
     COUNTER,
+    DROPS_FINISHED,
     EARLIEST,
     END,
     ENTRIES,
@@ -56,7 +57,6 @@ from .layout import (
     TAKES_PART,
     TARGET,
     TERMINAL,
-    TIDIES,
     TO_OTHERS,
     TO_ROOT,
     VALUE,
@@ -220,7 +220,7 @@ def _miss(shape, control, misses, memo, one, other):
 
 @njit(cache=True)
 def _once(control, misses, known, asked):
-    """Of the misses from number `known` on, leave those that were not asked for before; returns how many there are."""
+    """Leave those misses, from number `known` on, that were not asked for before. Return how many there are."""
     count, last = known, asked.size - 1
     for n in range(known, control[MISSES]):
         at = np.int64((np.uint64(misses[n]) * _ODD) >> np.uint64(32)) & last
@@ -233,7 +233,7 @@ def _once(control, misses, known, asked):
     return count
 
 
-# ── collectives, as in `..transport` and `..network` ───────────────────────────────────────────────────────────────
+# ── collectives, as in `semantics/transport.py` ────────────────────────────────────────────────────────────────────
 
 
 @njit(cache=True, inline="always")
@@ -245,7 +245,7 @@ def _column(shape, lanes, rank, group):
 
 @njit(cache=True, inline="always")
 def _needs_all(contributions, mine, rank):
-    """Whether all members must have issued this rank's contribution; else its root must."""
+    """Return whether all members must have issued this rank's contribution; else its root must."""
     at = mine * 8
     return contributions[at + (TO_ROOT if rank == contributions[at + ROOT_RANK] else TO_OTHERS)] == ALL
 
@@ -328,7 +328,7 @@ def _gone_in(facts, columns, contributions, shape, lanes, rank, group, place):
 
 @njit(cache=True)
 def _gone_for(facts, columns, contributions, streams, shape, lanes, rank):
-    """Whether a member that `rank` waits for is no longer there to come: as `Network._gone_for`."""
+    """Return whether a member that `rank` waits for is no longer there to come: as `Network._gone_for`."""
     group = facts[(lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS + WAITS_IN]
     if group >= 0:
         place = columns[_column(shape, lanes, rank, group) + EARLIEST]
@@ -345,7 +345,7 @@ def _gone_for(facts, columns, contributions, streams, shape, lanes, rank):
 
 @njit(cache=True)
 def _over(facts, columns, shape, lanes, group, place):
-    """Whether a collective has been issued, and every member has left it or has come to its end without."""
+    """Return whether a collective has been issued, and every member has left it or has come to its end without."""
     some = False
     for member in range(shape.ranks):
         column = _column(shape, lanes, member, group)
@@ -362,7 +362,7 @@ def _over(facts, columns, shape, lanes, group, place):
 
 
 @njit(cache=True)
-def _tidy(facts, columns, keys, outcomes, shape, lanes, control, misses):
+def _drop_finished(facts, columns, keys, outcomes, shape, lanes, control, misses):
     """Drop what every member has left or has ended without. False where a lane has to be worked out first."""
     for group in range(shape.groups):
         by = 0
@@ -548,7 +548,7 @@ def _successors(
                     if where != -1 and not where & points:
                         continue
                 bits, target = options[chosen + BITS], options[chosen + TARGET]
-                tidies = (bits & TIDIES) != 0
+                drops_finished = (bits & DROPS_FINISHED) != 0
                 rebases = rank == 0 and (bits & NORMALISES) != 0 and facts[target * LANE_FACTS + BASE] != 0
                 for k in range(words):
                     out[at * words + k] = states[row + k]
@@ -558,11 +558,14 @@ def _successors(
                         out[at * words + _at(width, word, member)] ^= np.uint64(lanes[member] ^ fallen) << shift[member]
                     if symmetric:
                         went[at] = np.uint64(control[IN_PLACE])
-                elif tidies or rebases or symmetric:
+                elif drops_finished or rebases or symmetric:
                     for member in range(ranks):
                         after[member] = lanes[member]
                     after[rank] = target
-                    if (tidies and not _tidy(facts, columns, keys, outcomes, shape, after, control, misses)) or (
+                    if (
+                        drops_finished
+                        and not _drop_finished(facts, columns, keys, outcomes, shape, after, control, misses)
+                    ) or (
                         (bits & NORMALISES) != 0 and not _rebase(facts, keys, outcomes, shape, after, control, misses)
                     ):
                         missed = True

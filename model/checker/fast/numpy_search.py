@@ -1,6 +1,6 @@
 """The inner loop of the fast search on NumPy alone: for where numba is absent. Many parents at a time, all at once.
 
-It follows `Network.successors` option by option, as `compiled.py` does, and meets states in the same order.
+It follows `Network.successors` option by option, as `numba_search.py` does, and meets states in the same order.
 
 Left out: everything that grows (`search.py`).
 """
@@ -21,6 +21,7 @@ from .layout import (
     CHECKS,
     COSTS,
     COUNTER,
+    DROPS_FINISHED,
     EARLIEST,
     END,
     ENTRIES,
@@ -44,7 +45,6 @@ from .layout import (
     TAKES_PART,
     TARGET,
     TERMINAL,
-    TIDIES,
     TO_OTHERS,
     TO_ROOT,
     VALUE,
@@ -196,7 +196,7 @@ def repack(states: Array, count: int, old: Layout, to: Array, new: Layout) -> No
 
 @dataclass
 class _Meeting:
-    """What is to be said of the collectives that some ranks are in."""
+    """Holds what is to be said of the collectives that some ranks are in."""
 
     may: Array
     must: Array
@@ -295,7 +295,7 @@ class _Successors:
         return self.t.columns[np.minimum(rank, 1), lanes[np.arange(len(rank)), rank], group, fact]
 
     def _needs(self, mine: Array, rank: Array, member: int) -> Array:
-        """Whether each rank's contribution waits for this member."""
+        """Return whether each rank's contribution waits for this member."""
         about = self.t.contributions
         gives = np.where(rank == about[mine, ROOT_RANK], about[mine, TO_ROOT], about[mine, TO_OTHERS])
         return (gives == ALL) | (about[mine, ROOT_RANK] == member)
@@ -394,7 +394,7 @@ class _Successors:
         return found
 
     def _outcome(self, memo: Memo, one: Array, other: Array) -> Array:
-        """What is kept under each key. Raises `_Missing` where there is nothing yet."""
+        """Return what is kept under each key. Raises `_Missing` where there is nothing yet."""
         keys, last = self.t.keys, self.t.keys.size - 1
         key = memo_key(int(memo), one.astype(np.int64), other.astype(np.int64))
         at = ((key.astype(np.uint64) * _ODD) >> np.uint64(32)).astype(np.int64) & last
@@ -417,7 +417,7 @@ class _Successors:
         after[rows, self.rank] = self.t.options[self.chosen, TARGET]
         fallen = after[rows, self.rank] == self.control[FALLEN + np.minimum(self.rank, 1)]
         after[fallen] = self.control[[FALLEN, *[FALLEN + 1] * (self.ranks - 1)]]
-        self._tidy(after, np.flatnonzero((bits & TIDIES != 0) & ~fallen))
+        self._drop_finished(after, np.flatnonzero((bits & DROPS_FINISHED != 0) & ~fallen))
         by = self.t.lanes[0, after[:, 0], BASE]
         self._rebase(after, np.flatnonzero((bits & NORMALISES != 0) & (by != 0) & ~fallen))
         self.went = np.zeros(len(rows), np.uint64)
@@ -440,7 +440,7 @@ class _Successors:
         self.label = (self.rank << 3) | (bits & 7)
         self.seen = self.t.options[self.chosen, SEES] | np.where(self.mispaired, self.control[MISPAIRED], 0)
 
-    def _tidy(self, after: Array, rows: Array) -> None:
+    def _drop_finished(self, after: Array, rows: Array) -> None:
         """Drop what every member has left or has ended without."""
         columns, depth = self.t.columns, self.t.columns.shape[3] - ENTRIES
         for group in range(columns.shape[2]):

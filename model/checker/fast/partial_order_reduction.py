@@ -7,7 +7,7 @@ takes them before anybody else moves. All that others could do meanwhile they ca
 take every rank to its end. So a state in which somebody has failed is kept, and not gone on from.
 
 Both are sound under conditions on the tables, which are checked; where one does not hold, the row or state is named.
-The argument stands in docs/checker.md. Left out: the search (`search.py`), and what is judged (`judge.py`).
+The argument stands in docs/checker.md. Left out: the search (`search.py`), and what is judged (`properties.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def unfit(why: str) -> Unfit:
 
 
 class Reduction:
-    """What may be left out of a network's search. Raises Unfit where its tables do not allow any of it."""
+    """Holds what may be left out of a network's search. Raises Unfit where its tables do not allow any of it."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -42,7 +42,7 @@ class Reduction:
         self._compares = any(isinstance(row.gate, Meet) for role in network.protocol.roles for row in role.rows)
 
     def is_hasty(self, role: int, local: int) -> bool:
-        """Whether a rank's own steps from here are taken before anybody else moves.
+        """Return whether a rank's own steps from here are taken before anybody else moves.
 
         Raises Unfit where detection cannot end the rank here after another's failure.
         """
@@ -102,7 +102,7 @@ class Reduction:
         return not waits and not after.terminal and not after.failed and after.counter >= lts.info(local).counter
 
     def _returns(self, role: int, start: int, local: int) -> bool:
-        """Whether hasty steps lead from `local` round to `start`."""
+        """Return whether hasty steps lead from `local` round to `start`."""
         seen, todo = set(), [local]
         while todo:
             here = todo.pop()

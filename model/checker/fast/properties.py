@@ -31,7 +31,7 @@ from .search import PackedGraph
 
 
 class Judge:
-    """What the properties ask of a finished graph, each worked out once."""
+    """Holds what the properties ask of a finished graph, each worked out once."""
 
     def __init__(self, graph: PackedGraph, sweeps: Any, *, judge_all: bool = False) -> None:
         self.graph, self.sweeps, self.judge_all = graph, sweeps, judge_all

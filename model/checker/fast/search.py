@@ -3,7 +3,7 @@
 States are numbered in the order of their discovery, as by the reference (`reference.explore`), and so are the
 edges of each: without symmetry the two graphs are equal.
 
-Left out: the inner loop (`compiled.py`, `vectors.py`), and what is judged on the graph (`judge.py`).
+Left out: the inner loop (`numba_search.py`, `numpy_search.py`), and what is judged on the graph (`properties.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DONE, PAUSED, MISSED, FULL_STATES, FULL_EDGES, FULL_TABLE = range(6)
 """Why an inner loop stopped."""
 NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH = range(8)
 BUDGET, SYMMETRIC, NOBODY, NOTHING, IN_PLACE, AHEAD, LATE, FALLEN = range(8, 16)
-"""What stands where in its control block. AHEAD, LATE: how far it has looked ahead for misses, and how many states
+"""Places in the control block of a search. AHEAD, LATE: how far it has looked ahead for misses, and how many states
 have missed there. FALLEN: two places, one a role."""
 MOST_MISSES = 1 << 12
 """Outcomes that are asked for at once, about."""
@@ -163,7 +163,7 @@ class PackedGraph:
         return int(self.orbits.sum()), int((self.orbits[: len(self.degrees)] * self.degrees).sum())
 
     def stands_for(self, number: int, state: NetworkState) -> bool:
-        """Whether `state` is the one of this number, up to the order of its workers where that is free."""
+        """Return whether `state` is the one of this number, up to the order of its workers where that is free."""
         return self.space.encode(state) == self._unpacked(number)
 
     def _unpacked(self, number: int) -> list[int]:
@@ -190,7 +190,7 @@ class OutOfMemory(MemoryError):
 
 
 class Arrays:
-    """What an inner loop writes to, and how it grows."""
+    """Holds what an inner loop writes to, and how it grows."""
 
     def __init__(self, space: Space) -> None:
         self.space = space

@@ -1,13 +1,13 @@
 """A network's states as small integers in fixed fields, and what follows from them as arrays, for the fast engines.
 
-A *lane* is where one rank is: its local (`..lts`) and what it has put into each unfinished collective. A state is
+A *lane* is where one rank is: its local (`lts.py`) and what it has put into each unfinished collective. A state is
 one lane a rank, the slots of the channels and the faults spent. Nearly every move changes one lane alone, so a lane
 is worked out once, when a search first meets it: its options, in the order of `Network.successors`. What an option
 also depends on (who has issued, what was delivered, what is in a slot) is either a rule on the ranks' entries, as in
-`..transport`, or an outcome that is looked up; one that is not there yet is *missed*, and worked out by `resolve`.
+`transport.py`, or an outcome that is looked up; one that is not there yet is *missed*, and worked out by `resolve`.
 
-What stands where in the arrays says `facts.py`; what a rank may do whatever it is in, `menus.py`. Left out: the search
-itself (`compiled.py`, `vectors.py`).
+What stands where in the arrays says `layout.py`; what a rank may do whatever it is in, `moves.py`. Left out: the search
+itself (`numba_search.py`, `numpy_search.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .layout import (
     CHECKS,
     CLOSING,
     COUNTER,
+    DROPS_FINISHED,
     END,
     ENTRIES,
     FAILED,
@@ -43,7 +44,6 @@ from .layout import (
     ROOT,
     STALLED,
     TERMINAL,
-    TIDIES,
     WAITS_IN,
     A,
     Array,
@@ -57,7 +57,7 @@ from .layout import (
     memo_parts,
     memo_place,
 )
-from .moves import Menus, Move
+from .moves import LocalMoves, Move
 from .partial_order_reduction import Reduction
 
 Columns = tuple[tuple[int, ...], ...]
@@ -87,7 +87,7 @@ class Space:
         self.channels: tuple[Interner[Data], ...] = tuple(Interner() for _ in network.protocol.slots)
         for channel in self.channels:
             channel(Ellipsis)  # 0 is empty
-        self._menus = Menus(network, self._lts, self.channels, self.seen_names, reduced=reduction is not None)
+        self._menus = LocalMoves(network, self._lts, self.channels, self.seen_names, reduced=reduction is not None)
         self._wires: Interner[tuple[Any, ...]] = Interner()
         self._names: Interner[str] = Interner()
         self._points: Interner[str] = Interner()
@@ -227,7 +227,7 @@ class Space:
         return option
 
     def _collectives(self, role: int, number: int) -> None:
-        """What a rank is in: the earliest of each device stream, and the one that its host waits in."""
+        """Return what a rank is in: the earliest of each device stream, and the one that its host waits in."""
         local, columns = self.lanes[role].items[number]
         for group in self.network.stream_groups:
             self._device(role, number, group)
@@ -247,10 +247,10 @@ class Space:
         if at < 0 or (last and self._facts[role][number][WAITS_IN] == group):
             return
         after = self.lane(role, local, _left(columns, group, at))
-        self._add(Option.DEVICE, after, TIDIES, group, at, columns[group][at])
+        self._add(Option.DEVICE, after, DROPS_FINISHED, group, at, columns[group][at])
 
     def _gone(self, columns: Columns) -> Columns:
-        """What a rank leaves behind that is no longer in any collective."""
+        """Return what a rank leaves behind that is no longer in any collective."""
         if not any(map(any, columns)):
             return columns
         return tuple(tuple(self.network.lost(entry) if entry > 0 else entry for entry in column) for column in columns)
@@ -268,7 +268,7 @@ class Space:
         row: Taken | None = None,
     ) -> int:
         if not self.network.protocol.groups:
-            bits &= ~TIDIES
+            bits &= ~DROPS_FINISHED
         self._options.append((option, target, bits, a, b, c, striking, seen))
         self._rows.append(row)
         return len(self._options) - 1
@@ -309,7 +309,7 @@ class Space:
         group, at = self._options[option][A], self._options[option][B]
         step = self._lts[role].complete(local, self.data.items[data])
         target = self.lane(role, step.target, _left(columns, group, at))
-        bits = ADVANCES * (step.target != local) | TIDIES | NORMALISES
+        bits = ADVANCES * (step.target != local) | DROPS_FINISHED | NORMALISES
         seen = self._menus.names_of(step.seen)
         return self._add(Option.FREE, target, bits, seen=seen, row=(role, *step.row.key))
 
@@ -420,7 +420,7 @@ class Space:
         return [driver + more, *[worker] * workers, *[width for width in slots for _ in range(workers)], faults]
 
     def fits(self, into: Layout) -> bool:
-        """Whether every lane and value has room in its field."""
+        """Return whether every lane and value has room in its field."""
         return all(width <= int(mask).bit_length() for width, mask in zip(self._widths(0, 0), into.mask, strict=True))
 
     def start(self) -> list[int]:
@@ -440,7 +440,7 @@ class Space:
         return NetworkState(tuple(local for local, _ in lanes), tuple(queues), tuple(slots), fields[-1])
 
     def slot_item(self, slot: int, value: int) -> int:
-        """What a slot's field stands for, as `NetworkState.slots` numbers it."""
+        """Return what a slot's field stands for, as `NetworkState.slots` numbers it."""
         channel = self.channels[slot // (self.network.ranks - 1)]
         return self.network.values(channel.items[value]) + 1
 

@@ -6,9 +6,9 @@ argument, `tests/model/checker/parametric/test_prove.py` holds it against concre
 
 Three things allow more than a network does, so that the states stay few: nothing bounds how far rank0 runs ahead of
 the slowest worker, as that bound grows with the world; broadcasts that differ in nothing but their ids are a *heap*
-(`lanes.py`), however many they are; of a dead worker only what it had put in is kept, so that nobody waits for it.
+(`abstract_state.py`), however many they are; of a dead worker only what it had put in is kept: nobody waits for it.
 
-Left out: what cannot be told of a crowd: who is who, how many, and how long anything takes.
+Left out: what cannot be told of a set: who is who, how many, and how long anything takes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...semantics.network import CRASH, STALL, Network, Point
 from ...semantics.properties import NO_MISPAIRING
 from ...tables import By, Collective, Data, Meet
 from .abstract_state import DRIVER, WORKER, AbstractState, Column, Lanes, Lost, before
-from .local_steps import ELSEWHERE, Ahead, refuse
+from .local_steps import ELSEWHERE, LocalSteps, refuse
 
 
 class Hop(NamedTuple):
@@ -49,7 +49,7 @@ class _Member(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """What a move makes of the rank: its new lane, or None for a worker that has failed, having put in `lost`."""
+    """Holds what a move makes of the rank: its new lane, or None for a worker that has failed, having put in `lost`."""
 
     hop: Hop
     lane: int | None
@@ -60,11 +60,11 @@ class _Outcome(NamedTuple):
 
 
 _Entry = tuple[int, bool]
-"""What a member has put in, and whether it has come to its end."""
+"""Holds what a member has put in, and whether it has come to its end."""
 
 
 class _Pairing(NamedTuple):
-    """What a collective does for one member, given the set of what is in it."""
+    """Holds what a collective does for one member, given the set of what is in it."""
 
     may: bool
     must: bool
@@ -85,13 +85,13 @@ class AbstractNetwork:
         self.lanes = Lanes(network.protocol, network.scope, stream=network.stream)
         streams = network.protocol.streams if network.stream else ()
         self._streams = [self.lanes.group[g] for g in streams if g in self.lanes.group]
-        self.ahead = Ahead(self.lanes, network.kinds)
+        self.local_steps = LocalSteps(self.lanes, network.kinds)
         self._pairings: dict[tuple[int, int, _Entry, frozenset[_Entry]], _Pairing] = {}
 
     def initial(self) -> tuple[AbstractState, tuple[str, ...]]:
         """All ranks at the start of their tables, of which at least one is a worker, and what is seen at once."""
-        driver, seen = self.ahead(DRIVER, self.lanes.start(DRIVER))
-        worker, also = self.ahead(WORKER, self.lanes.start(WORKER))
+        driver, seen = self.local_steps(DRIVER, self.lanes.start(DRIVER))
+        worker, also = self.local_steps(WORKER, self.lanes.start(WORKER))
         heaps: tuple[tuple[int, ...], ...] = ((),) * len(self.lanes.group)
         first = AbstractState(driver, frozenset({worker}), (), frozenset(), heaps, False, 0)
         return self.lanes.normal(first), seen + also
@@ -108,12 +108,12 @@ class AbstractNetwork:
     def _members(self, state: AbstractState) -> list[_Member]:
         info = self.lanes.info
         found = [_Member(DRIVER, state.driver, info(DRIVER, state.driver), False)]
-        found += (_Member(WORKER, n, info(WORKER, n), False) for n in sorted(state.crowd))
+        found += (_Member(WORKER, n, info(WORKER, n), False) for n in sorted(state.occupied))
         found += (_Member(WORKER, n, info(WORKER, n), True) for n in state.singles)
         return found
 
     def _after(self, state: AbstractState, me: _Member, outcome: _Outcome) -> Iterator[AbstractState]:
-        """The state with the mover's lane replaced: in a crowd it was the last one there, or others stay."""
+        """Yield the state with the mover's lane replaced: it was the last one there, or others stay."""
         lane, faults = outcome.lane, state.faults + outcome.cost
         if me.role == DRIVER and lane is not None:
             failed = state.failed or self.lanes.info(DRIVER, lane).failed
@@ -129,8 +129,8 @@ class AbstractNetwork:
             return
         singles = state.singles if lane is None or not outcome.struck else tuple(sorted((*state.singles, lane)))
         joins = frozenset() if lane is None or outcome.struck else frozenset({lane})
-        for stays in (state.crowd, state.crowd - {me.number}):
-            yield after._replace(crowd=stays | joins, singles=singles)
+        for stays in (state.occupied, state.occupied - {me.number}):
+            yield after._replace(occupied=stays | joins, singles=singles)
 
     # ── what one member may do ──────────────────────────────────────────────────────────────────────
 
@@ -191,10 +191,10 @@ class AbstractNetwork:
         if self.lanes.lts[me.role].info(step.target).failed:
             yield from self._fails(state, hop, me, step.target)
         else:
-            yield self._arrives(hop, me, self.ahead.stepped(me.role, me.number, step))
+            yield self._arrives(hop, me, self.local_steps.stepped(me.role, me.number, step))
 
     def _arrives(self, hop: Hop, me: _Member, lane: int) -> _Outcome:
-        on, seen = self.ahead(me.role, lane)
+        on, seen = self.local_steps(me.role, lane)
         return _Outcome(hop._replace(seen=hop.seen + seen) if seen else hop, on)
 
     def _fails(self, state: AbstractState, hop: Hop, me: _Member, local: int) -> Iterator[_Outcome]:
@@ -211,7 +211,7 @@ class AbstractNetwork:
                     yield _Outcome(hop, gone, frozenset(_put_in(other)))
 
     def _open(self, members: Sequence[_Member], me: _Member, step: Step) -> bool:
-        """Whether the step's gate is open, and its stream has run dry."""
+        """Return whether the step's gate is open, and its stream has run dry."""
         if step.row.syncs and any(self._outstanding(me, group) is not None for group in self._streams):
             return False
         if isinstance(step.row.gate, Meet):
@@ -259,7 +259,7 @@ class AbstractNetwork:
         yield _Outcome(hop, self.lanes.put(me.role, me.number, lane.local, group, left))
 
     def _pairing(self, state: AbstractState, members: Sequence[_Member], me: _Member, group: int) -> _Pairing | None:
-        """What the earliest collective of the group that the member is in does for it; None if it is in none."""
+        """Return what the earliest collective of the group that the member is in does for it; None if it is in none."""
         at = self._outstanding(me, group)
         if at is None:
             return None
@@ -288,7 +288,7 @@ class AbstractNetwork:
         )
 
     def _gone_for(self, state: AbstractState, members: Sequence[_Member], me: _Member) -> bool:
-        """Whether the member waits for a rank that is no longer there to come."""
+        """Return whether the member waits for a rank that is no longer there to come."""
         op = me.info.op
         groups = [self.lanes.group[op.group]] if op is not None else self._streams
         pairings = (self._pairing(state, members, me, group) for group in groups)
@@ -336,7 +336,7 @@ class AbstractNetwork:
 
 
 def _may_have_issued(column: Column) -> Iterator[Column]:
-    """What a rank has put into a group's collectives if it was not yet there to issue the last that it is in."""
+    """Return what a rank has put into a group's collectives if it was not yet there to issue the last that it is in."""
     yield column
     while column and column[-1] > 0:
         column = column[:-1]
@@ -348,6 +348,6 @@ def _put_in(columns: Iterable[Column]) -> Iterator[Lost]:
 
 
 def _names(point: Point, role: int, *, default: int | None) -> bool:
-    """Whether a point of a fault is about a rank of this role."""
+    """Return whether a point of a fault is about a rank of this role."""
     rank = default if point.rank is None else point.rank
     return rank is None or (rank > 0) == (role == WORKER)

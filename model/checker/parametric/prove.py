@@ -1,8 +1,8 @@
 """`genlock check --any-world-size`: safety and freedom from deadlock for every number of workers, in one search.
 
-Every state of a network of any size is one of the states searched here (`crowd.py`; `docs/any-world-size.md` has the
-theorem), so that what holds in these holds at every size. What fails here may be a state that no network has: it is
-looked for on real networks, from two ranks up, and called possibly spurious where none shows it.
+Every state of a network of any size is one of the states searched here (`docs/any-world-size.md` has the theorem), so
+that what holds in these holds at every size. What fails here may be a state that no network has: it is looked for on
+real networks, from two ranks up, and called possibly spurious where none shows it.
 
 Left out: claims about what comes in the end (no_stranding, crash_over_hang, clean_shutdown), what is only sometimes
 seen, and how many steps anything takes; of these a set of workers tells nothing.
@@ -29,7 +29,7 @@ from .abstract_state import DRIVER, WORKER, AbstractState
 NO_DEADLOCK = Property(
     "no_deadlock", "always", "until a rank fails or stalls or all have ended, some rank is bound to be able to go on"
 )
-"""What is left of `no_stranding` in a crowd: that everybody stands still is seen, that one rank is left behind not."""
+"""The part that is left of `no_stranding`: that everybody stands still is seen, that one rank is left behind is not."""
 
 CONFIRM_UP_TO = 5
 """A violation is looked for on networks of two ranks to so many,"""
@@ -38,7 +38,7 @@ CONFIRM_STATES = 400_000
 
 
 def covered(protocol: str) -> tuple[Property, ...]:
-    """The properties of a protocol that a crowd can show to hold."""
+    """The properties of a protocol that a set of workers can show to hold."""
     return (
         NO_DEADLOCK,
         *(p for p in properties_of(protocol) if p.kind == "always" and p not in (NO_STRANDING, NO_LIVELOCK)),
@@ -70,9 +70,12 @@ class Search:
 
 
 def explore(
-    crowd: AbstractNetwork, properties: Sequence[Property], progress: Progress | None = None, limit: Limit | None = None
+    abstraction: AbstractNetwork,
+    properties: Sequence[Property],
+    progress: Progress | None = None,
+    limit: Limit | None = None,
 ) -> Search:
-    """Every state of a crowd, breadth first, until each of these properties is violated."""
+    """Return every state of an abstraction, breadth first, until each of these properties is violated."""
     wanted = {p.name for p in properties}
     found = Search()
     queue: deque[int] = deque()
@@ -85,20 +88,20 @@ def explore(
             found.states.append(state)
             found.parent.append((parent, hop))
 
-    first, names = crowd.initial()
+    first, names = abstraction.initial()
     number(first, 0, None)
     found.seen.update((name, (0, None)) for name in names)
     try:
         while queue and not wanted <= found.seen.keys():
             here = queue.popleft()
             certain = False
-            for hop, after in crowd.successors(found.states[here]):
+            for hop, after in abstraction.successors(found.states[here]):
                 found.hops += 1
                 certain |= hop.certain
                 number(after, here, hop)
                 for name in hop.seen:
                     found.seen.setdefault(name, (here, hop))
-            for name in judged(crowd, found.states[here], certain):
+            for name in judged(abstraction, found.states[here], certain):
                 found.seen.setdefault(name, (here, None))
             if limit is not None and here % 64 == 0:
                 limit(len(found.states))
@@ -111,9 +114,12 @@ def explore(
     return found
 
 
-def judged(crowd: AbstractNetwork, state: AbstractState, certain: bool) -> Iterator[str]:
+def judged(abstraction: AbstractNetwork, state: AbstractState, certain: bool) -> Iterator[str]:
     """The properties that a state violates by itself. `certain`: somebody is bound to be able to go on."""
-    infos = [crowd.lanes.info(DRIVER, state.driver), *(crowd.lanes.info(WORKER, n) for n in state.workers())]
+    infos = [
+        abstraction.lanes.info(DRIVER, state.driver),
+        *(abstraction.lanes.info(WORKER, n) for n in state.workers()),
+    ]
     if state.failed and not state.faults:
         yield NO_FALSE_ABORT.name
     if not certain and not state.failed and not any(i.stalled for i in infos) and not all(i.terminal for i in infos):
@@ -122,7 +128,7 @@ def judged(crowd: AbstractNetwork, state: AbstractState, certain: bool) -> Itera
 
 @dataclass(frozen=True)
 class Proof:
-    """What a search over any number of workers found."""
+    """Holds what a search over any number of workers found."""
 
     question: Query
     network: Network
@@ -150,7 +156,7 @@ class Proof:
 
     @property
     def spurious(self) -> tuple[Property, ...]:
-        """What fails in the abstraction, and on no network that was tried."""
+        """Return what fails in the abstraction, and on no network that was tried."""
         return tuple(p for p in self.properties if p.name in self.search.seen and self.holds(p) is None)
 
     @property
@@ -238,7 +244,7 @@ def _deadlock(result: Result) -> Counterexample | None:
 
 
 def stands_still(network: Network, graph: StateGraph, state: int) -> bool:
-    """Whether a state of a network violates `no_deadlock`."""
+    """Return whether a state of a network violates `no_deadlock`."""
     if any(edge.ordinary and edge.target != state for edge in graph.edges[state]):
         return False
     failed, ended = network.verdict(graph.states[state])

@@ -112,7 +112,7 @@ Outcomes = Iterator[tuple[abstract_network.Hop, AbstractState]]
 
 
 def lossy(monkeypatch: pytest.MonkeyPatch, keeps: Callable[[AbstractState, AbstractState], bool]) -> None:
-    """Drop the moves from one crowd state to another that are not to be kept."""
+    """Drop the moves from one abstract state to another that are not to be kept."""
     whole = AbstractNetwork.successors
 
     def some(self: AbstractNetwork, state: AbstractState) -> Outcomes:
@@ -129,12 +129,12 @@ def test_a_crash_of_rank0_once_a_worker_is_poisoned_lies_inside() -> None:
 
 
 def test_without_the_last_of_a_lane_leaving_it_states_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    lossy(monkeypatch, lambda before, after: len(after.crowd) >= len(before.crowd))
+    lossy(monkeypatch, lambda before, after: len(after.occupied) >= len(before.occupied))
     assert Containment(network(TP_V1_1, 2)).whole().moves
 
 
 def test_without_others_staying_in_a_lane_states_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    lossy(monkeypatch, lambda before, after: len(after.crowd) <= len(before.crowd))
+    lossy(monkeypatch, lambda before, after: len(after.occupied) <= len(before.occupied))
     assert Containment(network(TP_V1_1, 2)).whole().moves
     assert Containment(network(TP_V1_1, 1)).whole().nothing  # of one worker no other stays
 

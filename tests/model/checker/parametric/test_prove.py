@@ -47,18 +47,21 @@ def test_both_protocols_hold_at_every_world_size(protocol: str, states: int) -> 
 
 @pytest.mark.parametrize("protocol", [TP_V1_1, TP_V0], ids=lambda p: p.name)
 def test_no_claim_holds_for_want_of_what_it_is_about(protocol: Protocol) -> None:
-    crowd = AbstractNetwork(network(protocol, 1))
+    abstraction = AbstractNetwork(network(protocol, 1))
     properties = proving.covered(protocol.name)
-    search = proving.explore(crowd, properties)
+    search = proving.explore(abstraction, properties)
     known = {p.name for p in properties_of(protocol.name)} - {"all_stopped"}
     witnesses = known.intersection(SOMETIMES_FOR[p.name] for p in properties if p is not NO_DEADLOCK)
     assert len(witnesses) > 4
     assert witnesses <= search.seen.keys()
-    assert any(all_stopped(crowd, state) for state in search.states)
+    assert any(all_stopped(abstraction, state) for state in search.states)
 
 
-def all_stopped(crowd: AbstractNetwork, state: AbstractState) -> bool:
-    infos = [crowd.lanes.info(DRIVER, state.driver), *(crowd.lanes.info(WORKER, n) for n in state.workers())]
+def all_stopped(abstraction: AbstractNetwork, state: AbstractState) -> bool:
+    infos = [
+        abstraction.lanes.info(DRIVER, state.driver),
+        *(abstraction.lanes.info(WORKER, n) for n in state.workers()),
+    ]
     return not state.failed and {info.state for info in infos} == {"STOPPED"}
 
 
@@ -97,7 +100,7 @@ def test_what_is_not_covered_is_not_found(name: str) -> None:
     assert prove(asked(mutant=name)).status is Exit.OK
 
 
-# ── what it takes to be a crowd ─────────────────────────────────────────────────────────────────────
+# ── what it takes to be a set ───────────────────────────────────────────────────────────────────────
 
 
 def program(driver: list[Row], worker: list[Row], *schedule: Collective, **more: Any) -> Protocol:
