@@ -296,7 +296,7 @@ def stranded(network: Network, graph: Graph) -> list[tuple[int, int]]:
             continue
         reached, stack, advancing = {number}, [number], set()
         while stack:
-            for rank, target, ordinary, advances, _ in graph.edges[stack.pop()]:
+            for rank, target, ordinary, advances, *_ in graph.edges[stack.pop()]:
                 if ordinary and advances:
                     advancing.add(rank)
                 if ordinary and target not in reached:
