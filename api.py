@@ -79,7 +79,7 @@ def check(
         stream=transport == "stream",
         detection=detection,
         mutant=mutant,
-        tables=tables,
+        given=tables,
     )
     return run_check(
         query, properties=properties, engine=engine, symmetry=symmetry, reduction=reduction, progress=progress

@@ -17,14 +17,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
-from ..errors import Exit, GenlockError, UsageError
+from .. import __version__
+from ..errors import Exit, GenlockError, Unfinished, UsageError
 from . import flags
 
+if TYPE_CHECKING:
+    from ..model.semantics.network import Network
+    from ..model.semantics.query import Query
+
+REPORT_IT = "please report it with the lines above and the command (see CONTRIBUTING.md)"
 MISUSES: tuple[type[Exception], ...] = tuple(
     kind for kind in typer.BadParameter.__mro__ if issubclass(kind, Exception) and kind.__name__ == "ClickException"
 )
@@ -49,7 +55,7 @@ class Commands(TyperGroup):
             if isinstance(error, OSError) and error.filename is not None:
                 _end(f"{error.filename}: {error.strerror}", Exit.USAGE)
             traceback.print_exc()
-            _end("a bug of Genlock; please report it to the project, with the lines above", Exit.BUG)
+            _end(f"this is a bug of Genlock {__version__}, and no verdict; {REPORT_IT}", Exit.BUG)
 
 
 def _end(message: str, status: int) -> NoReturn:
@@ -70,11 +76,23 @@ def show(
         print((text if report is flags.ReportFormat.text else junit)())
 
 
+EVERY = 3.0
+"""Seconds between two lines of progress where stderr is no terminal."""
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[str], None]]:
-    """Show one live line on a terminal's stderr, gone at the end; nothing where stderr is no terminal."""
+    """Show one live line on a terminal's stderr, gone at the end; elsewhere a line every few seconds."""
     if not sys.stderr.isatty():
-        yield lambda text: None
+        last = time.monotonic()
+
+        def tell(text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= EVERY:
+                last = time.monotonic()
+                print(f"genlock: {what}: {text}", file=sys.stderr, flush=True)
+
+        yield tell
         return
     from rich.console import Console
 
@@ -82,16 +100,27 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"{what}: {text}")
 
 
-def searching(show_line: Callable[[str], None]) -> Callable[[int, int, int], None]:
-    """Return a callback that shows a search as a live line: states, depth, queue, rate and memory so far."""
+def searching(tell: Callable[[str], None], network: Network | None = None) -> Callable[[int, int, int], None]:
+    """Return a callback that reports a search: states, depth, queue, rate, memory, and variables that keep growing."""
     begin = time.monotonic()
+    last = 0.0
 
     def progress_made(states: int, depth: int, queue: int) -> None:
-        rate = states / max(time.monotonic() - begin, 1e-3)
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 0.1:
+            return
+        last = now
+        rate = states / max(now - begin, 1e-3)
         mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (
             1 << 20 if sys.platform == "darwin" else 1 << 10
         )
-        show_line(f"{states:,} states, depth {depth}, {queue:,} to expand, {rate:,.0f} states/s, {mebibytes:,} MiB")
+        grows = ""
+        if network is not None and now - begin > EVERY - 1:
+            from ..model.checker.report import growing_in
+
+            grows = "".join(f"; {growth.text}" for growth in growing_in(network))
+        tell(f"{states:,} states, depth {depth}, {queue:,} to expand, {rate:,.0f} states/s, {mebibytes:,} MiB{grows}")
 
     return progress_made
 
@@ -132,42 +161,38 @@ def check(
     engine: flags.EngineChoice = flags.Engine.auto,
     symmetry: flags.SymmetryChoice = flags.AutoOnOff.auto,
     reduction: flags.ReductionChoice = flags.AutoOnOff.auto,
+    max_states: flags.MaxStates = None,
+    timeout: flags.Timeout = None,
+    allow_unreached: flags.AllowUnreached,
     out: flags.OutDir = None,
     report: flags.ReportChoice = flags.ReportFormat.text,
 ) -> None:
     """Search every state that a protocol can reach for a rank left waiting, and for every other violation."""
     flags.at_most_one(mutant=asked.mutant, mutants=mutants, any_world_size=any_world_size)
+    if mutants:
+        asked.refuse_for_mutants()
+        _check_mutants(asked, report)
+    if any_world_size:
+        if asked.ranks is not None:
+            raise UsageError("it plays no part in every world size", where="--ranks", do="leave it out")
+        _check_any_world_size(asked.question(), properties, max_states, timeout, out, report)
     question = asked.question()
     from ..model.checker.report import run_check
 
-    if mutants:
-        from ..model.mutation.report import kill_all
-
-        with progress("killing mutants") as tell:
-            killed = kill_all(question.scope, tell)
-        show(report, killed.as_text, killed.as_json, killed.as_junit)
-        raise typer.Exit(Exit.OK if killed.holds else Exit.VIOLATED)
-    if any_world_size:
-        from ..model.checker.parametric import report as proof_report
-        from ..model.checker.parametric.prove import prove
-
-        with progress("searching every world size") as tell:
-            proof = prove(question, properties, searching(tell))
-        if out is not None:
-            from .write_check import write_proof
-
-            write_proof(proof, out)
-        of = proof_report
-        show(report, partial(of.as_text, proof), partial(of.as_json, proof), partial(of.as_junit, proof))
-        raise typer.Exit(proof.status)
     with progress("searching") as tell:
-        found = run_check(
-            question,
-            properties=properties,
-            engine=engine.value,
-            symmetry=symmetry.value,
-            reduction=reduction.value,
-            progress=searching(tell),
+        found = _unless_interrupted(
+            partial(
+                run_check,
+                question,
+                properties=properties,
+                engine=engine.value,
+                symmetry=symmetry.value,
+                reduction=reduction.value,
+                allow_unreached=allow_unreached,
+                max_states=max_states,
+                timeout=timeout,
+                watching=lambda network: searching(tell, network),
+            )
         )
     if out is not None:
         from .write_check import write_check
@@ -179,6 +204,49 @@ def check(
         write_page(out / "page.html", story_of(found))
     show(report, found.as_text, found.as_json, found.as_junit)
     raise typer.Exit(found.exit)
+
+
+T = TypeVar("T")
+
+
+def _unless_interrupted(work: Callable[[], T]) -> T:
+    """Return what some work gives. Raise Unfinished where Ctrl-C ends it before anything is known."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        raise Unfinished("interrupted before anything was known") from None
+
+
+def _check_mutants(asked: flags.Asked, report: flags.ReportFormat) -> NoReturn:
+    from ..model.mutation.report import kill_all
+
+    with progress("killing mutants") as tell:
+        killed = _unless_interrupted(lambda: kill_all(asked.question().scope, tell))
+    show(report, killed.as_text, killed.as_json, killed.as_junit)
+    raise typer.Exit(killed.exit)
+
+
+def _check_any_world_size(
+    question: Query,
+    properties: list[str],
+    max_states: int | None,
+    timeout: float | None,
+    out: Path | None,
+    report: flags.ReportFormat,
+) -> NoReturn:
+    from ..model.checker.parametric import report as of
+    from ..model.checker.parametric.prove import prove
+
+    with progress("searching every world size") as tell:
+        proof = _unless_interrupted(
+            lambda: prove(question, properties, searching(tell), max_states=max_states, timeout=timeout)
+        )
+    if out is not None:
+        from .write_check import write_proof
+
+        write_proof(proof, out)
+    show(report, partial(of.as_text, proof), partial(of.as_json, proof), partial(of.as_junit, proof))
+    raise typer.Exit(proof.status)
 
 
 export = typer.Typer(no_args_is_help=True, epilog="Example: genlock export promela tp_v1.1 --ranks 3")

@@ -166,6 +166,10 @@ ProtocolName = Annotated[
     typer.Argument(metavar="PROTOCOL", help="Built in: tp_v1.1, tp_v0. Your own: FILE.py or FILE.py:NAME."),
 ]
 Ranks = Annotated[int, typer.Option(min=2, help="Ranks, rank0 counted in.")]
+RanksOfModel = Annotated[
+    int | None,
+    typer.Option("--ranks", min=2, help="Ranks, rank0 counted in.", show_default="3, or what the model says"),
+]
 Chunks = Annotated[int, typer.Option(min=1, help="Chunks, one after the other.")]
 Steps = Annotated[int, typer.Option(min=1, help="Denoise calls per chunk.")]
 Faults = Annotated[
@@ -191,6 +195,14 @@ EngineChoice = Annotated[Engine, typer.Option("--engine", help="Which search; al
 SymmetryChoice = Annotated[AutoOnOff, typer.Option("--symmetry", help="Swap workers, where that is sound.")]
 ReductionChoice = Annotated[
     AutoOnOff, typer.Option("--reduction", help="Leave out moves that show nothing new; auto: from 4 ranks on.")
+]
+
+MaxStates = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="End the search at so many states; what was covered is told.")
+]
+Timeout = Annotated[float | None, typer.Option(min=0.0, metavar="SECONDS", help="End the search after so long.")]
+AllowUnreached = Annotated[
+    list[str], _repeated("--allow-unreached", "ROW", "[ROLE.]STATE.EVENT that need not be taken for a verdict.")
 ]
 
 Scenario = Annotated[str | None, typer.Argument(metavar="SCENARIO", help="A scenario, as `check` writes it.")]
@@ -261,7 +273,7 @@ class Searched:
     """Holds the flags that say what to search, but for the transport: a protocol, its scope, what may go wrong."""
 
     protocol: ProtocolName = "tp_v1.1"
-    ranks: Ranks = 3
+    ranks: RanksOfModel = None
     chunks: Chunks = 2
     steps: Steps = 2
     faults: Faults = None
@@ -278,14 +290,26 @@ class Searched:
 
         return Query(
             self.protocol,
-            Scope(self.ranks, self.chunks, self.steps),
+            Scope(Scope().ranks if self.ranks is None else self.ranks, self.chunks, self.steps),
             params=params,
             faults=self.faults,
             fault_points=points,
             stream=stream,
             detection=None if self.detection is None else self.detection is OnOff.on,
             mutant=self.mutant,
+            ranks_chosen=self.ranks is not None,
         )
+
+    def refuse_for_mutants(self) -> None:
+        """Refuse what `--mutants` would ignore: each mutant has its own faults and transport."""
+        if self.protocol != Asked.protocol:
+            what = f"{self.protocol} has no known mutants: they break {Asked.protocol}"
+            raise UsageError(what, where="--mutants")
+        for name in ("chunks", "faults", "fault", "detection", "param", "transport"):
+            default = [] if name in ("fault", "param") else getattr(Asked, name)
+            if getattr(self, name) != default:
+                what = "each mutant has its own, which this would change"
+                raise UsageError(what, where=f"--mutants --{name}", do="leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import Unfinished, UsageError
 from ..model.checker.report import Report, named_protocol, run_check
 from ..model.checker.shortest_run import shortest
 from ..model.diagrams.sequence_chart import sequence_mermaid, sequence_svg
@@ -75,6 +75,8 @@ def violated(subjects: Sequence[str]) -> Report:
     if len(subjects) != 1:
         raise UsageError("name one mutant", where="render counterexample", do="for example FM-04")
     report = run_check(Query(DEFAULT, Scope(), mutant=subjects[0]))
+    if report.result.stopped and report.counterexample is None:
+        raise Unfinished(f"the search was {report.result.stopped}", where=subjects[0])
     if report.counterexample is None:
         raise UsageError(f"{subjects[0]} has no counterexample", where="render counterexample")
     return report

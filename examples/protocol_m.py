@@ -16,6 +16,11 @@ from dataclasses import dataclass, replace
 
 from genlock import By, Meet, Protocol, Put, Role, Row, Scope, Slot, State, Take
 
+ALONE = ("HEADER.put_header", "PAYLOAD.put_payload", "ACK.take_ack")
+"""With one worker there is none before the last."""
+ONE_CALL = ("INSIDE.leave_call",)
+"""With one call a chunk none is before the last."""
+
 HEADER, PAYLOAD, ACK = Slot("header"), Slot("payload"), Slot("ack")
 
 
@@ -29,20 +34,55 @@ class V:
     count: int = 0
 
 
+def whose(v: V) -> int:
+    return v.worker
+
+
+def its_kind(v: V) -> str:
+    return v.kind
+
+
+def token(v: V) -> str:
+    return "full"
+
+
+def says(kind: str) -> Callable[[V, object], bool]:
+    def is_kind(v: V, data: object) -> bool:
+        """the header says so"""
+        return data == kind
+
+    return is_kind
+
+
+def pick(v: V, kind: str) -> V:
+    return replace(v, kind=kind)
+
+
+def turn(v: V, data: object) -> V:
+    return replace(v, worker=v.worker + 1)
+
+
+def done(v: V, data: object) -> V:
+    return replace(v, worker=1, kind="")
+
+
+def next_chunk(v: V, data: object) -> V:
+    return replace(v, worker=1, kind="", chunk=v.chunk + 1)
+
+
+def arrive(v: V, data: object) -> V:
+    return replace(v, count=v.count + 1)
+
+
+def start(finite: bool) -> V:
+    return V()
+
+
 def protocol(W: int = 3, C: int = 2, K: int = 3) -> Protocol:
     """W workers, at most C chunks, K calls a chunk."""
 
     def kinds(v: V, scope: Scope) -> Iterable[str]:
         return ("RUN", "NOOP", "SHUT") if v.chunk < C else ("SHUT",)
-
-    def whose(v: V) -> int:
-        return v.worker
-
-    def its_kind(v: V) -> str:
-        return v.kind
-
-    def token(v: V) -> str:
-        return "full"
 
     def more(v: V, data: object) -> bool:
         """there is a worker after this one"""
@@ -55,13 +95,6 @@ def protocol(W: int = 3, C: int = 2, K: int = 3) -> Protocol:
 
         return is_last
 
-    def says(kind: str) -> Callable[[V, object], bool]:
-        def is_kind(v: V, data: object) -> bool:
-            """the header says so"""
-            return data == kind
-
-        return is_kind
-
     def chunk_over(v: V, data: object) -> bool:
         """K calls are made"""
         return v.count % K == 0
@@ -69,21 +102,6 @@ def protocol(W: int = 3, C: int = 2, K: int = 3) -> Protocol:
     def calls_left(v: V, data: object) -> bool:
         """fewer than K calls are made"""
         return v.count % K != 0
-
-    def pick(v: V, kind: str) -> V:
-        return replace(v, kind=kind)
-
-    def turn(v: V, data: object) -> V:
-        return replace(v, worker=v.worker + 1)
-
-    def done(v: V, data: object) -> V:
-        return replace(v, worker=1, kind="")
-
-    def next_chunk(v: V, data: object) -> V:
-        return replace(v, worker=1, kind="", chunk=v.chunk + 1)
-
-    def arrive(v: V, data: object) -> V:
-        return replace(v, count=v.count + 1)
 
     calls = (
         Row("CALL", "arrive", "INSIDE", effect=arrive),
@@ -120,9 +138,6 @@ def protocol(W: int = 3, C: int = 2, K: int = 3) -> Protocol:
     ends = (State("EXIT", "end", terminal=True), State("ABORTED", "end", terminal=True, failed=True))
     states = (*(State(name, name.lower()) for name in live), *ends)
 
-    def start(finite: bool) -> V:
-        return V()
-
     return Protocol(
         "protocol_m",
         "1",
@@ -133,4 +148,5 @@ def protocol(W: int = 3, C: int = 2, K: int = 3) -> Protocol:
         counter=lambda v: v.count,
         keeps=True,
         ranks=W + 1,
+        may_be_unreached=tuple(ALONE if W == 1 else ()) + tuple(ONE_CALL if K == 1 else ()),
     )

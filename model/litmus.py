@@ -67,7 +67,7 @@ class Litmus:
 
 
 class Result(StrEnum):
-    """What became of a collective, or of the rank: the latter stands last."""
+    """Holds what became of a collective, or of the rank: the latter stands last."""
 
     COMPLETES = "completes"
     GARBAGE = "garbage"
@@ -94,7 +94,7 @@ class Settled(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What may be seen while the late ranks are held back, and when they have come."""
+    """Holds what may be seen while the late ranks are held back, and when they have come."""
 
     held: Settled
     end: Settled
@@ -122,7 +122,7 @@ class Lane(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Whether the rank may ever do anything more."""
+        """Return whether the rank may ever do anything more."""
         return not self.gone and Result.STOPPED not in self.results
 
 
@@ -130,7 +130,7 @@ State = tuple[Lane, ...]
 
 
 def _explore(litmus: Litmus, start: State, *, hold: bool) -> Settled:
-    """What can be reached in which nothing more is bound to happen. `hold`: no late rank comes."""
+    """Return what can be reached in which nothing more is bound to happen. `hold`: no late rank comes."""
     outcomes: set[Outcome] = set()
     waiting: list[set[int]] = [set() for _ in start]
     seen: set[State] = set()
@@ -205,7 +205,7 @@ def _leave(state: State, *moves: Leaving) -> State:
 
 
 class Meeting(NamedTuple):
-    """What some ranks are in: each member's part, who is gone without having left it, and who is inside."""
+    """Holds what some ranks are in: each member's part, who is gone without having left it, and who is inside."""
 
     op: Collective
     issued: list[Contribution | None]
@@ -245,12 +245,12 @@ def _done(program: Program, steps: int, group: str) -> tuple[Do, ...]:
 
 
 def _contribution(step: Do, rank: int) -> Contribution:
-    """What the rank puts in. Bytes that are read as something else are another value."""
+    """Return what the rank puts in. Bytes that are read as something else are another value."""
     return Contribution(step.op, (step.op.name, rank, step.op.dtype, step.op.size, step.contiguous))
 
 
 def _result(op: Collective, rank: int, issued: list[Contribution | None]) -> Result:
-    """Whether `rank` is given what it would be if everyone had issued the collective that it issued."""
+    """Return whether `rank` is given what it would be if everyone had issued the collective that it issued."""
     if not transport.heard(op, rank, len(issued)):
         return Result.COMPLETES
     meant = [_contribution(Do(op), member) for member in range(len(issued))]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -23,12 +23,23 @@ from ..errors import ModelError
 Vars = Any
 """A role's variables: a frozen dataclass or struct, whose type belongs to the protocol."""
 Data = Any
-"""What a row is given: a choice of the environment, or what its collective delivered."""
+"""Holds what a row is given: a choice of the environment, or what its collective delivered."""
 Guard = Callable[[Vars, Data], bool]
 Effect = Callable[[Vars, Data], Vars]
 Send = Callable[[Vars], Data]
 Choices = Callable[[Vars, "Scope"], Iterable[Data]]
 V = TypeVar("V")
+
+
+class _Slotless(StrEnum):
+    EMPTY = "empty"
+    UNKNOWN = "unknown"
+
+
+EMPTY: Final = _Slotless.EMPTY
+"""Stands for the content of a slot that nothing is in."""
+UNKNOWN: Final = _Slotless.UNKNOWN
+"""Stands for the content of a slot that one rank alone cannot see."""
 
 
 def changed(value: V, **changes: Any) -> V:
@@ -39,7 +50,7 @@ def changed(value: V, **changes: Any) -> V:
 
 
 class Kind(StrEnum):
-    """What a collective does with the values that its members put in."""
+    """Holds what a collective does with the values that its members put in."""
 
     BROADCAST = "broadcast"
     GATHER = "gather"
@@ -48,12 +59,12 @@ class Kind(StrEnum):
 
 
 class By(StrEnum):
-    """Who causes a row."""
+    """Says who causes a row."""
 
     PROTOCOL = "protocol"
     """The rank itself, whenever the guards hold."""
     VIOLATION = "violation"
-    """The rank itself, when no PROTOCOL row of the state is enabled: its checks found something wrong."""
+    """The rank itself, when no PROTOCOL row of the state applies (`Role.checks_pass`): its checks found a fault."""
     ENVIRONMENT = "environment"
     """The world outside may ask for it: work, a heartbeat, a hard cut, bad input, shutdown."""
     FAULT = "fault"
@@ -96,7 +107,7 @@ class Collective:
 
     @property
     def signature(self) -> tuple[str, str, int | None, str, str]:
-        """What the backend pairs by: equal signatures pair, whatever they mean."""
+        """Return what the backend pairs by: equal signatures pair, whatever they mean."""
         return (self.group, self.kind.value, self.root, self.dtype, self.size)
 
 
@@ -161,17 +172,21 @@ class Row:
         return (self.state, self.event)
 
     def allows(self, v: Vars, data: Data) -> bool:
-        """Whether every guard holds. A guard that raises is an error of the model, and names the row."""
+        """Return whether every guard holds. Raise ModelError, naming the row, for one that raises or says nothing."""
         for guard in self.guards:
             try:
-                if not guard(v, data):
-                    return False
+                answer = guard(v, data)
             except Exception as error:
                 raise ModelError(
-                    f"guard `{guard.__name__}` raised {type(error).__name__}: {error}",
+                    f"guard `{named(guard)}` raised {type(error).__name__}: {error}",
                     where=f"row {self}",
                     do="a guard answers yes or no for every value of its variables",
                 ) from error
+            if answer is None:
+                do = "return True or False from it"
+                raise ModelError(f"guard `{named(guard)}` returned None", where=f"row {self}", do=do)
+            if not answer:
+                return False
         return True
 
     def apply(self, v: Vars, data: Data) -> Vars:
@@ -183,13 +198,18 @@ class Row:
 
     def canonical(self) -> str:
         """One line that changes whenever the row does, for the digest of the tables."""
-        guards = ",".join(g.__name__ for g in self.guards)
+        guards = ",".join(map(named, self.guards))
         names = [getattr(f, "__name__", "-") for f in (self.send, self.choices, self.effect)]
         op = self.op.name if self.op else "-"
         what = f"{self.state} {self.event} {self.target} {self.by} {op} [{guards}] {' '.join(names)}"
         slot, worker = getattr(self.gate, "slot", "-"), getattr(getattr(self.gate, "worker", None), "__name__", "-")
         gate = f"{type(self.gate).__name__} {slot} {worker}"
         return f"{what} {_type_name(self.data)} {self.commits} {self.syncs} {self.fault or '-'} {gate}"
+
+
+def named(function: Any) -> str:
+    """Return a function's name, as messages and digests show it."""
+    return str(getattr(function, "__name__", function))
 
 
 def _type_name(kind: Any) -> str:
@@ -234,18 +254,61 @@ class Role:
         except KeyError:
             raise ModelError(f"no row for event `{event}`", where=f"{self.name} in state {state}") from None
 
-    def enabled(self, state: str, event: str, v: Vars, data: Data) -> Row | None:
-        """The row that `event` takes from `state`, if it is legal there: the one rule of what may happen."""
+    def enabled(
+        self,
+        state: str,
+        event: str,
+        v: Vars,
+        data: Data,
+        *,
+        held: Callable[[Take], Data] = lambda gate: UNKNOWN,
+        scope: Scope = Scope(),
+    ) -> Row | None:
+        """Return the row that `event` takes from `state`, if it is legal there: the one rule of what may happen.
+
+        `held` and `scope` are as in `checks_pass`.
+        """
         row = self.rows_by_key.get((state, event))
         if row is None or not row.allows(v, data):
             return None
-        if row.by is By.VIOLATION and self.checks_pass(state, v, data):
+        if row.by is By.VIOLATION and self.checks_pass(row, v, data, held=held, scope=scope):
             return None
         return row
 
-    def checks_pass(self, state: str, v: Vars, data: Data) -> bool:
-        """Whether some PROTOCOL row of `state` is enabled, so that there is no violation to report."""
-        return any(r.by is By.PROTOCOL and r.allows(v, data) for r in self.leaving[state])
+    def checks_pass(
+        self,
+        violation: Row,
+        v: Vars,
+        data: Data,
+        *,
+        held: Callable[[Take], Data] = lambda gate: UNKNOWN,
+        scope: Scope = Scope(),
+    ) -> bool:
+        """Return whether a PROTOCOL row applies where `violation` would be taken, so that there is nothing to report.
+
+        A PROTOCOL row with choices applies where its guards hold for one of them. One with a `Take` applies where
+        its guards want what is in its slot, which `held` tells; while the slot is empty the rank waits, and only a
+        violation that itself takes a value may be reported; UNKNOWN decides nothing. Any other PROTOCOL row applies
+        where its guards hold, whether its collective or gate is open yet or not. `data` is what `violation` is given.
+        """
+        takes = isinstance(violation.gate, Take)
+        own = takes or violation.choices is not None
+        for row in self.leaving[violation.state]:
+            if row.by is not By.PROTOCOL:
+                continue
+            if isinstance(row.gate, Take):
+                value = held(row.gate)
+                if value is EMPTY:
+                    if not takes:
+                        return True
+                elif value is not UNKNOWN and row.allows(v, value):
+                    return True
+            elif row.choices is not None:
+                if any(row.allows(v, choice) for choice in row.choices(v, scope)):
+                    return True
+            elif row.allows(v, None if own else data):
+                return True
+        return False
 
     def adding(self, *rows: Row) -> Role:
         """The same table with more rows."""
@@ -279,15 +342,17 @@ class Protocol:
     frame: Frame | None = None
     slots: tuple[Slot, ...] = ()
     counter: Callable[[Vars], int] | None = None
-    """What `Meet` compares."""
+    """Holds what `Meet` compares."""
     keeps: bool = False
-    """Whether a rank that has ended keeps its variables. They change no verdict, and cost states."""
+    """Says whether a rank that has ended keeps its variables. They change no verdict, and cost states."""
     ranks: int | None = None
     """How many ranks it is about, where that is not free to choose."""
     streams: tuple[str, ...] = ()
     """The groups whose collectives run on a device stream where the transport has one."""
     former_digests: tuple[str, ...] = ()
     """Digests that earlier versions of Genlock gave the same tables."""
+    may_be_unreached: tuple[str, ...] = ()
+    """Rows, as `[ROLE.]STATE.EVENT`, that need not be taken for a search of this protocol to mean something."""
 
     def __repr__(self) -> str:
         roles = ", ".join(f"{r.name} ({len(r.states)} states, {len(r.rows)} rows)" for r in self.roles)
@@ -318,16 +383,50 @@ class Protocol:
         return (self.digest, *self.former_digests)
 
     def validate(self) -> Protocol:
-        """Return self if the tables make sense; else raise ModelError naming the row or state."""
+        """Return self if the tables make sense. Raise ModelError naming the row or state if not."""
+        _validate_ranks(self)
         for role in self.roles:
-            _validate(role, self)
+            _validate_states(role)
+            _validate_rows(role, self)
+            _validate_reach(role)
+        names = {name for role in self.roles for row in role.rows for name in row_names(role, row)}
+        for name in self.may_be_unreached:
+            if name not in names:
+                do = "name rows of the tables as [ROLE.]STATE.EVENT"
+                raise ModelError(f"no row `{name}`", where=f"{self.name}, may_be_unreached", do=do)
         return self
 
 
-def _validate(role: Role, protocol: Protocol) -> None:
+def row_names(role: Role, row: Row) -> tuple[str, str]:
+    """Return the two names by which a user may speak of a row: with its role, and without."""
+    return f"{role.name}.{row.state}.{row.event}", f"{row.state}.{row.event}"
+
+
+def _validate_ranks(protocol: Protocol) -> None:
+    ranks = protocol.ranks
+    if ranks is None:
+        return
+    if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 2:
+        raise ModelError(
+            f"it says that it is about {ranks} ranks", where=f"{protocol.name}, ranks", do="rank0 and a worker make 2"
+        )
+
+
+def _validate_states(role: Role) -> None:
+    names = [state.name for state in role.states]
+    for name in names:
+        if names.count(name) > 1:
+            raise ModelError(f"two states are called `{name}`", where=role.name, do="give one another name")
+    if role.initial not in names:
+        do = f"begin in one of {', '.join(names)}"
+        raise ModelError(f"the initial state `{role.initial}` is not defined", where=role.name, do=do)
+
+
+def _validate_rows(role: Role, protocol: Protocol) -> None:
     seen: set[tuple[str, str]] = set()
     for row in role.rows:
         where = f"{role.name}, row {row}"
+        _validate_types(row, where)
         for name in (row.state, row.target):
             if name not in role.by_name:
                 raise ModelError(f"state `{name}` is not defined", where=where, do="add it to the states")
@@ -336,13 +435,47 @@ def _validate(role: Role, protocol: Protocol) -> None:
         seen.add(row.key)
         if role.by_name[row.state].terminal:
             raise ModelError(f"state `{row.state}` is terminal", where=where, do="no row may leave it")
-        if isinstance(row.gate, Put | Take) and row.op is not None:
-            raise ModelError("a row has either a collective or a gate", where=where, do="split it in two")
-        if isinstance(row.gate, Put | Take) and row.gate.worker is None and role is protocol.driver:
-            do = "name a function of the variables as the gate's `worker`"
-            raise ModelError("a slot belongs to a worker, and this row does not say to which", where=where, do=do)
+        if isinstance(row.gate, Put | Take):
+            _validate_gate(row, row.gate, role, protocol, where)
         if row.op is not None and row.op not in protocol.schedule:
             raise ModelError(f"collective `{row.op.name}` is not in the schedule", where=where)
+
+
+def _validate_types(row: Row, where: str) -> None:
+    """Raise ModelError where a field of the row is not what a row is made of."""
+    if not isinstance(row.guards, tuple):
+        do = f"write ({named(row.guards)},), with the comma" if callable(row.guards) else "write a tuple of functions"
+        raise ModelError("`guards` is no tuple", where=where, do=do)
+    called = [("guards", guard) for guard in row.guards]
+    called += [(name, f) for name in ("send", "choices", "effect") if (f := getattr(row, name)) is not None]
+    called += [("worker", f) for f in (getattr(row.gate, "worker", None),) if f is not None]
+    for name, function in called:
+        if not callable(function):
+            raise ModelError(f"`{name}` has {function!r}, which is no function", where=where, do="name a function")
+    kinds: tuple[tuple[str, Any, Any], ...] = (
+        ("by", row.by, By),
+        ("op", row.op, Collective | None),
+        ("gate", row.gate, Put | Take | Meet | None),
+    )
+    for name, value, kind in kinds:
+        if not isinstance(value, kind):
+            raise ModelError(f"`{name}` is {value!r}", where=where, do="see genlock.model.tables.Row")
+
+
+def _validate_gate(row: Row, gate: Put | Take, role: Role, protocol: Protocol, where: str) -> None:
+    if row.op is not None:
+        raise ModelError("a row has either a collective or a gate", where=where, do="split it in two")
+    if isinstance(gate, Take) and row.choices is not None:
+        raise ModelError("a row either takes a value or chooses one", where=where, do="split it in two")
+    if gate.worker is None and role is protocol.driver:
+        do = "name a function of the variables as the gate's `worker`"
+        raise ModelError("a slot belongs to a worker, and this row does not say to which", where=where, do=do)
+    if gate.slot not in protocol.slots:
+        do = "add it to the protocol's `slots`"
+        raise ModelError(f"slot `{getattr(gate.slot, 'name', gate.slot)}` is not declared", where=where, do=do)
+
+
+def _validate_reach(role: Role) -> None:
     reached = {role.initial}
     while fresh := {r.target for r in role.rows if r.state in reached} - reached:
         reached |= fresh

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..model.checker.report import Report
+from ..model.checker.report import Answer, Report
 from ..model.diagrams.table_diff import Change, changes
 from ..model.protocols.load import load
 from ..model.semantics.faults import with_faults
@@ -18,11 +18,17 @@ from ..model.semantics.network import Network, NetworkState
 from ..model.semantics.run import Counterexample, TraceStep
 from ..model.tables import Protocol, Scope
 from .explorer import BOUND, along, steps, walk
-from .view_model import CollectiveLink, Edge, Headline, Moment, Story
+from .view_model import AnyVerdict, CollectiveLink, Edge, Headline, Moment, Story
 
 WHOLE = 60_000
 """States of a page that is for walking alone: all of TP v1.1 with 3 ranks and one chunk."""
 FAULTS = ("crash", "stall")
+PAGE_VERDICT: dict[Answer, AnyVerdict] = {
+    Answer.HOLDS: "holds",
+    Answer.VIOLATED: "violated",
+    Answer.VACUOUS: "unknown",
+    Answer.UNKNOWN: "unknown",
+}
 EDGES: dict[str, Edge] = {"issue": "enter", "complete": "exit", "device": "exit", "crash": "fault", "stall": "fault"}
 
 
@@ -36,7 +42,7 @@ def story_of(report: Report, bound: int = BOUND) -> Story:
     if example is None or not example.steps:  # nothing to step through
         return Story(
             title=title,
-            verdict="unknown" if report.result.stopped else "holds" if report.holds else "violated",
+            verdict=PAGE_VERDICT[report.verdict],
             summary=searched,
             lanes=range(network.ranks),
             moments=(),

@@ -1,6 +1,6 @@
 """From a violated property to numbered steps: who is stuck, in what, waiting for whom, and since when.
 
-Left out: drawing (`..chart`).
+Left out: drawing (`diagrams.sequence_chart`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum
 
 from ..protocols.tp_values import Cyclic
 from ..semantics.network import Move, Network, NetworkState
-from ..semantics.properties import CRASH_OVER_HANG, NO_STRANDING
+from ..semantics.properties import CRASH_OVER_HANG, NO_LIVELOCK, NO_STRANDING
 from ..semantics.run import Counterexample, Stuck, TraceStep
 from .reference import Result, StateGraph, Verdict, path_to, replay
 
@@ -28,7 +28,13 @@ def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:
         path += settle(network, result.graph, verdict.state, final)
         final = path[-1][1] if path else final
     steps = numbered(network, path)
-    stuck = _stuck(network, final, steps) if about_waiting else ()
+    if verdict.property is NO_LIVELOCK and verdict.rank is not None:
+        here = network.state_name(final, verdict.rank)
+        round_ = (Stuck(verdict.rank, here, "", (), None, goes_round=True),)
+        return Counterexample(
+            verdict.property.name, verdict.property.text, network.ranks, round_, steps, shortest=not result.reduced
+        )
+    stuck = _stuck(network, final, steps, verdict.rank) if about_waiting else ()
     return Counterexample(
         verdict.property.name, verdict.property.text, network.ranks, stuck, steps, shortest=not result.reduced
     )
@@ -85,12 +91,17 @@ def _show(data: object) -> str:
     return " ".join(parts)
 
 
-def _stuck(network: Network, state: NetworkState, steps: tuple[TraceStep, ...]) -> tuple[Stuck, ...]:
-    """Every rank that waits for somebody who is not coming, with the commitment that made it wait."""
+def _stuck(
+    network: Network, state: NetworkState, steps: tuple[TraceStep, ...], judged: int | None
+) -> tuple[Stuck, ...]:
+    """Return every rank that waits for somebody who is not coming, with the commitment that made it wait.
+
+    The rank that was judged to be stuck is among them, even where nobody could help it.
+    """
     found = []
     for rank in range(network.ranks):
         waiting = network.waiting(state, rank)
-        if waiting is not None and waiting.waiting_for:
+        if waiting is not None and (waiting.waiting_for or rank == judged):
             since = _commitment(steps, rank, waiting.waiting_for)
             found.append(Stuck(rank, waiting.state, waiting.operation, waiting.waiting_for, since))
     return tuple(found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..semantics.network import Network
 from ..semantics.properties import Property
 from . import reference
 from .fast.partial_order_reduction import Reduction, Unfit, unfit
-from .reference import Progress, Result
+from .limits import limit
+from .reference import INTERRUPTED, Progress, Result, known_early
 
 AUTO, REFERENCE, NUMPY, NUMBA = "auto", "reference", "numpy", "numba"
 ENGINES = (AUTO, REFERENCE, NUMPY, NUMBA)
@@ -33,64 +35,83 @@ def check(
     reduction: str = AUTO,
     judge_all: bool = False,
     progress: Progress | None = None,
+    max_states: int | None = None,
+    timeout: float | None = None,
 ) -> Result:
     """Search the whole state space and judge each property, as `reference.check` does.
 
     `symmetry`: states that differ only in which worker is where are searched once. `auto` does so where it is sound
-    and the engine can, `on` insists. `reduction`: moves that show nothing new are left out (see `reduction.py`); `auto`
-    does so from REDUCED_FROM ranks on, where workers are interchangeable and the tables allow it. A search that Ctrl-C
-    or a lack of memory ends early leaves a result that says so (`Result.stopped`), in which only what was seen violated
-    is judged. Raises UsageError for what cannot be had.
+    and the engine can, `on` insists. `reduction`: moves that show nothing new are left out (see
+    `partial_order_reduction`); `auto` does so from REDUCED_FROM ranks on, where workers are interchangeable and the
+    tables allow it. A search that Ctrl-C, a lack of memory, `max_states` or `timeout` (seconds) ends early leaves a
+    result that says so (`Result.stopped`), in which only what was seen violated is judged. Raise UsageError for what
+    cannot be had.
     """
     chosen = _engine(engine)
     symmetric = _symmetric(network, chosen, symmetry)
+    ends = limit(max_states, timeout)
     if chosen == REFERENCE:
         if reduction == "on":
             raise unfit("the reference engine leaves nothing out")
-        return reference.check(network, properties, judge_all=judge_all, progress=progress)
+        return reference.check(network, properties, judge_all=judge_all, progress=progress, limit=ends)
     from .fast import search
-    from .fast.properties import Judge
 
     loops, sweeps = _loops(chosen)
     begin = time.perf_counter()
+    explore = partial(
+        search.explore,
+        network,
+        loops,
+        symmetric=symmetric,
+        progress=progress,
+        limit=ends,
+        pause=None if max_states is None else max(64, min(search.PAUSE, max_states // 8)),
+    )
     graph = None
     if reduction == "on" or (reduction == AUTO and symmetric and network.ranks >= REDUCED_FROM and not judge_all):
         try:
-            graph = search.explore(network, loops, symmetric=symmetric, reduction=Reduction(network), progress=progress)
+            graph = explore(reduction=Reduction(network))
         except Unfit:
             if reduction == "on":
                 raise
     if graph is None:
-        graph = search.explore(network, loops, symmetric=symmetric, progress=progress)
-    if graph.stopped:
-        verdicts = tuple(reference.seen_on_an_edge(graph.seen, p) for p in properties)
-        verdicts = tuple(v for v in verdicts if v.property.kind == "always" and not v.holds)
-        seconds = time.perf_counter() - begin
-        return Result(
-            network,
-            graph,
-            verdicts,
-            0,
-            seconds,
-            engine=chosen,
-            symmetric=symmetric,
-            reduced=graph.reduced,
-            stopped=graph.stopped,
-        )
-    judged = Judge(graph, sweeps, judge_all=judge_all)
-    verdicts = tuple(judged.verdict(p) for p in properties)
-    return Result(
+        graph = explore()
+    return _judged(network, graph, properties, sweeps, chosen, begin, judge_all=judge_all)
+
+
+def _judged(
+    network: Network,
+    graph: Any,
+    properties: Sequence[Property],
+    sweeps: Any,
+    engine: str,
+    begin: float,
+    *,
+    judge_all: bool,
+) -> Result:
+    """Return the verdicts on what a fast engine has found."""
+    from .fast.properties import Judge
+
+    found = partial(
+        Result,
         network,
         graph,
-        verdicts,
-        judged.deadlocks,
-        time.perf_counter() - begin,
-        worst_steps=judged.worst_steps_to_end(),
-        engine=chosen,
-        symmetric=symmetric,
+        engine=engine,
+        symmetric=graph.space.symmetric,
         reduced=graph.reduced,
         search_seconds=graph.seconds,
     )
+    stopped = graph.stopped
+    if not stopped:
+        try:
+            judged = Judge(graph, sweeps, judge_all=judge_all)
+            verdicts = tuple(judged.verdict(p) for p in properties)
+            deadlocks, worst = judged.deadlocks, judged.worst_steps_to_end()
+            return found(verdicts, deadlocks, time.perf_counter() - begin, worst_steps=worst)
+        except KeyboardInterrupt:
+            stopped = f"{INTERRUPTED} while the properties were judged"
+    early = known_early(graph, properties)
+    return found(early, 0, time.perf_counter() - begin, stopped=stopped)
 
 
 def _engine(asked: str) -> str:

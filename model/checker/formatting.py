@@ -1,10 +1,11 @@
-"""What the reports of a check share: how numbers, faults and a counterexample are shown. Left out: verdicts."""
+"""Holds what the reports of a check share: how numbers, faults and a counterexample are shown. Left out: verdicts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..semantics.network import Network
+from ..semantics.query import Query
 from ..semantics.run import Counterexample
 
 
@@ -20,6 +21,36 @@ def faults_text(network: Network) -> str:
         return "no fault"
     shown = (k if p is None else f"{k}@{'|'.join(sorted(map(str, p)))}" for k, p in network.kinds.items())
     return f"at most {counted(network.faults, 'fault')} ({', '.join(shown)})"
+
+
+def scope_text(network: Network, question: Query, ranks: str | None = None) -> str:
+    """Return all that bounds a search, in one line. `ranks` stands for the number of ranks where there is none."""
+    scope = network.scope
+    parts = [
+        ranks or f"{scope.ranks} ranks",
+        counted(scope.chunks, "chunk"),
+        f"{counted(scope.steps, 'step')} a chunk",
+        *(f"{name}={value}" for name, value in question.params.items()),
+        faults_text(network),
+        f"{'stream' if network.stream else 'rendezvous'} transport",
+        f"detection {'on' if network.detection else 'off'}",
+    ]
+    return ", ".join(parts)
+
+
+def scope_json(network: Network, question: Query) -> dict[str, Any]:
+    """Return all that bounds a search, as `check --format json` prints it."""
+    scope = network.scope
+    return {
+        "ranks": scope.ranks,
+        "chunks": scope.chunks,
+        "steps": scope.steps,
+        "params": dict(question.params),
+        "at_most_faults": network.faults,
+        "faults": {k: sorted(map(str, points)) if points else None for k, points in network.kinds.items()},
+        "transport": "stream" if network.stream else "rendezvous",
+        "detection": network.detection,
+    }
 
 
 def counterexample_json(cex: Counterexample) -> dict[str, Any]:

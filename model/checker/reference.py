@@ -14,16 +14,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-from ..semantics.network import Move, Network, NetworkState
+from ..semantics.network import CRASH, STALL, Move, Network, NetworkState
 from ..semantics.properties import (
     ALL_ENDED,
     ALL_STOPPED,
     CLEAN_SHUTDOWN,
     CRASH_OVER_HANG,
     NO_FALSE_ABORT,
+    NO_LIVELOCK,
     NO_STRANDING,
+    TAKES_PART,
     Property,
 )
+from .limits import Ended, Limit
 
 
 class Edge(NamedTuple):
@@ -34,11 +37,15 @@ class Edge(NamedTuple):
     ordinary: bool
     advances: bool
     detects: bool
+    takes_part: bool
+    """An ordinary step in which the rank does more than go on by itself."""
 
 
-ORDINARY, ADVANCES, DETECTS = 4, 2, 1
-ANY = ORDINARY | ADVANCES | DETECTS | 8
-"""Bits of a packed edge. Bit 8 of a reversed one is always set, so that ANY counts every edge."""
+TAKING_PART, ORDINARY, ADVANCES, DETECTS = 8, 4, 2, 1
+ANY = TAKING_PART | ORDINARY | ADVANCES | DETECTS | 16
+"""Bits of a packed edge. Bit 16 of a reversed one is always set, so that ANY counts every edge."""
+Taken = tuple[int, str, str]
+"""A row that was taken: the role (0 is rank0's), state and event. A crash or stall is an event of no state."""
 
 
 class Edges(Sequence[list[Edge]]):
@@ -50,8 +57,8 @@ class Edges(Sequence[list[Edge]]):
 
     def append(self, edges: Iterable[Edge]) -> None:
         """The edges of the next state."""
-        for rank, target, ordinary, advances, detects in edges:
-            self._packed.append(target << 12 | rank << 3 | ordinary << 2 | advances << 1 | detects)
+        for rank, target, ordinary, advances, detects, part in edges:
+            self._packed.append(target << 13 | rank << 4 | part << 3 | ordinary << 2 | advances << 1 | detects)
         self._starts.append(len(self._packed))
 
     @property
@@ -62,7 +69,7 @@ class Edges(Sequence[list[Edge]]):
         return len(self._starts) - 1
 
     def packed(self, number: int) -> Sequence[int]:
-        """The edges of a state as they are kept: target, rank, and the bits ORDINARY, ADVANCES and DETECTS."""
+        """The edges of a state as they are kept: target, rank, and the four bits."""
         return self._packed[self._starts[number] : self._starts[number + 1]]
 
     def __eq__(self, other: object) -> bool:
@@ -74,21 +81,27 @@ class Edges(Sequence[list[Edge]]):
         if not 0 <= number < len(self):
             raise IndexError(number)
         return [
-            Edge(p >> 3 & 511, p >> 12, bool(p & 4), bool(p & 2), bool(p & 1))
+            Edge(p >> 4 & 511, p >> 13, bool(p & 4), bool(p & 2), bool(p & 1), bool(p & 8))
             for p in self._packed[self._starts[number] : self._starts[number + 1]]
         ]
 
 
+INTERRUPTED = "interrupted"
 Progress = Callable[[int, int, int], None]
 """Called now and then with the states found, the depth and the queue's length."""
 
 
 class StateGraph(Protocol):
-    """What every engine leaves behind: states numbered in the order of their discovery, breadth first."""
+    """Holds what every engine leaves behind: states numbered in the order of their discovery, breadth first."""
 
     @property
     def seen(self) -> dict[str, tuple[int, int]]:
         """Property name to the first edge (source, ordinal) on which a ghost named it."""
+        ...
+
+    @property
+    def taken(self) -> frozenset[Taken]:
+        """The rows that some run takes, as far as was searched."""
         ...
 
     @property
@@ -105,7 +118,7 @@ class StateGraph(Protocol):
         ...
 
     def stands_for(self, number: int, state: NetworkState) -> bool:
-        """Whether `state` is the one of this number, up to the order of its workers where that is free."""
+        """Return whether `state` is the one of this number, up to the order of its workers where that is free."""
         ...
 
 
@@ -119,7 +132,12 @@ class Graph:
     depth: list[int] = field(default_factory=list)
     edges: Edges = field(default_factory=Edges)
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
+    taken_rows: set[Taken] = field(default_factory=set)
     stopped: str | None = None
+
+    @property
+    def taken(self) -> frozenset[Taken]:
+        return frozenset(self.taken_rows)
 
     @cached_property
     def reversed(self) -> list[list[int]]:
@@ -127,7 +145,7 @@ class Graph:
         back: list[list[int]] = [[] for _ in self.states]
         for n in range(len(self.edges)):
             for edge in self.edges.packed(n):
-                back[edge >> 12].append(n << 4 | 8 | edge & 7)
+                back[edge >> 13].append(n << 5 | 16 | edge & 15)
         return back
 
     @property
@@ -144,7 +162,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a property holds; if not, the state (and rank) where a shortest path shows it."""
+    """Says whether a property holds; if not, the state (and rank) where a shortest path shows it."""
 
     property: Property
     holds: bool
@@ -156,7 +174,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Result:
-    """What a search found."""
+    """Holds what a search found."""
 
     network: Network
     graph: StateGraph
@@ -168,11 +186,11 @@ class Result:
     engine: str = "reference"
     symmetric: bool = False
     reduced: bool = False
-    """Moves were left out that lead to nothing new: see `reduction`."""
+    """Moves were left out that lead to nothing new: see `partial_order_reduction`."""
     stopped: str | None = None
     """Why the search did not come to its end; then only what is violated already is among the verdicts."""
     search_seconds: float = 0.0
-    """Of which to find the states; the rest went into judging them."""
+    """Seconds of these to find the states; the rest went into judging them."""
     flags: list[tuple[bool, bool]] = field(default_factory=list)
     """Per state: whether a rank has failed, whether all have ended. Of the reference engine alone."""
 
@@ -184,8 +202,8 @@ class Result:
         return next(v for v in self.verdicts if v.property.name == name)
 
 
-def explore(network: Network, progress: Progress | None = None) -> Graph:
-    """Every reachable state, breadth first."""
+def explore(network: Network, progress: Progress | None = None, limit: Limit | None = None) -> Graph:
+    """Return every reachable state, breadth first. `limit` may end the search early."""
     graph = Graph()
     initial = network.initial()
     graph.index[initial] = 0
@@ -193,13 +211,15 @@ def explore(network: Network, progress: Progress | None = None) -> Graph:
     graph.parent.append(-1)
     graph.depth.append(0)
     try:
-        _expand(network, graph, progress)
+        _expand(network, graph, progress, limit)
     except KeyboardInterrupt:
-        graph.stopped = "interrupted"
+        graph.stopped = INTERRUPTED
+    except Ended as ended:
+        graph.stopped = str(ended)
     return graph
 
 
-def _expand(network: Network, graph: Graph, progress: Progress | None) -> None:
+def _expand(network: Network, graph: Graph, progress: Progress | None, limit: Limit | None) -> None:
     queue = deque([0])
     while queue:
         number = queue.popleft()
@@ -212,10 +232,17 @@ def _expand(network: Network, graph: Graph, progress: Progress | None) -> None:
                 graph.parent.append(number)
                 graph.depth.append(graph.depth[number] + 1)
                 queue.append(target)
-            edges.append(Edge(move.rank, target, move.ordinary, move.advances, move.detects))
+            part = move.ordinary and move.takes_part
+            edges.append(Edge(move.rank, target, move.ordinary, move.advances, move.detects, part))
+            if move.row is not None:  # of a collective: it has completed, or the host goes on without
+                graph.taken_rows.add((min(move.rank, 1), *move.row))
+            elif move.edge in (CRASH, STALL):
+                graph.taken_rows.add((min(move.rank, 1), "", move.edge))
             for name in move.seen:
                 graph.seen.setdefault(name, (number, ordinal))
         graph.edges.append(edges)
+        if limit is not None and number % 64 == 0:
+            limit(len(graph.states))
         if progress is not None and number % 4096 == 0:
             progress(len(graph.states), graph.depth[number], len(queue))
 
@@ -226,6 +253,7 @@ def check(
     *,
     judge_all: bool = False,
     progress: Progress | None = None,
+    limit: Limit | None = None,
 ) -> Result:
     """Search the whole state space and judge each property.
 
@@ -233,13 +261,10 @@ def check(
     By default it is judged until a rank fails; from there on `crash_over_hang` takes over.
     """
     begin = time.perf_counter()
-    graph = explore(network, progress)
+    graph = explore(network, progress, limit)
     searched = time.perf_counter() - begin
     if graph.stopped:
-        violated = tuple(
-            v for p in properties if not (v := seen_on_an_edge(graph.seen, p)).holds and p.kind == "always"
-        )
-        return Result(network, graph, violated, 0, searched, stopped=graph.stopped)
+        return Result(network, graph, known_early(graph, properties), 0, searched, stopped=graph.stopped)
     flags = [network.verdict(s) for s in graph.states]
     verdicts = tuple(_judge(network, graph, flags, p, judge_all) for p in properties)
     deadlocks = sum(1 for edges, (_, ended) in zip(graph.edges, flags, strict=True) if not edges and not ended)
@@ -248,9 +273,18 @@ def check(
     return Result(network, graph, verdicts, deadlocks, seconds, worst, search_seconds=searched, flags=flags)
 
 
+def known_early(graph: StateGraph, properties: Iterable[Property]) -> tuple[Verdict, ...]:
+    """Return what an unfinished search has shown: the claims that a ghost has named as violated."""
+    verdicts = (seen_on_an_edge(graph.seen, p) for p in properties if p.kind == "always")
+    return tuple(v for v in verdicts if not v.holds)
+
+
 def _judge(network: Network, graph: Graph, flags: list[tuple[bool, bool]], prop: Property, judge_all: bool) -> Verdict:
-    if prop is NO_STRANDING:
-        return _no_stranding(network, graph, flags, judge_all)
+    if prop in (NO_STRANDING, NO_LIVELOCK):
+        return _always_again(network, graph, flags, judge_all, prop)
+    if prop is TAKES_PART:
+        part = next((n for n in range(len(graph.edges)) if any(e.takes_part for e in graph.edges[n])), None)
+        return Verdict(prop, part is not None, part)
     if prop is CRASH_OVER_HANG:
         bad = first_hang(graph, flags)
         return Verdict(prop, bad is None, bad)
@@ -270,23 +304,26 @@ def _judge(network: Network, graph: Graph, flags: list[tuple[bool, bool]], prop:
 
 
 def seen_on_an_edge(seen: Mapping[str, tuple[int, int]], prop: Property) -> Verdict:
-    """Whether a ghost named the property, and where first."""
+    """Return whether a ghost named the property, and where first."""
     found = seen.get(prop.name)
     violated = found is not None if prop.kind == "always" else found is None
     state, edge = found if found else (None, None)
     return Verdict(prop, not violated, state, None, edge)
 
 
-def _no_stranding(network: Network, graph: Graph, flags: list[tuple[bool, bool]], judge_all: bool) -> Verdict:
-    """AG EF per rank: from every judged state some path lets the rank advance.
+def _always_again(
+    network: Network, graph: Graph, flags: list[tuple[bool, bool]], judge_all: bool, prop: Property
+) -> Verdict:
+    """AG EF per rank: from every judged state some path lets the rank advance (NO_STRANDING).
 
+    NO_LIVELOCK asks that wherever some path lets it advance, some path lets it take part.
     Until a fault the path is of ordinary steps alone; after one, detection may help, unless `judge_all`. Once a rank
     has failed, `crash_over_hang` takes over.
     """
     first: tuple[int, int] | None = None
     for rank in range(network.ranks):
-        alone = _can_advance(graph, rank, detection=False)
-        helped = alone if judge_all else _can_advance(graph, rank, detection=True)
+        alone = _goes_well(graph, rank, prop, detection=False)
+        helped = alone if judge_all else _goes_well(graph, rank, prop, detection=True)
         for n, (failed, _) in enumerate(flags):
             state = graph.states[n]
             safe = helped if state.faults else alone
@@ -296,19 +333,30 @@ def _no_stranding(network: Network, graph: Graph, flags: list[tuple[bool, bool]]
             if not info.terminal and not info.stalled:
                 first = min(first, (n, rank)) if first else (n, rank)
                 break
-    return Verdict(NO_STRANDING, first is None, *(first or (None, None)))
+    return Verdict(prop, first is None, *(first or (None, None)))
 
 
-def _can_advance(graph: Graph, rank: int, *, detection: bool) -> list[bool]:
-    """For each state, whether some path leads to a step in which `rank` advances."""
+def _goes_well(graph: Graph, rank: int, prop: Property, *, detection: bool) -> list[bool]:
+    """Return, for each state, whether it is as the property asks for `rank`."""
+    advances = _can_get_to(graph, rank, ADVANCES, detection=detection)
+    if prop is NO_STRANDING:
+        return advances
+    takes_part = _can_get_to(graph, rank, TAKING_PART, detection=detection)
+    return [part or not on for part, on in zip(takes_part, advances, strict=True)]
 
-    bits = ORDINARY | (DETECTS if detection else 0)
-    goal = [
+
+def _can_get_to(graph: Graph, rank: int, goal: int, *, detection: bool) -> list[bool]:
+    """Return, for each state, whether some path leads to an ordinary step of `rank` that has the bit `goal`.
+
+    With `detection` the path may use its steps, and one that moves the rank will do.
+    """
+    ends = (ORDINARY | goal, DETECTS | ADVANCES) if detection else (ORDINARY | goal,)
+    found = [
         n
         for n in range(len(graph.edges))
-        if any(e >> 3 & 511 == rank and e & ADVANCES and e & bits for e in graph.edges.packed(n))
+        if any(e >> 4 & 511 == rank and any(e & end == end for end in ends) for e in graph.edges.packed(n))
     ]
-    return _can_reach(graph, goal, bits)
+    return _can_reach(graph, found, ORDINARY | (DETECTS if detection else 0))
 
 
 def first_hang(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
@@ -331,7 +379,7 @@ def first_hang(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
 
 
 def is_trap(edges: Sequence[list[Edge]], component: Sequence[int]) -> bool:
-    """Whether a fair run can stay in a component: it goes round, and detection takes no rank out of it all the time."""
+    """Return whether a fair run can stay in a component: it goes round, and detection takes no rank out always."""
     if len(component) == 1 and not any(e.target == component[0] and e.advances for e in edges[component[0]]):
         return False
     here = frozenset(component)
@@ -347,11 +395,11 @@ def worst_steps_to_end(graph: Graph, flags: list[tuple[bool, bool]]) -> int | No
     while queue:
         here = queue.popleft()
         for edge in graph.reversed[here]:
-            if edge >> 4 not in far:
-                far[edge >> 4] = far[here] + 1
-                queue.append(edge >> 4)
+            if edge >> 5 not in far:
+                far[edge >> 5] = far[here] + 1
+                queue.append(edge >> 5)
     sound = (n for n, (failed, _) in enumerate(flags) if not failed)
-    starts = {e >> 12 for n in sound for e in graph.edges.packed(n) if flags[e >> 12][0]}
+    starts = {e >> 13 for n in sound for e in graph.edges.packed(n) if flags[e >> 13][0]}
     return max((far[n] for n in starts if n in far), default=None)
 
 
@@ -418,9 +466,9 @@ def _can_reach(graph: Graph, goal: Iterable[int], bits: int) -> list[bool]:
             stack.append(n)
     while stack:
         for edge in graph.reversed[stack.pop()]:
-            if edge & bits and not reached[edge >> 4]:
-                reached[edge >> 4] = True
-                stack.append(edge >> 4)
+            if edge & bits and not reached[edge >> 5]:
+                reached[edge >> 5] = True
+                stack.append(edge >> 5)
     return reached
 
 

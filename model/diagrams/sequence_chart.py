@@ -31,13 +31,13 @@ from .colours import (
 
 
 class Beat(NamedTuple):
-    """What a chart shows as one: a step, a run of plain steps of one rank, or a collective that ends as it begins."""
+    """Holds what a chart shows as one: a step, plain steps of one rank, or a collective that ends as it begins."""
 
     steps: tuple[TraceStep, ...]
     sources: tuple[int, ...]
     """The other ranks whose parts in a collective it is given here."""
     verdict: str
-    """What the last step violates, where no rank is stuck."""
+    """Holds what the last step violates, where no rank is stuck."""
     sign: str = ""
     """Where two runs are compared: `+` only in this one, `-` only in the other, `=` in both."""
 
@@ -68,12 +68,12 @@ class Beat(NamedTuple):
 
     @property
     def commits(self) -> bool:
-        """Whether it begins with a commitment; the end of a collective is none."""
+        """Return whether it begins with a commitment; the end of a collective is none."""
         return self.steps[0].commits and self.steps[0].edge != "complete"
 
     @property
     def colours(self) -> tuple[str, str]:
-        """Of the rim and the inside."""
+        """Return the colours of the rim and the inside."""
         if self.sign:
             return {"+": (GREEN, PALE_GREEN), "-": (RED, "white"), "=": (PALE_LINE, "white")}[self.sign]
         if self.verdict or self.steps[-1].edge in ("crash", "stall", "killed"):
@@ -169,7 +169,7 @@ def sequence_mermaid(example: Counterexample, schedule: Sequence[Collective], ol
 
 
 EM, LINE, PAD, GAP = 6.7, 14, 6, 12
-"""Of a chart, in pixels: a character's width, a line's height, around a box's text, between boxes."""
+"""Measures of a chart, in pixels: a character's width, a line's height, around a box's text, between boxes."""
 
 
 def _heading(example: Counterexample) -> list[str]:
@@ -222,7 +222,7 @@ def sequence_svg(example: Counterexample, schedule: Sequence[Collective], old: C
 
 
 class _Placed(NamedTuple):
-    """What takes room from `top` to `bottom` on lanes `left` to `right`: a box, or the arrows into one."""
+    """Holds what takes room from `top` to `bottom` on lanes `left` to `right`: a box, or the arrows into one."""
 
     left: int
     right: int
@@ -261,7 +261,7 @@ def _tops(shown: Sequence[Beat], top: float, ranks: int) -> list[float]:
 
 
 def _hits(one: _Placed, other: _Placed) -> bool:
-    """Whether they are in each other's way. What belongs to one collective is not."""
+    """Return whether they are in each other's way. What belongs to one collective is not."""
     apart = one.right < other.left or other.right < one.left or one.bottom <= other.top or other.bottom <= one.top
     return not apart and (one.about != other.about or not one.about[0])
 

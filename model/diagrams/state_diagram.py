@@ -47,7 +47,7 @@ class Mark(NamedTuple):
 
 
 Marks = Mapping[Row | State, Mark]
-"""Of a difference: its rows and states that are marked; all others are drawn pale."""
+"""The rows and states that are marked in a difference; all others are drawn pale."""
 
 
 def outline(role: Role, marks: Marks | None = None) -> tuple[list[Row], list[Note]]:
@@ -180,7 +180,7 @@ def _row_label(row: Row, brief: bool, marks: Marks | None) -> str:
 
 
 def _marks(row: Row) -> str:
-    """What the row does beside moving on: a collective, a gate, a sync of the stream, a commitment."""
+    """Return what the row does beside moving on: a collective, a gate, a sync of the stream, a commitment."""
     slot = row.gate.slot.name if isinstance(row.gate, Put | Take) else ""
     marks = [
         f"⇄ {row.op.name}" if row.op else "",

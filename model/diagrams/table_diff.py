@@ -1,4 +1,4 @@
-"""What differs between two versions of a table, row by row, in words.
+"""Tells what differs between two versions of a table, row by row, in words.
 
 A row is the same row where its state and event are; the rest of it may have changed. The order of guards means
 nothing. Left out: drawing (`diagram_diff`).
@@ -18,7 +18,7 @@ class Change(NamedTuple):
     old: Row | None
     new: Row | None
     words: tuple[str, ...]
-    """What was done to it, a phrase each."""
+    """Holds what was done to it, a phrase each."""
 
     @property
     def row(self) -> Row:

@@ -27,7 +27,7 @@ from ..tables import By, Protocol, Role, Row, Scope
 MAX_STATES = 40_000
 """The largest search of the sound protocol has a third as many: what grows past it counts something without end."""
 VALIDATION, BOUNDS = "validation", "bounds"
-"""What else kills a mutant: the tables make no sense, or a value is no value; its states have no end."""
+"""Holds what else kills a mutant: the tables make no sense, or a value is no value; its states have no end."""
 
 
 @dataclass(frozen=True)

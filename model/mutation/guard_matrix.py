@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from ...errors import Unfinished
 from ..checker.counterexample import counterexample
 from ..checker.engine import check
+from ..checker.reference import Result
 from ..protocols.tp_v1_1 import TP_V1_1
 from ..semantics.faults import with_faults
 from ..semantics.known_mutants import without
@@ -51,7 +53,7 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What came out: `broken` are the properties that fail with the check in place, `missed` says that none did
+    """Holds what came out: `broken` are the properties that fail with the check in place, `missed` says that none did
     without it."""
 
     check: Check
@@ -131,11 +133,18 @@ def run(scope: Scope) -> Iterator[CheckResult]:
     sound: dict[str, tuple[str, ...]] = {}
     for one in MATRIX:
         if one.fault not in sound:
-            verdicts = check(_network(TP_V1_1, one, scope), list(PROPERTIES.values())).verdicts
-            sound[one.fault] = tuple(v.property.name for v in verdicts if not v.holds)
-        result = check(_network(unchecked(TP_V1_1, one), one, scope), [one.fails])
+            whole = _finished(check(_network(TP_V1_1, one, scope), list(PROPERTIES.values())))
+            sound[one.fault] = tuple(v.property.name for v in whole.verdicts if not v.holds)
+        result = _finished(check(_network(unchecked(TP_V1_1, one), one, scope), [one.fails]))
         verdict = result.verdict(one.fails.name)
         yield CheckResult(one, sound[one.fault], verdict.holds, counterexample(result, verdict))
+
+
+def _finished(result: Result) -> Result:
+    """Return a result of a whole search. Raise Unfinished for one that ended early."""
+    if result.stopped:
+        raise Unfinished(result.stopped)
+    return result
 
 
 def _network(protocol: Protocol, one: Check, scope: Scope) -> Network:

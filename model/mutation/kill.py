@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from ...errors import Unfinished
 from ..checker.counterexample import counterexample
 from ..checker.engine import check
 from ..semantics.known_mutants import MUTANTS, Mutant
@@ -44,6 +45,8 @@ def judge(mutant: Mutant, scope: Scope) -> MutantResult:
     """Check the property that must kill the mutant, at this scope but for chunks, of which as few as show it."""
     network = mutant.network(replace(scope, chunks=mutant.chunks))
     result = check(network, [mutant.killed_by])
+    if result.stopped:
+        raise Unfinished(result.stopped, where=mutant.name)
     example = counterexample(result, result.verdict(mutant.killed_by.name))
     return MutantResult(mutant, not result.holds, len(result.graph.states), example)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import Exit, Unfinished
 from ...junit import Case, as_xml
 from ..tables import Scope
 from . import guard_matrix
@@ -22,6 +23,15 @@ class KillReport:
 
     mutants: tuple[MutantResult, ...]
     checks: tuple[CheckResult, ...]
+    stopped: str | None = None
+    """Why not all were judged."""
+
+    @property
+    def exit(self) -> Exit:
+        """Return 1 where something survives, 3 where not all were judged, else 0."""
+        if not self.holds:
+            return Exit.VIOLATED
+        return Exit.UNKNOWN if self.stopped else Exit.OK
 
     @property
     def holds(self) -> bool:
@@ -31,8 +41,10 @@ class KillReport:
         """Both tables, and how many survive."""
         alive = [m.mutant.name for m in self.mutants if not m.killed]
         idle = [c.check.guard for c in self.checks if not c.holds]
+        early = [f"STOPPED: {self.stopped}; what follows was judged"] if self.stopped else []
         return "\n".join(
             (
+                *early,
                 table(self.mutants),
                 f"{len(self.mutants)} mutants, survivors: {', '.join(alive) or 'none'}",
                 "",
@@ -46,6 +58,7 @@ class KillReport:
         """The object that `check --mutants --format json` prints."""
         return {
             "schema": 1,
+            "stopped": self.stopped,
             "mutants": [
                 {
                     "name": m.mutant.name,
@@ -79,6 +92,8 @@ class KillReport:
         for c in self.checks:
             name = f"{c.check.role}.{c.check.event}.{c.check.guard}"
             cases.append(_case("check", name, c.holds, f"{c.check.fails.name}, fault {c.check.fault}"))
+        if self.stopped:
+            cases.append(Case("genlock.check", "every mutant and check was judged", "error", self.stopped))
         return as_xml("genlock check --mutants", cases)
 
 
@@ -88,12 +103,18 @@ def _case(kind: str, name: str, good: bool, message: str) -> Case:
 
 def kill_all(scope: Scope, tell: Callable[[str], None] = lambda text: None) -> KillReport:
     """Judge all mutants at this scope (each with as few chunks as show it), and all checks at two ranks."""
-    mutants = []
-    for result in all_mutants(scope):
-        mutants.append(result)
-        tell(f"{result.mutant.name} {'killed' if result.killed else 'SURVIVES'}")
-    checks = []
-    for check in guard_matrix.run(Scope(2, 1, scope.steps)):
-        checks.append(check)
-        tell(f"{check.check.role} {check.check.guard}")
-    return KillReport(tuple(mutants), tuple(checks))
+    mutants: list[MutantResult] = []
+    checks: list[CheckResult] = []
+    stopped = None
+    try:
+        for result in all_mutants(scope):
+            mutants.append(result)
+            tell(f"{result.mutant.name} {'killed' if result.killed else 'SURVIVES'}")
+        for check in guard_matrix.run(Scope(2, 1, scope.steps)):
+            checks.append(check)
+            tell(f"{check.check.role} {check.check.guard}")
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    except Unfinished as early:
+        stopped = str(early)
+    return KillReport(tuple(mutants), tuple(checks), stopped)

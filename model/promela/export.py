@@ -1,7 +1,7 @@
 """`genlock export promela`: the network that `check` searches, written for Spin.
 
-The roles go out as tables (`promela_tables.py`). What makes a network of them, that is transport, channels, counters,
-faults and detection, is Promela of its own (`promela_text.py`). Which locals the tables must have is found by searching
+The roles go out as tables (`tables.py`). What makes a network of them, that is transport, channels, counters,
+faults and detection, is Promela of its own (`template.py`). Which locals the tables must have is found by searching
 the network once; should Spin come to a local or a delivery that they do not have, its assertion `known` fails, so that
 a wrong restriction cannot hide a state.
 
@@ -20,12 +20,14 @@ from ...errors import Unfinished
 from ..checker.engine import check, fast
 from ..checker.fast.search import PackedGraph
 from ..semantics.network import CRASH, STALL, Network
-from ..semantics.properties import NO_FALSE_ABORT, NO_MISPAIRING, NO_STRANDING, properties_of
+from ..semantics.properties import NO_FALSE_ABORT, NO_LIVELOCK, NO_MISPAIRING, NO_STRANDING, properties_of
 from ..semantics.transport import run_ahead
 from ..tables import Kind
 from . import template as text
 from .tables import GATES, At, Met, Tables
 
+NOT_ASKED = (NO_STRANDING, NO_LIVELOCK)
+"""They say that some continuation exists, of which Spin cannot be asked."""
 Tell = Callable[[int], None]
 """Called now and then with the states found."""
 
@@ -46,13 +48,13 @@ class Export:
 
     @property
     def commands(self) -> str:
-        """What makes Spin search it, in the folder that it is in."""
+        """Return what makes Spin search it, in the folder that it is in."""
         build = f"spin -a {self.name}.pml && cc -O1 -DSAFETY -DNOREDUCE -o pan pan.c"
         return f"{build} && ./pan -c0 -n -m{self.states + 10}"
 
     @property
     def expected(self) -> str:
-        """What Spin must find."""
+        """Return what Spin must find."""
         ends = f"{self.deadlocks or 'no'} invalid end state{'' if self.deadlocks == 1 else 's'}"
         violated = f"violations of {', '.join(self.violated)}" if self.violated else "no violation"
         # Spin counts the step into the initial state
@@ -65,7 +67,7 @@ def export(network: Network, name: str | None = None, tell: Tell | None = None) 
     Raises ModelError for tables that cannot be written down.
     """
     met = _search(network, tell)
-    asserted = [p.name for p in properties_of(network.protocol.name) if p.kind == "always" and p is not NO_STRANDING]
+    asserted = [p.name for p in properties_of(network.protocol.name) if p.kind == "always" and p not in NOT_ASKED]
     judged = [name for name in asserted if name != NO_FALSE_ABORT.name]  # that one is judged on the state
     violated = tuple(name for name in asserted if name in met.violated)
     stem = re.sub(r"[^\w.-]+", "_", name or network.protocol.name)
@@ -167,7 +169,7 @@ def _constants(tables: Tables) -> str:
 
 
 def _strikes(tables: Tables) -> str:
-    """Whether a kind of fault may strike `me`."""
+    """Return whether a kind of fault may strike `me`."""
     rows = [f"((kind) == {n} && {_points(tables, kind)})" for kind, n in tables.kinds.items()]
     return "\n".join(
         (

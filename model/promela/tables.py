@@ -1,9 +1,9 @@
-"""The tables of `promela.py`: every local, its steps and the ends of its collectives, as columns of small numbers.
+"""The tables of `export.py`: every local, its steps and the ends of its collectives, as columns of small numbers.
 
 Numbers count from 1; 0 is nothing, nowhere, or never met. A local has one number whatever its role. Steps stand in
 the order of the rank's own, those of faults, those of detection.
 
-Left out: which locals there are (`promela.py` searches for them), and what they do together (`promela_text.py`).
+Left out: which locals there are (`export.py` searches for them), and what they do together (`template.py`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ...errors import ModelError
 from ..semantics.lts import Interner, Lts, Step
 from ..semantics.network import Network
 from ..semantics.transport import Contribution
-from ..tables import Data, Kind, Meet, Put, Slot
+from ..tables import Data, Kind, Meet, Put, Slot, Take
 
 GATES = ("NONE", "PUT", "TAKE", "MEET")
 
 
 @dataclass
 class Met:
-    """What a search came by. Pairs are by role: the driver, the worker."""
+    """Holds what a search came by. Pairs are by role: the driver, the worker."""
 
     locals: tuple[set[int], set[int]] = field(default_factory=lambda: (set(), set()))
     ends: tuple[dict[int, set[Data]], dict[int, set[Data]]] = field(default_factory=lambda: ({}, {}))
@@ -39,7 +39,7 @@ class Met:
 
 
 class At(NamedTuple):
-    """What the network must know of a local."""
+    """Holds what the network must know of a local."""
 
     TERMINAL: int = 0
     FAILED: int = 0
@@ -77,9 +77,9 @@ class Line(NamedTuple):
     CHANNEL: int = 0
     """The channel's slots come after so many others."""
     WORKER: int = 0
-    """Whose slot; 0: the rank's own."""
+    """Says whose slot; 0: the rank's own."""
     ITEM: int = 0
-    """What it puts, or what it takes."""
+    """Holds what it puts, or what it takes."""
     SYNCS: int = 0
     STRUCK_BY: int = 0
     """The kind of fault."""
@@ -122,7 +122,7 @@ class Tables:
         return self.locals.index.get((role, local), 0)
 
     def titles(self) -> list[str]:
-        """What each local is, from number 1 on."""
+        """Return what each local is, from number 1 on."""
         found = []
         for role, number in self.locals.items[1:]:
             local = self.roles[role].locals.items[number]
@@ -189,8 +189,14 @@ class Tables:
         )
 
     def _gated(self, role: int, number: int, step: Step) -> list[Line]:
-        """A step with its gate; where it takes something out of a slot, a step for each thing that was in there."""
+        """Return a step with its gate; where it takes something out of a slot, one for each thing that was in there.
+
+        A violation takes what none of the checks of that slot wants. Raise ModelError where it depends on another slot.
+        """
         gate, syncs = step.row.gate, int(step.row.syncs)
+        if any(not isinstance(gate, Take) or check.slot != step.slot for check in step.checks):
+            what = "a violation that depends on what is in another slot cannot be written in Promela"
+            raise ModelError(what, where=f"{self.roles[role].role.name}, row {step.row}")
         if step.slot is None:
             meets = GATES.index("MEET") if isinstance(gate, Meet) else 0
             return [self._line(role, step)._replace(GATE=meets, SYNCS=syncs)]
@@ -203,6 +209,7 @@ class Tables:
             self._line(role, taken)._replace(GATE=GATES.index("TAKE"), ITEM=self.items(value), **place)
             for value in self._was_in(slot)
             if (taken := self.roles[role].take(number, step.row, value)) is not None
+            and all(self.roles[role].take(number, check.row, value) is None for check in step.checks)
         ]
 
     def _was_in(self, slot: Slot) -> list[Data]:

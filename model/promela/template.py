@@ -3,7 +3,7 @@
 These are the rules of `docs/specification.md` once more. They share no code with `network.py`, and keep their state in
 another form: of each group, how many of the unfinished collectives every rank has issued and how many it has left.
 
-Left out: what a protocol is (the tables of `promela.py`), and what Spin cannot be asked (see `docs/spin.md`).
+Left out: what a protocol is (the tables of `export.py`), and what Spin cannot be asked (see `docs/spin.md`).
 """
 
 from __future__ import annotations

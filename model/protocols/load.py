@@ -15,6 +15,7 @@ from ...host import run_file
 from ..tables import Protocol
 from .tp_v0 import TP_V0
 from .tp_v1_1 import TP_V1_1
+from .tp_values import TPVars
 
 PROTOCOLS = {p.name: p for p in (TP_V1_1, TP_V0)}
 """Built-in protocols by name."""
@@ -46,7 +47,9 @@ def load(name: str, params: Mapping[str, str] | None = None) -> Protocol:
         raise UsageError(f"{name} has no parameter `{next(iter(params))}`", where="--param")
     if not isinstance(found, Protocol):
         raise UsageError(f"{inside or DEFAULT} is a {type(found).__name__}, and no Protocol", where=path)
-    return found.validate()
+    found.validate()
+    _refuse_a_borrowed_name(found, name)
+    return found
 
 
 def _module(path: PurePath) -> Any:
@@ -54,7 +57,7 @@ def _module(path: PurePath) -> Any:
         return run_file(path)
     except GenlockError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{type(error).__name__}: {error}", where=_place(error, path)) from error
 
 
@@ -65,20 +68,39 @@ def _called(function: Any, params: Mapping[str, str], name: str) -> Any:
         if key not in known:
             takes = ", ".join(known) or "none"
             raise UsageError(f"{name} has no parameter `{key}`", where="--param", do=f"it has {takes}")
-        kind = type(known[key].default)
-        try:
-            values[key] = kind(text) if kind in (int, float, str) else int(text)
-        except ValueError:
-            raise UsageError(f"`{text}` is no {kind.__name__}", where=f"--param {key}") from None
+        values[key] = _read(key, text, type(known[key].default))
     try:
         return function(**values)
     except GenlockError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{type(error).__name__}: {error}", where=_place(error, PurePath(name))) from error
 
 
-def _place(error: Exception, path: PurePath) -> str:
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _read(key: str, text: str, kind: type) -> object:
+    """Read a parameter as the type of its default; one without a default is a whole number."""
+    if kind is bool:
+        if text.lower() not in BOOLEANS:
+            raise UsageError(f"`{text}` is neither true nor false", where=f"--param {key}")
+        return BOOLEANS[text.lower()]
+    try:
+        return kind(text) if kind in (int, float, str) else int(text)
+    except ValueError:
+        what = "number" if kind is float else "whole number"
+        raise UsageError(f"`{text}` is no {what}", where=f"--param {key}") from None
+
+
+def _refuse_a_borrowed_name(protocol: Protocol, name: str) -> None:
+    """Raise ModelError where a user's tables are called as TP's: properties would look for TP's variables in them."""
+    if protocol.name.startswith("tp_") and not all(isinstance(r.start(True), TPVars) for r in protocol.roles):
+        what = f"the protocol is called `{protocol.name}`, as Genlock's own are"
+        raise ModelError(what, where=name, do="give it another name")
+
+
+def _place(error: BaseException, path: PurePath) -> str:
     """The file, and the line in it where the error came from."""
     trace, line = error.__traceback__, getattr(error, "lineno", None)
     while trace is not None:

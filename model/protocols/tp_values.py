@@ -15,7 +15,7 @@ from ..tables import changed
 
 
 class Action(IntEnum):
-    """What a header asks of a worker."""
+    """Holds what a header asks of a worker."""
 
     NOOP = 0
     INFER = 1
@@ -34,7 +34,7 @@ class Cyclic(int):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a chunk will do, as every rank must understand it."""
+    """Holds what a chunk will do, as every rank must understand it."""
 
     steps: int
     recompute: bool
@@ -73,7 +73,7 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a rank believes a generator call to be. Nothing of it is on the wire: all-reduces pair blindly."""
+    """Holds what a rank believes a generator call to be. Nothing of it is on the wire: all-reduces pair blindly."""
 
     chunk_index: int
     number: int
@@ -83,7 +83,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """What a rank says at the end of a chunk. Ranks in lockstep say the same."""
+    """Holds what a rank says at the end of a chunk. Ranks in lockstep say the same."""
 
     call_id: int
     chunk_index: int
@@ -118,9 +118,9 @@ class TPVars(msgspec.Struct, frozen=True):
     state: int = 0
     """Digest of this rank's state at the end of phase B, for the ack."""
     facts: str = "same"
-    """What this rank gives for parity; its flags, versions and backends are in it."""
+    """Holds what this rank gives for parity; its flags, versions and backends are in it."""
     received: object = None
-    """What the last collective delivered, until a check has taken it."""
+    """Holds what the last collective delivered, until a check has taken it."""
 
 
 def start(finite: bool) -> TPVars:

@@ -1,4 +1,4 @@
-"""What can go wrong, by kind: each fault as rows that are added to the tables, and what it stands for.
+"""Defines what can go wrong, by kind: each fault as rows that are added to the tables, and what it stands for.
 
 A crash and a stall need no row (`network.py`). The other kinds are FAULT rows: they are taken at most as
 often as the budget says, and only where they are asked for. A fault does what the real thing does to the
@@ -83,7 +83,7 @@ Send = Callable[[TPVars], values.Header]
 
 
 def _stale(field: str, by: int, text: str) -> Callable[[Send], Send]:
-    """Of a function that makes a header, the same with one field of an earlier time."""
+    """Return how to make a header with one field of an earlier time, from how to make it."""
 
     def of(send: Send) -> Send:
         def stale(v: TPVars) -> values.Header:
@@ -398,8 +398,11 @@ FAULTS: Mapping[str, Fault] = {
 
 def with_faults(protocol: Protocol, kinds: Iterable[str]) -> Protocol:
     """The protocol with the rows of these kinds of faults. Raises UsageError for a kind that does not exist."""
+    own = {row.fault for role in protocol.roles for row in role.rows if row.fault}
     for kind in kinds:
         fault = FAULTS.get(kind)
+        if fault is None and kind in own:
+            continue
         if fault is None:
             raise UsageError(f"no fault `{kind}`", where="--fault", do=f"choose from {', '.join(FAULTS)}")
         if fault.edit is not None:
@@ -425,3 +428,27 @@ def asked(points: Iterable[tuple[str, str | None]], protocol: Protocol) -> Fault
             )
         chosen[kind] = before | {Point(match[2], int(match[1]) if match[1] else None)}
     return chosen
+
+
+def refuse_idle(kinds: Faults, protocol: Protocol, ranks: int) -> None:
+    """Raise UsageError for a fault that cannot strike: no such rank, or no row of its kind where it is to strike."""
+    for kind, points in kinds.items():
+        where = f"--fault {kind}"
+        for point in points or ():
+            if point.rank is not None and point.rank >= ranks:
+                do = f"take rank0 to rank{ranks - 1}"
+                raise UsageError(f"`{point}` cannot strike: there are {ranks} ranks", where=where, do=do)
+        if kind in (CRASH, STALL):
+            continue
+        rows = [
+            (number, row.state) for number, role in enumerate(protocol.roles) for row in role.rows if row.fault == kind
+        ]
+        edits = FAULTS[kind].edit is not None if kind in FAULTS else False
+        if not rows and not edits:
+            do = f"use {CRASH} or {STALL}, or add FAULT rows of this kind"
+            raise UsageError(f"it cannot strike: {protocol.name} has no row of it", where=where, do=do)
+        for point in points or ():
+            roles = (0, 1) if point.rank is None else (min(point.rank, 1),)
+            if not any((number, point.state) in rows for number in roles):
+                states = ", ".join(sorted({state for _, state in rows})) or "no single state"
+                raise UsageError(f"`{point}` cannot strike: it strikes in {states}", where=where)

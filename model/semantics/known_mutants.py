@@ -170,7 +170,7 @@ def keep_conditioning(v: TPVars, data: object) -> TPVars:
 
 
 def requested_facts(v: TPVars) -> str:
-    """What the configuration asks for (`auto`), not what it resolves to."""
+    """Return what the configuration asks for (`auto`), not what it resolves to."""
     return "same"
 
 

@@ -8,11 +8,29 @@ Left out: which locals can be reached together; a role alone would reach more th
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import is_dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import msgspec
+
 from ...errors import ModelError
-from ..tables import By, Collective, Data, Kind, Protocol, Put, Role, Row, Scope, Slot, Take, Vars
+from ..tables import (
+    By,
+    Collective,
+    Data,
+    Kind,
+    Protocol,
+    Put,
+    Role,
+    Row,
+    Scope,
+    Slot,
+    Take,
+    Vars,
+    named,
+)
+from .growth import Growth, growing
 from .properties import observer
 from .transport import Contribution
 
@@ -20,8 +38,12 @@ T = TypeVar("T", bound=Hashable)
 
 CRASHED = "CRASHED"
 """The state of a rank that is dead. It stands in no table: no rank decides to be there."""
+DEADLINE = "deadline"
+"""The event of a DETECTION row that a passed deadline causes; time is not modelled, so that it is never taken."""
 MAX_LOCALS = 200_000
 """A role that unfolds to more than this has a variable without a bound."""
+MAX_COUNTER = (1 << 31) - 1
+"""Counters and ids are at most this, either way from 0: the engines keep them in 32 bits."""
 
 
 class Interner(Generic[T]):
@@ -63,6 +85,8 @@ class Step(NamedTuple):
     data: Data
     slot: tuple[Slot, int] | None = None
     """The slot that a `Put` or `Take` is about, and the worker whose it is (0: its own)."""
+    checks: tuple[Step, ...] = ()
+    """The PROTOCOL rows, of a VIOLATION row, with a `Take` that it comes after (see `Role.checks_pass`)."""
 
 
 class Menu(NamedTuple):
@@ -74,7 +98,7 @@ class Menu(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What the network needs to know of a local."""
+    """Holds what the network needs to know of a local."""
 
     state: str
     op: Collective | None
@@ -83,7 +107,7 @@ class Info(NamedTuple):
     failed: bool
     stalled: bool
     counter: int
-    """What `Meet` compares."""
+    """Holds what `Meet` compares."""
 
 
 class Lts:
@@ -94,7 +118,7 @@ class Lts:
         self.stream = stream
         self.ghost, self.watch = observer(protocol.name)
         self.locals: Interner[Local] = Interner()
-        self.initial = self.locals(Local(role.initial, None, role.start(True), self.ghost))
+        self.initial = self._number(Local(role.initial, None, self._start(), self.ghost), None)
         self._info: dict[int, Info] = {}
         self._bases: dict[int, int] = {}
         self._rebased: dict[tuple[int, int], int] = {}
@@ -107,7 +131,7 @@ class Lts:
         found = self._info.get(number)
         if found is None:
             local = self.locals.items[number]
-            count = self.protocol.counter(local.vars) if self.protocol.counter and local.vars is not None else 0
+            count = self._counter(local)
             if local.state == CRASHED:
                 found = Info(CRASHED, None, True, True, False, count)
             else:
@@ -117,14 +141,27 @@ class Lts:
             self._info[number] = found
         return found
 
+    def takes_part(self, number: int, step: Step) -> bool:
+        """Return whether a step takes a rank further than going round by itself does.
+
+        It has a collective, a slot, the counters or a choice, or leads to an end or a failure. A rank that has
+        failed takes no part.
+        """
+        if self.info(number).failed:
+            return False
+        row, after = step.row, self.info(step.target)
+        reaches_out = row.op is not None or row.gate is not None or row.choices is not None
+        return reaches_out or after.terminal or after.failed
+
     def steps(self, number: int) -> tuple[Step, ...]:
         """Every step that the rank may take by itself: its rows, and what faults and detection may do to it."""
         found = self._steps.get(number)
         if found is None:
             found = self._steps[number] = tuple(self._unfold(self.locals.items[number]))
             if len(self.locals.items) > MAX_LOCALS:
+                growth = self.growth()
                 raise ModelError(
-                    f"more than {MAX_LOCALS:,} different states of one rank",
+                    f"more than {MAX_LOCALS:,} different states of one rank" + (f"; {growth.text}" if growth else ""),
                     where=f"{self.role.name}, for example {self.locals.items[-1].vars}",
                     do="bound its variables: an effect counts without end",
                 )
@@ -138,7 +175,7 @@ class Lts:
             found = self._menus[number] = Menu(
                 tuple(s for s in steps if s.row.by not in (By.FAULT, By.DETECTION)),
                 tuple(s for s in steps if s.row.by is By.FAULT),
-                tuple(s for s in steps if s.row.by is By.DETECTION and s.row.event != "deadline"),
+                tuple(s for s in steps if s.row.by is By.DETECTION and s.row.event != DEADLINE),
             )
         return found
 
@@ -175,8 +212,13 @@ class Lts:
         found = self._bases.get(number)
         if found is None:
             v = self.locals.items[number].vars
-            found = self._bases[number] = 0 if self.frame is None or v is None else self.frame.base(v)
+            found = 0 if self.frame is None or v is None else self.frame.base(v)
+            self._bases[number] = found = self._bounded("the base of its ids", found, v)
         return found
+
+    def growth(self) -> Growth | None:
+        """Return the variable that kept taking new values while locals were met, if one did."""
+        return growing(self.role.name, [local.vars for local in self.locals.items])
 
     def rebased(self, number: int, by: int) -> int:
         """The same local with its ids moved on by `by`."""
@@ -189,37 +231,152 @@ class Lts:
         return found
 
     def goes_on(self, op: Collective) -> bool:
-        """Whether the host goes on once it has issued `op`: on a stream, where it needs no result of it."""
+        """Return whether the host goes on once it has issued `op`: on a stream, where it needs no result of it."""
         if not self.stream or op.group not in self.protocol.streams:
             return False
         is_root = op.root == 0 and self.role is self.protocol.driver
         return op.kind is Kind.ALL_REDUCE or (op.kind is Kind.BROADCAST and is_root)
 
+    # ── a user's functions ──────────────────────────────────────────────────────────────────────────
+
+    def _asked(self, what: str, function: Callable[..., Any], row: Row | None, *given: Any) -> Any:
+        """Call a function of the model. Raise ModelError, naming the row, for whatever it raises."""
+        try:
+            return function(*given)
+        except ModelError:
+            raise
+        except (Exception, SystemExit) as error:
+            why = f"{what} `{named(function)}` raised {type(error).__name__}: {error}"
+            hint = "a rank that has failed has no variables left, unless the protocol `keeps` them"
+            do = hint if given and given[0] is None else ""
+            raise ModelError(why, where=self._where(row), do=do) from error
+
+    def _where(self, row: Row | None) -> str:
+        return f"{self.role.name}, row {row}" if row is not None else self.role.name
+
+    def _start(self) -> Vars:
+        return self._asked("its start", self.role.start, None, True)
+
+    def _number(self, local: Local, row: Row | None) -> int:
+        """Number a local. Raise ModelError where its variables cannot be compared with others."""
+        try:
+            known = self.locals.index.get(local)
+        except TypeError as error:
+            kind = type(local.vars).__name__
+            do = "use a frozen dataclass of numbers, strings, tuples and frozensets"
+            raise ModelError(
+                f"its variables, a {kind}, have no hash: {error}", where=self._where(row), do=do
+            ) from error
+        if known is not None:
+            return known
+        if not _compares_by_value(local.vars):
+            do = "use a frozen dataclass: two equal states must be seen to be equal"
+            kind = type(local.vars).__name__
+            raise ModelError(f"its variables, a {kind}, can be changed in place", where=self._where(row), do=do)
+        return self.locals(local)
+
+    def _counter(self, local: Local) -> int:
+        """Return the counter that `Meet` compares; that of a rank whose variables are gone is 0."""
+        counter = self.protocol.counter
+        if counter is None or local.vars is None:
+            return 0
+        return self._bounded("the counter", self._asked("the counter", counter, None, local.vars), local.vars)
+
+    def _bounded(self, what: str, number: Any, v: Vars) -> int:
+        where = f"{self.role.name}, variables {v}"
+        if not isinstance(number, int):
+            raise ModelError(f"{what} is {number!r}, which is no whole number", where=where)
+        if abs(number) > MAX_COUNTER:
+            do = f"keep it between -{MAX_COUNTER:,} and {MAX_COUNTER:,}"
+            raise ModelError(f"{what} is {number:,}: too large", where=where, do=do)
+        return int(number)
+
+    def _choices(self, row: Row, v: Vars) -> Iterable[Data]:
+        if row.choices is None:
+            return (None,)
+        choices = row.choices
+        given: list[Data] = self._asked("its choices", lambda *v: list(choices(*v)), row, v, self.scope)
+        return given
+
+    def _sent(self, row: Row, v: Vars) -> Data:
+        """Return what the row sends. Raise ModelError for a value that cannot be compared."""
+        value = self._asked("its send", row.send, row, v) if row.send else None
+        try:
+            hash(value)
+        except TypeError as error:
+            do = "send numbers, strings, tuples or frozen dataclasses"
+            raise ModelError(f"what it sends has no hash: {error}", where=self._where(row), do=do) from error
+        return value
+
+    def _applied(self, row: Row, v: Vars, data: Data) -> Vars:
+        """Return the variables after the row."""
+        if row.effect is None:
+            return v
+        after = self._asked("its effect", row.effect, row, v, data)
+        if after is None and v is not None:
+            do = "return the new variables, or leave the effect out"
+            raise ModelError(f"its effect `{named(row.effect)}` returned None", where=self._where(row), do=do)
+        return after
+
+    def _slot(self, row: Row, gate: Put | Take, v: Vars) -> tuple[Slot, int]:
+        """Return the slot of a gate and whose it is. Raise ModelError where there is no such worker."""
+        if gate.worker is None:
+            return (gate.slot, 0)
+        whose = self._asked("its worker", gate.worker, row, v)
+        workers = self.scope.ranks - 1
+        if not isinstance(whose, int) or isinstance(whose, bool) or not 1 <= whose <= workers:
+            what = f"its worker `{named(gate.worker)}` is {whose!r}, and workers are 1 to {workers}"
+            raise ModelError(what, where=self._where(row), do=f"for example with the variables {v}")
+        return (gate.slot, whose)
+
+    # ── steps ───────────────────────────────────────────────────────────────────────────────────────
+
     def _unfold(self, local: Local) -> list[Step]:
         found = []
-        for row in self.role.leaving[local.state]:
+        rows = self.role.leaving[local.state]
+        for row in rows:
             if local.pending is not None and not self._breaks_off(row):
                 continue
             if isinstance(row.gate, Take):
-                found.append(Step(row, "step", -1, None, (), None, self._slot(row.gate, local.vars)))
+                if not self._nothing_wrong(row, local, None):
+                    slot = self._slot(row, row.gate, local.vars)
+                    found.append(Step(row, "step", -1, None, (), None, slot, self._checks(row, local)))
                 continue
-            for data in row.choices(local.vars, self.scope) if row.choices else (None,):
-                if self.role.enabled(local.state, row.event, local.vars, data) is row:
-                    found.append(self._step(local, row, "issue" if row.op else "step", data))
+            for data in self._choices(row, local.vars):
+                if row.allows(local.vars, data) and not self._nothing_wrong(row, local, data):
+                    step = self._step(local, row, "issue" if row.op else "step", data)
+                    found.append(step._replace(checks=self._checks(row, local)))
         return found
+
+    def _nothing_wrong(self, row: Row, local: Local, data: Data) -> bool:
+        """Return whether a VIOLATION row is out of place here, whatever the slots hold."""
+        if row.by is not By.VIOLATION:
+            return False
+
+        def passes(row: Row) -> bool:
+            return self.role.checks_pass(row, local.vars, data, scope=self.scope)
+
+        return bool(self._asked("a check of its state", passes, row, row))
+
+    def _checks(self, row: Row, local: Local) -> tuple[Step, ...]:
+        """Return the PROTOCOL rows with a `Take` beside a VIOLATION row: what is in their slots decides about it."""
+        if row.by is not By.VIOLATION:
+            return ()
+        beside = self.role.leaving[local.state]
+        return tuple(
+            Step(r, "step", -1, None, (), None, self._slot(r, r.gate, local.vars))
+            for r in beside
+            if r.by is By.PROTOCOL and isinstance(r.gate, Take)
+        )
 
     def _breaks_off(self, row: Row) -> bool:
         """Inside a collective a rank can only fail."""
         return row.by in (By.FAULT, By.DETECTION) and self.role.by_name[row.target].failed
 
-    @staticmethod
-    def _slot(gate: Put | Take, v: Vars) -> tuple[Slot, int]:
-        return (gate.slot, gate.worker(v) if gate.worker else 0)
-
     def _step(self, local: Local, row: Row, edge: str, data: Data) -> Step:
-        sent = row.send(local.vars) if edge == "issue" and row.send else None
+        sent = self._sent(row, local.vars) if edge == "issue" else None
         goes_on = edge == "issue" and row.op is not None and self.goes_on(row.op)
-        after = local.vars if edge == "issue" and not goes_on else row.apply(local.vars, data)
+        after = local.vars if edge == "issue" and not goes_on else self._applied(row, local.vars, data)
         ghost = local.ghost
         seen: tuple[str, ...] = ()
         if self.watch is not None and ghost is not None:
@@ -227,13 +384,25 @@ class Lts:
             ghost, seen = self.watch(ghost, row.event, edge, value, local.vars, after)
         contribution = Contribution(row.op, sent) if edge == "issue" and row.op else None
         if edge == "issue" and not goes_on:
-            return Step(
-                row, edge, self.locals(Local(local.state, row.event, local.vars, ghost)), contribution, seen, sent
-            )
+            waiting = self._number(Local(local.state, row.event, local.vars, ghost), row)
+            return Step(row, edge, waiting, contribution, seen, sent)
         state = self.role.by_name[row.target]
         gone = (state.terminal or state.failed) and not self.protocol.keeps
-        target = Local(row.target, None, None if gone else after, None if gone else ghost)
-        slot = self._slot(row.gate, local.vars) if isinstance(row.gate, Put) else None
+        target = self._number(Local(row.target, None, None if gone else after, None if gone else ghost), row)
+        slot = self._slot(row, row.gate, local.vars) if isinstance(row.gate, Put) else None
         if isinstance(row.gate, Put):
-            contribution, data = None, row.send(local.vars) if row.send else None
-        return Step(row, edge, self.locals(target), contribution, seen, sent if goes_on else data, slot)
+            contribution, data = None, self._sent(row, local.vars)
+        return Step(row, edge, target, contribution, seen, sent if goes_on else data, slot)
+
+
+_BY_VALUE = (str, bytes, bool, int, float, complex, tuple, frozenset, type(None))
+
+
+def _compares_by_value(v: Vars) -> bool:
+    """Return whether variables are equal where their content is, and stay what they were when they were met."""
+    if isinstance(v, msgspec.Struct):
+        return v.__struct_config__.frozen
+    if is_dataclass(v):
+        parameters: Any = getattr(type(v), "__dataclass_params__", None)
+        return bool(parameters.frozen)
+    return isinstance(v, _BY_VALUE) or getattr(type(v), "__hash__", None) is not object.__hash__

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from ..tables import By, Collective, Data, Meet, Protocol, Put, Scope
+from ...errors import ModelError, UsageError
+from ..tables import EMPTY, By, Collective, Data, Meet, Protocol, Put, Role, Scope, Slot, Take
 from . import transport
 from .lts import CRASHED as CRASHED
-from .lts import Info, Interner, Lts, Step
+from .lts import Info, Interner, Lts, Menu, Step
 from .properties import NO_MISPAIRING
 from .transport import Contribution
 
@@ -26,6 +27,8 @@ R = TypeVar("R")
 Instance = tuple[int, ...]
 Queue = tuple[Instance, ...]
 
+MAX_RANKS = 32
+"""The engines keep two bits a rank in one word."""
 CRASH, STALL = "crash", "stall"
 """The faults that need no row: a rank dies, its contribution made or not; a rank takes no steps, and may resume."""
 
@@ -65,12 +68,16 @@ class Move(NamedTuple):
     """`step`, `issue`, `complete`, `device` (completes on the stream), `crash`, `stall`, `resume` or `killed`."""
     ordinary: bool
     advances: bool
-    """Whether the rank's host is somewhere else afterwards."""
+    """Says whether the rank's host is somewhere else afterwards."""
     detects: bool
     seen: tuple[str, ...]
     data: Data
     op: str
     commits: bool
+    takes_part: bool = False
+    """Says whether the rank does more than go on by itself: see `Lts.takes_part`."""
+    row: tuple[str, str] | None = None
+    """The row that was taken to its end, by its key; None where none was."""
 
 
 class Waiting(NamedTuple):
@@ -92,7 +99,7 @@ class _Exit(NamedTuple):
     seen: tuple[str, ...]
     queue: int
     last: bool
-    """Whether the rank has issued nothing after it."""
+    """Says whether the rank has issued nothing after it."""
 
 
 def _once(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -128,7 +135,16 @@ class Network:
         detection: bool = True,
         stream: bool = False,
     ) -> None:
+        if not 2 <= scope.ranks <= MAX_RANKS:
+            do = f"take 2 to {MAX_RANKS}, rank0 counted in"
+            raise UsageError(f"{scope.ranks} ranks cannot be searched", where=protocol.name, do=do)
         self.protocol, self.scope, self.ranks = protocol.validate(), scope, scope.ranks
+        for op in protocol.schedule:
+            if op.root is not None and not 0 <= op.root < scope.ranks:
+                what = f"the root of `{op.name}` is rank{op.root}, of {scope.ranks} ranks"
+                raise ModelError(what, where=f"{protocol.name}, schedule", do="check it with more ranks")
+        if stream:
+            refuse_unordered_streams(protocol)
         self.kinds: Faults = {CRASH: None} if kinds is None else kinds
         self.faults, self.detection, self.stream = faults, detection, stream
         driver = Lts(protocol, protocol.driver, scope, stream=stream)
@@ -159,10 +175,8 @@ class Network:
         return self.info(state, rank).state
 
     def successors(self, state: NetworkState) -> Iterator[tuple[Move, NetworkState]]:
-        """Every move that is possible, with the state it leads to, rank by rank in the order of the tables."""
+        """Yield every move that is possible, with the state it leads to, rank by rank in the order of the tables."""
         infos = [lts.info(n) for lts, n in zip(self.lts, state.locals, strict=True)]
-        trouble = any(i.failed for i in infos)
-        may_fault = state.faults < self.faults
         for rank, info in enumerate(infos):
             for group in self.stream_groups:
                 if state.queues[group]:
@@ -178,26 +192,32 @@ class Network:
                 yield from self._completion(state, rank, info.op)
             menu = self.lts[rank].menu(state.locals[rank])
             for step in menu.own:
-                if step.row.gate is not None or step.row.syncs:
-                    ready = self._through_gate(state, infos, rank, step)
-                    if ready is not None:
-                        yield ready
-                else:
+                ready = self._when_open(state, infos, rank, step)
+                if ready is not None:
+                    yield ready
+            yield from self._struck(state, infos, rank, menu)
+
+    def _struck(
+        self, state: NetworkState, infos: Sequence[Info], rank: int, menu: Menu
+    ) -> Iterator[tuple[Move, NetworkState]]:
+        """Yield what faults and detection may do to a rank."""
+        may_fault = state.faults < self.faults
+        if may_fault:
+            for step in menu.faults:
+                if self._strikes(step.row.fault, rank, infos):
                     yield self._take(state, rank, step)
-            if may_fault:
-                for step in menu.faults:
-                    if self._strikes(step.row.fault, rank, infos):
-                        yield self._take(state, rank, step)
-            if self.detection and menu.detects and (trouble or self._gone_for(state, infos, rank)):
+        if self.detection and menu.detects:
+            trouble = any(i.failed for i in infos)
+            if trouble or self._gone_for(state, infos, rank):
                 for step in menu.detects:
                     yield self._take(state, rank, step)
-            if may_fault and self._strikes(CRASH, rank, infos):
-                yield self._die(state, rank, CRASH, 1)
-            if may_fault and self._strikes(STALL, rank, infos):
-                yield self._stall(state, rank)
+        if may_fault and self._strikes(CRASH, rank, infos):
+            yield self._die(state, rank, CRASH, 1)
+        if may_fault and self._strikes(STALL, rank, infos):
+            yield self._stall(state, rank)
 
     def waiting(self, state: NetworkState, rank: int) -> Waiting | None:
-        """What `rank` waits in, and for whom; None if it has a step of its own."""
+        """Return what `rank` waits in, and for whom; None if it has a step of its own."""
         infos = [self.info(state, r) for r in range(self.ranks)]
         info = infos[rank]
         if info.terminal or info.stalled:
@@ -205,13 +225,13 @@ class Network:
         if info.op is not None:
             local = self.lts[rank].locals.items[state.locals[rank]]
             return Waiting(rank, info.state, str(local.pending), info.op.name, self._missing(state, rank, info.op))
-        for step in self.lts[rank].menu(state.locals[rank]).own:
-            if (step.row.gate is None and not step.row.syncs) or self._through_gate(state, infos, rank, step):
-                return None
-            missing = self._behind_gate(state, infos, rank, step)
-            name = step.slot[0].name if step.slot else ("stream" if step.row.syncs else "counters")
-            return Waiting(rank, info.state, step.row.event, name, missing)
-        return None
+        own = self.lts[rank].menu(state.locals[rank]).own
+        if not own or any(self._when_open(state, infos, rank, step) for step in own):
+            return None
+        step = next((s for s in own if not s.checks), own[0])  # a violation comes after the checks that it waits for
+        missing = self._behind_gate(state, infos, rank, step)
+        name = step.slot[0].name if step.slot else ("stream" if step.row.syncs else "counters")
+        return Waiting(rank, info.state, step.row.event, name, missing)
 
     def verdict(self, state: NetworkState) -> tuple[bool, bool]:
         """(some rank has failed, died or stalled; every rank has reached its end)."""
@@ -219,7 +239,7 @@ class Network:
         return any(i.failed or i.stalled for i in infos), all(i.terminal for i in infos)
 
     def shutting_down(self, state: NetworkState) -> bool:
-        """Whether rank0 is on its way to STOPPED, or there."""
+        """Return whether rank0 is on its way to STOPPED, or there."""
         info = self.info(state, 0)
         return info.state != CRASHED and self.protocol.driver.by_name[info.state].phase in ("shutdown", "stopped")
 
@@ -237,7 +257,7 @@ class Network:
 
     def _die(self, state: NetworkState, rank: int, event: str, cost: int) -> tuple[Move, NetworkState]:
         locals_ = _with(state.locals, rank, self.lts[rank].crashed(state.locals[rank]))
-        queues = self._tidy(tuple(self._leave(q, rank) for q in state.queues), locals_)
+        queues = self._drop_finished(tuple(self._leave(q, rank) for q in state.queues), locals_)
         move = Move(rank, event, event, False, True, cost == 0, (), None, "", False)
         return move, state._replace(locals=locals_, queues=queues, faults=state.faults + cost)
 
@@ -264,15 +284,36 @@ class Network:
         elif after.failed:
             queues = tuple(self._leave(q, rank) for q in queues)
         if after.terminal:
-            queues = self._tidy(queues, locals_)
+            queues = self._drop_finished(queues, locals_)
         held = state.slots if slots is None else slots
         move = self._move(rank, step, state.locals[rank])
         return move, self._normal(NetworkState(locals_, queues, held, state.faults + (step.row.by is By.FAULT)))
 
+    def _when_open(
+        self, state: NetworkState, infos: Sequence[Info], rank: int, step: Step
+    ) -> tuple[Move, NetworkState] | None:
+        """Return a step of the rank's own, if nothing holds it up."""
+        if step.checks and self._checks_pass(state, rank, step):
+            return None
+        if step.row.gate is None and not step.row.syncs:
+            return self._take(state, rank, step)
+        return self._through_gate(state, infos, rank, step)
+
+    def _checks_pass(self, state: NetworkState, rank: int, violation: Step) -> bool:
+        """Return whether a `Take` beside a VIOLATION row applies: see `Role.checks_pass`, whose rule this is."""
+        held = {step.row.gate: self._held(state, rank, step) for step in violation.checks}
+        lts = self.lts[rank]
+        v = lts.locals.items[state.locals[rank]].vars
+        return lts.role.checks_pass(violation.row, v, violation.data, held=held.__getitem__, scope=self.scope)
+
+    def _held(self, state: NetworkState, rank: int, step: Step) -> Data:
+        value = state.slots[self._slot(rank, step)]
+        return self.values.items[value - 1] if value else EMPTY
+
     def _through_gate(
         self, state: NetworkState, infos: Sequence[Info], rank: int, step: Step
     ) -> tuple[Move, NetworkState] | None:
-        """The step, if its gate is open: a slot empty or full, all counters there, or the stream run dry."""
+        """Return the step, if its gate is open: a slot empty or full, all counters there, or the stream run dry."""
         if step.row.syncs and self._outstanding(state, rank):
             return None
         gate = step.row.gate
@@ -303,7 +344,7 @@ class Network:
             return
         step = self.lts[rank].complete(state.locals[rank], exit.delivered)
         locals_ = _with(state.locals, rank, step.target)
-        queues = self._tidy(_with(state.queues, group, exit.queue), locals_)
+        queues = self._drop_finished(_with(state.queues, group, exit.queue), locals_)
         move = self._move(rank, step, state.locals[rank])._replace(ordinary=exit.must, seen=step.seen + exit.seen)
         yield move, self._normal(NetworkState(locals_, queues, state.slots, state.faults))
 
@@ -312,9 +353,9 @@ class Network:
         exit = self._exit(state.queues[group], rank)
         if exit is None or (exit.last and info.op is not None and self._group[info.op.group] == group):
             return
-        queues = self._tidy(_with(state.queues, group, exit.queue), state.locals)
+        queues = self._drop_finished(_with(state.queues, group, exit.queue), state.locals)
         name = exit.op.name
-        move = Move(rank, name, "device", exit.must, False, False, exit.seen, None, name, False)
+        move = Move(rank, name, "device", exit.must, False, False, exit.seen, None, name, False, True)
         yield move, state._replace(queues=queues)
 
     @_once
@@ -344,11 +385,20 @@ class Network:
         if found is None:
             row = step.row
             op = row.op.name if row.op else (step.slot[0].name if step.slot else "")
-            detects = row.by is By.DETECTION
-            ordinary = row.by is not By.FAULT and not detects
-            advances = step.target != before
+            detects = row.by is By.DETECTION and step.edge != "complete"
             found = self._moves[rank, id(step)] = Move(
-                rank, row.event, step.edge, ordinary, advances, detects, step.seen, step.data, op, row.commits
+                rank,
+                row.event,
+                step.edge,
+                ordinary=row.by not in (By.FAULT, By.DETECTION),
+                advances=step.target != before,
+                detects=detects,
+                seen=step.seen,
+                data=step.data,
+                op=op,
+                commits=row.commits,
+                takes_part=self.lts[rank].takes_part(before, step),
+                row=None if self.lts[rank].locals.items[step.target].pending else row.key,
             )
         return found
 
@@ -390,11 +440,11 @@ class Network:
         return self.queues(tuple(_with(i, rank, self.lost(i[rank])) if i[rank] > 0 else i for i in instances))
 
     def lost(self, entry: int) -> int:
-        """What an entry becomes when its member dies inside."""
+        """Return what an entry becomes when its member dies inside."""
         contribution = self.contributions.items[entry]
         return -entry if contribution is None else -self.contributions(contribution._replace(lost=True))
 
-    def _tidy(self, queues: tuple[int, ...], locals_: tuple[int, ...]) -> tuple[int, ...]:
+    def _drop_finished(self, queues: tuple[int, ...], locals_: tuple[int, ...]) -> tuple[int, ...]:
         """Drop what every member has left, or has ended without. A failed one holds others up as a late one does."""
         infos = [lts.info(n) for lts, n in zip(self.lts, locals_, strict=True)]
         gone = tuple(i.terminal and not i.failed for i in infos)
@@ -443,7 +493,20 @@ class Network:
             return self._missing_on_stream(state, rank)
         if isinstance(step.row.gate, Meet):
             return tuple(r for r, i in enumerate(infos) if i.counter < infos[rank].counter)
-        return (step.slot[1],) if step.slot and step.slot[1] else (0,)
+        if step.slot is None:
+            return ()
+        slot, whose = step.slot
+        return self._other_ends(slot, whose or rank, rank, not isinstance(step.row.gate, Put))
+
+    @_once
+    def _other_ends(self, slot: Slot, owner: int, rank: int, fills: bool) -> tuple[int, ...]:
+        """The other ranks whose tables can fill (else empty) this slot of worker `owner`."""
+
+        def can(role: Role, me: int) -> bool:
+            gates = (row.gate for row in role.rows if isinstance(row.gate, Put if fills else Take))
+            return any(gate.slot == slot and (gate.worker is not None or me == owner) for gate in gates)
+
+        return tuple(r for r in range(self.ranks) if r != rank and can(self.protocol.role(r), r))
 
     def _missing_on_stream(self, state: NetworkState, rank: int) -> tuple[int, ...]:
         for group in self.stream_groups:
@@ -457,6 +520,25 @@ class Network:
         op = infos[rank].op
         missing = self._missing(state, rank, op) if op is not None else self._missing_on_stream(state, rank)
         return tuple(m for m in missing if infos[m].terminal)
+
+
+def refuse_unordered_streams(protocol: Protocol) -> None:
+    """Raise UsageError where collectives of two groups run on device streams: their common order is not modelled.
+
+    Communicators of one device may block each other when ranks issue their operations in different orders.
+    """
+    used: dict[str, str] = {}
+    for role in protocol.roles:
+        for row in role.rows:
+            if row.op is not None and row.op.group in protocol.streams:
+                used.setdefault(row.op.group, f"row {row} of {role.name}")
+    if len(used) > 1:
+        (one, _), (other, row_text) = list(used.items())[:2]
+        raise UsageError(
+            f"groups `{one}` and `{other}` ({row_text}) both run on a device stream, and may block each other there",
+            where=f"{protocol.name}, --transport stream",
+            do="their common order is not modelled: check it with --transport rendezvous",
+        )
 
 
 def _position(instances: Queue, rank: int) -> int:

@@ -1,4 +1,4 @@
-"""What must always, sometimes or eventually hold, by name.
+"""Defines what must always, sometimes or eventually hold, by name.
 
 Safety is watched by *ghosts*: variables beside the role's own, stepped by event names and by the values
 that are sent and delivered. A mutated guard or effect cannot move them, so a broken table is caught.
@@ -46,6 +46,11 @@ CLEAN_SHUTDOWN = Property(
 )
 NO_FALSE_ABORT = Property("no_false_abort", "always", "without a fault no rank is ever POISONED or ABORTED")
 NO_MISPAIRING = Property("no_mispairing", "always", "the members of a collective mean the same by it")
+NO_LIVELOCK = Property(
+    "no_livelock",
+    "always",
+    "no live rank comes to where all that it can still do is go round by itself",
+)
 CALL_COUNT_AGREEMENT = Property(
     "call_count_agreement", "always", "at each issue k < expected, and observed == expected on leaving phase B"
 )
@@ -84,6 +89,9 @@ NO_UNSEEN_DRIFT = Property(
 )
 
 ALL_STOPPED = Property("all_stopped", "sometimes", "every rank is STOPPED")
+TAKES_PART = Property(
+    "takes_part", "sometimes", "a rank takes part in a collective, a slot, the counters or a choice, or ends"
+)
 ALL_ENDED = Property("all_ended", "sometimes", "after a failure every rank has ended")
 CHUNK_REFUSED = Property("chunk_refused", "sometimes", "preflight refuses a chunk")
 CALLS_MADE = Property("calls_made", "sometimes", "a rank leaves phase B having made its calls")
@@ -104,6 +112,7 @@ PROPERTIES = {
         CLEAN_SHUTDOWN,
         NO_FALSE_ABORT,
         NO_MISPAIRING,
+        NO_LIVELOCK,
         CALL_COUNT_AGREEMENT,
         NOTHING_SENT_BEFORE_PREFLIGHT,
         REFUSAL_LEAVES_NO_TRACE,
@@ -115,6 +124,7 @@ PROPERTIES = {
         ACTS_AS_TOLD,
         NO_UNSEEN_DRIFT,
         ALL_STOPPED,
+        TAKES_PART,
         ALL_ENDED,
         CHUNK_REFUSED,
         CALLS_MADE,
@@ -130,7 +140,7 @@ PROPERTIES = {
 }
 """Every property by name, those that must always hold first."""
 
-GENERIC = (NO_STRANDING, CRASH_OVER_HANG, NO_FALSE_ABORT, NO_MISPAIRING, ALL_ENDED)
+GENERIC = (NO_STRANDING, CRASH_OVER_HANG, NO_FALSE_ABORT, NO_MISPAIRING, NO_LIVELOCK, TAKES_PART, ALL_ENDED)
 """The properties that any protocol has; the others speak of TP's events and values."""
 
 NOT_IN_V0 = (NO_STALE_OVERRIDE, NO_UNSEEN_DRIFT, RECOMPUTED, ACKS_COLLECTED, DRAINED, SIGNAL_HELD)
@@ -142,6 +152,7 @@ SOMETIMES_FOR = {
     CLEAN_SHUTDOWN.name: ALL_STOPPED.name,
     NO_FALSE_ABORT.name: ALL_STOPPED.name,
     NO_MISPAIRING.name: CALLS_MADE.name,
+    NO_LIVELOCK.name: TAKES_PART.name,
     CALL_COUNT_AGREEMENT.name: CALLS_MADE.name,
     NOTHING_SENT_BEFORE_PREFLIGHT.name: CHUNK_REFUSED.name,
     REFUSAL_LEAVES_NO_TRACE.name: CHUNK_REFUSED.name,
@@ -182,7 +193,7 @@ class Ghost:
     state: int = 0
     """The digest with which the rank left phase B, until an ack has told it."""
     told: Action | None = None
-    """What the last header delivered asks for, until a worker has taken it."""
+    """Holds what the last header delivered asks for, until a worker has taken it."""
 
 
 WITNESSED = {"drain": DRAINED, "shutdown": SHUT_DOWN, "hold_signal": SIGNAL_HELD}
@@ -198,7 +209,7 @@ def watch(
     """Step the ghost of one rank of TP.
 
     `edge` is `step`, `issue` or `complete`; `value` the choice, what was sent, or what was delivered.
-    Returns the properties that the step violates (`always`) or witnesses (`sometimes`).
+    Return the ghost after it, and the properties that the step violates (`always`) or witnesses (`sometimes`).
     """
     seen: list[str] = []
     if _went_back(before, after) or _stood_still(event, before, after):
@@ -209,7 +220,14 @@ def watch(
         ghost = _issued(ghost, event, value, seen)
     elif edge == "complete":
         ghost = _completed(ghost, event, value, seen)
-    elif event == "request":
+    else:
+        ghost = _stepped(ghost, event, value, before, after, seen)
+    return ghost, tuple(seen)
+
+
+def _stepped(ghost: Ghost, event: str, value: Data, before: TPVars, after: TPVars, seen: list[str]) -> Ghost:
+    """Return the ghost after a row without a collective."""
+    if event == "request":
         ghost = replace(ghost, preflight=0, asked=True, dirty=_identity(before) != _identity(after))
     elif event.startswith("preflight_"):
         in_turn = event not in PREFLIGHT or PREFLIGHT.index(event) == ghost.preflight
@@ -219,17 +237,7 @@ def watch(
         seen.append(REFUSAL_LEAVES_NO_TRACE.name if trace else CHUNK_REFUSED.name)
         ghost = replace(ghost, preflight=0, asked=False, dirty=False)
     elif event in ("enter_phase_b", "plan_slips", "override_survives"):
-        if after.cache_epoch != ghost.epoch:
-            seen.append(EPOCH_FENCE.name)
-        elif ghost.epoch:
-            seen.append(HARD_CUT.name)
-        if before.override != ghost.override:
-            seen.append(NO_STALE_OVERRIDE.name)
-        elif ghost.override:
-            seen.append(RECOMPUTED.name)
-        if not _coherent(before.plan):
-            seen.append(COHERENT_PLAN.name)
-        ghost = replace(ghost, asked=False, dirty=False)
+        ghost = _entered_phase_b(ghost, before, after, seen)
     elif event in ("leave_phase_b", "state_drifts"):
         seen.append(CALLS_MADE.name if ghost.calls == ghost.expected else CALL_COUNT_AGREEMENT.name)
         if after.override:
@@ -247,7 +255,21 @@ def watch(
         if ghost.drift:
             seen.append(NO_UNSEEN_DRIFT.name)
         ghost = replace(ghost, drift=False)
-    return ghost, tuple(seen)
+    return ghost
+
+
+def _entered_phase_b(ghost: Ghost, before: TPVars, after: TPVars, seen: list[str]) -> Ghost:
+    if after.cache_epoch != ghost.epoch:
+        seen.append(EPOCH_FENCE.name)
+    elif ghost.epoch:
+        seen.append(HARD_CUT.name)
+    if before.override != ghost.override:
+        seen.append(NO_STALE_OVERRIDE.name)
+    elif ghost.override:
+        seen.append(RECOMPUTED.name)
+    if not _coherent(before.plan):
+        seen.append(COHERENT_PLAN.name)
+    return replace(ghost, asked=False, dirty=False)
 
 
 def _issued(ghost: Ghost, event: str, value: Data, seen: list[str]) -> Ghost:
@@ -299,7 +321,7 @@ def _coherent(plan: Plan | None) -> bool:
 
 
 def _identity(v: TPVars | None) -> tuple[object, ...]:
-    """What a refusal must leave alone."""
+    """Return what a refusal must leave alone."""
     if v is None:
         return ()
     return (int(v.call_id), v.chunk_index, v.cache_epoch, v.control_epoch, v.pending_cut)

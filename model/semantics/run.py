@@ -44,10 +44,14 @@ class Stuck:
     operation: str
     waiting_for: tuple[int, ...]
     since: int | None
+    goes_round: bool = False
+    """It waits for nobody: all that it can do is go round by itself."""
 
     @property
     def text(self) -> str:
         """`rank1 is stuck in AWAIT_PAYLOAD (payload), waiting for rank0`."""
+        if self.goes_round:
+            return f"rank{self.rank} can only go round by itself, from {self.state}"
         peers = " and ".join(f"rank{p}" for p in self.waiting_for) or "nobody in particular"
         return f"rank{self.rank} is stuck in {self.state} ({self.operation}), waiting for {peers}"
 

@@ -38,7 +38,7 @@ class RoleMachine:
         )
 
     def may(self, event: str, data: Data = None) -> bool:
-        """Whether `event` is legal now."""
+        """Return whether `event` is legal now."""
         moves = self.machine.get_transitions(event, self.state)
         if not moves:
             return False
@@ -88,13 +88,12 @@ class RoleMachine:
     # ── what `transitions` is told ──────────────────────────────────────────────────────────────────
 
     def _moves(self, row: Row) -> list[dict[str, Any]]:
-        """A row as one move, or as the two ends of its collective."""
-        checks = [r for r in self.role.leaving[row.state] if r.by is By.PROTOCOL] if row.by is By.VIOLATION else []
+        """Return a row as one move, or as the two ends of its collective."""
         first = {
             "trigger": row.event,
             "source": row.state,
             "conditions": [self._allows(row)] if self._breaks_off(row) else [self._is_free, self._allows(row)],
-            "unless": [self._allows(check) for check in checks],
+            "unless": [self._checks_pass(row)] if row.by is By.VIOLATION else [],
         }
         if row.op is None:
             return [{**first, "dest": row.target, "after": self._apply(row)}]
@@ -102,7 +101,7 @@ class RoleMachine:
         return [{**first, "dest": None, "after": self._issue}, end]
 
     def _breaks_off(self, row: Row) -> bool:
-        """Whether the row takes a rank out of a collective that it has issued."""
+        """Return whether the row takes a rank out of a collective that it has issued."""
         return row.by in (By.FAULT, By.DETECTION) and self.role.by_name[row.target].failed
 
     def _is_free(self, asked: EventData) -> bool:
@@ -110,6 +109,9 @@ class RoleMachine:
 
     def _allows(self, row: Row) -> Callable[[EventData], bool]:
         return lambda asked: row.allows(self.vars, asked.kwargs["data"])
+
+    def _checks_pass(self, violation: Row) -> Callable[[EventData], bool]:
+        return lambda asked: self.role.checks_pass(violation, self.vars, asked.kwargs["data"])
 
     def _issue(self, taken: EventData) -> None:
         self.pending = taken.event.name

@@ -1,4 +1,4 @@
-"""What a collective does between its two ends: whom it depends on, and when it may or must complete.
+"""Defines what a collective does between its two ends: whom it depends on, and when it may or must complete.
 
 A rank *issues* a collective and later it *completes* for that rank. On real backends the early leavers
 depend on the algorithm (gloo's tree broadcast), so the rule is two-sided: a member **may** complete once
@@ -28,7 +28,7 @@ from ..tables import Collective, Data, Kind
 
 
 class Contribution(NamedTuple):
-    """What one member put into a collective: which one it believed it to be, and its value."""
+    """Holds what one member put into a collective: which one it believed it to be, and its value."""
 
     op: Collective
     value: Data
@@ -46,12 +46,12 @@ def depends_on(op: Collective, rank: int, ranks: int) -> Sequence[int]:
 
 
 def same_on_the_wire(one: Collective, other: Collective) -> bool:
-    """Whether the backend pairs the two, whatever they mean."""
+    """Return whether the backend pairs the two, whatever they mean."""
     return one is other or one.signature == other.signature
 
 
 def may_complete(op: Collective, rank: int, issued: Sequence[Contribution | None]) -> bool:
-    """Whether `rank` may leave `op`, given what each member has put in (None: not issued)."""
+    """Return whether `rank` may leave `op`, given what each member has put in (None: not issued)."""
     for member in depends_on(op, rank, len(issued)):
         other = issued[member]
         if other is None or not same_on_the_wire(other.op, op):
@@ -60,12 +60,12 @@ def may_complete(op: Collective, rank: int, issued: Sequence[Contribution | None
 
 
 def must_complete(op: Collective, issued: Sequence[Contribution | None]) -> bool:
-    """Whether every member is bound to leave `op` in the end."""
+    """Return whether every member is bound to leave `op` in the end."""
     return all(other is not None and not other.lost and same_on_the_wire(other.op, op) for other in issued)
 
 
 def mispaired(op: Collective, issued: Sequence[Contribution | None]) -> bool:
-    """Whether members paired on the wire that mean something else by it, or reduce what does not belong together."""
+    """Return whether members paired on the wire that mean something else by it, or reduce what does not fit."""
     others = [c for c in issued if c is not None and same_on_the_wire(c.op, op)]
     if any(c.op.name != op.name for c in others):
         return True
@@ -73,7 +73,7 @@ def mispaired(op: Collective, issued: Sequence[Contribution | None]) -> bool:
 
 
 def delivered(op: Collective, rank: int, issued: Sequence[Contribution | None]) -> Data:
-    """What `rank` is given when `op` completes: the root's value, everyone's values as a set, or None."""
+    """Return what `rank` is given when `op` completes: the root's value, everyone's values as a set, or None."""
     if op.kind is Kind.BROADCAST:
         root = issued[op.root or 0]
         return root.value if root else None
@@ -92,7 +92,7 @@ def run_ahead(ranks: int) -> int:
 
 
 def in_reach(at: int, issued: Sequence[int]) -> bool:
-    """Whether a member may leave collective `at` (from 0) of a group of which each has issued so many."""
+    """Return whether a member may leave collective `at` (from 0) of a group of which each has issued so many."""
     return at + 1 - min(issued) <= run_ahead(len(issued))
 
 
@@ -111,7 +111,7 @@ class Fate(StrEnum):
 
 @cache
 def matched(op: Collective) -> Collective:
-    """What gloo matches `op` by: group, kind and root. Dtype and size do not travel with the bytes."""
+    """Return what gloo matches `op` by: group, kind and root. Dtype and size do not travel with the bytes."""
     return replace(op, dtype="", size="")
 
 
@@ -123,14 +123,14 @@ def heard(op: Collective, rank: int, ranks: int) -> Sequence[int]:
 
 
 def overruns(sender: Collective, op: Collective) -> bool:
-    """Whether `sender` has more bytes than `op` has room for; of sizes that are no numbers: whether it may have."""
+    """Return whether `sender` has more bytes than `op` has room for, or may have where sizes are no numbers."""
     if sender.size.isdecimal() and op.size.isdecimal():
         return int(sender.size) > int(op.size)
     return sender.size != op.size
 
 
 def refused(issued: Sequence[Contribution | None]) -> bool:
-    """Whether torch's DETAIL checks raise on every member: all have come, and not with one kind, dtype and size."""
+    """Return whether torch's DETAIL checks raise on every member: all have come, not with one kind, dtype and size."""
     prints = {other and (other.op.kind, other.op.dtype, other.op.size) for other in issued}
     return None not in prints and len(prints) > 1
 
@@ -168,7 +168,7 @@ def fates(
 def bound(
     op: Collective, issued: Sequence[Contribution | None], *, lost: Collection[int] = (), checked: bool = False
 ) -> bool:
-    """Whether every member is bound to leave `op`, by one of its fates: *must*, and nobody is lost."""
+    """Return whether every member is bound to leave `op`, by one of its fates: *must*, and nobody is lost."""
     return (checked and refused(issued)) or (not lost and must_complete(matched(op), _matched(issued)))
 
 

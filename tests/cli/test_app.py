@@ -26,7 +26,8 @@ from typer.testing import CliRunner, Result
 MODEL = "--ranks --chunks --steps --faults --fault --transport --detection --param --mutant --out"
 FLAGS = {
     "demo": "",
-    "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --reduction --format",
+    "check": f"{MODEL} --mutants --any-world-size --property --engine --symmetry --reduction --max-states --timeout "
+    "--allow-unreached --format",
     "export promela": MODEL,
     "run": "--ranks --backend --chunks --inject --deadline --observe --agent-per-rank --oversubscribe --out",
     "guard": "--deadline --observe --meet --interface --out",
@@ -172,7 +173,7 @@ def test_a_bug_keeps_its_traceback_and_is_no_verdict(bug: Exception) -> None:
     assert result.exit_code == Exit.BUG
     assert result.stderr.startswith("Traceback")
     assert str(bug) in result.stderr
-    assert result.stderr.endswith("genlock: a bug of Genlock; please report it to the project, with the lines above\n")
+    assert f"genlock: this is a bug of Genlock {__version__}, and no verdict; please report it" in result.stderr
 
 
 @pytest.mark.parametrize("line", ["--help", "check --help", "render states --format mermaid --out /dev/stdout"])
@@ -182,6 +183,26 @@ def test_a_pipe_that_is_closed_is_no_verdict(line: str) -> None:
     done = subprocess.run([sys.executable, "-m", "genlock", *line.split()], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("check --any-world-size --ranks 4", "--ranks: it plays no part in every world size"),
+        ("check tp_v0 --mutants", "--mutants: tp_v0 has no known mutants: they break tp_v1.1"),
+        ("check --mutants --chunks 3", "--mutants --chunks: each mutant has its own"),
+        ("check --mutants --fault crash", "--mutants --fault: each mutant has its own"),
+        ("check tp_v0 --mutant FM-04", "--mutant FM-04: tp_v0 has no known mutants"),
+        ("check --ranks 99999999999999999999", "--ranks: 99999999999999999999 ranks are too many to search"),
+        ("check --ranks 33", "--ranks: 33 ranks are too many to search; take at most 32"),
+        ("check --fault crash@rank9.IDLE", "--fault crash: `rank9.IDLE` cannot strike: there are 3 ranks"),
+        ("check --allow-unreached NO.row --ranks 2 --chunks 1", "--allow-unreached: no row `NO.row` in tp_v1.1"),
+    ],
+)
+def test_what_cannot_be_asked_of_check_is_one_line(line: str, message: str) -> None:
+    result = genlock(line)
+    assert result.exit_code == Exit.USAGE
+    assert message in one_line(result)
 
 
 def failing(error: BaseException) -> typer.Typer:

@@ -11,25 +11,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genlock.model.checker.parametric import abstract_state, prove
-from genlock.model.checker.parametric.abstract_network import Crowd
-from genlock.model.checker.parametric.abstract_state import DRIVER, WORKER, CrowdState, Lane, Lost
+from genlock.model.checker.parametric.abstract_network import AbstractNetwork
+from genlock.model.checker.parametric.abstract_state import DRIVER, WORKER, AbstractState, Lane, Lost
 from genlock.model.checker.parametric.prove import NO_DEADLOCK
 from genlock.model.semantics.faults import with_faults
 from genlock.model.semantics.network import Move, Network, NetworkState
 from genlock.model.tables import Protocol, Scope
 
-# ── from a network's state to the crowd's ───────────────────────────────────────────────────────────
+# ── from a network's state to the abstract ──────────────────────────────────────────────────────────
 
 
 class Abstraction:
     """What a state of a network is in the search over any number of workers. It uses none of the search's moves."""
 
     def __init__(self, network: Network) -> None:
-        self.network, self.crowd = network, Crowd(network)
-        self.lanes = self.crowd.lanes
+        self.network, self.searched = network, AbstractNetwork(network)
+        self.lanes = self.searched.lanes
         self._columns: dict[tuple[tuple[int, ...], int], tuple[abstract_state.Column, ...]] = {}
 
-    def __call__(self, state: NetworkState, singles: frozenset[int]) -> CrowdState:
+    def __call__(self, state: NetworkState, singles: frozenset[int]) -> AbstractState:
         """`singles`: the workers that a fault has struck."""
         infos = [self.network.info(state, rank) for rank in range(self.network.ranks)]
         workers = range(1, self.network.ranks)
@@ -42,7 +42,7 @@ class Abstraction:
         )
         live = {rank: self.lane(WORKER, state, rank) for rank in workers if not infos[rank].failed}
         return self.lanes.normal(
-            CrowdState(
+            AbstractState(
                 self.gone(state) if infos[0].failed else self.lane(DRIVER, state, 0),
                 frozenset(lane for rank, lane in live.items() if rank not in singles),
                 tuple(sorted(lane for rank, lane in live.items() if rank in singles)),
@@ -57,7 +57,7 @@ class Abstraction:
         """The lane of a live rank, after the steps that nobody sees."""
         local = self.network.lts[rank].locals.items[state.locals[rank]]
         awake = Lane(self.lanes.lts[role].locals(local._replace(stalled=False)), self.columns(state, rank))
-        on, _ = self.crowd.ahead(role, self.lanes.numbers[role](awake))
+        on, _ = self.searched.local_steps(role, self.lanes.numbers[role](awake))
         if not local.stalled:
             return on
         return self.lanes.put(role, on, self.lanes.lts[role].stalled(self.lanes.lane(role, on).local, True))
@@ -82,7 +82,7 @@ class Abstraction:
             number = self.lanes.contributions(contribution._replace(lost=False))
             yield -number if instance[rank] < 0 else number
 
-    def covered(self, state: CrowdState, among: set[CrowdState]) -> bool:
+    def covered(self, state: AbstractState, among: set[AbstractState]) -> bool:
         """Whether one of these allows all that `state` does: the same, or with more in a heap, or once a rank has
         failed with fewer faults spent. Without rank0 there is nothing to count ids from, so that they may all be off.
         """
@@ -93,7 +93,7 @@ class Abstraction:
         return any(_allows(wide, frame) for wide in among for frame in frames)
 
 
-def _allows(wide: CrowdState, state: CrowdState) -> bool:
+def _allows(wide: AbstractState, state: AbstractState) -> bool:
     if wide._replace(heaps=state.heaps, faults=state.faults) != state:
         return False
     heaps = all(set(few) <= set(many) for few, many in zip(state.heaps, wide.heaps, strict=True))
@@ -134,16 +134,16 @@ class Containment:
 
     def __init__(self, network: Network) -> None:
         self.network, self.abstraction = network, Abstraction(network)
-        self.crowd = self.abstraction.crowd
-        first, seen = self.crowd.initial()
+        self.searched = self.abstraction.searched
+        first, seen = self.searched.initial()
         self.outside, self._concrete, self._abstract = Outside(), set[str](), set(seen)
-        self._after: dict[CrowdState, set[CrowdState]] = {}
-        self._stands: dict[CrowdState, bool] = {}
-        self._states: dict[Struck, CrowdState] = {}
+        self._after: dict[AbstractState, set[AbstractState]] = {}
+        self._stands: dict[AbstractState, bool] = {}
+        self._states: dict[Struck, AbstractState] = {}
         assert self.abstraction(network.initial(), frozenset()) == first
 
-    def step(self, here: Struck, wide: CrowdState) -> Iterator[tuple[Struck, CrowdState]]:
-        """Where a state leads, each move held against those of the crowd state that it is in."""
+    def step(self, here: Struck, wide: AbstractState) -> Iterator[tuple[Struck, AbstractState]]:
+        """Where a state leads, each move held against those of the abstract state that it is in."""
         self._expand(wide)
         self.outside.states += 1
         self.outside.heaps += any(wide.heaps)
@@ -173,14 +173,14 @@ class Containment:
         same = state._replace(locals=tuple(state.locals[rank] for rank in order), queues=put_in_order)
         return same, frozenset(at for at, rank in enumerate(order) if rank in singles)
 
-    def _expand(self, state: CrowdState) -> None:
+    def _expand(self, state: AbstractState) -> None:
         if state in self._after:
             return
-        hops = list(self.crowd.successors(state))
+        hops = list(self.searched.successors(state))
         self._after[state] = {state, *(after for _, after in hops)}
         self._abstract.update(name for hop, _ in hops for name in hop.seen)
         certain = any(hop.certain for hop, _ in hops)
-        self._stands[state] = NO_DEADLOCK.name in prove.judged(self.crowd, state, certain)
+        self._stands[state] = NO_DEADLOCK.name in prove.judged(self.searched, state, certain)
 
     def whole(self) -> Outside:
         """Every state and move of the network."""

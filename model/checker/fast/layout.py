@@ -1,7 +1,7 @@
-"""What stands where in the arrays that the fast search works on: facts of lanes, columns, options and contributions,
-the fields of a packed state, and the keys of outcomes.
+"""Names what stands where in the arrays of the fast search: facts of lanes, columns, options and contributions, the
+fields of a packed state, and the keys of outcomes.
 
-`space.py` writes them, `compiled.py` and `vectors.py` read them. Left out: what the numbers mean for a network.
+`state_encoding.py` writes them, `numba_search.py` and `numpy_search.py` read them. Left out: what the numbers mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Number = TypeVar("Number", int, Array)
 
 
 class Option(IntEnum):
-    """What a step of a lane waits for."""
+    """Holds what a step of a lane waits for."""
 
     FREE = 0
     DEVICE = 1
@@ -33,7 +33,7 @@ class Option(IntEnum):
 
 
 class Memo(IntEnum):
-    """What an outcome is looked up by: an option and what was delivered, a lane and how far it moves, …"""
+    """Holds what an outcome is looked up by: an option and what was delivered, a lane and how far it moves, …"""
 
     COMPLETED = 0
     TAKEN = 1
@@ -44,12 +44,15 @@ class Memo(IntEnum):
     """Not looked up: the lane's options are asked for."""
 
 
-DETECTS, ADVANCES, ORDINARY, TIDIES, NORMALISES, COSTS = 1, 2, 4, 8, 16, 32
-"""Bits of an option. The first three are those of a packed edge."""
+DETECTS, ADVANCES, ORDINARY, DROPS_FINISHED, NORMALISES, COSTS, CHECKED = 1, 2, 4, 8, 16, 32, 64
+"""Bits of an option. The first three are those of a packed edge. CHECKED: it is open only where none of its lane's
+checks passes (see `Role.checks_pass`)."""
+TAKES_PART = ORDINARY | DETECTS
+"""No step is both ordinary and detection: both bits together say that it is ordinary, and that the rank takes part."""
 TERMINAL, FAILED, STALLED, CLOSING, HASTY = 1, 2, 4, 8, 16
-"""Bits of a lane. CLOSING: rank0 is on its way to STOPPED. HASTY: see `reduction`; known once it is worked out."""
+"""Bits of a lane. CLOSING: rank0 is on its way to STOPPED. HASTY: see `partial_order_reduction`."""
 ROOT, ALL, OWN = 0, 1, 2
-"""Whose contributions a member is given: the root's, everyone's, nobody's."""
+"""Says whose contributions a member is given: the root's, everyone's, nobody's."""
 BIAS = 1 << 20
 """Makes a signed distance a key."""
 
@@ -67,19 +70,22 @@ class Tables(NamedTuple):
     """[contribution, fact]."""
     keys: Array
     outcomes: Array
-    """Of each key; -1 where there is none."""
+    """The outcome of each key; -1 where there is none."""
+    taken: Array
+    """[option]: 1 where some state's move was this option. Written by the search."""
     strikes: Array
     """[kind, rank]: the points that let a crash or a stall strike; all bits are set where it strikes anywhere."""
     streams: Array
     """The groups that run on a device stream."""
 
 
-FLAGS, COUNTER, BASE, POINTS, WAITS_IN, FIRST, FAULTS, WATCHES, STRIKES, END = range(10)
+FLAGS, COUNTER, BASE, POINTS, WAITS_IN, CHECKS, FIRST, FAULTS, WATCHES, STRIKES, END = range(11)
 """Facts of a lane. WAITS_IN: the group, or -1. From FIRST (-1: not worked out) to END its options: its own steps,
-from FAULTS on what faults do to it, from WATCHES on detection, from STRIKES on crash and stall."""
+from FAULTS on what faults do to it, from WATCHES on detection, from STRIKES on crash and stall. From CHECKS to FIRST
+stand the rows with a `Take` that its VIOLATION rows come after; they are no moves."""
 LANE_FACTS = 16
 LENGTH, EARLIEST, ENTRIES = range(3)
-"""Of a column: how many entries, the first that is still waiting (-1: none), and the entries themselves."""
+"""Facts of a column: how many entries, the first that is still waiting (-1: none), and the entries themselves."""
 KIND, TARGET, BITS, A, B, C, STRIKING, SEES = range(8)
 """Facts of an option. A, B, C: group, place and contribution, or base, worker and value of a slot.
 STRIKING: the ranks that a fault may strike. SEES: the properties that a ghost names."""
@@ -97,12 +103,12 @@ class Layout(NamedTuple):
 
 
 def memo_key(memo: int, one: Number, other: Number) -> Number:
-    """What an outcome is kept under."""
+    """Return what an outcome is kept under."""
     return memo << 60 | one << 28 | other
 
 
 def memo_parts(key: int) -> tuple[int, int, int]:
-    """What the key was made of."""
+    """Return what the key was made of."""
     return key >> 60, key >> 28 & 0xFFFFFFFF, key & 0xFFFFFFF
 
 

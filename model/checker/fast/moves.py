@@ -1,6 +1,6 @@
 """The moves of a rank's local, as far as they do not depend on the collectives that the rank is in.
 
-A local stands in many lanes (see `space.py`); its moves are worked out once, and become the options of each.
+A local stands in many lanes (see `state_encoding.py`); its moves are worked out once, and become the options of each.
 Left out: those collectives, and what a lane is.
 """
 
@@ -12,7 +12,8 @@ from typing import NamedTuple
 from ...semantics.lts import Interner, Lts, Step
 from ...semantics.network import CRASH, STALL, Network
 from ...tables import By, Data, Meet, Put, Take
-from .layout import ADVANCES, COSTS, DETECTS, NORMALISES, ORDINARY, TIDIES, Option
+from ..reference import Taken
+from .layout import ADVANCES, CHECKED, COSTS, DETECTS, DROPS_FINISHED, NORMALISES, ORDINARY, TAKES_PART, Option
 
 
 class Move(NamedTuple):
@@ -35,13 +36,17 @@ class Move(NamedTuple):
     """It waits until nothing is outstanding on a stream."""
     takes: Step | None = None
     """The step that takes something out of a slot."""
+    checks: tuple[Move, ...] = ()
+    """Holds what a violation comes after: see `lts.Step`."""
+    row: Taken | None = None
+    """The row that it takes."""
 
 
 Menu = tuple[tuple[Move, ...], ...]
 """A local's own moves, and what faults, detection, and a crash or a stall do to it."""
 
 
-class Menus:
+class LocalMoves:
     """The menus of both roles, each local's made when it is first asked for.
 
     `channels` number what is put into slots, `seen` the properties. `reduced`: whoever stalls has failed.
@@ -84,7 +89,7 @@ class Menus:
 
     def _awakening(self, role: int, local: int) -> tuple[Move, ...]:
         wakes = Move(Option.FREE, self._lts[role].stalled(local, False), ADVANCES)
-        killed = Move(Option.FREE, self._lts[role].crashed(local), ADVANCES | DETECTS | TIDIES, fails=True)
+        killed = Move(Option.FREE, self._lts[role].crashed(local), ADVANCES | DETECTS | DROPS_FINISHED, fails=True)
         return (wakes, killed) if self._network.detection else (wakes,)
 
     def _faults(self, role: int, local: int, steps: Iterable[Step]) -> Iterator[Move]:
@@ -102,11 +107,20 @@ class Menus:
     def _strikes_on(self, role: int, local: int) -> Iterator[Move]:
         lts = self._lts[role]
         if CRASH in self._network.kinds:
-            yield Move(Option.CRASH, lts.crashed(local), ADVANCES | TIDIES | COSTS, fails=True)
+            dead = lts.crashed(local)
+            yield Move(Option.CRASH, dead, ADVANCES | DROPS_FINISHED | COSTS, fails=True, row=(role, "", CRASH))
         if STALL in self._network.kinds:  # whoever stalls leaves nothing, unless all that follows is one state
-            yield Move(Option.STALL, lts.stalled(local, True), COSTS, fails=self._reduced)
+            still = lts.stalled(local, True)
+            yield Move(Option.STALL, still, COSTS, fails=self._reduced, row=(role, "", STALL))
 
     def _own(self, role: int, local: int, step: Step) -> Move:
+        move = self._own_unchecked(role, local, step)
+        if not step.checks:
+            return move
+        checks = tuple(self._own_unchecked(role, local, check) for check in step.checks)
+        return move._replace(bits=move.bits | CHECKED, checks=checks)
+
+    def _own_unchecked(self, role: int, local: int, step: Step) -> Move:
         gate = step.row.gate
         if isinstance(gate, Meet):
             return self.made(Option.MEET, role, local, step)
@@ -121,12 +135,14 @@ class Menus:
 
     def made(self, option: Option, role: int, local: int, step: Step) -> Move:
         info, by = self._lts[role].info(step.target), step.row.by
+        ordinary = by not in (By.FAULT, By.DETECTION)
         bits = (
-            ORDINARY * (by not in (By.FAULT, By.DETECTION))
-            | DETECTS * (by is By.DETECTION)
+            ORDINARY * ordinary
+            | TAKES_PART * (ordinary and self._lts[role].takes_part(local, step))
+            | DETECTS * (by is By.DETECTION and step.edge != "complete")
             | ADVANCES * (step.target != local)
             | COSTS * (by is By.FAULT)
-            | TIDIES * info.terminal
+            | DROPS_FINISHED * info.terminal
             | NORMALISES
         )
         issues = None
@@ -134,7 +150,6 @@ class Menus:
             group = self._network.protocol.groups.index(step.contribution.op.group)
             issues = (group, self._network.contributions(step.contribution))
         fails = info.failed and issues is None
-        own = by not in (By.FAULT, By.DETECTION)
         return Move(
             option,
             step.target,
@@ -142,7 +157,8 @@ class Menus:
             sees=self.names_of(step.seen),
             issues=issues,
             fails=fails,
-            syncs=own and step.row.syncs,
+            syncs=ordinary and step.row.syncs,
+            row=None if self._lts[role].locals.items[step.target].pending else (role, *step.row.key),
         )
 
     def names_of(self, seen: Iterable[str]) -> int:

@@ -1,6 +1,6 @@
-"""What `judge` does over the whole graph, compiled by numba: from the last state to the first, until nothing changes.
+"""Sweeps over the whole graph, compiled by numba: from the last state to the first, until nothing changes.
 
-Left out: what the bits mean, and what is done where numba is absent (`vector_sweeps.py`).
+Left out: what the bits mean, and what is done where numba is absent (`numpy_graph.py`).
 """
 
 from __future__ import annotations

@@ -27,8 +27,11 @@ from .layout import (
     BASE,
     BIAS,
     BITS,
+    CHECKED,
+    CHECKS,
     COSTS,
     COUNTER,
+    DROPS_FINISHED,
     EARLIEST,
     END,
     ENTRIES,
@@ -43,7 +46,6 @@ from .layout import (
     LOST,
     NAME,
     NORMALISES,
-    ORDINARY,
     OWN,
     POINTS,
     REDUCES,
@@ -52,9 +54,9 @@ from .layout import (
     SEES,
     STRIKES,
     STRIKING,
+    TAKES_PART,
     TARGET,
     TERMINAL,
-    TIDIES,
     TO_OTHERS,
     TO_ROOT,
     VALUE,
@@ -218,7 +220,7 @@ def _miss(shape, control, misses, memo, one, other):
 
 @njit(cache=True)
 def _once(control, misses, known, asked):
-    """Of the misses from number `known` on, leave those that were not asked for before; returns how many there are."""
+    """Leave those misses, from number `known` on, that were not asked for before. Return how many there are."""
     count, last = known, asked.size - 1
     for n in range(known, control[MISSES]):
         at = np.int64((np.uint64(misses[n]) * _ODD) >> np.uint64(32)) & last
@@ -231,7 +233,7 @@ def _once(control, misses, known, asked):
     return count
 
 
-# ── collectives, as in `..transport` and `..network` ───────────────────────────────────────────────────────────────
+# ── collectives, as in `semantics/transport.py` ────────────────────────────────────────────────────────────────────
 
 
 @njit(cache=True, inline="always")
@@ -243,7 +245,7 @@ def _column(shape, lanes, rank, group):
 
 @njit(cache=True, inline="always")
 def _needs_all(contributions, mine, rank):
-    """Whether all members must have issued this rank's contribution; else its root must."""
+    """Return whether all members must have issued this rank's contribution; else its root must."""
     at = mine * 8
     return contributions[at + (TO_ROOT if rank == contributions[at + ROOT_RANK] else TO_OTHERS)] == ALL
 
@@ -326,7 +328,7 @@ def _gone_in(facts, columns, contributions, shape, lanes, rank, group, place):
 
 @njit(cache=True)
 def _gone_for(facts, columns, contributions, streams, shape, lanes, rank):
-    """Whether a member that `rank` waits for is no longer there to come: as `Network._gone_for`."""
+    """Return whether a member that `rank` waits for is no longer there to come: as `Network._gone_for`."""
     group = facts[(lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS + WAITS_IN]
     if group >= 0:
         place = columns[_column(shape, lanes, rank, group) + EARLIEST]
@@ -343,7 +345,7 @@ def _gone_for(facts, columns, contributions, streams, shape, lanes, rank):
 
 @njit(cache=True)
 def _over(facts, columns, shape, lanes, group, place):
-    """Whether a collective has been issued, and every member has left it or has come to its end without."""
+    """Return whether a collective has been issued, and every member has left it or has come to its end without."""
     some = False
     for member in range(shape.ranks):
         column = _column(shape, lanes, member, group)
@@ -360,7 +362,7 @@ def _over(facts, columns, shape, lanes, group, place):
 
 
 @njit(cache=True)
-def _tidy(facts, columns, keys, outcomes, shape, lanes, control, misses):
+def _drop_finished(facts, columns, keys, outcomes, shape, lanes, control, misses):
     """Drop what every member has left or has ended without. False where a lane has to be worked out first."""
     for group in range(shape.groups):
         by = 0
@@ -411,9 +413,27 @@ def _sort(shape, lanes, order):
 
 
 @njit(cache=True)
+def _checks_pass(
+    facts, options, keys, outcomes, shape, control, misses, states, width, word, shift, mask, row, here, rank, takes
+):  # fmt: skip
+    """-1 where no check of a lane passes, -2 where one has to be worked out first: see `Role.checks_pass`."""
+    for option in range(facts[here + CHECKS], facts[here + FIRST]):
+        whose = options[option * 8 + B]
+        slot = shape.ranks + options[option * 8 + A] + (whose if whose else rank) - 1
+        held = np.int64((states[row + _at(width, word, slot)] >> shift[slot]) & mask[slot])
+        if held:
+            wanted = _outcome(keys, outcomes, shape, control, misses, TAKEN, np.int64(option), held)
+            if wanted != -1:
+                return wanted
+        elif not takes:
+            return np.int64(0)
+    return np.int64(-1)
+
+
+@njit(cache=True)
 def _successors(
-    parent, end, facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states,
-    width, word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
+    parent, end, facts, columns, options, contributions, keys, outcomes, taken_rows, strikes, streams, shape, control,
+    states, width, word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
 ):  # fmt: skip
     """Write the successors of some states, up to the first that misses something; returns how many are done.
 
@@ -468,6 +488,14 @@ def _successors(
                 option += 1
                 if hasty >= 0 and kind == DEVICE:
                     continue
+                if options[own + BITS] & CHECKED:
+                    passes = _checks_pass(
+                        facts, options, keys, outcomes, shape, control, misses, states, width, word, shift, mask, row,
+                        here, rank, kind == TAKE,
+                    )  # fmt: skip
+                    missed |= passes == -2
+                    if passes != -1:
+                        continue
                 if kind == DEVICE or kind == COMPLETE:  # noqa: SIM109  numba compiles this to less
                     group, place, mine = options[own + A], options[own + B], options[own + C]
                     may, must, mispaired = _meet(
@@ -520,7 +548,7 @@ def _successors(
                     if where != -1 and not where & points:
                         continue
                 bits, target = options[chosen + BITS], options[chosen + TARGET]
-                tidies = (bits & TIDIES) != 0
+                drops_finished = (bits & DROPS_FINISHED) != 0
                 rebases = rank == 0 and (bits & NORMALISES) != 0 and facts[target * LANE_FACTS + BASE] != 0
                 for k in range(words):
                     out[at * words + k] = states[row + k]
@@ -530,11 +558,14 @@ def _successors(
                         out[at * words + _at(width, word, member)] ^= np.uint64(lanes[member] ^ fallen) << shift[member]
                     if symmetric:
                         went[at] = np.uint64(control[IN_PLACE])
-                elif tidies or rebases or symmetric:
+                elif drops_finished or rebases or symmetric:
                     for member in range(ranks):
                         after[member] = lanes[member]
                     after[rank] = target
-                    if (tidies and not _tidy(facts, columns, keys, outcomes, shape, after, control, misses)) or (
+                    if (
+                        drops_finished
+                        and not _drop_finished(facts, columns, keys, outcomes, shape, after, control, misses)
+                    ) or (
                         (bits & NORMALISES) != 0 and not _rebase(facts, keys, outcomes, shape, after, control, misses)
                     ):
                         missed = True
@@ -553,11 +584,12 @@ def _successors(
                 if bits & COSTS:
                     out[at * words + _at(width, word, last)] ^= np.uint64(faults ^ (faults + 1)) << shift[last]
                 if kind == DEVICE or kind == COMPLETE:  # noqa: SIM109
-                    bits = bits | ORDINARY if must else bits & ~ORDINARY
+                    bits = bits | TAKES_PART if must else bits & ~TAKES_PART
                 label[at] = (rank << 3) | (bits & 7)
                 seen[at] = options[chosen + SEES] | (control[MISPAIRED] if mispaired else 0)
                 places[at] = (_hash(out, at * words, words) & size) * wide
                 _prefetch(table, np.int64(places[at]))
+                taken_rows[chosen >> 3] = 1
                 at += 1
         if missed:
             break
@@ -572,15 +604,16 @@ def _successors(
 
 @njit(cache=True)
 def _search(
-    facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states, parents, degrees,
-    targets, labels, wents, table, width, word, shift, mask, first_seen, misses, late, asked, out, label, seen, went,
-    begins, places, lanes, after, order,
+    facts, columns, options, contributions, keys, outcomes, taken_rows, strikes, streams, shape, control, states,
+    parents, degrees, targets, labels, wents, table, width, word, shift, mask, first_seen, misses, late, asked, out,
+    label, seen, went, begins, places, lanes, after, order,
 ):  # fmt: skip
     """Expand states from `control[NEXT]` on, until something is full, missing or `control[UNTIL]` is reached."""
     room, late_room, wide_edges = label.size, late.size, wents.size > 1
     most_states, most_edges, batch = parents.size, targets.size, begins.size - 2
     facts, columns, options, contributions = _data(facts), _data(columns), _data(options), _data(contributions)
     keys, outcomes, strikes, streams = _data(keys), _data(outcomes), _data(strikes), _data(streams)
+    taken_rows = _data(taken_rows)
     control, states, parents, degrees = _data(control), _data(states), _data(parents), _data(degrees)
     targets, labels, wents, table = _data(targets), _data(labels), _data(wents), _data(table)
     word, shift, mask, first_seen = _data(word), _data(shift), _data(mask), _data(first_seen)
@@ -588,8 +621,8 @@ def _search(
     seen, went, begins, places = _data(seen), _data(went), _data(begins), _data(places)
     lanes, after, order = _data(lanes), _data(after), _data(order)
     given = (
-        facts, columns, options, contributions, keys, outcomes, strikes, streams, shape, control, states, width,
-        word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
+        facts, columns, options, contributions, keys, outcomes, taken_rows, strikes, streams, shape, control, states,
+        width, word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
     )  # fmt: skip
     words, one = len(width), np.uint64(1)
     cells, wide = shape.cells * (words + 1), (words + 1) * GROUP
@@ -742,6 +775,7 @@ def search(arrays: Arrays, tables: Tables) -> int:
         tables.contributions.reshape(-1),
         tables.keys,
         tables.outcomes,
+        tables.taken,
         tables.strikes.reshape(-1),
         tables.streams,
         _shape(arrays, tables),

@@ -1,6 +1,6 @@
-"""What `judge` does over the whole graph, on NumPy alone: level by level from the deepest, until nothing changes.
+"""Sweeps over the whole graph on NumPy alone: level by level from the deepest, until nothing changes.
 
-Left out: what the bits mean. The same functions, compiled, are in `sweeps.py`.
+Left out: what the bits mean. The same functions, compiled, are in `numba_graph.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The inner loop of the fast search on NumPy alone: for where numba is absent. Many parents at a time, all at once.
 
-It follows `Network.successors` option by option, as `compiled.py` does, and meets states in the same order.
+It follows `Network.successors` option by option, as `numba_search.py` does, and meets states in the same order.
 
 Left out: everything that grows (`search.py`).
 """
@@ -17,8 +17,11 @@ from .layout import (
     BASE,
     BIAS,
     BITS,
+    CHECKED,
+    CHECKS,
     COSTS,
     COUNTER,
+    DROPS_FINISHED,
     EARLIEST,
     END,
     ENTRIES,
@@ -32,7 +35,6 @@ from .layout import (
     LOST,
     NAME,
     NORMALISES,
-    ORDINARY,
     OWN,
     POINTS,
     REDUCES,
@@ -40,9 +42,9 @@ from .layout import (
     ROOT_RANK,
     SEES,
     STRIKING,
+    TAKES_PART,
     TARGET,
     TERMINAL,
-    TIDIES,
     TO_OTHERS,
     TO_ROOT,
     VALUE,
@@ -120,6 +122,7 @@ def search(arrays: Arrays, tables: Tables) -> int:
 def _keep(arrays: Arrays, parents: Array, found: _Successors) -> None:
     """Number the new states, and write down the edges."""
     control = arrays.control
+    found.t.taken[found.chosen] = 1
     states, edges, count = int(control[STATES]), int(control[EDGES]), len(found.out)
     numbers, new = _insert(arrays.table, found.out, states)
     arrays.states[states : states + len(new)] = found.out[new]
@@ -193,7 +196,7 @@ def repack(states: Array, count: int, old: Layout, to: Array, new: Layout) -> No
 
 @dataclass
 class _Meeting:
-    """What is to be said of the collectives that some ranks are in."""
+    """Holds what is to be said of the collectives that some ranks are in."""
 
     may: Array
     must: Array
@@ -211,6 +214,7 @@ class _Successors:
         self.lanes = self.fields[:, : self.ranks]
         self._candidates()
         self._faults()
+        self._violations()
         self._collectives()
         self._gates()
         self._apply(arrays.space.symmetric)
@@ -263,6 +267,27 @@ class _Successors:
         keep[rows] = self._gone_for(self.lanes[self.parent[rows]], self.rank[rows])
         self._only(keep)
 
+    def _violations(self) -> None:
+        """Leave out violations where a check with a `Take` passes: see `Role.checks_pass`."""
+        rows = np.flatnonzero(self._of(BITS) & CHECKED)
+        if not len(rows):
+            return
+        rank, parent, takes = self.rank[rows], self.parent[rows], self._of(KIND)[rows] == Option.TAKE
+        facts = self.t.lanes[np.minimum(rank, 1), self.lanes[parent, rank]]
+        passes = np.zeros(len(rows), bool)
+        for n in range(int((facts[:, FIRST] - facts[:, CHECKS]).max())):
+            check = facts[:, CHECKS] + n
+            there = check < facts[:, FIRST]
+            check = np.where(there, check, facts[:, CHECKS])
+            whose = np.where(self.t.options[check, B] != 0, self.t.options[check, B], rank)
+            held = self.fields[parent, self.ranks + self.t.options[check, A] + whose - 1]
+            passes |= there & (held == 0) & ~takes
+            full = np.flatnonzero(there & (held != 0))
+            passes[full] |= self._outcome(Memo.TAKEN, check[full].astype(np.int64), held[full]) >= 0
+        keep = np.ones(len(self.option), bool)
+        keep[rows] = ~passes
+        self._only(keep)
+
     def _entry(self, lanes: Array, member: int, group: Array, fact: Array | int) -> Array:
         return self.t.columns[min(member, 1), lanes[:, member], group, fact]
 
@@ -270,7 +295,7 @@ class _Successors:
         return self.t.columns[np.minimum(rank, 1), lanes[np.arange(len(rank)), rank], group, fact]
 
     def _needs(self, mine: Array, rank: Array, member: int) -> Array:
-        """Whether each rank's contribution waits for this member."""
+        """Return whether each rank's contribution waits for this member."""
         about = self.t.contributions
         gives = np.where(rank == about[mine, ROOT_RANK], about[mine, TO_ROOT], about[mine, TO_OTHERS])
         return (gives == ALL) | (about[mine, ROOT_RANK] == member)
@@ -369,7 +394,7 @@ class _Successors:
         return found
 
     def _outcome(self, memo: Memo, one: Array, other: Array) -> Array:
-        """What is kept under each key. Raises `_Missing` where there is nothing yet."""
+        """Return what is kept under each key. Raises `_Missing` where there is nothing yet."""
         keys, last = self.t.keys, self.t.keys.size - 1
         key = memo_key(int(memo), one.astype(np.int64), other.astype(np.int64))
         at = ((key.astype(np.uint64) * _ODD) >> np.uint64(32)).astype(np.int64) & last
@@ -392,7 +417,7 @@ class _Successors:
         after[rows, self.rank] = self.t.options[self.chosen, TARGET]
         fallen = after[rows, self.rank] == self.control[FALLEN + np.minimum(self.rank, 1)]
         after[fallen] = self.control[[FALLEN, *[FALLEN + 1] * (self.ranks - 1)]]
-        self._tidy(after, np.flatnonzero((bits & TIDIES != 0) & ~fallen))
+        self._drop_finished(after, np.flatnonzero((bits & DROPS_FINISHED != 0) & ~fallen))
         by = self.t.lanes[0, after[:, 0], BASE]
         self._rebase(after, np.flatnonzero((bits & NORMALISES != 0) & (by != 0) & ~fallen))
         self.went = np.zeros(len(rows), np.uint64)
@@ -411,11 +436,11 @@ class _Successors:
             self.out[:, word] |= fields[:, f].astype(np.uint64) << self.layout.shift[f]
         kind = self._of(KIND)
         met = (kind == Option.DEVICE) | (kind == Option.COMPLETE)
-        bits = np.where(met, np.where(self.must, bits | ORDINARY, bits & ~ORDINARY), bits)
+        bits = np.where(met, np.where(self.must, bits | TAKES_PART, bits & ~TAKES_PART), bits)
         self.label = (self.rank << 3) | (bits & 7)
         self.seen = self.t.options[self.chosen, SEES] | np.where(self.mispaired, self.control[MISPAIRED], 0)
 
-    def _tidy(self, after: Array, rows: Array) -> None:
+    def _drop_finished(self, after: Array, rows: Array) -> None:
         """Drop what every member has left or has ended without."""
         columns, depth = self.t.columns, self.t.columns.shape[3] - ENTRIES
         for group in range(columns.shape[2]):

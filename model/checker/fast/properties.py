@@ -8,6 +8,7 @@ left them. A cycle of sorted states is one of unsorted ones too: going round it 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,19 @@ from ...semantics.properties import (
     CLEAN_SHUTDOWN,
     CRASH_OVER_HANG,
     NO_FALSE_ABORT,
+    NO_LIVELOCK,
     NO_STRANDING,
+    TAKES_PART,
     Property,
 )
-from ..reference import ADVANCES, DETECTS, ORDINARY, Verdict, seen_on_an_edge
-from .layout import Array
+from ..reference import Verdict, seen_on_an_edge
+from . import layout
+from .layout import ADVANCES, DETECTS, ORDINARY, Array
 from .search import PackedGraph
 
 
 class Judge:
-    """What the properties ask of a finished graph, each worked out once."""
+    """Holds what the properties ask of a finished graph, each worked out once."""
 
     def __init__(self, graph: PackedGraph, sweeps: Any, *, judge_all: bool = False) -> None:
         self.graph, self.sweeps, self.judge_all = graph, sweeps, judge_all
@@ -39,8 +43,12 @@ class Judge:
 
     def verdict(self, prop: Property) -> Verdict:
         """As `reference.check` judges it."""
-        if prop is NO_STRANDING:
-            return self._no_stranding()
+        if prop in (NO_STRANDING, NO_LIVELOCK):
+            return self._always_again(prop)
+        if prop is TAKES_PART:
+            edges = np.flatnonzero(self.graph.labels & layout.TAKES_PART == layout.TAKES_PART)
+            state = int(np.searchsorted(self.graph.starts, edges[0], side="right")) - 1 if len(edges) else None
+            return Verdict(prop, state is not None, state)
         if prop in (CRASH_OVER_HANG, CLEAN_SHUTDOWN):
             bad = self._first_hang() if prop is CRASH_OVER_HANG else self._first_unclean()
             return Verdict(prop, bad is None, bad)
@@ -72,26 +80,39 @@ class Judge:
         reached = far[starts & (far < unreached)]
         return int(reached.max()) if len(reached) else None
 
-    def _no_stranding(self) -> Verdict:
-        """AG EF per rank, all ranks at once: bit r of a mask is set where rank r can still advance."""
+    def _always_again(self, prop: Property) -> Verdict:
+        """AG EF per rank, as `reference` defines it, all ranks at once."""
+        good = self._can_advance
+        if prop is NO_LIVELOCK:
+            good = self._can_get_to(layout.TAKES_PART) | ~good
+        bad = ~good & ~self.idle & np.uint64((1 << self.ranks) - 1)
+        if not self.judge_all:
+            bad[self.failed] = 0
+        first = _first(bad != 0)
+        if first is None:
+            return Verdict(prop, True)
+        stuck = int(bad[first])
+        return Verdict(prop, False, first, (stuck & -stuck).bit_length() - 1)
+
+    @cached_property
+    def _can_advance(self) -> Array:
+        return self._can_get_to(ORDINARY | ADVANCES)
+
+    def _can_get_to(self, goal: int) -> Array:
+        """Return, per state, a bit for each rank that some path leads to a step of with all bits of `goal`."""
         graph, alone, helped = self.graph, 0xFFFFFFFF, 0xFFFFFFFF << 32
-        helps = [bool(label & ORDINARY) * alone | bool(label & (ORDINARY | DETECTS)) * helped for label in range(8)]
-        steps = [helps[label] & (1 | 1 << 32) if label & ADVANCES else 0 for label in range(8)]
+        helps, steps = [], []
+        for label in range(8):
+            ordinary, detects = bool(label & ORDINARY), label & layout.TAKES_PART == DETECTS
+            helps.append(ordinary * alone | (ordinary or detects) * helped)
+            steps.append((label & goal == goal) * (1 | 1 << 32) | (detects and bool(label & ADVANCES)) * (1 << 32))
         nowhere = np.full(len(self.failed), -1, np.int32)
         own = self.sweeps.marks(graph, nowhere, np.array(steps, np.uint64))
         if graph.reduced:
             own[self.failed] |= np.uint64(helped)  # nothing goes on from there, but detection ends everybody
         self.sweeps.carry(graph, np.array(helps, np.uint64), own)
-        if not self.judge_all:
-            own = np.where(self.faulty, own >> np.uint64(32), own)
-        bad = ~own & ~self.idle & np.uint64((1 << self.ranks) - 1)
-        if not self.judge_all:
-            bad[self.failed] = 0
-        first = _first(bad != 0)
-        if first is None:
-            return Verdict(NO_STRANDING, True)
-        stuck = int(bad[first])
-        return Verdict(NO_STRANDING, False, first, (stuck & -stuck).bit_length() - 1)
+        found: Array = own if self.judge_all else np.where(self.faulty, own >> np.uint64(32), own)
+        return found
 
     def _first_hang(self) -> int | None:
         """The first state after a failure from which some fair run goes on for ever, or stands still."""
@@ -101,7 +122,7 @@ class Judge:
             return None
         component = self.sweeps.components(graph, troubled)
         # the places of the ranks that detection takes out of the component, from this state and from all that follow
-        detects = np.array([label & DETECTS for label in range(8)], np.uint64)
+        detects = np.array([label & layout.TAKES_PART == DETECTS for label in range(8)], np.uint64)
         taken = self.sweeps.marks(graph, component, detects)
         self.sweeps.keep(graph, component, taken)
         leaves, stirs, _ = self.sweeps.turns(graph, component)

@@ -3,7 +3,7 @@
 States are numbered in the order of their discovery, as by the reference (`reference.explore`), and so are the
 edges of each: without symmetry the two graphs are equal.
 
-Left out: the inner loop (`compiled.py`, `vectors.py`), and what is judged on the graph (`judge.py`).
+Left out: the inner loop (`numba_search.py`, `numpy_search.py`), and what is judged on the graph (`properties.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import numpy as np
 from ....host import available_memory
 from ...semantics import transport
 from ...semantics.network import Network, NetworkState
-from ..reference import Edge, Progress
-from .layout import Array, in_place, layout
+from ..limits import Ended, Limit
+from ..reference import INTERRUPTED, Edge, Progress, Taken
+from .layout import ADVANCES, DETECTS, ORDINARY, TAKES_PART, Array, in_place, layout
 from .partial_order_reduction import Reduction
 from .state_encoding import Space
 
@@ -32,7 +33,7 @@ DONE, PAUSED, MISSED, FULL_STATES, FULL_EDGES, FULL_TABLE = range(6)
 """Why an inner loop stopped."""
 NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH = range(8)
 BUDGET, SYMMETRIC, NOBODY, NOTHING, IN_PLACE, AHEAD, LATE, FALLEN = range(8, 16)
-"""What stands where in its control block. AHEAD, LATE: how far it has looked ahead for misses, and how many states
+"""Places in the control block of a search. AHEAD, LATE: how far it has looked ahead for misses, and how many states
 have missed there. FALLEN: two places, one a role."""
 MOST_MISSES = 1 << 12
 """Outcomes that are asked for at once, about."""
@@ -103,6 +104,10 @@ class PackedGraph:
         return len(self.targets)
 
     @cached_property
+    def taken(self) -> frozenset[Taken]:
+        return self.space.taken()
+
+    @cached_property
     def starts(self) -> Array:
         """Where the edges of each state begin, and where those of the last one end."""
         starts = np.zeros(len(self.degrees) + 1, np.int64)
@@ -158,7 +163,7 @@ class PackedGraph:
         return int(self.orbits.sum()), int((self.orbits[: len(self.degrees)] * self.degrees).sum())
 
     def stands_for(self, number: int, state: NetworkState) -> bool:
-        """Whether `state` is the one of this number, up to the order of its workers where that is free."""
+        """Return whether `state` is the one of this number, up to the order of its workers where that is free."""
         return self.space.encode(state) == self._unpacked(number)
 
     def _unpacked(self, number: int) -> list[int]:
@@ -168,8 +173,15 @@ class PackedGraph:
     def _edges(self, number: int) -> list[Edge]:
         here = slice(int(self.starts[number]), int(self.starts[number + 1]))
         return [
-            Edge(int(label) >> 3, int(target), bool(label & 4), bool(label & 2), bool(label & 1))
-            for target, label in zip(self.targets[here], self.labels[here], strict=True)
+            Edge(
+                int(label) >> 3,
+                int(target),
+                bool(label & ORDINARY),
+                bool(label & ADVANCES),
+                label & TAKES_PART == DETECTS,
+                label & TAKES_PART == TAKES_PART,
+            )
+            for target, label in zip(self.targets[here].tolist(), self.labels[here].tolist(), strict=True)
         ]
 
 
@@ -178,7 +190,7 @@ class OutOfMemory(MemoryError):
 
 
 class Arrays:
-    """What an inner loop writes to, and how it grows."""
+    """Holds what an inner loop writes to, and how it grows."""
 
     def __init__(self, space: Space) -> None:
         self.space = space
@@ -317,19 +329,24 @@ def explore(
     symmetric: bool = False,
     reduction: Reduction | None = None,
     progress: Progress | None = None,
+    limit: Limit | None = None,
+    pause: int | None = None,
 ) -> PackedGraph:
-    """Every reachable state, breadth first, by an inner loop (`compiled` or `vectors`).
+    """Return every reachable state, breadth first, by an inner loop (`numba_search` or `numpy_search`).
 
-    Ends early on Ctrl-C, and where memory will not do; the graph then says so, and holds what was covered.
+    The search ends early on Ctrl-C, at a `limit`, and where memory will not do; the graph then says so, and holds what
+    was covered. It is looked whether to end every `pause` parents (PAUSE unless given).
     """
+    pause = PAUSE if pause is None else pause
     space = Space(network, symmetric=symmetric, reduction=reduction)
     arrays = Arrays(space)
     arrays.new_table(loops.rehash)
     control, stopped, levels = arrays.control, None, [0]
-    loops.search(arrays, space.tables())  # loads or compiles it: there is nothing to do until UNTIL is set
     begin = time.perf_counter()
-    control[UNTIL] = PAUSE
     try:
+        loops.search(arrays, space.tables())  # loads or compiles it: there is nothing to do until UNTIL is set
+        begin = time.perf_counter()
+        control[UNTIL] = pause
         with _nothing_collected():
             while (status := loops.search(arrays, space.tables())) != DONE:
                 if status == MISSED:
@@ -342,13 +359,17 @@ def explore(
                     arrays.new_table(loops.rehash)
                 else:
                     _afford(0)
-                    control[UNTIL] = control[NEXT] + PAUSE
+                    control[UNTIL] = control[NEXT] + pause
+                if limit is not None:
+                    limit(int(control[STATES]))
                 if progress is not None:
                     states, done = int(control[STATES]), int(control[NEXT])
                     levels = _levels(arrays.parents[:states], levels)
                     progress(states, int(np.searchsorted(levels, done, side="right")) - 1, states - done)
     except KeyboardInterrupt:
-        stopped = "interrupted"
+        stopped = INTERRUPTED
+    except Ended as ended:
+        stopped = str(ended)
     except MemoryError as error:
         stopped = f"out of memory ({error})"
     return _graph(space, arrays, stopped, time.perf_counter() - begin)

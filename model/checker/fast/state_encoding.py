@@ -1,13 +1,13 @@
 """A network's states as small integers in fixed fields, and what follows from them as arrays, for the fast engines.
 
-A *lane* is where one rank is: its local (`..lts`) and what it has put into each unfinished collective. A state is
+A *lane* is where one rank is: its local (`lts.py`) and what it has put into each unfinished collective. A state is
 one lane a rank, the slots of the channels and the faults spent. Nearly every move changes one lane alone, so a lane
 is worked out once, when a search first meets it: its options, in the order of `Network.successors`. What an option
 also depends on (who has issued, what was delivered, what is in a slot) is either a rule on the ranks' entries, as in
-`..transport`, or an outcome that is looked up; one that is not there yet is *missed*, and worked out by `resolve`.
+`transport.py`, or an outcome that is looked up; one that is not there yet is *missed*, and worked out by `resolve`.
 
-What stands where in the arrays says `facts.py`; what a rank may do whatever it is in, `menus.py`. Left out: the search
-itself (`compiled.py`, `vectors.py`).
+What stands where in the arrays says `layout.py`; what a rank may do whatever it is in, `moves.py`. Left out: the search
+itself (`numba_search.py`, `numpy_search.py`).
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from ....errors import UsageError
 from ...semantics.lts import CRASHED, Interner, Step
 from ...semantics.network import CRASH, STALL, Network, NetworkState
 from ...semantics.properties import NO_MISPAIRING
-from ...tables import By, Data, Kind, Put, Take
+from ...tables import Data, Kind, Put, Take
+from ..reference import Taken
 from .layout import (
     ADVANCES,
     ALL,
     BASE,
     BIAS,
+    CHECKS,
     CLOSING,
     COUNTER,
-    DETECTS,
+    DROPS_FINISHED,
     END,
     ENTRIES,
     FAILED,
@@ -43,7 +44,6 @@ from .layout import (
     ROOT,
     STALLED,
     TERMINAL,
-    TIDIES,
     WAITS_IN,
     A,
     Array,
@@ -57,14 +57,12 @@ from .layout import (
     memo_parts,
     memo_place,
 )
-from .moves import Menus, Move
+from .moves import LocalMoves, Move
 from .partial_order_reduction import Reduction
 
 Columns = tuple[tuple[int, ...], ...]
 """Per group what a rank has put into its unfinished collectives: +c issued and waiting, -c issued and gone."""
 
-MAX_RANKS = 32
-"""A rank is two bits of a mask."""
 MAX_SORTED = 16
 """Workers that can be sorted: a place is four bits."""
 CLOSING_PHASES = ("shutdown", "stopped")
@@ -77,8 +75,6 @@ class Space:
     """A network, unfolded into lanes as far as a search asks for it. `symmetric`: workers are interchangeable."""
 
     def __init__(self, network: Network, *, symmetric: bool = False, reduction: Reduction | None = None) -> None:
-        if network.ranks > MAX_RANKS:
-            raise UsageError(f"{network.ranks} ranks are too many to search", do=f"take at most {MAX_RANKS}")
         self.network, self.symmetric, self.reduction = network, symmetric, reduction
         self._lts = network.lts[0], network.lts[min(1, network.ranks - 1)]
         self.layout: Layout
@@ -91,7 +87,7 @@ class Space:
         self.channels: tuple[Interner[Data], ...] = tuple(Interner() for _ in network.protocol.slots)
         for channel in self.channels:
             channel(Ellipsis)  # 0 is empty
-        self._menus = Menus(network, self._lts, self.channels, self.seen_names, reduced=reduction is not None)
+        self._menus = LocalMoves(network, self._lts, self.channels, self.seen_names, reduced=reduction is not None)
         self._wires: Interner[tuple[Any, ...]] = Interner()
         self._names: Interner[str] = Interner()
         self._points: Interner[str] = Interner()
@@ -109,6 +105,9 @@ class Space:
         self._lane_array = np.zeros((2, 256, LANE_FACTS), np.int32)
         self._column_array = np.zeros((2, 256, max(groups, 1), ENTRIES + 4), np.int32)
         self._option_array = np.zeros((1024, 8), np.int64)
+        self._taken_array = np.zeros(1024, np.uint8)
+        self._rows: list[Taken | None] = []
+        """Per option the row that it takes."""
         self._written = [0, 0, 0]
         """How many columns of either role, and options, are in their arrays."""
         self._contributions = np.zeros((64, 8), np.int32)
@@ -187,10 +186,14 @@ class Space:
         """Work out a lane's options, in the order of `Network.successors`."""
         local, columns = self.lanes[role].items[number]
         hasty = self.reduction is not None and self.reduction.is_hasty(role, local)
+        menu = self._menus.of(role, local)
+        self._facts[role][number][CHECKS] = len(self._options)
+        for check in next((move.checks for move in menu[0] if move.checks), ()):
+            self._option(role, local, columns, check)
         bounds = [len(self._options)]
         self._collectives(role, number)
         outstanding = any(entry > 0 for group in self.network.stream_groups for entry in columns[group])
-        for part, moves in enumerate(self._menus.of(role, local)):
+        for part, moves in enumerate(menu):
             if not hasty or part == 0:
                 for move in moves:
                     if not (move.syncs and outstanding):
@@ -215,14 +218,16 @@ class Space:
             elif move.fails:
                 columns = self._gone(columns)
             target = self.lane(role, move.to, columns)
-        option = self._add(move.option, target, move.bits, move.a, move.b, move.c, move.striking, move.sees)
+        option = self._add(
+            move.option, target, move.bits, move.a, move.b, move.c, move.striking, move.sees, row=move.row
+        )
         if move.takes is not None:
             self._sources[option] = (role, self.lanes[role].index[local, columns])
             self._taking[option] = move.takes
         return option
 
     def _collectives(self, role: int, number: int) -> None:
-        """What a rank is in: the earliest of each device stream, and the one that its host waits in."""
+        """Return what a rank is in: the earliest of each device stream, and the one that its host waits in."""
         local, columns = self.lanes[role].items[number]
         for group in self.network.stream_groups:
             self._device(role, number, group)
@@ -242,10 +247,10 @@ class Space:
         if at < 0 or (last and self._facts[role][number][WAITS_IN] == group):
             return
         after = self.lane(role, local, _left(columns, group, at))
-        self._add(Option.DEVICE, after, TIDIES, group, at, columns[group][at])
+        self._add(Option.DEVICE, after, DROPS_FINISHED, group, at, columns[group][at])
 
     def _gone(self, columns: Columns) -> Columns:
-        """What a rank leaves behind that is no longer in any collective."""
+        """Return what a rank leaves behind that is no longer in any collective."""
         if not any(map(any, columns)):
             return columns
         return tuple(tuple(self.network.lost(entry) if entry > 0 else entry for entry in column) for column in columns)
@@ -260,10 +265,12 @@ class Space:
         c: int = 0,
         striking: int = 0,
         seen: int = 0,
+        row: Taken | None = None,
     ) -> int:
         if not self.network.protocol.groups:
-            bits &= ~TIDIES
+            bits &= ~DROPS_FINISHED
         self._options.append((option, target, bits, a, b, c, striking, seen))
+        self._rows.append(row)
         return len(self._options) - 1
 
     # ── outcomes ────────────────────────────────────────────────────────────────────────────────────
@@ -302,8 +309,9 @@ class Space:
         group, at = self._options[option][A], self._options[option][B]
         step = self._lts[role].complete(local, self.data.items[data])
         target = self.lane(role, step.target, _left(columns, group, at))
-        bits = ADVANCES * (step.target != local) | DETECTS * (step.row.by is By.DETECTION) | TIDIES | NORMALISES
-        return self._add(Option.FREE, target, bits, seen=self._menus.names_of(step.seen))
+        bits = ADVANCES * (step.target != local) | DROPS_FINISHED | NORMALISES
+        seen = self._menus.names_of(step.seen)
+        return self._add(Option.FREE, target, bits, seen=seen, row=(role, *step.row.key))
 
     def _taken(self, option: int, value: int) -> int:
         role, number = self._sources[option]
@@ -348,6 +356,7 @@ class Space:
             self._option_array,
             self._contributions,
             *self._memo,
+            self._taken_array,
             self._strikes,
             np.array(self.network.stream_groups, np.int32),
         )
@@ -370,9 +379,15 @@ class Space:
                     self._know(entry)
             self._written[role] = len(facts)
         self._option_array = _room(self._option_array, len(self._options))
+        self._taken_array = _room(self._taken_array, len(self._options))
         if new := self._options[self._written[2] :]:
             self._option_array[self._written[2] : len(self._options)] = new
         self._written[2] = len(self._options)
+
+    def taken(self) -> frozenset[Taken]:
+        """Return the rows that the search has taken."""
+        options = np.flatnonzero(self._taken_array[: len(self._rows)]).tolist()
+        return frozenset(row for option in options if (row := self._rows[option]) is not None)
 
     def _strike_table(self) -> Array:
         """Per kind without a row, and rank: the states of any rank in which it strikes."""
@@ -405,7 +420,7 @@ class Space:
         return [driver + more, *[worker] * workers, *[width for width in slots for _ in range(workers)], faults]
 
     def fits(self, into: Layout) -> bool:
-        """Whether every lane and value has room in its field."""
+        """Return whether every lane and value has room in its field."""
         return all(width <= int(mask).bit_length() for width, mask in zip(self._widths(0, 0), into.mask, strict=True))
 
     def start(self) -> list[int]:
@@ -425,7 +440,7 @@ class Space:
         return NetworkState(tuple(local for local, _ in lanes), tuple(queues), tuple(slots), fields[-1])
 
     def slot_item(self, slot: int, value: int) -> int:
-        """What a slot's field stands for, as `NetworkState.slots` numbers it."""
+        """Return what a slot's field stands for, as `NetworkState.slots` numbers it."""
         channel = self.channels[slot // (self.network.ranks - 1)]
         return self.network.values(channel.items[value]) + 1
 
@@ -481,11 +496,15 @@ def _left(columns: Columns, group: int, at: int) -> Columns:
 
 
 def indexes_a_worker(network: Network) -> str | None:
-    """The row, collective or fault that tells one worker from another; None where they are interchangeable."""
+    """Return the row, collective or fault that tells one worker from another; None where they are interchangeable."""
     for role in network.protocol.roles:
         for row in role.rows:
-            if isinstance(row.gate, Put | Take) and row.gate.worker is not None:
-                return f"row {row} of {role.name} picks a worker for slot `{row.gate.slot.name}`"
+            if isinstance(row.gate, Put | Take):
+                slot = row.gate.slot.name
+                if row.gate.worker is not None:
+                    return f"row {row} of {role.name} picks a worker for slot `{slot}`"
+                # lanes are sorted without their slots, which would then be another worker's
+                return f"row {row} of {role.name} has a slot `{slot}` of its own"
     for op in network.protocol.schedule:
         if op.root not in (None, 0):
             return f"collective `{op.name}` has rank{op.root} as its root"

@@ -6,9 +6,9 @@ argument, `tests/model/checker/parametric/test_prove.py` holds it against concre
 
 Three things allow more than a network does, so that the states stay few: nothing bounds how far rank0 runs ahead of
 the slowest worker, as that bound grows with the world; broadcasts that differ in nothing but their ids are a *heap*
-(`lanes.py`), however many they are; of a dead worker only what it had put in is kept, so that nobody waits for it.
+(`abstract_state.py`), however many they are; of a dead worker only what it had put in is kept: nobody waits for it.
 
-Left out: what cannot be told of a crowd: who is who, how many, and how long anything takes.
+Left out: what cannot be told of a set: who is who, how many, and how long anything takes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ...semantics.lts import Info, Step
 from ...semantics.network import CRASH, STALL, Network, Point
 from ...semantics.properties import NO_MISPAIRING
 from ...tables import By, Collective, Data, Meet
-from .abstract_state import DRIVER, WORKER, Column, CrowdState, Lanes, Lost, before
-from .local_steps import ELSEWHERE, Ahead, refuse
+from .abstract_state import DRIVER, WORKER, AbstractState, Column, Lanes, Lost, before
+from .local_steps import ELSEWHERE, LocalSteps, refuse
 
 
 class Hop(NamedTuple):
@@ -49,7 +49,7 @@ class _Member(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """What a move makes of the rank: its new lane, or None for a worker that has failed, having put in `lost`."""
+    """Holds what a move makes of the rank: its new lane, or None for a worker that has failed, having put in `lost`."""
 
     hop: Hop
     lane: int | None
@@ -60,11 +60,11 @@ class _Outcome(NamedTuple):
 
 
 _Entry = tuple[int, bool]
-"""What a member has put in, and whether it has come to its end."""
+"""Holds what a member has put in, and whether it has come to its end."""
 
 
 class _Pairing(NamedTuple):
-    """What a collective does for one member, given the set of what is in it."""
+    """Holds what a collective does for one member, given the set of what is in it."""
 
     may: bool
     must: bool
@@ -74,7 +74,7 @@ class _Pairing(NamedTuple):
     """A member that it waits for has come to its end."""
 
 
-class Crowd:
+class AbstractNetwork:
     """The moves of a network's protocol over any number of workers, whatever that network's own number is."""
 
     def __init__(self, network: Network) -> None:
@@ -85,18 +85,18 @@ class Crowd:
         self.lanes = Lanes(network.protocol, network.scope, stream=network.stream)
         streams = network.protocol.streams if network.stream else ()
         self._streams = [self.lanes.group[g] for g in streams if g in self.lanes.group]
-        self.ahead = Ahead(self.lanes, network.kinds)
+        self.local_steps = LocalSteps(self.lanes, network.kinds)
         self._pairings: dict[tuple[int, int, _Entry, frozenset[_Entry]], _Pairing] = {}
 
-    def initial(self) -> tuple[CrowdState, tuple[str, ...]]:
+    def initial(self) -> tuple[AbstractState, tuple[str, ...]]:
         """All ranks at the start of their tables, of which at least one is a worker, and what is seen at once."""
-        driver, seen = self.ahead(DRIVER, self.lanes.start(DRIVER))
-        worker, also = self.ahead(WORKER, self.lanes.start(WORKER))
+        driver, seen = self.local_steps(DRIVER, self.lanes.start(DRIVER))
+        worker, also = self.local_steps(WORKER, self.lanes.start(WORKER))
         heaps: tuple[tuple[int, ...], ...] = ((),) * len(self.lanes.group)
-        first = CrowdState(driver, frozenset({worker}), (), frozenset(), heaps, False, 0)
+        first = AbstractState(driver, frozenset({worker}), (), frozenset(), heaps, False, 0)
         return self.lanes.normal(first), seen + also
 
-    def successors(self, state: CrowdState) -> Iterator[tuple[Hop, CrowdState]]:
+    def successors(self, state: AbstractState) -> Iterator[tuple[Hop, AbstractState]]:
         """Every move that some network could make from here, with the state that it leads to."""
         self._puts_in_no_ids(state)
         members = self._members(state)
@@ -105,15 +105,15 @@ class Crowd:
                 for after in self._after(state, me, outcome):
                     yield outcome.hop, self.lanes.normal(after)
 
-    def _members(self, state: CrowdState) -> list[_Member]:
+    def _members(self, state: AbstractState) -> list[_Member]:
         info = self.lanes.info
         found = [_Member(DRIVER, state.driver, info(DRIVER, state.driver), False)]
-        found += (_Member(WORKER, n, info(WORKER, n), False) for n in sorted(state.crowd))
+        found += (_Member(WORKER, n, info(WORKER, n), False) for n in sorted(state.occupied))
         found += (_Member(WORKER, n, info(WORKER, n), True) for n in state.singles)
         return found
 
-    def _after(self, state: CrowdState, me: _Member, outcome: _Outcome) -> Iterator[CrowdState]:
-        """The state with the mover's lane replaced: in a crowd it was the last one there, or others stay."""
+    def _after(self, state: AbstractState, me: _Member, outcome: _Outcome) -> Iterator[AbstractState]:
+        """Yield the state with the mover's lane replaced: it was the last one there, or others stay."""
         lane, faults = outcome.lane, state.faults + outcome.cost
         if me.role == DRIVER and lane is not None:
             failed = state.failed or self.lanes.info(DRIVER, lane).failed
@@ -129,12 +129,12 @@ class Crowd:
             return
         singles = state.singles if lane is None or not outcome.struck else tuple(sorted((*state.singles, lane)))
         joins = frozenset() if lane is None or outcome.struck else frozenset({lane})
-        for stays in (state.crowd, state.crowd - {me.number}):
-            yield after._replace(crowd=stays | joins, singles=singles)
+        for stays in (state.occupied, state.occupied - {me.number}):
+            yield after._replace(occupied=stays | joins, singles=singles)
 
     # ── what one member may do ──────────────────────────────────────────────────────────────────────
 
-    def _outcomes(self, state: CrowdState, members: Sequence[_Member], me: _Member) -> Iterator[_Outcome]:
+    def _outcomes(self, state: AbstractState, members: Sequence[_Member], me: _Member) -> Iterator[_Outcome]:
         for group in self._streams:
             yield from self._on_device(state, members, me, group)
         if me.info.terminal:
@@ -158,7 +158,7 @@ class Crowd:
                 yield from self._taken(state, me, step)
 
     def _strikes_of(
-        self, state: CrowdState, members: Sequence[_Member], me: _Member, rows: Sequence[Step]
+        self, state: AbstractState, members: Sequence[_Member], me: _Member, rows: Sequence[Step]
     ) -> Iterator[_Outcome]:
         for step in rows:
             if self._strikes(step.row.fault, state, members, me):
@@ -168,7 +168,7 @@ class Crowd:
         if self._strikes(STALL, state, members, me):
             yield _Outcome(self._hop(me, STALL, STALL), self._stalled(me, True))
 
-    def _strikes(self, kind: str, state: CrowdState, members: Sequence[_Member], me: _Member) -> bool:
+    def _strikes(self, kind: str, state: AbstractState, members: Sequence[_Member], me: _Member) -> bool:
         """As `Network` has it; a point that names a worker means any worker, and once some rank has failed, a point
         in a failed state is met."""
         if kind not in self.kinds:
@@ -184,20 +184,20 @@ class Crowd:
     def _stalled(self, me: _Member, stalled: bool) -> int:
         return self.lanes.put(me.role, me.number, self.lanes.lts[me.role].stalled(self._local(me), stalled))
 
-    def _taken(self, state: CrowdState, me: _Member, step: Step) -> Iterator[_Outcome]:
+    def _taken(self, state: AbstractState, me: _Member, step: Step) -> Iterator[_Outcome]:
         """A step of the tables: the rank moves, issues a collective, or fails."""
         certain = step.row.by not in (By.FAULT, By.DETECTION) and step.target != self._local(me)
         hop = self._hop(me, step.row.event, step.edge, certain, step.seen)
         if self.lanes.lts[me.role].info(step.target).failed:
             yield from self._fails(state, hop, me, step.target)
         else:
-            yield self._arrives(hop, me, self.ahead.stepped(me.role, me.number, step))
+            yield self._arrives(hop, me, self.local_steps.stepped(me.role, me.number, step))
 
     def _arrives(self, hop: Hop, me: _Member, lane: int) -> _Outcome:
-        on, seen = self.ahead(me.role, lane)
+        on, seen = self.local_steps(me.role, lane)
         return _Outcome(hop._replace(seen=hop.seen + seen) if seen else hop, on)
 
-    def _fails(self, state: CrowdState, hop: Hop, me: _Member, local: int) -> Iterator[_Outcome]:
+    def _fails(self, state: AbstractState, hop: Hop, me: _Member, local: int) -> Iterator[_Outcome]:
         """The rank fails at `local`. It may have been brought on to collectives that it never came to issue."""
         columns = self.lanes.lane(me.role, me.number).columns
         for issued in product(*map(_may_have_issued, columns)):
@@ -211,8 +211,8 @@ class Crowd:
                     yield _Outcome(hop, gone, frozenset(_put_in(other)))
 
     def _open(self, members: Sequence[_Member], me: _Member, step: Step) -> bool:
-        """Whether the step's gate is open, and its stream has run dry."""
-        if step.row.syncs and any(self._outstanding(me, group) for group in self._streams):
+        """Return whether the step's gate is open, and its stream has run dry."""
+        if step.row.syncs and any(self._outstanding(me, group) is not None for group in self._streams):
             return False
         if isinstance(step.row.gate, Meet):
             return all(m.info.counter >= me.info.counter for m in members)
@@ -221,7 +221,7 @@ class Crowd:
     # ── collectives ─────────────────────────────────────────────────────────────────────────────────
 
     def _completion(
-        self, state: CrowdState, members: Sequence[_Member], me: _Member, op: Collective
+        self, state: AbstractState, members: Sequence[_Member], me: _Member, op: Collective
     ) -> Iterator[_Outcome]:
         """The collective that the host waits in completes for it, after all that it had issued before."""
         group = self.lanes.group[op.group]
@@ -241,7 +241,9 @@ class Crowd:
             more_to_go = self.lanes.lts[WORKER].rebased(step.target, by)
             yield self._arrives(hop, me, self.lanes.put(WORKER, me.number, more_to_go, group, column[:at]))
 
-    def _on_device(self, state: CrowdState, members: Sequence[_Member], me: _Member, group: int) -> Iterator[_Outcome]:
+    def _on_device(
+        self, state: AbstractState, members: Sequence[_Member], me: _Member, group: int
+    ) -> Iterator[_Outcome]:
         """The earliest collective on the rank's stream completes, unless the host waits in it."""
         at, lane = self._outstanding(me, group), self.lanes.lane(me.role, me.number)
         column, op = lane.columns[group], me.info.op
@@ -256,8 +258,8 @@ class Crowd:
         left = (*column[:at], -column[at], *column[at + 1 :])
         yield _Outcome(hop, self.lanes.put(me.role, me.number, lane.local, group, left))
 
-    def _pairing(self, state: CrowdState, members: Sequence[_Member], me: _Member, group: int) -> _Pairing | None:
-        """What the earliest collective of the group that the member is in does for it; None if it is in none."""
+    def _pairing(self, state: AbstractState, members: Sequence[_Member], me: _Member, group: int) -> _Pairing | None:
+        """Return what the earliest collective of the group that the member is in does for it; None if it is in none."""
         at = self._outstanding(me, group)
         if at is None:
             return None
@@ -285,8 +287,8 @@ class Crowd:
             any(entries[m][1] for m in missing),
         )
 
-    def _gone_for(self, state: CrowdState, members: Sequence[_Member], me: _Member) -> bool:
-        """Whether the member waits for a rank that is no longer there to come."""
+    def _gone_for(self, state: AbstractState, members: Sequence[_Member], me: _Member) -> bool:
+        """Return whether the member waits for a rank that is no longer there to come."""
         op = me.info.op
         groups = [self.lanes.group[op.group]] if op is not None else self._streams
         pairings = (self._pairing(state, members, me, group) for group in groups)
@@ -299,7 +301,7 @@ class Crowd:
 
     # ── ids behind a heap ───────────────────────────────────────────────────────────────────────────
 
-    def _behind(self, state: CrowdState, number: int) -> Iterator[int]:
+    def _behind(self, state: AbstractState, number: int) -> Iterator[int]:
         """The groups in which a worker has a heap to go whose ids rise: its own are right for that heap alone."""
         columns = self.lanes.lane(WORKER, number).columns
         for group, heaps in enumerate(state.heaps):
@@ -307,12 +309,12 @@ class Crowd:
                 if before(columns[group], at) and self.lanes.step(self.lanes.entry(DRIVER, state.driver, group, at)):
                     yield group
 
-    def _puts_in_no_ids(self, state: CrowdState) -> None:
+    def _puts_in_no_ids(self, state: AbstractState) -> None:
         for number in state.workers():
             if any(self.lanes.shows_ids(number, group) for group in self._behind(state, number)):
                 self._refuse(number)
 
-    def _is_given_no_ids(self, state: CrowdState, me: _Member, op: Collective, value: Data) -> None:
+    def _is_given_no_ids(self, state: AbstractState, me: _Member, op: Collective, value: Data) -> None:
         if me.role == DRIVER or not any(state.heaps) or not self.lanes.has_ids(value):
             return
         if any(group != self.lanes.group[op.group] for group in self._behind(state, me.number)):
@@ -334,7 +336,7 @@ class Crowd:
 
 
 def _may_have_issued(column: Column) -> Iterator[Column]:
-    """What a rank has put into a group's collectives if it was not yet there to issue the last that it is in."""
+    """Return what a rank has put into a group's collectives if it was not yet there to issue the last that it is in."""
     yield column
     while column and column[-1] > 0:
         column = column[:-1]
@@ -346,6 +348,6 @@ def _put_in(columns: Iterable[Column]) -> Iterator[Lost]:
 
 
 def _names(point: Point, role: int, *, default: int | None) -> bool:
-    """Whether a point of a fault is about a rank of this role."""
+    """Return whether a point of a fault is about a rank of this role."""
     rank = default if point.rank is None else point.rank
     return rank is None or (rank > 0) == (role == WORKER)

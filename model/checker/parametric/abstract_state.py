@@ -1,10 +1,10 @@
 """Lanes, and the one form in which a state of any number of workers is written down.
 
-A *lane* is where a rank is and what it has put into each unfinished collective. A crowd state keeps rank0's lane,
+A *lane* is where a rank is and what it has put into each unfinished collective. An abstract state keeps rank0's lane,
 and of the workers which lanes are occupied, not by how many. Its normal form counts ids from rank0's, drops
 collectives that everybody has left, and keeps broadcasts that differ in nothing but their ids as one *heap*.
 
-Left out: what may happen next (`crowd.py`).
+Left out: what may happen next (`abstract_network.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DRIVER, WORKER = 0, 1
 """The two roles, as indices."""
 
 Column = tuple[int, ...]
-"""What one rank has put into the unfinished collectives of a group: +c waiting in it, -c it has left."""
+"""Holds what one rank has put into the unfinished collectives of a group: +c waiting in it, -c it has left."""
 
 
 class Lane(NamedTuple):
@@ -31,23 +31,23 @@ class Lane(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """What a dead worker has put into the collective at a place of a group's queue."""
+    """Holds what a dead worker has put into the collective at a place of a group's queue."""
 
     group: int
     at: int
     entry: int
 
 
-class CrowdState(NamedTuple):
+class AbstractState(NamedTuple):
     """Everything at one moment, of a network of any size. Lanes are numbered, each role's by itself."""
 
     driver: int
-    crowd: frozenset[int]
+    occupied: frozenset[int]
     """The lanes that some live worker is in, among those that no fault has struck."""
     singles: tuple[int, ...]
     """The lane of each live worker that a fault has struck, sorted: these are counted."""
     dead: frozenset[Lost]
-    """What dead workers have put in and no other rank has put in likewise."""
+    """Holds what dead workers have put in and no other rank has put in likewise."""
     heaps: tuple[tuple[int, ...], ...]
     """Per group: the places that stand for one or more broadcasts, of which a lane before it has the last to go,
     and perhaps others."""
@@ -56,7 +56,7 @@ class CrowdState(NamedTuple):
     faults: int
 
     def workers(self) -> frozenset[int]:
-        return self.crowd.union(self.singles)
+        return self.occupied.union(self.singles)
 
 
 class Lanes:
@@ -89,7 +89,7 @@ class Lanes:
         return self.lts[role].info(self.lane(role, number).local)
 
     def entry(self, role: int, number: int, group: int, at: int) -> int:
-        """What the lane has at this place of the group's queue; 0 if it has not issued that yet."""
+        """Return what the lane has at this place of the group's queue; 0 if it has not issued that yet."""
         column = self.lane(role, number).columns[group]
         return column[at] if at < len(column) else 0
 
@@ -118,7 +118,7 @@ class Lanes:
     # ── ids ─────────────────────────────────────────────────────────────────────────────────────────
 
     def has_ids(self, value: Data) -> bool:
-        """Whether ids stand in a value, so that it means something only beside others of its time."""
+        """Return whether ids stand in a value, so that it means something only beside others of its time."""
         return self.frame is not None and self.frame.rebase(value, 1) != value
 
     def step(self, entry: int) -> int:
@@ -152,7 +152,7 @@ class Lanes:
 
     # ── normal form ─────────────────────────────────────────────────────────────────────────────────
 
-    def normal(self, state: CrowdState) -> CrowdState:
+    def normal(self, state: AbstractState) -> AbstractState:
         """The same state in the one form in which it is kept."""
         by = -self.lts[DRIVER].base(self.lane(DRIVER, state.driver).local)
         if by:
@@ -170,17 +170,17 @@ class Lanes:
             state = state._replace(dead=frozenset(d for d in state.dead if not self._shown(state, d)))
         return state
 
-    def rebase(self, state: CrowdState, by: int) -> CrowdState:
+    def rebase(self, state: AbstractState, by: int) -> AbstractState:
         """The state with all its ids moved on."""
         return state._replace(
             driver=self.rebased(DRIVER, state.driver, by),
-            crowd=frozenset(self.rebased(WORKER, n, by) for n in state.crowd),
+            occupied=frozenset(self.rebased(WORKER, n, by) for n in state.occupied),
             singles=tuple(sorted(self.rebased(WORKER, n, by) for n in state.singles)),
             dead=frozenset(d._replace(entry=self.moved_on(d.entry, by)) for d in state.dead),
         )
 
-    def _over(self, state: CrowdState, group: int) -> bool:
-        """Whether every live rank has left the group's first collective, or will never issue it."""
+    def _over(self, state: AbstractState, group: int) -> bool:
+        """Return whether every live rank has left the group's first collective, or will never issue it."""
         column = self.lane(DRIVER, state.driver).columns[group]
         if column and column[0] > 0:
             return False
@@ -193,13 +193,13 @@ class Lanes:
         first = self.entry(role, number, group, 0)
         return first < 0 or (first == 0 and self.info(role, number).terminal)
 
-    def _drop(self, state: CrowdState, group: int) -> CrowdState:
+    def _drop(self, state: AbstractState, group: int) -> AbstractState:
         """The state without the first collective of a group."""
         dead = (d._replace(at=d.at - 1) if d.group == group else d for d in state.dead)
         heaps = tuple(at - 1 for at in state.heaps[group] if at)
         return state._replace(
             driver=self._without_first(DRIVER, state.driver, group),
-            crowd=frozenset(self._without_first(WORKER, n, group) for n in state.crowd),
+            occupied=frozenset(self._without_first(WORKER, n, group) for n in state.occupied),
             singles=tuple(sorted(self._without_first(WORKER, n, group) for n in state.singles)),
             dead=frozenset(d for d in dead if d.at >= 0),
             heaps=(*state.heaps[:group], heaps, *state.heaps[group + 1 :]),
@@ -212,9 +212,12 @@ class Lanes:
             found = self._cut[role, number, group] = self.put(role, number, lane.local, group, lane.columns[group][1:])
         return found
 
-    def _shown(self, state: CrowdState, dead: Lost) -> bool:
-        """Whether what a dead worker put in changes nothing, as another rank has put in the same: what a collective
-        does depends on the set of what is in it. To rank0's broadcast a worker puts in no more than its name."""
+    def _shown(self, state: AbstractState, dead: Lost) -> bool:
+        """Return whether what a dead worker put in changes nothing, as another rank has put in the same.
+
+        What a collective does depends on the set of what is in it. To rank0's broadcast a worker puts in no more than
+        its name.
+        """
         group, at, entry = dead
         root = self.entry(DRIVER, state.driver, group, at)
         if abs(root) == entry:
@@ -225,8 +228,8 @@ class Lanes:
 
     # ── heaps ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _folds(self, state: CrowdState, group: int, at: int) -> bool:
-        """Whether the broadcasts at this place and the next are one heap: rank0 has left both, the second is the
+    def _folds(self, state: AbstractState, group: int, at: int) -> bool:
+        """Return whether the broadcasts at this place and the next are one heap: rank0 has left both, the second is the
         first with its ids one on, everybody means the same by them, and whoever has the first to go can do nothing
         before it for which its ids would have to be right."""
         first, second = self.lane(DRIVER, state.driver).columns[group][at : at + 2]
@@ -254,12 +257,12 @@ class Lanes:
         return not self.shows_ids(number, group)
 
     def shows_ids(self, number: int, group: int) -> bool:
-        """Whether a worker waits in a collective of another group into which it has put ids."""
+        """Return whether a worker waits in a collective of another group into which it has put ids."""
         columns = self.lane(WORKER, number).columns
         waits = (e for g in self.groups if g != group for e in columns[g] if e > 0)
         return any(self.step(e) for e in waits)
 
-    def _fold(self, state: CrowdState, group: int, at: int) -> CrowdState:
+    def _fold(self, state: AbstractState, group: int, at: int) -> AbstractState:
         """The broadcast at this place and the next as one, of which the second stays. Whoever had the first to go is
         moved on as if it had had it, and so is all that lies before."""
         driver = self.lane(DRIVER, state.driver)
@@ -271,7 +274,7 @@ class Lanes:
         heaps = sorted({at, *(heap - (heap > at) for heap in state.heaps[group])})
         return state._replace(
             driver=self.put(DRIVER, state.driver, driver.local, group, column),
-            crowd=frozenset(self._fold_lane(n, group, at, by) for n in state.crowd),
+            occupied=frozenset(self._fold_lane(n, group, at, by) for n in state.occupied),
             singles=tuple(sorted(self._fold_lane(n, group, at, by) for n in state.singles)),
             dead=frozenset(dead),
             heaps=(*state.heaps[:group], tuple(heaps), *state.heaps[group + 1 :]),
@@ -290,5 +293,5 @@ class Lanes:
 
 
 def before(column: Column, at: int) -> bool:
-    """Whether a rank with this column has the collective at this place still to go, or waits in it."""
+    """Return whether a rank with this column has the collective at this place still to go, or waits in it."""
     return len(column) <= at or column[at] > 0

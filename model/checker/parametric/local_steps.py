@@ -1,9 +1,9 @@
 """Steps that nobody sees: a rank that has one way to go, and whom nothing but its end can hold up, is there already.
 
 Whatever others can do while it is on its way they can do once it has arrived, for all that it does to them is to
-issue what they may wait for. So a crowd has fewer lanes, those in which ranks wait or choose, and loses nothing.
+issue what they may wait for. So there are fewer lanes, those in which ranks wait or choose, and nothing is lost.
 
-Here stands also what a protocol must be for its workers to be a crowd. Left out: steps that others hold up or see.
+Here stands also what a protocol must be for its workers to be a set. Left out: steps that others hold up or see.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def refuse(protocol: Protocol) -> None:
         raise ModelError(f"it is about {protocol.ranks} ranks and no others", where=protocol.name)
 
 
-class Ahead:
+class LocalSteps:
     """A lane to the one at which its rank next waits, chooses or ends, and what is seen on the way."""
 
     def __init__(self, lanes: Lanes, kinds: Faults) -> None:
@@ -92,7 +92,7 @@ class Ahead:
         return (step, *nowhere)
 
     def _only_ends(self, lts: Lts, local: int, step: Step) -> bool:
-        """Whether faults and detection can do no more to the local than end it, as they can after the step."""
+        """Return whether faults and detection can do no more to the local than end it, as they can after the step."""
         here, there = lts.menu(local), lts.menu(step.target)
         struck = [s for s in here.faults if s.row.fault in self.kinds]
         if any(not lts.info(s.target).failed for s in (*struck, *here.detects)):

@@ -1,8 +1,8 @@
 """`genlock check --any-world-size`: safety and freedom from deadlock for every number of workers, in one search.
 
-Every state of a network of any size is one of the states searched here (`crowd.py`; `docs/any-world-size.md` has the
-theorem), so that what holds in these holds at every size. What fails here may be a state that no network has: it is
-looked for on real networks, from two ranks up, and called possibly spurious where none shows it.
+Every state of a network of any size is one of the states searched here (`docs/any-world-size.md` has the theorem), so
+that what holds in these holds at every size. What fails here may be a state that no network has: it is looked for on
+real networks, from two ranks up, and called possibly spurious where none shows it.
 
 Left out: claims about what comes in the end (no_stranding, crash_over_hang, clean_shutdown), what is only sometimes
 seen, and how many steps anything takes; of these a set of workers tells nothing.
@@ -17,18 +17,19 @@ from dataclasses import dataclass, field, replace
 
 from ....errors import Exit, UsageError
 from ...semantics.network import Network
-from ...semantics.properties import NO_FALSE_ABORT, NO_STRANDING, Property, properties_of
+from ...semantics.properties import NO_FALSE_ABORT, NO_LIVELOCK, NO_STRANDING, Property, properties_of
 from ...semantics.query import Query
 from ...semantics.run import Counterexample
 from ..counterexample import counterexample
-from ..reference import Progress, Result, StateGraph, Verdict, check
-from .abstract_network import Crowd, Hop
-from .abstract_state import DRIVER, WORKER, CrowdState
+from ..limits import Ended, Limit, limit
+from ..reference import INTERRUPTED, Progress, Result, StateGraph, Verdict, check
+from .abstract_network import AbstractNetwork, Hop
+from .abstract_state import DRIVER, WORKER, AbstractState
 
 NO_DEADLOCK = Property(
     "no_deadlock", "always", "until a rank fails or stalls or all have ended, some rank is bound to be able to go on"
 )
-"""What is left of `no_stranding` in a crowd: that everybody stands still is seen, that one rank is left behind not."""
+"""The part that is left of `no_stranding`: that everybody stands still is seen, that one rank is left behind is not."""
 
 CONFIRM_UP_TO = 5
 """A violation is looked for on networks of two ranks to so many,"""
@@ -37,21 +38,26 @@ CONFIRM_STATES = 400_000
 
 
 def covered(protocol: str) -> tuple[Property, ...]:
-    """The properties of a protocol that a crowd can show to hold."""
-    return (NO_DEADLOCK, *(p for p in properties_of(protocol) if p.kind == "always" and p is not NO_STRANDING))
+    """The properties of a protocol that a set of workers can show to hold."""
+    return (
+        NO_DEADLOCK,
+        *(p for p in properties_of(protocol) if p.kind == "always" and p not in (NO_STRANDING, NO_LIVELOCK)),
+    )
 
 
 @dataclass
 class Search:
     """The states found, how each was first reached, and where each property was first violated."""
 
-    states: list[CrowdState] = field(default_factory=list)
-    index: dict[CrowdState, int] = field(default_factory=dict)
+    states: list[AbstractState] = field(default_factory=list)
+    index: dict[AbstractState, int] = field(default_factory=dict)
     parent: list[tuple[int, Hop | None]] = field(default_factory=list)
     depth: list[int] = field(default_factory=list)
     hops: int = 0
     seen: dict[str, tuple[int, Hop | None]] = field(default_factory=dict)
     """Name of a property to the first state where it was named, and by which move from there (None: the state)."""
+    stopped: str | None = None
+    """Why the search did not come to its end."""
 
     def path(self, name: str) -> list[Hop]:
         """The moves by which a property was first violated."""
@@ -63,13 +69,18 @@ class Search:
         return moves[::-1]
 
 
-def explore(crowd: Crowd, properties: Sequence[Property], progress: Progress | None = None) -> Search:
-    """Every state of a crowd, breadth first, until each of these properties is violated."""
+def explore(
+    abstraction: AbstractNetwork,
+    properties: Sequence[Property],
+    progress: Progress | None = None,
+    limit: Limit | None = None,
+) -> Search:
+    """Return every state of an abstraction, breadth first, until each of these properties is violated."""
     wanted = {p.name for p in properties}
     found = Search()
     queue: deque[int] = deque()
 
-    def number(state: CrowdState, parent: int, hop: Hop | None) -> None:
+    def number(state: AbstractState, parent: int, hop: Hop | None) -> None:
         if state not in found.index:
             found.index[state] = len(found.states)
             found.depth.append(found.depth[parent] + 1 if found.states else 0)
@@ -77,28 +88,38 @@ def explore(crowd: Crowd, properties: Sequence[Property], progress: Progress | N
             found.states.append(state)
             found.parent.append((parent, hop))
 
-    first, names = crowd.initial()
+    first, names = abstraction.initial()
     number(first, 0, None)
     found.seen.update((name, (0, None)) for name in names)
-    while queue and not wanted <= found.seen.keys():
-        here = queue.popleft()
-        certain = False
-        for hop, after in crowd.successors(found.states[here]):
-            found.hops += 1
-            certain |= hop.certain
-            number(after, here, hop)
-            for name in hop.seen:
-                found.seen.setdefault(name, (here, hop))
-        for name in judged(crowd, found.states[here], certain):
-            found.seen.setdefault(name, (here, None))
-        if progress is not None and here % 1024 == 0:
-            progress(len(found.states), found.depth[here], len(queue))
+    try:
+        while queue and not wanted <= found.seen.keys():
+            here = queue.popleft()
+            certain = False
+            for hop, after in abstraction.successors(found.states[here]):
+                found.hops += 1
+                certain |= hop.certain
+                number(after, here, hop)
+                for name in hop.seen:
+                    found.seen.setdefault(name, (here, hop))
+            for name in judged(abstraction, found.states[here], certain):
+                found.seen.setdefault(name, (here, None))
+            if limit is not None and here % 64 == 0:
+                limit(len(found.states))
+            if progress is not None and here % 1024 == 0:
+                progress(len(found.states), found.depth[here], len(queue))
+    except KeyboardInterrupt:
+        found.stopped = INTERRUPTED
+    except Ended as ended:
+        found.stopped = str(ended)
     return found
 
 
-def judged(crowd: Crowd, state: CrowdState, certain: bool) -> Iterator[str]:
+def judged(abstraction: AbstractNetwork, state: AbstractState, certain: bool) -> Iterator[str]:
     """The properties that a state violates by itself. `certain`: somebody is bound to be able to go on."""
-    infos = [crowd.lanes.info(DRIVER, state.driver), *(crowd.lanes.info(WORKER, n) for n in state.workers())]
+    infos = [
+        abstraction.lanes.info(DRIVER, state.driver),
+        *(abstraction.lanes.info(WORKER, n) for n in state.workers()),
+    ]
     if state.failed and not state.faults:
         yield NO_FALSE_ABORT.name
     if not certain and not state.failed and not any(i.stalled for i in infos) and not all(i.terminal for i in infos):
@@ -107,7 +128,7 @@ def judged(crowd: Crowd, state: CrowdState, certain: bool) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Proof:
-    """What a search over any number of workers found."""
+    """Holds what a search over any number of workers found."""
 
     question: Query
     network: Network
@@ -121,9 +142,12 @@ class Proof:
     seconds: float
 
     def holds(self, prop: Property) -> bool | None:
-        """Whether a property holds at every world size; None: it fails in the abstraction alone, as far as is known."""
+        """Return whether a property holds at every world size.
+
+        None: it fails in the abstraction alone, as far as is known, or the search ended early.
+        """
         if prop.name not in self.search.seen:
-            return True
+            return None if self.search.stopped else True
         return False if prop.name in self.confirmed else None
 
     @property
@@ -132,8 +156,8 @@ class Proof:
 
     @property
     def spurious(self) -> tuple[Property, ...]:
-        """What fails in the abstraction, and on no network that was tried."""
-        return tuple(p for p in self.properties if self.holds(p) is None)
+        """Return what fails in the abstraction, and on no network that was tried."""
+        return tuple(p for p in self.properties if p.name in self.search.seen and self.holds(p) is None)
 
     @property
     def not_covered(self) -> tuple[Property, ...]:
@@ -146,10 +170,17 @@ class Proof:
     def status(self) -> Exit:
         if self.confirmed:
             return Exit.VIOLATED
-        return Exit.UNKNOWN if self.spurious else Exit.OK
+        return Exit.UNKNOWN if self.spurious or self.search.stopped else Exit.OK
 
 
-def prove(question: Query, properties: Sequence[str] = (), progress: Progress | None = None) -> Proof:
+def prove(
+    question: Query,
+    properties: Sequence[str] = (),
+    progress: Progress | None = None,
+    *,
+    max_states: int | None = None,
+    timeout: float | None = None,
+) -> Proof:
     """Check a protocol at every world size; the number of ranks in the question plays no part.
 
     Raises UsageError for a property that a set of workers tells nothing of, ModelError for a protocol in which
@@ -163,7 +194,7 @@ def prove(question: Query, properties: Sequence[str] = (), progress: Progress | 
             choices = ", ".join(known)
             raise UsageError(f"`{name}` is not covered by --any-world-size", do=f"choose from {choices}")
     chosen = tuple(known[name] for name in properties) or tuple(known.values())
-    search = explore(Crowd(network), chosen, progress)
+    search = explore(AbstractNetwork(network), chosen, progress, limit(max_states, timeout))
     violated = [p for p in chosen if p.name in search.seen]
     confirmed, tried = confirm(question, violated)
     return Proof(question, network, search, chosen, confirmed, tried, time.perf_counter() - begin)
@@ -188,7 +219,7 @@ def confirm(question: Query, violated: Sequence[Property]) -> tuple[dict[str, Co
         except _TooLarge:
             break
         if result.stopped:
-            raise KeyboardInterrupt(result.stopped)
+            break
         tried = ranks
         for prop in wanted:
             example = _deadlock(result) if prop is NO_DEADLOCK else counterexample(result, result.verdict(prop.name))
@@ -213,7 +244,7 @@ def _deadlock(result: Result) -> Counterexample | None:
 
 
 def stands_still(network: Network, graph: StateGraph, state: int) -> bool:
-    """Whether a state of a network violates `no_deadlock`."""
+    """Return whether a state of a network violates `no_deadlock`."""
     if any(edge.ordinary and edge.target != state for edge in graph.edges[state]):
         return False
     failed, ended = network.verdict(graph.states[state])

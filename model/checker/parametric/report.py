@@ -1,4 +1,4 @@
-"""What a search over any number of workers found, as text, JSON and JUnit XML. Left out: pictures (`..chart`)."""
+"""Tells what a search over any number of workers found, as text, JSON and JUnit XML. Left out: pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from ....errors import Exit
 from ....junit import Case, as_xml
 from ...semantics.properties import Property
-from ..formatting import counted, counterexample_json, counterexample_text, faults_text
+from ..formatting import counterexample_json, counterexample_text, scope_json, scope_text
 from ..report import SCHEMA
 from .prove import Proof
 
@@ -28,7 +28,9 @@ def as_json(proof: Proof) -> dict[str, Any]:
         "faults": {kind: sorted(map(str, points)) if points else None for kind, points in kinds},
         "states": len(search.states),
         "transitions": search.hops,
+        "scope": {**scope_json(proof.network, question), "ranks": "any"},
         "depth": max(search.depth),
+        "stopped": search.stopped,
         "engine": "any-world-size",
         "seconds": round(proof.seconds, 3),
         "states_per_second": round(len(search.states) / proof.seconds),
@@ -47,13 +49,13 @@ def as_json(proof: Proof) -> dict[str, Any]:
 def as_text(proof: Proof) -> str:
     """The verdict, a line a property, what is not covered, and the counterexample as numbered steps."""
     question, search, network = proof.question, proof.search, proof.network
-    scope, mutant = network.scope, f" broken by {question.mutant}" if question.mutant else ""
+    mutant = f" broken by {question.mutant}" if question.mutant else ""
+    stopped = [f"STOPPED: {search.stopped}; what was not searched may violate anything"] if search.stopped else []
     lines = [
-        f"{question.protocol}{mutant}: any number of workers, {counted(scope.chunks, 'chunk')}, "
-        f"{counted(scope.steps, 'step')} a chunk, {faults_text(network)}, "
-        f"{'stream' if network.stream else 'rendezvous'} transport",
+        f"{question.protocol}{mutant}: {scope_text(network, question, 'any number of workers')}",
         f"{len(search.states):,} sets of situations, {search.hops:,} transitions, depth {max(search.depth)}, "
         f"in {proof.seconds:.1f} s by the any-world-size engine",
+        *stopped,
         "",
         *(f"  {MARKS[proof.holds(p)]}  {p.name:30} {p.text}" for p in proof.properties),
         "",
@@ -80,11 +82,14 @@ def _case(proof: Proof, prop: Property) -> Case:
         steps = "\n".join(counterexample_text(proof.confirmed[prop.name]))
         return Case(classname, prop.name, "failure", prop.text, steps)
     if proof.holds(prop) is None:
-        return Case(classname, prop.name, "error", _doubt(proof), "\n".join(_spurious(proof, prop)))
+        way = _spurious(proof, prop) if prop.name in proof.search.seen else []
+        return Case(classname, prop.name, "error", _doubt(proof), "\n".join(way))
     return Case(classname, prop.name)
 
 
 def _doubt(proof: Proof) -> str:
+    if proof.search.stopped:
+        return f"the search ended early: {proof.search.stopped}"
     tried = f"no network of 2 to {proof.tried} ranks shows it" if proof.tried else "every network is too large to try"
     return f"possibly spurious: {tried}"
 

@@ -277,7 +277,8 @@ def explored_as_defined(network: Network, graph: Graph) -> None:
     for number, state in enumerate(graph.states):
         moves = list(network.successors(state))
         assert graph.edges[number] == [
-            Edge(m.rank, graph.index[s], m.ordinary, m.advances, m.detects) for m, s in moves
+            Edge(m.rank, graph.index[s], m.ordinary, m.advances, m.detects, m.ordinary and m.takes_part)
+            for m, s in moves
         ]
         if number:
             parent = graph.parent[number]
@@ -295,7 +296,7 @@ def stranded(network: Network, graph: Graph) -> list[tuple[int, int]]:
             continue
         reached, stack, advancing = {number}, [number], set()
         while stack:
-            for rank, target, ordinary, advances, _ in graph.edges[stack.pop()]:
+            for rank, target, ordinary, advances, *_ in graph.edges[stack.pop()]:
                 if ordinary and advances:
                     advancing.add(rank)
                 if ordinary and target not in reached:

@@ -114,7 +114,7 @@ def test_an_unbounded_domain_is_found_out(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("nowhere.py", {}, "nowhere.py: no such file"),
         (EXAMPLE, {"Z": "1"}, "has no parameter `Z`; it has W, C, K"),
-        (EXAMPLE, {"W": "three"}, "--param W: `three` is no int"),
+        (EXAMPLE, {"W": "three"}, "--param W: `three` is no whole number"),
         (f"{EXAMPLE}:V", {"Z": "1"}, "has no parameter `Z`"),
     ],
 )

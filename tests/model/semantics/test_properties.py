@@ -25,7 +25,7 @@ from genlock.model.semantics.network import Network, Point
 from genlock.model.semantics.properties import ALL_ENDED, PROPERTIES, SOMETIMES_FOR, Ghost, observer, watch
 from genlock.model.semantics.properties import PREFLIGHT as PREFLIGHT_STEPS
 from genlock.model.semantics.run import Counterexample
-from genlock.model.tables import By, Protocol, Scope, changed
+from genlock.model.tables import By, Protocol, Row, Scope, changed
 
 ALL = tuple(PROPERTIES.values())
 
@@ -135,6 +135,14 @@ def with_odd_worker(protocol: Protocol) -> Protocol:
     return replace(protocol, worker=protocol.worker.edit("STARTUP", "exchange_parity", send=another_fact))
 
 
+def only_going_round(protocol: Protocol) -> Protocol:
+    """Both roles poll for ever what never comes."""
+    rows = (Row("STARTUP", "poll", "PARITY_CHECK"), Row("PARITY_CHECK", "nothing_yet", "STARTUP"))
+    roles = (replace(r, rows=rows, states=tuple(r.by_name[row.state] for row in rows)) for r in protocol.roles)
+    driver, worker = roles
+    return replace(protocol, driver=driver, worker=worker)
+
+
 BREAKS: dict[str, tuple[Callable[[Protocol], Protocol], dict[str, Any]]] = {
     "no_stranding": (MUTANTS["FM-04"].edit, {}),
     "crash_over_hang": (lambda protocol: protocol, {"faults": 1, "detection": False}),
@@ -157,7 +165,9 @@ BREAKS: dict[str, tuple[Callable[[Protocol], Protocol], dict[str, Any]]] = {
         {"faults": 1, "kinds": {"corrupt": None}},
     ),
     "no_unseen_drift": (with_drift_unchecked, {"faults": 1, "kinds": {"drift": None}}),
+    "no_livelock": (only_going_round, {}),
     "all_stopped": (worker_hears_no_shutdown, {}),
+    "takes_part": (only_going_round, {}),
     "all_ended": (
         in_driver("POISONED", "abort", by=By.FAULT),
         {"faults": 1, "kinds": {"exception": frozenset({Point("READY")})}},

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from containment import Containment, Struck, network
 from genlock.model.checker.parametric import abstract_network
-from genlock.model.checker.parametric.abstract_network import Crowd
-from genlock.model.checker.parametric.abstract_state import CrowdState
+from genlock.model.checker.parametric.abstract_network import AbstractNetwork
+from genlock.model.checker.parametric.abstract_state import AbstractState
 from genlock.model.protocols.tp_v0 import TP_V0
 from genlock.model.protocols.tp_v1_1 import TP_V1_1
 from genlock.model.semantics import transport
@@ -108,17 +108,17 @@ def test_no_state_of_a_random_run_with_any_two_faults_lies_outside(wide: Contain
 
 # ── each rule is needed ─────────────────────────────────────────────────────────────────────────────
 
-Outcomes = Iterator[tuple[abstract_network.Hop, CrowdState]]
+Outcomes = Iterator[tuple[abstract_network.Hop, AbstractState]]
 
 
-def lossy(monkeypatch: pytest.MonkeyPatch, keeps: Callable[[CrowdState, CrowdState], bool]) -> None:
-    """Drop the moves from one crowd state to another that are not to be kept."""
-    whole = Crowd.successors
+def lossy(monkeypatch: pytest.MonkeyPatch, keeps: Callable[[AbstractState, AbstractState], bool]) -> None:
+    """Drop the moves from one abstract state to another that are not to be kept."""
+    whole = AbstractNetwork.successors
 
-    def some(self: Crowd, state: CrowdState) -> Outcomes:
+    def some(self: AbstractNetwork, state: AbstractState) -> Outcomes:
         return ((hop, after) for hop, after in whole(self, state) if keeps(state, after))
 
-    monkeypatch.setattr(Crowd, "successors", some)
+    monkeypatch.setattr(AbstractNetwork, "successors", some)
 
 
 def test_a_crash_of_rank0_once_a_worker_is_poisoned_lies_inside() -> None:
@@ -129,12 +129,12 @@ def test_a_crash_of_rank0_once_a_worker_is_poisoned_lies_inside() -> None:
 
 
 def test_without_the_last_of_a_lane_leaving_it_states_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    lossy(monkeypatch, lambda before, after: len(after.crowd) >= len(before.crowd))
+    lossy(monkeypatch, lambda before, after: len(after.occupied) >= len(before.occupied))
     assert Containment(network(TP_V1_1, 2)).whole().moves
 
 
 def test_without_others_staying_in_a_lane_states_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    lossy(monkeypatch, lambda before, after: len(after.crowd) <= len(before.crowd))
+    lossy(monkeypatch, lambda before, after: len(after.occupied) <= len(before.occupied))
     assert Containment(network(TP_V1_1, 2)).whole().moves
     assert Containment(network(TP_V1_1, 1)).whole().nothing  # of one worker no other stays
 
@@ -142,13 +142,13 @@ def test_without_others_staying_in_a_lane_states_are_lost(monkeypatch: pytest.Mo
 def test_without_more_than_the_last_of_a_heap_states_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a fault may strike between two of a heap, so that a worker is not brought on from one to the next."""
     monkeypatch.setattr(transport, "run_ahead", lambda ranks: 5)
-    whole = Crowd._completion
+    whole = AbstractNetwork._completion
 
-    def only_the_last(self: Crowd, *of: Any) -> Iterator[Any]:
+    def only_the_last(self: AbstractNetwork, *of: Any) -> Iterator[Any]:
         return iter(list(whole(self, *of))[:1])
 
     assert Containment(network(TP_V1_1, 1, "corrupt")).whole().nothing
-    monkeypatch.setattr(Crowd, "_completion", only_the_last)
+    monkeypatch.setattr(AbstractNetwork, "_completion", only_the_last)
     assert Containment(network(TP_V1_1, 1, "corrupt")).whole().moves
 
 
@@ -163,12 +163,12 @@ def test_without_what_the_dead_have_put_in_states_are_lost(monkeypatch: pytest.M
 
 
 def test_were_a_crowd_never_to_wait_everybody_standing_still_would_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Crowd.successors
+    whole = AbstractNetwork.successors
 
-    def certain(self: Crowd, state: CrowdState) -> Outcomes:
+    def certain(self: AbstractNetwork, state: AbstractState) -> Outcomes:
         return ((hop._replace(certain=True), after) for hop, after in whole(self, state))
 
-    monkeypatch.setattr(Crowd, "successors", certain)
+    monkeypatch.setattr(AbstractNetwork, "successors", certain)
     broken = Containment(MUTANTS["FM-05"].network(Scope(2, 1, 2))).whole()
     assert broken.deadlocks
     assert not broken.moves

@@ -16,8 +16,8 @@ from genlock.cli.write_check import write_proof
 from genlock.errors import Exit, ModelError, UsageError
 from genlock.model.checker.parametric import local_steps, report
 from genlock.model.checker.parametric import prove as proving
-from genlock.model.checker.parametric.abstract_network import Crowd
-from genlock.model.checker.parametric.abstract_state import DRIVER, WORKER, CrowdState
+from genlock.model.checker.parametric.abstract_network import AbstractNetwork
+from genlock.model.checker.parametric.abstract_state import DRIVER, WORKER, AbstractState
 from genlock.model.checker.parametric.prove import NO_DEADLOCK, prove
 from genlock.model.protocols.tp_v0 import TP_V0
 from genlock.model.protocols.tp_v1_1 import TP_V1_1
@@ -47,18 +47,21 @@ def test_both_protocols_hold_at_every_world_size(protocol: str, states: int) -> 
 
 @pytest.mark.parametrize("protocol", [TP_V1_1, TP_V0], ids=lambda p: p.name)
 def test_no_claim_holds_for_want_of_what_it_is_about(protocol: Protocol) -> None:
-    crowd = Crowd(network(protocol, 1))
+    abstraction = AbstractNetwork(network(protocol, 1))
     properties = proving.covered(protocol.name)
-    search = proving.explore(crowd, properties)
+    search = proving.explore(abstraction, properties)
     known = {p.name for p in properties_of(protocol.name)} - {"all_stopped"}
     witnesses = known.intersection(SOMETIMES_FOR[p.name] for p in properties if p is not NO_DEADLOCK)
     assert len(witnesses) > 4
     assert witnesses <= search.seen.keys()
-    assert any(all_stopped(crowd, state) for state in search.states)
+    assert any(all_stopped(abstraction, state) for state in search.states)
 
 
-def all_stopped(crowd: Crowd, state: CrowdState) -> bool:
-    infos = [crowd.lanes.info(DRIVER, state.driver), *(crowd.lanes.info(WORKER, n) for n in state.workers())]
+def all_stopped(abstraction: AbstractNetwork, state: AbstractState) -> bool:
+    infos = [
+        abstraction.lanes.info(DRIVER, state.driver),
+        *(abstraction.lanes.info(WORKER, n) for n in state.workers()),
+    ]
     return not state.failed and {info.state for info in infos} == {"STOPPED"}
 
 
@@ -97,7 +100,7 @@ def test_what_is_not_covered_is_not_found(name: str) -> None:
     assert prove(asked(mutant=name)).status is Exit.OK
 
 
-# ── what it takes to be a crowd ─────────────────────────────────────────────────────────────────────
+# ── what it takes to be a set ───────────────────────────────────────────────────────────────────────
 
 
 def program(driver: list[Row], worker: list[Row], *schedule: Collective, **more: Any) -> Protocol:
@@ -126,16 +129,16 @@ def test_a_worker_as_a_root_is_refused_by_the_row_that_has_it() -> None:
     op = replace(TELL, root=1)
     row = Row("A", "hear", "END", op=op)
     with pytest.raises(ModelError, match="rank0, row A --hear--> END: the root of `tell` is one worker"):
-        Crowd(Network(program([row], [row], op), Scope()))
+        AbstractNetwork(Network(program([row], [row], op), Scope()))
 
 
 def test_a_fixed_number_of_ranks_and_a_collective_that_fails_are_refused() -> None:
     row = Row("A", "add", "END", op=SUM)
     with pytest.raises(ModelError, match="about 3 ranks and no others"):
-        Crowd(Network(program([row], [row], SUM, ranks=3), Scope()))
+        AbstractNetwork(Network(program([row], [row], SUM, ranks=3), Scope()))
     row = Row("A", "add", "LOST", op=SUM)
     with pytest.raises(ModelError, match=r"row A --add--> LOST: `sum` leads to a failed state"):
-        Crowd(Network(program([row], [row], SUM), Scope()))
+        AbstractNetwork(Network(program([row], [row], SUM), Scope()))
 
 
 def test_a_failed_rank_that_takes_part_again_is_refused_by_its_row() -> None:
@@ -143,7 +146,7 @@ def test_a_failed_rank_that_takes_part_again_is_refused_by_its_row() -> None:
     for back in (Row("LOST", "recover", "END"), Row("LOST", "tell", "LOST_END", op=SUM)):
         rows = [good, Row("A", "fail", "LOST", By.FAULT, fault="exception"), back]
         with pytest.raises(ModelError, match=f"worker, row {back}: a failed rank takes part again"):
-            Crowd(Network(program([good], rows, SUM), Scope()))
+            AbstractNetwork(Network(program([good], rows, SUM), Scope()))
 
 
 def test_a_queue_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +156,9 @@ def test_a_queue_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     worker = [Row("A", "hear", "B", op=TELL), Row("B", "hear", "A", op=other)]
     monkeypatch.setattr(local_steps, "MAX_UNFINISHED", 6)
     with pytest.raises(ModelError, match="more than 6 unfinished collectives of group `g`"):
-        proving.explore(Crowd(Network(program(driver, worker, TELL, other), Scope(), faults=0)), [NO_DEADLOCK])
+        proving.explore(
+            AbstractNetwork(Network(program(driver, worker, TELL, other), Scope(), faults=0)), [NO_DEADLOCK]
+        )
 
 
 @pytest.mark.parametrize("shown", ["put in", "given"])
@@ -178,7 +183,7 @@ def test_ids_met_in_another_group_behind_a_heap_are_refused(shown: str) -> None:
     roles = [replace(role, start=lambda finite: 0) for role in protocol.roles]
     protocol = replace(protocol, driver=roles[0], worker=roles[1])
     with pytest.raises(ModelError, match=r"worker in [AB]: a worker may meet ids while rank0 is any number"):
-        proving.explore(Crowd(Network(protocol, Scope(), faults=0)), [NO_FALSE_ABORT], at_most_4000)
+        proving.explore(AbstractNetwork(Network(protocol, Scope(), faults=0)), [NO_FALSE_ABORT], at_most_4000)
 
 
 def at_most_4000(states: int, depth: int, queue: int) -> None:
@@ -188,7 +193,7 @@ def at_most_4000(states: int, depth: int, queue: int) -> None:
 def test_a_heap_without_ids_has_an_end() -> None:
     driver, worker = [Row("A", "tell", "A", op=TELL)], [Row("A", "hear", "A", op=TELL)]
     one = Network(program(driver, worker, TELL), Scope(3), faults=0)
-    search = proving.explore(Crowd(one), [NO_DEADLOCK])
+    search = proving.explore(AbstractNetwork(one), [NO_DEADLOCK])
     assert any(any(state.heaps) for state in search.states)
     assert Containment(one).whole().nothing
 
@@ -330,7 +335,9 @@ def test_a_named_worker_of_a_fault_is_any_worker() -> None:
     """`rank3` of a world of any size is one of its workers, and no worker is told from another."""
 
     def crashing(*ranks: int | None) -> set[str]:
-        one = Crowd(Network(TP_V0, Scope(), kinds={CRASH: frozenset(Point("STARTUP", rank) for rank in ranks)}))
+        one = AbstractNetwork(
+            Network(TP_V0, Scope(), kinds={CRASH: frozenset(Point("STARTUP", rank) for rank in ranks)})
+        )
         first, _ = one.initial()
         return {hop.who for hop, _ in one.successors(first) if hop.event == CRASH}
 
