@@ -23,6 +23,8 @@ from genlock.conformance.replay import judge_paths
 from genlock.contract.breakit import REFUSED
 from genlock.guardian.child import children, read
 from genlock.impl.scenario import PROMPTS, Chunk, Heartbeat, Scenario, Step
+from genlock.traces.format import read as read_trace
+from genlock.traces.outcome import Code
 
 SLACK = 16 << 10
 """kB that any process may grow by, beside its share."""
@@ -78,7 +80,8 @@ def soak(out: Path, chunks: int, ranks: int, seed: int) -> Soaked:
                 samples.setdefault(pid, []).append(sample)
         time.sleep(0.2 if chunks < 1000 else 5)
     said = (out / "said.txt").read_text(errors="replace")
-    refusals = said.count("refused a chunk, nothing was sent")
+    events = read_trace(trace).events if trace.exists() else ()
+    refusals = sum(e.outcome is not None and e.outcome.code is Code.PREFLIGHT for e in events)
     found = judge_paths([out])
     wrong = [text for pid, seen in samples.items() if (text := _grown(pid, seen))]
     if process.returncode or found.verdict != "conforming":
