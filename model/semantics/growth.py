@@ -21,27 +21,29 @@ class Growth(NamedTuple):
     role: str
     variable: str
     values: int
-    """Different values so far."""
+    """Different numbers, or lengths, so far."""
     latest: str
+    """The largest."""
 
     @property
     def text(self) -> str:
-        """Return it as a clause: `count of worker still grows: 412 values so far, 411 the latest`."""
-        return f"`{self.variable}` of {self.role} still grows: {self.values:,} values so far, {self.latest} the latest"
+        """Return it as a clause: `count of worker still grows: 412 values so far, 411 the largest`."""
+        return f"`{self.variable}` of {self.role} still grows: {self.values:,} values so far, {self.latest} the largest"
 
 
 def growing(role: str, found: Sequence[Any]) -> Growth | None:
     """Return the variable of `role` that grows most, of its variables in the order in which a search met them.
 
-    A variable grows where the later half of what was met brought at least half as many new values as the earlier.
+    Numbers count, and the lengths of what has one. A variable grows where the later half of what was met brought at
+    least half as many new ones as the earlier.
     """
-    met: dict[str, dict[Any, None]] = {}
+    met: dict[str, dict[int, Any]] = {}
     early: dict[str, int] = {}
     for at, v in enumerate(found):
         if at == len(found) // 2:
             early = {name: len(values) for name, values in met.items()}
-        for name, value in _parts(v):
-            met.setdefault(name, {})[value] = None
+        for name, size, value in _sizes("", v):
+            met.setdefault(name, {})[size] = value
     still = [
         (len(values), name)
         for name, values in met.items()
@@ -50,19 +52,27 @@ def growing(role: str, found: Sequence[Any]) -> Growth | None:
     if not still:
         return None
     count, name = max(still)
-    return Growth(role, name, count, _short(next(reversed(met[name]))))
+    return Growth(role, name, count, _short(met[name][max(met[name], key=abs)]))
 
 
-def _parts(v: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the variables that `v` is made of, by name; a value that is no record is called by its type."""
+def _sizes(name: str, v: Any) -> Iterator[tuple[str, int, Any]]:
+    """Yield each number in `v`, and each length, with its name; a value that is no record is called by its type."""
     if isinstance(v, msgspec.Struct):
-        yield from ((name, getattr(v, name)) for name in v.__struct_fields__)
+        parts = [(field, getattr(v, field)) for field in v.__struct_fields__]
     elif is_dataclass(v):
-        yield from ((field.name, getattr(v, field.name)) for field in fields(v))
+        parts = [(field.name, getattr(v, field.name)) for field in fields(v)]
     elif hasattr(v, "_fields"):
-        yield from zip(v._fields, v, strict=True)
-    elif v is not None:
-        yield f"the {type(v).__name__}", v
+        parts = list(zip(v._fields, v, strict=True))
+    elif isinstance(v, int) and not isinstance(v, bool):
+        yield name or f"the {type(v).__name__}", int(v), v
+        return
+    elif isinstance(v, str | bytes | tuple | frozenset):
+        yield name or f"the {type(v).__name__}", len(v), v
+        return
+    else:
+        return
+    for field_name, value in parts:
+        yield from _sizes(f"{name}.{field_name}" if name else field_name, value)
 
 
 def _short(value: Any) -> str:
