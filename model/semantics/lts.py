@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from ...errors import ModelError
 from ..tables import By, Collective, Data, Kind, Protocol, Put, Role, Row, Scope, Slot, Take, Vars
 from .properties import observer
+from .rows import arrive, breaks_off, enabled_row
 from .transport import Contribution
 
 T = TypeVar("T", bound=Hashable)
@@ -198,19 +199,15 @@ class Lts:
     def _unfold(self, local: Local) -> list[Step]:
         found = []
         for row in self.role.leaving[local.state]:
-            if local.pending is not None and not self._breaks_off(row):
+            if local.pending is not None and not breaks_off(self.role, row):
                 continue
             if isinstance(row.gate, Take):
                 found.append(Step(row, "step", -1, None, (), None, self._slot(row.gate, local.vars)))
                 continue
             for data in row.choices(local.vars, self.scope) if row.choices else (None,):
-                if self.role.enabled(local.state, row.event, local.vars, data) is row:
+                if enabled_row(self.role, local.state, row.event, local.vars, data) is row:
                     found.append(self._step(local, row, "issue" if row.op else "step", data))
         return found
-
-    def _breaks_off(self, row: Row) -> bool:
-        """Inside a collective a rank can only fail."""
-        return row.by in (By.FAULT, By.DETECTION) and self.role.by_name[row.target].failed
 
     @staticmethod
     def _slot(gate: Put | Take, v: Vars) -> tuple[Slot, int]:
@@ -219,7 +216,7 @@ class Lts:
     def _step(self, local: Local, row: Row, edge: str, data: Data) -> Step:
         sent = row.send(local.vars) if edge == "issue" and row.send else None
         goes_on = edge == "issue" and row.op is not None and self.goes_on(row.op)
-        after = local.vars if edge == "issue" and not goes_on else row.apply(local.vars, data)
+        arrived, after = (local.state, local.vars) if edge == "issue" and not goes_on else arrive(row, local.vars, data)
         ghost = local.ghost
         seen: tuple[str, ...] = ()
         if self.watch is not None and ghost is not None:
@@ -230,9 +227,9 @@ class Lts:
             return Step(
                 row, edge, self.locals(Local(local.state, row.event, local.vars, ghost)), contribution, seen, sent
             )
-        state = self.role.by_name[row.target]
+        state = self.role.by_name[arrived]
         gone = (state.terminal or state.failed) and not self.protocol.keeps
-        target = Local(row.target, None, None if gone else after, None if gone else ghost)
+        target = Local(arrived, None, None if gone else after, None if gone else ghost)
         slot = self._slot(row.gate, local.vars) if isinstance(row.gate, Put) else None
         if isinstance(row.gate, Put):
             contribution, data = None, row.send(local.vars) if row.send else None
