@@ -58,9 +58,9 @@ class RecordedRanks:
 
     def diagnoses(self) -> list[Diagnosis]:
         """The verdict on each run. Raises UnreadableInput."""
-        from .conformance.replay import judge_paths
+        from .conformance.replay import replay
 
-        return [judge_paths([folder]) for folder in self.runs()]
+        return [replay([folder]).diagnosis for folder in self.runs()]
 
     def check(self) -> None:
         """Fail the test unless something was recorded, and all of it conforms. May be called several times."""

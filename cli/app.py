@@ -279,20 +279,17 @@ def replay(
 ) -> None:
     """Hold recorded ranks against the model: conforming, divergent or unknown."""
     from ..conformance import report as reports
-    from ..conformance.replay import judge, judge_paths
+    from ..conformance.replay import replay as replayed
 
-    if out is None:
-        found = judge_paths(paths)
-    else:
+    run = replayed(paths)
+    found = run.diagnosis
+    if out is not None:
         from ..conformance.write_report import write
         from ..page.html import write as write_page
         from ..page.run_page import story_of
-        from ..traces.load import load
 
-        traces = load(paths)
-        found = judge(traces)
-        write(traces, found, out)
-        write_page(out / "page.html", story_of(traces, found))
+        write(run.traces, found, out)
+        write_page(out / "page.html", story_of(run.traces, found))
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))
     raise typer.Exit(reports.STATUS[found.verdict])
 

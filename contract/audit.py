@@ -14,10 +14,9 @@ from typing import Any
 import msgspec
 
 from ..conformance import report as reports
-from ..conformance.replay import judge as judge_run
+from ..conformance.replay import replay
 from ..errors import Exit, UnreadableInput
 from ..traces.format import SUFFIX
-from ..traces.load import load
 from .evidence import Finding, Ledger, Ledgered, Tell, gather
 from .pages import line_text, pages, table
 from .ship import Ship, ship
@@ -94,7 +93,7 @@ def audit(
     ledger = {} if runs else gather(tell, protocol, mutant) | (rows or {} if whole else {})
     for folder in runs:
         tell(f"replaying {folder}")
-        found = judge_run(load([folder]))
+        found = replay([folder]).diagnosis
         good = reports.STATUS[found.verdict] == Exit.OK
         says = " ".join(reports.as_text(found).split())
         ledger[f"run:{folder}"] = Finding(good, says, "replayed")

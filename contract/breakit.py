@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from ..conformance.replay import judge_paths
+from ..conformance.replay import replay
 from ..errors import Exit, UnreadableInput, UsageError
 from ..guardian.child import children, read
 from ..impl.faults.process_faults import struck
@@ -266,8 +266,8 @@ def _descendants(*pids: int) -> set[int]:
 def _outcome(row: Row, id: str, out: Path, status: int, seconds: float, injected: bool, left: list[int]) -> Outcome:
     said = [line for line in (out / "said.txt").read_text(errors="replace").splitlines() if line]
     try:
-        found = judge_paths([out])
-        verdict, culprits = str(found.verdict), found.culprits
+        found = replay([out]).diagnosis
+        verdict, culprits = str(found.verdict), found.named
     except UnreadableInput as error:
         verdict, culprits = f"unreadable: {error}", ()
     agrees = status == row.exit and not left and verdict == ("divergent" if row.exit else "conforming")

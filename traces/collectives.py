@@ -163,6 +163,8 @@ class Recording:
     """Whether the recording is a stretch of time: what came before and after it is unknown."""
     numbered: bool = True
     """Whether sequence numbers are the recorder's own; else they count from the beginning of each rank's recording."""
+    died: Mapping[int, str] = field(default_factory=dict)
+    """Rank to how it ended, as its launcher or its host saw it, of ranks that wrote no end themselves."""
 
     @property
     def entries(self) -> int:

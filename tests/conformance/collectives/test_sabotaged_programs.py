@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import pytest
 from genlock.conformance.diagnosis import Diagnosis
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from repository import SUPPORT
 
 PROGRAMS = ("train", "pipeline", "sharded")
@@ -58,7 +58,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
             os.killpg(process.pid, signal.SIGKILL)
     runs = [(program, way) for program in PROGRAMS for way in (None, *WAYS)]
     folders = [folder / "out" / (f"restart{n}" if n else "") for n in range(len(runs))]
-    return {run: judge_paths(sorted(at.glob("*.jsonl"))) for run, at in zip(runs, folders, strict=True)}
+    return {run: replay(sorted(at.glob("*.jsonl"))).diagnosis for run, at in zip(runs, folders, strict=True)}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
