@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ...traces.collectives import Ended, Recording, Status
+from ...traces.collectives import Ended, Recording
 from ..cases import Table
 from ..diagnosis import Accusation, Strength
 from .alignment import Key
@@ -24,6 +24,8 @@ from .sibling_ranks import Order
 from .stall import Head, Standstill
 
 CULPRIT, SUSPECT = Strength.CULPRIT, Strength.SUSPECT
+HABIT = 8
+"""How often a stretch must have come before, to tell what comes after it: the first steps are nobody's habit."""
 Value = tuple[object, ...]
 """What all who take part must agree on."""
 
@@ -115,11 +117,13 @@ def unlike_sibling_groups(e: Unlike) -> Iterable[int]:
 @UNLIKE.case(
     "unlike-the-past",
     CULPRIT,
-    when="no majority, no siblings; after what was issued there before, there always came what one of them issued",
-    needs="programs are loops: the longest like stretch before was followed by that, and by nothing else",
+    when="no majority, no siblings; after what was issued there before, eight times at least, there always came what one "
+    "of them issued",
+    needs="programs are loops, but the first steps of a run are nobody's habit",
 )
 def unlike_the_past(e: Unlike) -> Iterable[int]:
-    return e.others_than(expected(e.past(), set(e.given.values())))
+    odd = e.others_than(expected(e.past(), set(e.given.values()), HABIT))
+    return odd if 2 * len(odd) <= len(e.given) else ()
 
 
 @UNLIKE.case(
@@ -130,7 +134,8 @@ def unlike_the_past(e: Unlike) -> Iterable[int]:
     needs="those agree with each other",
 )
 def more_or_fewer(e: Unlike) -> Iterable[int]:
-    return e.order.astray(e.given)
+    odd = e.order.astray(e.given)
+    return odd if len(odd) == 1 else ()
 
 
 @UNLIKE.case(
@@ -152,7 +157,7 @@ class Stuck:
 
     still: Standstill
     in_protocol: Callable[[Key], bool] = lambda key: False
-    """Asks whether a collective is one that the tables of a protocol, which the ranks were seen to follow, have there."""
+    """Asks whether a collective is one that the tables of a protocol have there, which the ranks follow."""
 
     @cached_property
     def slip(self) -> OutOfStep | None:
@@ -176,8 +181,8 @@ class Stuck:
         """Ranks that skipped something or did something extra, so that they wait, or are awaited, out of step."""
         if self.devices:
             return ()
-        candidates = {*self.still.leaves, *self.closed, *self.few}
-        return self.still.order.astray(candidates)
+        circles = self.closed or (self.still.circles if self.still.unseen else ())
+        return self.still.order.astray({*self.still.leaves, *circles, *self.few})
 
     @cached_property
     def closed(self) -> tuple[int, ...]:
@@ -204,16 +209,16 @@ class Stuck:
         if record.ended in (Ended.FAILED, Ended.OPEN):
             return True
         owed = self.still.waiting_for(rank)
-        order = self.still.order
         return (
-            any(self._by_majority(head) or order.issued_by_siblings(head.op, rank) for head in owed)
-            or any(head.op.peer < 0 and self.in_protocol(Key(head.op.group, head.op.sequence)) for head in owed)
+            any(self.in_order(head) or self.still.order.issued_by_siblings(head.op, rank) for head in owed)
             or len({head.op.group for head in owed}) > 1 < len({head.op.rank for head in owed})
-            or order.passed(rank, {head.op.group for head in owed})
+            or self.still.order.passed(rank, {head.op.group for head in owed})
         )
 
-    def _by_majority(self, head: Head) -> bool:
-        return 2 * len(self.still.issuers(head)) > len(self.still.members(head.op)) > 2
+    def in_order(self, head: Head) -> bool:
+        """Return true if an operation has its place in the program: most members issued it, or a protocol has it."""
+        by_most = 2 * len(self.still.issuers(head)) > len(self.still.members(head.op)) > 2
+        return by_most or (head.op.peer < 0 and self.in_protocol(Key(head.op.group, head.op.sequence)))
 
     @cached_property
     def broke(self) -> Mapping[int, Break]:
@@ -249,11 +254,11 @@ def out_of_step_by_place(e: Stuck) -> Iterable[int]:
     "more-or-fewer-than-siblings",
     CULPRIT,
     when="when a rank came to a place, it had issued more or fewer operations than two ranks at least that run "
-    "the same program had there; or it waits beyond the last of theirs, and they wait for nothing",
+    "the same program had there; or it waits beyond the last of theirs, and they came to their end",
     needs="those agree with each other; then no other case is asked",
 )
 def out_of_step(e: Stuck) -> Iterable[int]:
-    return e.astray
+    return e.astray if len(e.astray) == 1 else ()
 
 
 @STUCK.case(
@@ -314,11 +319,13 @@ def left_its_own_order(e: Stuck) -> Iterable[int]:
 @STUCK.case(
     "circle",
     SUSPECT,
-    when="ranks wait for each other in a circle, and nothing tells who left the order",
-    needs="somebody in it has; recordings that reach further back, or ranks that run the same program, would tell",
+    when="ranks wait for each other in a circle, and nothing tells who left the order; or some of them wait for a "
+    "rank without a recording as well",
+    needs="somebody in a circle has, unless that rank holds it up; recordings that reach further back, or of ranks "
+    "that run the same program, would tell",
 )
 def circle(e: Stuck) -> Iterable[int]:
-    return () if e.settled else e.closed
+    return () if e.settled else e.closed or (e.still.circles if e.still.unseen else ())
 
 
 @STUCK.case(
@@ -334,28 +341,41 @@ def not_recorded(e: Stuck) -> Iterable[int]:
 @STUCK.case(
     "one-too-many-or-one-too-few",
     SUSPECT,
-    when="others, no more than half of the members, wait for ranks that wait in nothing",
+    when="ranks, no more than half of the members, wait for others that are not known to have it before them",
     needs="these may stand still, or those may have done one too many: how the ranks ended, or stacks, would tell",
 )
 def one_too_many_or_too_few(e: Stuck) -> Iterable[int]:
     if e.settled:
         return ()
-    doubtful = [rank for rank in e.still.leaves if not e.goes_on(rank)]
-    issuers = {rank for due in doubtful for head in e.still.waiting_for(due) for rank in e.still.issuers(head)}
-    return {*doubtful, *issuers}
+    doubtful = {rank for rank in e.still.leaves if not e.goes_on(rank)}
+    heads = [head for own in e.still.heads.values() for head in own]
+    doubted = [h for h in heads if (doubtful | e.still.unseen) & {*h.waits_for} and not e.in_order(h)]
+    return doubtful | {rank for head in doubted for rank in e.still.issuers(head)}
+
+
+@STUCK.case(
+    "waits-in-nothing",
+    SUSPECT,
+    when="a rank waits in nothing, and others wait for ranks without a recording",
+    needs="these may wait for it: their recordings would tell",
+)
+def waits_in_nothing(e: Stuck) -> Iterable[int]:
+    if e.settled or not e.still.unseen:
+        return ()
+    ranks = e.recording.ranks
+    return {r for r in ranks if r not in e.still.queues.first and ranks[r].ended is not Ended.STOPPED}
 
 
 @STUCK.case(
     "in-the-same-operation",
     SUSPECT,
-    when="all who are recorded issued an operation, nothing stands before it, and none finished it",
+    when="all who are recorded issued an operation, nothing stands before it, and none finished it, or not all did "
+    "what one can finish without the others",
     needs="any member's device may stand still, or the network; start times would tell",
 )
 def in_the_same_operation(e: Stuck) -> Iterable[int]:
-    if e.settled:
-        return ()
-    heads = [*e.still.joint, *_entered_by_all_seen(e)]
-    return {rank for head in heads for rank in e.still.members(head.op) if not _started(e, head, rank)}
+    heads = () if e.settled else (*e.still.joint, *_entered_by_all_seen(e), *_finished_by_some(e))
+    return {rank for head in heads for rank in e.still.members(head.op)}
 
 
 @STUCK.case(
@@ -420,10 +440,11 @@ def _entered_by_all_seen(e: Stuck) -> Iterator[Head]:
                 yield head
 
 
-def _started(e: Stuck, head: Head, rank: int) -> bool:
-    """Return true if a rank's device is known to have started the operation, so that it waits in it as others do."""
-    states = e.still.queues.states.get(rank, {})
-    return states.get(Key(head.op.group, head.op.sequence)) == Status.STARTED
+def _finished_by_some(e: Stuck) -> Iterator[Head]:
+    """Yield the operations that some finished and others did not, where that says nothing of the others' devices."""
+    for rank, own in e.still.heads.items():
+        first = e.still.queues.first[rank]
+        yield from (h for h in own if h.op.at == first and h.finished and not h.waits_for and rank not in e.still.stuck)
 
 
 def broken_off(recording: Recording, still: Standstill) -> tuple[int, ...]:

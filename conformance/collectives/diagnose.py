@@ -118,7 +118,7 @@ def _never(e: Stuck, accused: Sequence[Accusation]) -> bool:
     ended = (Ended.STOPPED, Ended.FAILED)
     ranks = e.recording.ranks
     return any(
-        a.case == circle.name
+        (a.case == circle.name and a.rank in e.closed)
         or (a.case == one_too_many_or_too_few.name and a.rank in e.still.leaves and ranks[a.rank].ended in ended)
         for a in accused
     )

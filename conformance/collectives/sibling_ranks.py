@@ -138,9 +138,11 @@ class Order:
         return False
 
     def _ahead(self, rank: int) -> bool:
-        """Whether the rank waits in a collective beyond the last of all witnesses, who wait for nothing."""
+        """Return true if the rank waits in a collective beyond the last of all witnesses, who came to their end."""
         witnesses = self.likeness.witnesses(rank)
         if len(witnesses) < 2 or any(w in self.queues.first for w in witnesses) or rank not in self.queues.first:
+            return False
+        if any(self.recording.ranks[w].ended is not Ended.STOPPED for w in witnesses):
             return False
         for op in self.queues.heads(rank):
             lasts = {self._last(w, op.group) for w in witnesses}

@@ -45,6 +45,11 @@ class Head(NamedTuple):
     def waits_for(self) -> tuple[int, ...]:
         return self.never + self.absent or self.behind or self.unsure
 
+    @property
+    def may_wait_for(self) -> tuple[int, ...]:
+        """All who may keep it from completing, for all that is known."""
+        return self.never + self.absent + self.behind + self.unsure
+
 
 class Standstill:
     """The wait-for graph of a recording."""
@@ -96,10 +101,20 @@ class Standstill:
             return ()
         import networkx as nx  # not needed by most, and slow to load
 
-        edges = [(rank, peer) for rank, peers in self.waits.items() for peer in peers]
-        graph: nx.DiGraph[int] = nx.DiGraph(edges)
+        graph: nx.DiGraph[int] = nx.DiGraph([(rank, peer) for rank, peers in self.waits.items() for peer in peers])
         closed = [c for c in nx.attracting_components(graph) if len(c) > 1]
-        return tuple(sorted(set().union(*closed))) if closed else ()
+        return tuple(sorted(set[int]().union(*closed)))
+
+    @cached_property
+    def circles(self) -> frozenset[int]:
+        """Ranks that may wait for each other, whomever else they wait for."""
+        if not self.awaited:
+            return frozenset()
+        import networkx as nx  # not needed by most, and slow to load
+
+        edges = [(rank, peer) for rank in self.waits for head in self.heads[rank] for peer in head.may_wait_for]
+        components = nx.strongly_connected_components(nx.DiGraph(edges))
+        return frozenset[int]().union(*(c for c in components if len(c) > 1))
 
     def waiting_for(self, rank: int) -> list[Head]:
         """Return the operations in which others wait for a rank."""

@@ -41,6 +41,9 @@ PLACES = {
     ("sharded", "other"): "all_reduce #5",
 }
 
+TWO_ENDS = {("pipeline", "size")}
+"""Of a send and its receive in the first steps of a run, nothing tells which is right."""
+
 Found = Mapping[tuple[str, str | None], Diagnosis]
 
 
@@ -72,8 +75,12 @@ def test_healthy_programs_conform(found: Found, program: str) -> None:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_broken_rank_and_its_place_are_named(found: Found, program: str, way: str) -> None:
     broken = found[program, way]
-    assert (broken.verdict, broken.culprits) == ("divergent", (BROKEN,))
+    assert broken.verdict == "divergent"
     assert broken.divergence is not None
+    if (program, way) in TWO_ENDS:
+        assert (broken.culprits, BROKEN in broken.suspects) == ((), True)
+        return
+    assert broken.culprits == (BROKEN,)
     assert broken.divergence.rank == BROKEN
     assert broken.divergence.place.startswith(PLACES.get((program, way), PLACES[program]))
     assert "hang.py:" in broken.divergence.phase

@@ -131,15 +131,24 @@ def test_another_root_is_named(tmp_path: Path) -> None:
 
 
 def test_of_two_ends_that_disagree_the_one_that_changed_is_named(tmp_path: Path) -> None:
-    """The third receive of rank 2 is larger than any before it; the send is as ever."""
-    ranks = pipeline(5)
-    broken = [n for n, line in enumerate(ranks[2].lines) if line.op == "recv" and line.edge == "enter"][2]
+    """A receive of rank 2 is larger than the eight before it; the send is as ever."""
+    ranks = pipeline(18)
+    broken = [n for n, line in enumerate(ranks[2].lines) if line.op == "recv" and line.edge == "enter"][16]
     ranks[2].lines[broken] = msgspec.structs.replace(ranks[2].lines[broken], numel=99)
     write(tmp_path, lines_of(ranks))
     found = replay([tmp_path]).diagnosis
     assert (found.verdict, found.culprits) == ("divergent", (2,))
     assert found.divergence is not None
-    assert found.divergence.place.startswith("recv #2 from rank1")
+    assert found.divergence.place.startswith("recv #9 from rank1")
+
+
+def test_of_two_ends_that_disagree_in_the_first_steps_nothing_tells_which_is_right(tmp_path: Path) -> None:
+    ranks = pipeline(5)
+    broken = [n for n, line in enumerate(ranks[2].lines) if line.op == "recv" and line.edge == "enter"][2]
+    ranks[2].lines[broken] = msgspec.structs.replace(ranks[2].lines[broken], numel=99)
+    write(tmp_path, lines_of(ranks))
+    found = replay([tmp_path]).diagnosis
+    assert (found.verdict, found.culprits, found.suspects) == ("divergent", (), (1, 2))
 
 
 def test_a_send_that_nobody_took_is_found_though_all_ended_well(tmp_path: Path) -> None:
