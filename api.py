@@ -119,9 +119,9 @@ def replay(*paths: str | PathLike[str]) -> Diagnosis:
 
     Raises UnreadableInput for a file that is missing or makes no sense, and UsageError for traces of several runs.
     """
-    from .conformance.replay import judge_paths
+    from .conformance.replay import replay as judged
 
-    return judge_paths(_paths(paths))
+    return judged(_paths(paths)).diagnosis
 
 
 def diagnose(traces: Sequence[Trace] | Recording) -> Diagnosis:

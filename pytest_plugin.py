@@ -95,9 +95,9 @@ class RecordedRanks:
 
     def diagnoses(self) -> list[Diagnosis]:
         """Return the verdict on each run. Raises UnreadableInput."""
-        from .conformance.replay import judge_paths
+        from .conformance.replay import replay
 
-        return [judge_paths([folder]) for folder in self.runs()]
+        return [replay([folder]).diagnosis for folder in self.runs()]
 
     def finish(self) -> None:
         """Check the ranks, as the last thing of the test."""

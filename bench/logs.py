@@ -111,9 +111,9 @@ def measure(path: Path) -> Measured:
 
 def judge(path: Path) -> None:
     """Replay and print what it took."""
-    from genlock.conformance.replay import judge_paths
+    from genlock.conformance.replay import replay
 
-    found = judge_paths([path])
+    found = replay([path]).diagnosis
     used = resource.getrusage(resource.RUSAGE_SELF)
     peak = used.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
     print(json.dumps({"megabytes": peak, "cpu": used.ru_utime + used.ru_stime, "culprits": found.culprits}))

@@ -363,25 +363,21 @@ def replay(
 ) -> None:
     """Judge a job by its traces, dumps, logs and stacks: conforming, divergent or unknown (see `explain evidence`)."""
     from ..conformance import report as reports
-    from ..conformance.replay import judge, judge_paths
+    from ..conformance.replay import replay as replayed
 
-    if out is None:
-        found = judge_paths(paths)
-    else:
+    run = replayed(paths)
+    found = run.diagnosis
+    if out is not None:
         from ..conformance.write_report import write, write_verdict
-        from ..traces.load import gather, traced
 
-        gathered = gather(paths)
-        found = judge(gathered)
-        traces = traced(gathered)
-        if traces is None:  # logs have no moves to draw
+        if run.drawable is None:  # logs have no moves to draw
             write_verdict(found, out)
         else:
             from ..page.html import write as write_page
             from ..page.run_page import story_of
 
-            write(traces, found, out)
-            write_page(out / "page.html", story_of(traces, found))
+            write(run.drawable, found, out)
+            write_page(out / "page.html", story_of(run.drawable, found))
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))
     raise typer.Exit(reports.STATUS[found.verdict])
 

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..conformance.protocol.diagnose import Diagnosis, diagnose
+from ..conformance.diagnosis import Diagnosis
+from ..conformance.protocol.diagnose import diagnose
 from ..conformance.report import as_json, as_text
 from ..errors import Exit, GenlockError
 from ..impl.jobs.launch import RunResult, launch, new_run, require_torch
@@ -158,7 +159,7 @@ def _stranded(demo: _Demo, cex: Counterexample) -> None:
     named = diagnosis.verdict == "divergent" and diagnosis.failure_mode == "FM-04" and diagnosis.culprits == (0,)
     _must(named, "replay names FM-04 and rank0", as_text(diagnosis))
     predicted = {s.rank: s.state for s in cex.stuck if s.rank > 0}
-    seen = {w.meeting.rank: w.meeting.entered.state for w in diagnosis.waits if w.meeting.rank > 0}
+    seen = {w.rank: w.state for w in diagnosis.waits if w.rank > 0}
     _must(seen == predicted, f"workers are stuck as the model says ({predicted})", as_text(diagnosis))
     found = diagnosis.divergence
     where = f"{found.observed} in {found.state}, line {found.line}" if found else ""

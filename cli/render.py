@@ -113,18 +113,19 @@ def traces(subjects: Sequence[str], format: str, out: Path | None, other: str | 
 
 def diverged(paths: Sequence[Path], *, whole: bool) -> tuple[Counterexample, Protocol]:
     """Return a recorded run up to its divergence, or only the last part of that. Raises UnreadableInput, UsageError."""
-    from ..conformance.protocol.diagnose import diagnose, protocol_of
+    from ..conformance.protocol.diagnose import protocol_of
     from ..conformance.protocol.sequence_chart import AROUND, chart
+    from ..conformance.replay import replay
     from ..traces.collectives import Recording
-    from ..traces.load import load
 
     if not paths:
         raise UsageError("name the traces of a run", where="render trace", do="a folder, or one file a rank")
-    found = load(paths)
-    if isinstance(found, Recording):
+    run = replay(paths)
+    traces = run.traces
+    if isinstance(traces, Recording):
         raise UsageError("a recording without a protocol", where=str(paths[0]), do="a chart shows moves of a protocol")
-    events = sum(len(trace.lines) for trace in found) if whole else AROUND
-    return chart(found, diagnose(found), events), protocol_of(found)
+    events = sum(len(trace.lines) for trace in traces) if whole else AROUND
+    return chart(traces, run.diagnosis, events), protocol_of(traces)
 
 
 def waits(subjects: Sequence[str], format: str, out: Path | None, other: str | None) -> list[Path]:
@@ -133,11 +134,11 @@ def waits(subjects: Sequence[str], format: str, out: Path | None, other: str | N
         raise UsageError("name the traces of a run", where="render waits", do="a folder, or one file a rank")
     if other is not None:
         raise UsageError("there is nothing to compare in a picture of waits", where="--diff")
-    from ..conformance.replay import judge_paths
+    from ..conformance.replay import replay
     from ..conformance.wait_graph import WaitGraph
     from ..conformance.wait_graph_drawing import waits_graph, waits_mermaid
 
-    graph = WaitGraph(judge_paths([Path(subject) for subject in subjects]))
+    graph = WaitGraph(replay([Path(subject) for subject in subjects]).diagnosis)
     if not graph.waits:
         raise UsageError(graph.title(), where=subjects[0], do="`genlock replay` has the verdict")
     path = out or Path(f"waits.{SUFFIX[format]}")

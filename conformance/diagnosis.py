@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
-from typing import Protocol as Interface
+from typing import Literal, NamedTuple
 
 from ..notebook import table
 from ..traces.outcome import Outcome
@@ -14,15 +13,69 @@ from ..traces.outcome import Outcome
 Verdict = Literal["conforming", "divergent", "unknown"]
 
 
-class Waiting(Interface):
+class Strength(StrEnum):
+    """How surely a rank is named."""
+
+    CULPRIT = "culprit"
+    """No explanation of the evidence does without it."""
+    SUSPECT = "suspect"
+    """The evidence fits that it was this rank, and fits others as well."""
+
+
+class Accusation(NamedTuple):
+    """Names a rank, how surely, and by which case of docs/diagnosis.md."""
+
+    rank: int
+    strength: Strength
+    case: str
+
+
+class Wanted(StrEnum):
+    """Names a kind of evidence that is missing and would tell more."""
+
+    RECORDING = "recording"
+    """A rank's dump or trace."""
+    REST = "rest"
+    """The part of a rank's recording that was lost, dropped, cut off or left out."""
+    START_TIMES = "start_times"
+    """Whether a device had started an operation."""
+    ENDING = "ending"
+    """How a rank's process ended or where it stands: its log, its stack, its launcher's word."""
+    LOG = "log"
+    """A rank's log."""
+    STACK = "stack"
+    """A rank's stack, twice, while it hangs."""
+    SECOND_ANSWER = "second_answer"
+    """A second answer of NCCL's RAS, half a minute later."""
+    RANK_NUMBERS = "rank_numbers"
+    """The rank of each process."""
+    WORLD_SIZE = "world_size"
+    """How many ranks the job has."""
+    DETAIL_RUN = "detail_run"
+    """A run with TORCH_DISTRIBUTED_DEBUG=DETAIL."""
+    DEVICE_HEALTH = "device_health"
+    """The health of devices and network."""
+
+
+class MissingEvidence(NamedTuple):
+    """Says what to fetch, of which ranks, and how."""
+
+    kind: Wanted
+    ranks: tuple[int, ...]
+    text: str
+    """One line for people: what it would decide, and the command or setting that gets it."""
+
+
+class WaitingRank(NamedTuple):
     """A rank that is left waiting in an operation, and the ranks that it waits for."""
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def operation(self) -> str: ...
-    @property
-    def missing(self) -> tuple[int, ...]: ...
+    rank: int
+    operation: str
+    missing: tuple[int, ...]
+    state: str = ""
+    """State of its table, where it follows one."""
+    line: int = 0
+    """Line of its file in which it issued the operation; 0 where there are no lines."""
 
 
 class Seen(StrEnum):
@@ -108,27 +161,44 @@ class Diagnosis:
     """Those that every member issued alike and left; a send and its receive count as one."""
     divergence: Divergence | None
     failure_mode: str | None
-    culprits: tuple[int, ...]
+    accused: tuple[Accusation, ...]
+    """Whom it names, by rank."""
     reasons: tuple[str, ...]
     """Why the verdict is `unknown`, or what limits it."""
-    waits: Sequence[Waiting]
+    waits: Sequence[WaitingRank]
     stall: Literal["host", "device"] | None
     """Where a rank that others wait for is stuck: `host` when it never issued the collective."""
     witnessed: Mapping[str, frozenset[tuple[str, str]]]
     """Role name to the (state, event) pairs that the traces have shown."""
-    suspects: tuple[int, ...] = ()
-    """Of an `unknown` that may be a stall: the ranks among which the recording cannot tell."""
+    missing: tuple[MissingEvidence, ...] = ()
+    """What would tell more than the evidence does."""
     standing: Sequence[Standing] = ()
     """Of a run that left its model: where each rank ended."""
     lifted: str = ""
     """Of a recording that knows no protocol: the one that its collectives follow, and how many chunks of it."""
 
+    @property
+    def culprits(self) -> tuple[int, ...]:
+        """Ranks without which nothing explains the evidence."""
+        return tuple(a.rank for a in self.accused if a.strength is Strength.CULPRIT)
+
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """Ranks that may be to blame, and may not be."""
+        return tuple(a.rank for a in self.accused if a.strength is Strength.SUSPECT)
+
+    @property
+    def named(self) -> tuple[int, ...]:
+        """The culprits; where there is none, the suspects."""
+        return self.culprits or self.suspects
+
     def __repr__(self) -> str:
         mode = f" ({self.failure_mode})" if self.failure_mode else ""
         found = f"{self.ranks} ranks, {self.events:,} events"
         if self.divergence is not None:
-            culprits = ", ".join(f"rank{rank}" for rank in self.culprits) or "unknown"
-            found = f"rank{self.divergence.rank} in {self.divergence.state}; culprits {culprits}"
+            found = f"rank{self.divergence.rank} in {self.divergence.state}; {self._blame()}"
+        elif self.suspects:
+            found += f"; {self._blame()}"
         return f"<Diagnosis {self.verdict}{mode}: {found}>"
 
     def _repr_html_(self) -> str:
@@ -139,8 +209,19 @@ class Diagnosis:
                 ("first divergence", f"rank{at.rank}, chunk {at.chunk}, {at.phase or at.place}, line {at.line}"),
                 *(("state", at.state), ("observed", at.observed), ("expected", " or ".join(at.expected) or "nothing")),
                 *(("why", at.why), ("failure mode", self.failure_mode or "none known")),
-                ("culprits", ", ".join(f"rank{rank}" for rank in self.culprits) or "unknown"),
             ]
+        if self.divergence is not None or self.accused:
+            rows.append(("blame", self._blame()))
         rows += [("limit", reason) for reason in self.reasons]
         found = f"{self.ranks} ranks, {self.events:,} events, {self.matched_collectives:,} collectives matched"
         return table(found, self.verdict, rows)
+
+    def _blame(self) -> str:
+        """Return `culprits rank1`, or `suspects rank0, rank2`."""
+        kind = "culprits" if self.culprits or not self.suspects else "suspects"
+        return f"{kind} {', '.join(f'rank{rank}' for rank in self.named) or 'unknown'}"
+
+
+def accusations(ranks: Sequence[int], strength: Strength, case: str) -> tuple[Accusation, ...]:
+    """Return the ranks as named by one case, in order, each once."""
+    return tuple(Accusation(rank, strength, case) for rank in sorted(set(ranks)))

@@ -1,13 +1,17 @@
-"""From what was read to a verdict, whatever recorded it. Left out: reading (`traces.load`), and judging itself."""
+"""The one road from paths to a verdict, whatever recorded the ranks.
+
+Left out: reading (`traces.load`), and judging itself (`protocol`, `collectives`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..traces.format import Trace
-from ..traces.load import files_of, gather, own_of
+from ..traces.load import drawn, files_of, gather, own_of, traced
 from .diagnosis import Diagnosis
 
 if TYPE_CHECKING:
@@ -18,30 +22,59 @@ LARGE = 64 << 20
 """Bytes from which on a recording is first asked whether all is as it should be, which takes no memory."""
 
 
-def judge(found: Sequence[Trace] | Recording | Evidence) -> Diagnosis:
+class Replayed:
+    """A run that was replayed: the verdict on it, and what was read for that."""
+
+    def __init__(self, paths: Sequence[Path], diagnosis: Diagnosis | None = None) -> None:
+        self.paths = tuple(paths)
+        self.diagnosis = diagnosis or judge(self.gathered)
+
+    def __repr__(self) -> str:
+        return f"<Replayed {self.diagnosis.verdict}: {', '.join(map(str, self.paths))}>"
+
+    @cached_property
+    def gathered(self) -> list[Trace] | Recording | Evidence:
+        """All that was read: own traces, a recording, or evidence; of a large one, read when first asked for.
+
+        Raises UnreadableInput.
+        """
+        return gather(self.paths)
+
+    @property
+    def drawable(self) -> Sequence[Trace] | Recording | None:
+        """Own traces, or a recording of collectives; None where there are logs alone. Raises UnreadableInput."""
+        return traced(self.gathered)
+
+    @property
+    def traces(self) -> Sequence[Trace] | Recording:
+        """What can be drawn. Raises UsageError where there are logs alone, and UnreadableInput."""
+        return drawn(self.gathered, self.paths)
+
+
+def replay(paths: Sequence[Path]) -> Replayed:
+    """Read what the paths stand for, and judge it. Raises UnreadableInput, UsageError."""
+    return Replayed(paths, _at_a_glance(paths))
+
+
+def judge(gathered: Sequence[Trace] | Recording | Evidence) -> Diagnosis:
     """Hold Genlock's own traces against the model, all else against itself. Raises UnreadableInput."""
-    if isinstance(found, Sequence):
+    if isinstance(gathered, Sequence):
         from .protocol.diagnose import diagnose
 
-        return diagnose(found)
+        return diagnose(gathered)
     from ..traces.evidence import Evidence
 
-    if isinstance(found, Evidence):
+    if isinstance(gathered, Evidence):
         from .evidence.merge import judge_evidence
 
-        return judge_evidence(found)
-    from .collectives.diagnose import judge as judge_recording
+        return judge_evidence(gathered)
+    from .collectives.diagnose import diagnose as diagnose_recording
 
-    return judge_recording(found)
-
-
-def judge_paths(paths: Sequence[Path]) -> Diagnosis:
-    """The verdict on what the paths stand for. Raises UnreadableInput, UsageError."""
-    return _at_a_glance(paths) or judge(gather(paths))
+    return diagnose_recording(gathered)
 
 
 def _at_a_glance(paths: Sequence[Path]) -> Diagnosis | None:
-    """`conforming`, of a large recording of a program of which that can be seen without keeping what was read."""
+    """Return `conforming`, of a large recording of which that can be seen without keeping what was read."""
     files = files_of(paths)
     if sum(file.stat().st_size for file, _ in files) < LARGE:
         return None
@@ -50,7 +83,7 @@ def _at_a_glance(paths: Sequence[Path]) -> Diagnosis | None:
         return None
     from ..traces.fast_summary import agreed
 
-    found = agreed(own)
-    if found is None:
+    summary = agreed(own)
+    if summary is None:
         return None
-    return Diagnosis("conforming", found.ranks, found.entries, found.matched, None, None, (), (), (), None, {})
+    return Diagnosis("conforming", summary.ranks, summary.entries, summary.matched, None, None, (), (), (), None, {})

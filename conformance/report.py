@@ -8,10 +8,10 @@ from typing import Any
 
 from ..errors import Exit
 from ..junit import Case, Outcome, as_xml
-from .diagnosis import Diagnosis, Divergence
-from .wait_graph import WaitGraph
+from .diagnosis import Diagnosis, Divergence, Strength
+from .report_schema import SCHEMA
+from .wait_graph import WaitGraph, named
 
-SCHEMA = 1
 STATUS = {"conforming": Exit.OK, "divergent": Exit.VIOLATED, "unknown": Exit.UNKNOWN}
 """Exit status of a replay, by verdict."""
 SHOWN = 8
@@ -19,7 +19,7 @@ SHOWN = 8
 
 
 def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The object that `replay --format json` prints."""
+    """Return the object that `replay --format json` prints: `report_schema.Report`."""
     found = diagnosis.divergence
     return {
         "schema": SCHEMA,
@@ -30,6 +30,8 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "divergence": None if found is None else _divergence_json(found, diagnosis),
         "reasons": list(diagnosis.reasons),
         "suspects": list(diagnosis.suspects),
+        "accused": [{"rank": a.rank, "strength": a.strength.value, "case": a.case} for a in diagnosis.accused],
+        "missing": [{"kind": m.kind.value, "ranks": list(m.ranks), "text": m.text} for m in diagnosis.missing],
         "wait_for_graph": WaitGraph(diagnosis).as_json(),
         "lifted_to": diagnosis.lifted or None,
     }
@@ -54,6 +56,7 @@ def as_text(diagnosis: Diagnosis) -> str:
             f"  why       {found.why}",
             *([f"  stall     {diagnosis.stall}"] if diagnosis.stall else []),
             f"  culprits  {', '.join(f'rank{r}' for r in diagnosis.culprits) or 'unknown'}",
+            *([f"  suspects  {_suspects(diagnosis)}"] if diagnosis.suspects else []),
         ]
         graph = WaitGraph(diagnosis)
         lines += [f"  waits     {graph.title()}"] if graph.waits else []
@@ -65,7 +68,10 @@ def as_text(diagnosis: Diagnosis) -> str:
         if len(left) > SHOWN:
             lines.append(f"  left waiting: {len(left) - SHOWN} more ranks")
         lines += _standing_text(diagnosis)
+    elif diagnosis.suspects:
+        lines.append(f"  suspects  {_suspects(diagnosis)}")
     lines += [f"  {reason}" for reason in diagnosis.reasons]
+    lines += [f"  would tell more: {missing.text}" for missing in diagnosis.missing]
     return "\n".join(lines)
 
 
@@ -76,6 +82,15 @@ def as_junit(diagnosis: Diagnosis) -> str:
         outcome: Outcome = "failure" if diagnosis.verdict == "divergent" else "skipped"
         case = Case(case.classname, case.name, outcome, diagnosis.verdict, as_text(diagnosis))
     return as_xml("genlock replay", [case])
+
+
+def _suspects(diagnosis: Diagnosis) -> str:
+    """Return the suspects by case: `rank1, rank2 (circle)`."""
+    by_case: dict[str, list[int]] = {}
+    for accusation in diagnosis.accused:
+        if accusation.strength is Strength.SUSPECT:
+            by_case.setdefault(accusation.case, []).append(accusation.rank)
+    return "; ".join(f"{named(ranks)} ({case})" for case, ranks in by_case.items())
 
 
 def _place(found: Divergence) -> str:

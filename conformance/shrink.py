@@ -16,8 +16,7 @@ import msgspec
 from ..errors import GenlockError
 from ..traces.format import SUFFIX, Trace, name_of, read
 from .diagnosis import Diagnosis
-from .protocol.diagnose import diagnose
-from .replay import judge_paths
+from .replay import judge, replay
 
 Lengths = Mapping[int, int]
 """Rank to how many lines of it are kept, the header not counted; a rank that is not there has no file."""
@@ -26,7 +25,7 @@ MAX_LINES = 20_000
 
 
 def witness(
-    traces: Sequence[Trace], found: Diagnosis, again: Callable[[Sequence[Trace]], Diagnosis] = diagnose
+    traces: Sequence[Trace], found: Diagnosis, again: Callable[[Sequence[Trace]], Diagnosis] = judge
 ) -> list[Trace]:
     """The shortest beginnings of the traces that diverge as `found` does. Empty where it does not diverge.
 
@@ -61,7 +60,7 @@ def witness_of_program(paths: Sequence[Path], found: Diagnosis) -> list[Trace]:
 
         def again(kept: Sequence[Trace]) -> Diagnosis:
             write(kept, Path(scratch))
-            return judge_paths([Path(scratch)])
+            return replay([Path(scratch)]).diagnosis
 
         return witness(traces, found, again)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from .diagnosis import Diagnosis
 
 
-class Wait(NamedTuple):
+class Edge(NamedTuple):
     """Ranks that wait in one operation for the same ranks."""
 
     operation: str
@@ -41,7 +41,7 @@ class WaitGraph:
         for wait in found.waits:
             if wait.missing:
                 together.setdefault((wait.operation, tuple(sorted(set(wait.missing)))), set()).add(wait.rank)
-        self.waits = sorted(Wait(what, tuple(sorted(ranks)), due) for (what, due), ranks in together.items())
+        self.waits = sorted(Edge(what, tuple(sorted(ranks)), due) for (what, due), ranks in together.items())
 
     @cached_property
     def roots(self) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ class WaitGraph:
         named = {"culprit": self.culprits, "circle": self.circle, "root": self.roots}
         return next((name for name, ranks in named.items() if rank in ranks), "waiting")
 
-    def arrows(self) -> Iterator[tuple[Wait, list[Node], list[Node]]]:
+    def arrows(self) -> Iterator[tuple[Edge, list[Node], list[Node]]]:
         """Each wait with the nodes that wait, and those that they wait for."""
         for wait in self.waits:
             one, other = ([n for n in self.nodes if n.ranks[0] in ranks] for ranks in (wait.ranks, wait.waits_for))

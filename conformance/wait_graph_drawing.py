@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import graphviz
 
 from ..model.diagrams.colours import AMBER, GREY, INK, PALE_AMBER, PALE_GREY, PALE_RED, RED, plain
-from .wait_graph import Node, Wait, WaitGraph, named
+from .wait_graph import Edge, Node, WaitGraph, named
 
 LOOKS: Mapping[str, tuple[str, str, str]] = {
     "culprit": (RED, PALE_RED, "to blame"),
@@ -69,7 +69,7 @@ def _lines(node: Node) -> list[str]:
     return [*(", ".join(ranks[at : at + 4]) for at in range(0, len(ranks), 4)), LOOKS[node.role][2]]
 
 
-def _what(wait: Wait) -> list[str]:
+def _what(wait: Edge) -> list[str]:
     """The operation, its group in a line of its own."""
     what, of, group = wait.operation.partition(" of ")
     return [what, of.lstrip() + group] if of else [what]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..traces.collectives import Recording
@@ -25,9 +24,6 @@ from ..traces.format import Trace
 from ..traces.perfetto import write as write_perfetto
 from . import report
 from .diagnosis import Diagnosis
-
-if TYPE_CHECKING:
-    from .protocol.diagnose import Diagnosis as Replayed
 
 
 def write(read: Sequence[Trace] | Recording, found: Diagnosis, folder: Path) -> None:
@@ -41,10 +37,8 @@ def write(read: Sequence[Trace] | Recording, found: Diagnosis, folder: Path) -> 
     if isinstance(read, Recording):
         _write_program(read, found, folder)
         return
-    from .protocol.diagnose import Diagnosis as Replayed  # slow to load for the others
-
     _write_coverage(read, found, folder)
-    if isinstance(found, Replayed) and found.divergence is not None:
+    if found.divergence is not None:
         _write_divergence(read, found, folder)
 
 
@@ -76,7 +70,7 @@ def _write_coverage(traces: Sequence[Trace], found: Diagnosis, folder: Path) -> 
     (folder / "coverage.txt").write_text(coverage.as_text(seen) + "\n", encoding="utf-8")
 
 
-def _write_divergence(traces: Sequence[Trace], found: Replayed, folder: Path) -> None:
+def _write_divergence(traces: Sequence[Trace], found: Diagnosis, folder: Path) -> None:
     from ..model.diagrams.sequence_chart import sequence_mermaid, sequence_svg
     from .protocol.diagnose import protocol_of
     from .protocol.sequence_chart import MAX_LANES, chart

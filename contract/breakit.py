@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from ..conformance.replay import judge_paths
+from ..conformance.replay import replay
 from ..errors import Exit, UnreadableInput, UsageError
 from ..guardian.child import children, read
 from ..impl.faults.process_faults import struck
@@ -291,8 +291,8 @@ def _result(row: Row, id: str, out: Path, status: int, seconds: float, injected:
     traces: list[Trace] = []
     try:
         traces = [read_trace(path) for path in find(out)]
-        diagnosis = judge_paths([out])
-        verdict, culprits = str(diagnosis.verdict), diagnosis.culprits
+        diagnosis = replay([out]).diagnosis
+        verdict, culprits = str(diagnosis.verdict), diagnosis.named
     except UnreadableInput as error:
         verdict, culprits = f"unreadable: {error}", ()
     agrees = status == row.exit and not left and verdict == ("divergent" if row.exit else "conforming")

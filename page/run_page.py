@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conformance.diagnosis import Diagnosis
-from ..conformance.replay import judge
+from ..conformance.replay import replay
 from ..conformance.report import as_json
 from ..errors import UsageError
 from ..model.protocols.load import PROTOCOLS
@@ -18,7 +18,6 @@ from ..model.semantics.network import Network
 from ..model.tables import Protocol, Scope
 from ..traces.collectives import P2P, Recording, Status
 from ..traces.format import Dropped, End, Event, Trace
-from ..traces.load import load
 from .explorer import along, walk
 from .lamport_order import columns
 from .view_model import CollectiveLink, Headline, Moment, Story
@@ -35,8 +34,8 @@ def of_paths(paths: Sequence[Path]) -> Story:
     """Return the page of the traces that paths stand for. Raises UnreadableInput, UsageError."""
     if not paths:
         raise UsageError("name the traces of a run", where="--format html", do="a folder, or one file a rank")
-    found = load(paths)
-    return story_of(found, judge(found))
+    run = replay(paths)
+    return story_of(run.traces, run.diagnosis)
 
 
 def story_of(found: Sequence[Trace] | Recording, diagnosis: Diagnosis) -> Story:

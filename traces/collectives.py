@@ -163,6 +163,8 @@ class Recording:
     """True where the recording is a stretch of time: what came before and after it is unknown."""
     numbered: bool = True
     """True where sequence numbers are the recorder's own; else they count from where each rank's recording begins."""
+    died: Mapping[int, str] = field(default_factory=dict)
+    """Rank to how it ended, as its launcher or its host saw it, of ranks that wrote no end themselves."""
 
     def __repr__(self) -> str:
         return f"<Recording by {self.source}: {len(self.ranks)} of {self.world} ranks, {self.entries:,} operations>"

@@ -43,11 +43,7 @@ def load(paths: Sequence[Path]) -> list[Trace] | Recording:
 
     What logs and stacks beside them say is left out: `gather` has it.
     """
-    found = traced(gather(paths))
-    if found is None:
-        where = ", ".join(map(str, paths))
-        raise UsageError("logs alone, with no trace to draw", where=where, do="`genlock replay` has the verdict")
-    return found
+    return drawn(gather(paths), paths)
 
 
 def traced(found: list[Trace] | Recording | Evidence) -> list[Trace] | Recording | None:
@@ -55,6 +51,15 @@ def traced(found: list[Trace] | Recording | Evidence) -> list[Trace] | Recording
     from .evidence import Evidence
 
     return found.recording if isinstance(found, Evidence) else found
+
+
+def drawn(found: list[Trace] | Recording | Evidence, paths: Sequence[Path]) -> list[Trace] | Recording:
+    """Return the traces among what was gathered from `paths`. Raises UsageError where there are logs alone."""
+    traces = traced(found)
+    if traces is None:
+        where = ", ".join(map(str, paths))
+        raise UsageError("logs alone, with no trace to draw", where=where, do="`genlock replay` has the verdict")
+    return traces
 
 
 def gather(paths: Sequence[Path]) -> list[Trace] | Recording | Evidence:

@@ -10,61 +10,64 @@ Left out: how each is found (`findings`, `stall`, `windows`), and a protocol's t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from ...traces.collectives import Ended, Recording
-from ..diagnosis import Diagnosis, Divergence
+from ..diagnosis import (
+    Accusation,
+    Diagnosis,
+    Divergence,
+    MissingEvidence,
+    Strength,
+    WaitingRank,
+    Wanted,
+    accusations,
+)
 from .alignment import Aligned, Key, Op, ops_of
+from .blame import (
+    Alone,
+    Stuck,
+    accused_of,
+    broken_off,
+    circle,
+    device,
+    left_its_own_order,
+    one_too_many_or_too_few,
+    out_of_step_by_place,
+    raised,
+)
 from .endings import limits, settled, word
 from .history import PAST, expected
-from .mismatches import Finding, Words, blamed, contradictions, mismatches, unpaired
-from .off_by_one import Mispaired, mispaired
+from .mismatches import Conflict, Words, blamed, contradictions, mismatches, unpaired
+from .off_by_one import OutOfStep
 from .queues import Progress, Queues
 from .send_recv import Pairs
 from .sibling_ranks import Likeness, Order
-from .stall import Head, Stall, analyse, parties
+from .stall import Head, Standstill
 from .unnumbered import lay
 
 
-class Stuck(NamedTuple):
-    """A rank that is left waiting."""
-
-    rank: int
-    operation: str
-    missing: tuple[int, ...]
-
-
-def judge(recording: Recording) -> Diagnosis:
-    """The verdict on a recording; the same for any order of its files."""
+def diagnose(recording: Recording) -> Diagnosis:
+    """Return the verdict on a recording; the same for any order of its files."""
     if not recording.numbered:
-        return _judge_windows(recording, Words(recording))
+        return _diagnose_windows(recording, Words(recording))
     recording = settled(recording)
     aligned, pairs, words = Aligned(recording), Pairs(recording), Words(recording)
     order = Order(Queues(recording, Progress(recording), pairs), Likeness(recording))
-    findings = list(contradictions(aligned, words))
-    findings = findings or [*mismatches(aligned, order, words), *unpaired(pairs, words)]
-    stall = Stall({}) if recording.window else analyse(recording, order)
-    found: Divergence | None = None
-    culprits: tuple[int, ...] = ()
-    kind: Literal["host", "device"] | None = None
-    if findings:
-        first = min(findings, key=lambda f: (f.op.time, f.op.rank, f.op.at))
-        found, culprits = _divergence(first, words), blamed(findings)
-    elif (odd := _slipped(stall, recording)) is not None:
-        found, culprits = _at_slip(odd, words), (odd.op.rank,)
-    elif stall.culprits:
-        found, culprits, kind = _stalled(stall, words), stall.culprits, stall.kind
-    elif failed := _failed(order.queues):
-        found, culprits = _crashed(failed[0], words), failed
+    still = Standstill(recording, order)
+    conflicts = list(contradictions(aligned, words))
+    conflicts = conflicts or [*mismatches(aligned, order, words), *unpaired(pairs, order, words)]
+    stuck = Stuck(still, lambda key: words.lifted is not None and key in words.lifted.places)
+    found, accused, kind = _first(conflicts, stuck, words)
     reasons = _unseen(recording) + _lost(recording) + limits(recording)
     if not found:
-        reasons += _open(recording, stall, words)
+        reasons += _open(recording, still, words)
         if not reasons and not bool(aligned.complete.all()):
             op = aligned.rows(int(np.flatnonzero(~aligned.complete)[0]))[0]
             reasons.append(f"not every member is known to have finished {words.short(op)}")
-    waits = tuple(Stuck(rank, words.short(head.op), head.waits_for) for rank, head in _waiting(stall))
+    waits = tuple(WaitingRank(rank, words.short(head.op), head.waits_for) for rank, head in _waiting(still))
     return Diagnosis(
         "divergent" if found else ("unknown" if reasons else "conforming"),
         len(recording.ranks),
@@ -72,17 +75,56 @@ def judge(recording: Recording) -> Diagnosis:
         int(aligned.complete.sum()) + pairs.matched(),
         found,
         "FM-18" if kind else None,
-        culprits,
+        accused if found or reasons else (),
         tuple(reasons),
-        waits if found else (),
+        waits if found or accused else (),
         kind,
         {},
-        suspects=() if found else tuple(sorted({r for h in stall.joint for r in parties(h, recording)})),
+        missing=_missing(recording, still, accused) if found or reasons else (),
         lifted=words.lifted.summary() if words.lifted else "",
     )
 
 
-def _judge_windows(recording: Recording, words: Words) -> Diagnosis:
+Kind = Literal["host", "device"] | None
+
+
+def _first(
+    conflicts: Sequence[Conflict], e: Stuck, words: Words
+) -> tuple[Divergence | None, tuple[Accusation, ...], Kind]:
+    """Return the divergence that the recording shows, if it does; whom it is laid to; and where a culprit is stuck."""
+    if conflicts:
+        first = min(conflicts, key=lambda c: (c.op.time, c.op.rank, c.op.at))
+        return _divergence(first, words), blamed(conflicts), None
+    accused = accused_of(e)
+    culprits = [a for a in accused if a.strength is Strength.CULPRIT]
+    if culprits:
+        slip = e.slip if culprits[0].case == out_of_step_by_place.name else None
+        cases = {a.case for a in culprits}
+        kind: Kind = "device" if device.name in cases else "host" if cases & HOST else None
+        return (_at_slip(slip, words) if slip else _stalled(e, culprits, words)), accused, kind
+    if alone := broken_off(e.recording, e.still):
+        return _crashed(alone[0], words), raised(Alone(raised=alone)), None
+    if accused and _never(e, accused):
+        return _stalled(e, [a for a in accused if a.case in NEVER], words), accused, None
+    return None, accused, None
+
+
+HOST = {"host-stands-still", "not-held-up", "known-to-have-ended"}
+NEVER = {circle.name, one_too_many_or_too_few.name}
+
+
+def _never(e: Stuck, accused: Sequence[Accusation]) -> bool:
+    """Return true if what ranks wait in will certainly never be: a closed circle, or a rank that came to its end."""
+    ended = (Ended.STOPPED, Ended.FAILED)
+    ranks = e.recording.ranks
+    return any(
+        (a.case == circle.name and a.rank in e.closed)
+        or (a.case == one_too_many_or_too_few.name and a.rank in e.still.leaves and ranks[a.rank].ended in ended)
+        for a in accused
+    )
+
+
+def _diagnose_windows(recording: Recording, words: Words) -> Diagnosis:
     """The verdict on stretches of time without sequence numbers."""
     laid = lay(recording)
     found: Divergence | None = None
@@ -110,7 +152,7 @@ def _judge_windows(recording: Recording, words: Words) -> Diagnosis:
         laid.matched,
         found,
         None,
-        tuple(culprits),
+        accusations(culprits, Strength.CULPRIT, "unlike-the-majority"),
         tuple(reasons),
         (),
         None,
@@ -118,7 +160,7 @@ def _judge_windows(recording: Recording, words: Words) -> Diagnosis:
     )
 
 
-def _divergence(found: Finding, words: Words) -> Divergence:
+def _divergence(found: Conflict, words: Words) -> Divergence:
     op = found.op
     return _at(op, words, f"{words.short(op)} issued", found.observed, found.expected, found.why)
 
@@ -126,50 +168,39 @@ def _divergence(found: Finding, words: Words) -> Divergence:
 # ── operations that nobody can finish ───────────────────────────────────────────────────────────────────
 
 
-def _stalled(stall: Stall, words: Words) -> Divergence:
-    """Where the first culprit stands, and what is due from it."""
-    culprit = (stall.astray or stall.device or stall.host or stall.gone or stall.circle)[0]
-    own = stall.heads.get(culprit, ())
-    if culprit in stall.broke:
-        op, before = ops_of(culprit, words.recording.ranks[culprit].ops, stall.broke[culprit])
-        why = f"{CIRCLE.format(culprit)}, and here it did not go on as it always did"
+def _stalled(e: Stuck, accused: Sequence[Accusation], words: Words) -> Divergence:
+    """Return where the first rank that is named stands, and what is due from it."""
+    named = next((a for a in accused if a.rank in e.still.leaves), accused[0])
+    rank, case = named.rank, named.case
+    own = e.still.heads.get(rank, ())
+    if case == left_its_own_order.name:
+        op, before = ops_of(rank, words.recording.ranks[rank].ops, e.broke[rank])
+        why = f"{CIRCLE.format(rank)}, and here it did not go on as it always did"
         return _at(op, words, f"{words.short(op)} issued", words.call(op), (words.call(before),), why)
-    if culprit in stall.device:
+    if case == device.name:
         head = next((h for h in own if h.finished), own[0])
         what = f"{_ranks(head.finished)} did" if head.finished else "others are in it"
-        why = f"rank{culprit} issued it and has not completed it, though {what}"
+        why = f"rank{rank} issued it and has not completed it, though {what}"
         name = words.short(head.op)
         return _at(head.op, words, f"in {name}", "nothing", (f"{name} completed",), why)
-    owed = [h for found in stall.heads.values() for h in found if culprit in h.waits_for]
+    owed = [h for heads in e.still.heads.values() for h in heads if rank in h.waits_for]
     if not owed:
         head = own[0]
-        why = f"{ASTRAY.format(culprit)}: {_ranks(head.waits_for)} did not take part in it"
+        why = f"{HOW[case].format(rank)}: {_ranks(head.waits_for)} did not take part in it"
         return _at(head.op, words, f"in {words.short(head.op)}", words.short(head.op), (), why)
-    head = _next_due(culprit, owed, words.recording)
+    head = _next_due(rank, owed, words.recording)
     due = words.due(head.op)
-    ended = "" if culprit in stall.heads else word(words.recording, culprit)
-    how = {
-        culprit in stall.circle: CIRCLE.format(culprit),
-        culprit in stall.gone: f"nothing shows rank{culprit} there, and nothing else explains the wait for it",
-        culprit in stall.host: f"rank{culprit} never issued it, and nothing that is recorded holds it up",
-        culprit in stall.astray: ASTRAY.format(culprit),
-    }[True]
+    ended = "" if rank in e.still.heads else word(words.recording, rank)
     waiting = sorted({h.op.rank for h in owed})
-    why = f"{how}{ended and f' ({ended})'}; {_ranks(waiting)} {'wait' if len(waiting) > 1 else 'waits'} for it"
-    record = words.recording.ranks.get(culprit)
-    last = ops_of(culprit, record.ops, [len(record.ops) - 1])[0] if record and len(record.ops) else None
-    at = head.op._replace(rank=culprit, at=last.at if last else 0, entry=last.entry if last else 0)
+    why = f"{HOW[case].format(rank)}{ended and f' ({ended})'}; {_ranks(waiting)} "
+    why += f"{'wait' if len(waiting) > 1 else 'waits'} for it"
+    record = words.recording.ranks.get(rank)
+    last = ops_of(rank, record.ops, [len(record.ops) - 1])[0] if record and len(record.ops) else None
+    at = head.op._replace(rank=rank, at=last.at if last else 0, entry=last.entry if last else 0)
     return _at(at, words, f"before {due}", "nothing", (due,), why, due)
 
 
-def _slipped(stall: Stall, recording: Recording) -> Mispaired | None:
-    """A rank that is out of step in a group in which others are left waiting."""
-    groups = {head.op.group for own in stall.heads.values() for head in own if head.op.peer < 0 and head.never}
-    found = [odd for group in sorted(groups) if (odd := mispaired(recording, group)) is not None]
-    return found[0] if len(found) == 1 else None
-
-
-def _at_slip(odd: Mispaired, words: Words) -> Divergence:
+def _at_slip(odd: OutOfStep, words: Words) -> Divergence:
     what = "left one out before it" if odd.short else "did one more before it"
     why = f"rank{odd.op.rank} {what}: from here on it pairs with what the others issued for something else"
     here, there = (f"{words.short(odd.op)} at {words.recording.sites[s]}" for s in (odd.op.site, odd.site))
@@ -193,12 +224,6 @@ def _end(op: Op) -> int:
     return op.rank if op.peer >= 0 else -1
 
 
-def _failed(queues: Queues) -> tuple[int, ...]:
-    """Ranks that ended by an exception of their own, though nobody waits for them."""
-    ranks = queues.recording.ranks
-    return tuple(r for r, record in ranks.items() if record.ended is Ended.FAILED and r not in queues.first)
-
-
 def _crashed(rank: int, words: Words) -> Divergence:
     """A rank that raised when nobody waited for it any more."""
     record = words.recording.ranks[rank]
@@ -211,14 +236,22 @@ def _crashed(rank: int, words: Words) -> Divergence:
 
 
 CIRCLE = "rank{} is in a circle of ranks that wait for each other"
-ASTRAY = "rank{} did more or fewer operations than the ranks that run the same program"
+HOW = {
+    "more-or-fewer-than-siblings": "rank{} did more or fewer operations than the ranks that run the same program",
+    "host-stands-still": "rank{} never issued it, and nothing that is recorded holds it up",
+    "not-held-up": "rank{} never issued it, and nothing that is recorded holds it up",
+    "known-to-have-ended": "rank{} has ended",
+    "circle": CIRCLE,
+    "one-too-many-or-one-too-few": "rank{} never issued it, or those who wait did one too many",
+}
+"""What is said of a rank, by the case that names it."""
 
 
-def _waiting(stall: Stall) -> Iterator[tuple[int, Head]]:
-    """Each waiting rank with the first of its operations that somebody keeps from completing."""
-    for rank, found in sorted(stall.heads.items()):
-        head = next((h for h in found if h.waits_for), None)
-        if head is not None and rank not in stall.device:
+def _waiting(still: Standstill) -> Iterator[tuple[int, Head]]:
+    """Yield each waiting rank with the first of its operations that somebody keeps from completing."""
+    for rank, own in sorted(still.heads.items()):
+        head = next((h for h in own if h.waits_for), None)
+        if head is not None and not (rank in still.stuck and still.stuck.keys() & still.awaited):
             yield rank, head
 
 
@@ -263,15 +296,54 @@ def _lost(recording: Recording) -> list[str]:
     return reasons
 
 
-def _open(recording: Recording, stall: Stall, words: Words) -> list[str]:
-    """What has not come to an end, though nobody can be told to be in the way of it."""
+def _open(recording: Recording, still: Standstill, words: Words) -> list[str]:
+    """Return what has not come to an end, though nobody can be told to be in the way of it."""
     reasons = []
-    for key in dict.fromkeys((h.op.group, h.op.sequence, h.op.peer) for h in stall.joint):
-        head = next(h for h in stall.joint if (h.op.group, h.op.sequence, h.op.peer) == key)
+    for key in dict.fromkeys((h.op.group, h.op.sequence, h.op.peer) for h in still.joint):
+        head = next(h for h in still.joint if (h.op.group, h.op.sequence, h.op.peer) == key)
         what = "all issued it and none finished it: on its way, or a device or the network is stuck"
-        reasons.append(f"{words.short(head.op)}: {_ranks(parties(head, recording))} {what}")
-    for head in stall.lagging[:1]:
-        reasons.append(f"rank{head.op.rank} has not finished {words.short(head.op)}, {_ranks(head.finished)} have")
+        reasons.append(f"{words.short(head.op)}: {_ranks(still.members(head.op))} {what}")
+    for rank, stuck in list(still.stuck.items())[:1]:
+        reasons.append(f"rank{rank} has not finished {words.short(stuck[0].op)}, {_ranks(stuck[0].finished)} have")
+    for _, head in list(_waiting(still))[:1]:
+        reasons.append(f"rank{head.op.rank} waits in {words.short(head.op)} for {_ranks(head.waits_for)}")
     if not recording.entries:
         reasons.append("nothing was recorded")
     return reasons
+
+
+def _missing(recording: Recording, still: Standstill, accused: Sequence[Accusation]) -> tuple[MissingEvidence, ...]:
+    """Return what would tell more than the recording does."""
+    found: list[MissingEvidence] = []
+    absent = tuple(rank for rank in range(recording.world) if rank not in recording.ranks)
+    suspects = {a.rank: a.case for a in accused if a.strength is Strength.SUSPECT}
+    if absent:
+        asked = tuple(rank for rank in absent if rank in suspects) or absent
+        text = f"the recording of {_ranks(asked)}: {HOW_TO_GET.get(recording.source, HOW_TO_GET[''])}"
+        found.append(MissingEvidence(Wanted.RECORDING, asked, text))
+    partial = tuple(r for r, record in recording.ranks.items() if record.lost or record.pending_only or record.dropped)
+    if partial and suspects and not recording.window:
+        text = f"what {_ranks(partial)} did before: {LARGER.get(recording.source, LARGER[''])}"
+        found.append(MissingEvidence(Wanted.REST, partial, text))
+    together = tuple(rank for rank, case in suspects.items() if case == "in-the-same-operation")
+    if together:
+        found.append(MissingEvidence(Wanted.START_TIMES, together, TIMING))
+    doubtful = tuple(rank for rank, case in suspects.items() if case == one_too_many_or_too_few.name)
+    if doubtful:
+        text = f"where {_ranks(doubtful)} stand, or how they ended: `py-spy dump --pid PID` of each, or their logs"
+        found.append(MissingEvidence(Wanted.ENDING, doubtful, text))
+    return tuple(found)
+
+
+HOW_TO_GET = {
+    "genlock": "its file lies where `genlock record --out` wrote the others, or on another host",
+    "": "torch writes it when a time-out has passed; of a job that hangs now, `echo 1 > PREFIX<rank>.pipe` where "
+    "TORCH_NCCL_DEBUG_INFO_PIPE_FILE=PREFIX was set",
+}
+LARGER = {
+    "genlock": "record again, with room on the disk",
+    "": "TORCH_NCCL_TRACE_BUFFER_SIZE=20000, and a dump with completed operations",
+}
+TIMING = (
+    "whose device had started: TORCH_NCCL_ENABLE_TIMING=1 in the next run; of a job that hangs now, `ncclras -v` twice"
+)

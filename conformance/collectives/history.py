@@ -19,12 +19,19 @@ RECENT = 16
 """So many of a rank's last operations may be those with which it left its order."""
 
 
-def expected(past: Sequence[T], among: Iterable[T]) -> T | None:
-    """Which of `among` the past leads to expect, if it is one: what came after the longest like stretch before."""
+def expected(past: Sequence[T], among: Iterable[T], times: int = 1) -> T | None:
+    """Return which of `among` the past leads to expect, if it is one: what came after the longest like stretch before.
+
+    With `times`, no stretch counts that came less often.
+    """
     wanted = set(among)
-    followers = _followers(past[-PAST:])
-    for length in sorted(followers, reverse=True):
-        if found := followers[length].keys() & wanted:
+    past = past[-PAST:]
+    seen = _stretches(past)
+    followers: dict[T, int] = {}
+    for length in sorted(seen, reverse=True):
+        for at in seen[length]:
+            followers[past[at]] = followers.get(past[at], 0) + 1
+        if sum(followers.values()) >= times and (found := followers.keys() & wanted):
             return found.pop() if len(found) == 1 else None
     return None
 
@@ -51,10 +58,15 @@ def first_break(done: Sequence[T]) -> Break | None:
 
 def _followers(past: Sequence[T]) -> dict[int, dict[T, int]]:
     """Length of a stretch that ends the past and was there before, to what came after it, and where that was last."""
-    found: dict[int, dict[T, int]] = {}
-    for at, follower in enumerate(past):
+    return {length: {past[at]: at for at in places} for length, places in _stretches(past).items()}
+
+
+def _stretches(past: Sequence[T]) -> dict[int, list[int]]:
+    """Return length of each stretch that ends the past and was there before, to the places of what came after it."""
+    found: dict[int, list[int]] = {}
+    for at in range(len(past)):
         length = 0
         while length < min(at, LONGEST) and past[at - 1 - length] == past[-1 - length]:
             length += 1
-        found.setdefault(length, {})[follower] = at
+        found.setdefault(length, []).append(at)
     return found

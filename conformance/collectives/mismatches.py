@@ -5,8 +5,7 @@ Left out: operations that nobody can finish (`stall`).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,8 +13,10 @@ import numpy as np
 
 from ...traces.collectives import Ended, RankRecord, Recording, Signature
 from ...traces.importers.genlock_programs import line_of
+from ..diagnosis import Accusation, Strength
 from .alignment import Aligned, Key, Op, ops_of
-from .history import PAST, expected
+from .blame import UNLIKE, Alone, Unlike, Value, recording_contradicts_itself, unlike_the_past
+from .history import PAST
 from .send_recv import Pairs
 from .sibling_ranks import Order
 
@@ -25,16 +26,14 @@ if TYPE_CHECKING:
 Shape = Callable[[Signature], tuple[object, ...]]
 
 
-class Finding(NamedTuple):
-    """A place where the ranks do not fit together, and whose doing it may be."""
+class Conflict(NamedTuple):
+    """A place where what was recorded does not fit together, and whose doing it may be."""
 
     op: Op
-    suspects: tuple[int, ...]
+    accused: tuple[Accusation, ...]
     observed: str
     expected: tuple[str, ...]
     why: str
-    sure: bool = True
-    """Whether the recording tells the suspects apart from the others."""
 
 
 class Words:
@@ -95,7 +94,7 @@ class Words:
 # ── recordings that contradict themselves ───────────────────────────────────────────────────────────────
 
 
-def contradictions(aligned: Aligned, words: Words) -> Iterator[Finding]:
+def contradictions(aligned: Aligned, words: Words) -> Iterator[Conflict]:
     recording = aligned.recording
     capacity = 0 if recording.window else max((_held(r) for r in recording.ranks.values()), default=0)
     for rank, record in recording.ranks.items():
@@ -105,17 +104,21 @@ def contradictions(aligned: Aligned, words: Words) -> Iterator[Finding]:
             dropped = "a ring drops its oldest entries, none between others"
             written = "a recorder numbers what it writes, and says what it drops"
             why = f"entry {record.gap} is missing: {dropped if record.ended is Ended.UNSAID else written}"
-            yield Finding(op, (rank,), words.short(op), (f"entry {record.gap}",), why)
+            yield Conflict(op, _itself(rank), words.short(op), (f"entry {record.gap}",), why)
         elif record.lost and not record.pending_only and _held(record) < capacity:
             op = ops_of(rank, record.ops, [0])[0]
             why = f"what came before is missing: a ring drops nothing before it is full, and others hold {capacity}"
-            yield Finding(op, (rank,), words.short(op), (f"entry {op.entry - 1}",), why)
+            yield Conflict(op, _itself(rank), words.short(op), (f"entry {op.entry - 1}",), why)
         yield from _out_of_order(rank, record, words)
     for at in np.flatnonzero(aligned.repeated)[:1].tolist():
         rank = int(aligned.rank[at])
         op = ops_of(rank, recording.ranks[rank].ops, [int(aligned.at[at])])[0]
-        yield Finding(op, (rank,), words.short(op), (), "its sequence number comes twice")
+        yield Conflict(op, _itself(rank), words.short(op), (), "its sequence number comes twice")
     yield from _holes(aligned, words)
+
+
+def _itself(rank: int) -> tuple[Accusation, ...]:
+    return recording_contradicts_itself(Alone(contradicting=(rank,)))
 
 
 def _held(record: RankRecord) -> int:
@@ -123,7 +126,7 @@ def _held(record: RankRecord) -> int:
     return int(record.ops["entry"][-1] - record.ops["entry"][0]) + 1 if len(record.ops) else 0
 
 
-def _out_of_order(rank: int, record: RankRecord, words: Words) -> Iterator[Finding]:
+def _out_of_order(rank: int, record: RankRecord, words: Words) -> Iterator[Conflict]:
     """A group's sequence numbers rise as a rank issues them."""
     ops = record.ops
     chosen = np.flatnonzero(ops["peer"] < 0)
@@ -132,10 +135,10 @@ def _out_of_order(rank: int, record: RankRecord, words: Words) -> Iterator[Findi
     wrong = np.flatnonzero((np.diff(group) == 0) & (np.diff(sequence) < 0))
     for at in order[wrong + 1][:1].tolist():
         op = ops_of(rank, ops, [at])[0]
-        yield Finding(op, (rank,), words.short(op), (), "its sequence number is lower than the one before")
+        yield Conflict(op, _itself(rank), words.short(op), (), "its sequence number is lower than the one before")
 
 
-def _holes(aligned: Aligned, words: Words) -> Iterator[Finding]:
+def _holes(aligned: Aligned, words: Words) -> Iterator[Conflict]:
     """A rank that has what came before and after in the group, but not what its peers have in between."""
     recording = aligned.recording
     short = np.flatnonzero(aligned.counts < aligned.sizes)
@@ -163,7 +166,7 @@ def _holes(aligned: Aligned, words: Words) -> Iterator[Finding]:
         for rank in inside:
             if rank not in there:
                 why = f"rank{rank} has what came before and after it in the group, but not this"
-                yield Finding(rows[0]._replace(rank=rank), (rank,), "nothing", (words.short(rows[0]),), why)
+                yield Conflict(rows[0]._replace(rank=rank), _itself(rank), "nothing", (words.short(rows[0]),), why)
                 return
 
 
@@ -174,7 +177,7 @@ def _within(span: tuple[int, int] | None, sequence: int) -> bool:
 # ── members that issued unlike ──────────────────────────────────────────────────────────────────────────
 
 
-def mismatches(aligned: Aligned, order: Order, words: Words) -> Iterator[Finding]:
+def mismatches(aligned: Aligned, order: Order, words: Words) -> Iterator[Conflict]:
     """The first collective of each group that its members did not issue alike; what follows it is noise."""
     seen: set[int] = set()
     for number in np.flatnonzero(aligned.unequal | aligned.unbalanced).tolist():
@@ -184,26 +187,30 @@ def mismatches(aligned: Aligned, order: Order, words: Words) -> Iterator[Finding
             yield _mismatch(aligned, number, order, words)
 
 
-def _mismatch(aligned: Aligned, number: int, order: Order, words: Words) -> Finding:
+def _mismatch(aligned: Aligned, number: int, order: Order, words: Words) -> Conflict:
     signatures, key, rows = aligned.recording.signatures, aligned.key(number), aligned.rows(number)
     shape = _wire if aligned.unequal[number] else _sizes
     given = {op.rank: shape(signatures[op.signature]) for op in rows}
-    values = set(given.values())
-    usual = _usual(list(given.values())) or _siblings(aligned, key, shape, values, order)
-    usual = usual or expected(_before(aligned, number, shape), values)
-    suspects = tuple(rank for rank, value in given.items() if value != usual)
-    astray = () if usual else order.astray(suspects)
-    suspects = astray or suspects
-    op = next(op for op in rows if op.rank in suspects)
-    others = {str(signatures[o.signature]) for o in rows if (o.rank not in suspects or not usual) and o is not op}
-    what = "the other members issued" if usual else "the members issued different collectives: elsewhere"
-    return Finding(
+    accused = UNLIKE.first(
+        Unlike(
+            given,
+            int(aligned.sizes[number]),
+            lambda: _siblings(aligned, key, shape, set(given.values()), order),
+            lambda: _before(aligned, number, shape),
+            order,
+        )
+    )
+    named = {accusation.rank for accusation in accused}
+    told_apart = len({value for rank, value in given.items() if rank not in named}) == 1
+    op = next(op for op in rows if op.rank in named)
+    others = {str(signatures[o.signature]) for o in rows if (o.rank not in named or not told_apart) and o is not op}
+    what = "the other members issued" if told_apart else "the members issued different collectives: elsewhere"
+    return Conflict(
         op,
-        suspects,
+        accused,
         words.op(op),
         tuple(f"{text} #{key.sequence} of {words.group(key.group)}" for text in sorted(others)),
         f"{what} {' and '.join(sorted(others))}",
-        sure=bool(usual or astray),
     )
 
 
@@ -223,12 +230,6 @@ def _sizes(signature: Signature) -> tuple[object, ...]:
     return (signature.sent, signature.received)
 
 
-def _usual(values: Sequence[tuple[object, ...]]) -> tuple[object, ...] | None:
-    """What more than half of them are."""
-    [(value, count)] = Counter(values).most_common(1)
-    return value if 2 * count > len(values) and len(values) > 2 else None
-
-
 def _siblings(
     aligned: Aligned, key: Key, shape: Shape, given: set[tuple[object, ...]], order: Order
 ) -> tuple[object, ...] | None:
@@ -243,29 +244,37 @@ def _siblings(
     return values.pop() if len(values) == 1 and values <= given else None
 
 
-def unpaired(pairs: Pairs, words: Words) -> Iterator[Finding]:
+def unpaired(pairs: Pairs, order: Order, words: Words) -> Iterator[Conflict]:
     """Sends and receives that meet, but not in what they carry; and those that meet nobody, all having ended well."""
     recording = pairs.recording
     for send, receive, carried in pairs.unequal():
         a, b = recording.signatures[send.signature], recording.signatures[receive.signature]
-        usual = expected(carried, {a.wire, b.wire})
-        odd, other = (receive, send) if usual == a.wire else (send, receive)
-        suspects = (odd.rank,) if usual else (send.rank, receive.rank)
+        accused = _of_two({send.rank: a.wire, receive.rank: b.wire}, carried, order)
+        odd, other = (receive, send) if accused[0].rank == receive.rank and len(accused) == 1 else (send, receive)
         why = f"rank{send.rank} sent {a.sent:,} {a.dtype}, rank{receive.rank} takes {b.received:,} {b.dtype}"
-        why += f"; before, it was always {usual[2]:,} {usual[1]}" if usual else ""
-        yield Finding(odd, suspects, words.op(odd), (words.op(other),), why, sure=usual is not None)
+        usual = b.wire if odd is send else a.wire
+        why += f"; before, it was always {usual[2]:,} {usual[1]}" if accused[0].case == unlike_the_past.name else ""
+        yield Conflict(odd, accused, words.op(odd), (words.op(other),), why)
     stopped = {rank for rank, record in recording.ranks.items() if record.ended is Ended.STOPPED}
-    for rank, found in pairs.alone.items():
-        op = ops_of(rank, recording.ranks[rank].ops, found[:1])[0]
+    for rank, alone in pairs.alone.items():
+        op = ops_of(rank, recording.ranks[rank].ops, alone[:1])[0]
         if {rank, op.peer} <= stopped:
             why = f"rank{op.peer} came to its end, as rank{rank} did, without a {words.due(op)}"
-            yield Finding(op, (rank, op.peer), words.op(op), (words.due(op),), why, sure=False)
+            accused = _of_two({rank: ("issued",), op.peer: ("nothing",)}, (), order)
+            yield Conflict(op, accused, words.op(op), (words.due(op),), why)
 
 
-def blamed(findings: Sequence[Finding]) -> tuple[int, ...]:
-    """Those that are told apart; a place where they are not adds nobody if it has one of those."""
-    sure = {rank for f in findings if f.sure for rank in f.suspects}
-    for f in findings:
-        if not f.sure and not sure & set(f.suspects):
-            sure |= set(f.suspects)
-    return tuple(sorted(sure))
+def _of_two(given: Mapping[int, Value], past: Sequence[Value], order: Order) -> tuple[Accusation, ...]:
+    """Return whose doing it is that the two ends of a send do not fit."""
+    return UNLIKE.first(Unlike(given, 2, lambda: None, lambda: past, order))
+
+
+def blamed(conflicts: Sequence[Conflict]) -> tuple[Accusation, ...]:
+    """Return the culprits of all conflicts, and the suspects of those that have nothing to do with a culprit."""
+    sure = {a.rank: a for c in conflicts for a in c.accused if a.strength is Strength.CULPRIT}
+    named = dict(sure)
+    for conflict in conflicts:
+        if not sure.keys() & {a.rank for a in conflict.accused}:
+            for accusation in conflict.accused:
+                named.setdefault(accusation.rank, accusation)
+    return tuple(named[rank] for rank in sorted(named))

@@ -18,7 +18,7 @@ from ...traces.collectives import Recording
 from .alignment import Op, ops_of
 
 
-class Mispaired(NamedTuple):
+class OutOfStep(NamedTuple):
     """A rank that is one operation short (or ahead) in a group, from `op` on, which its others issued at `site`."""
 
     op: Op
@@ -26,8 +26,8 @@ class Mispaired(NamedTuple):
     short: bool
 
 
-def mispaired(recording: Recording, group: int) -> Mispaired | None:
-    """The one rank of the group that is out of step with all others, if they are two at least."""
+def out_of_step_in(recording: Recording, group: int) -> OutOfStep | None:
+    """Return the one rank of the group that is out of step with all others, if they are more than half of it."""
     sites: dict[int, dict[int, int]] = {}
     for rank in recording.groups[group].members:
         record = recording.ranks.get(rank)
@@ -37,13 +37,13 @@ def mispaired(recording: Recording, group: int) -> Mispaired | None:
         if len(own) and not own["site"].all():
             return None
         sites[rank] = dict(zip(own["sequence"].tolist(), own["site"].tolist(), strict=True))
-    if len(sites) < 3:
+    if len(sites) < 3 or 2 * (len(sites) - 1) <= len(recording.groups[group].members):
         return None
     found = [m for rank in sites if (m := _out_of_step(rank, sites, recording, group)) is not None]
     return found[0] if len(found) == 1 else None
 
 
-def _out_of_step(rank: int, sites: dict[int, dict[int, int]], recording: Recording, group: int) -> Mispaired | None:
+def _out_of_step(rank: int, sites: dict[int, dict[int, int]], recording: Recording, group: int) -> OutOfStep | None:
     usual = _agreed([own for other, own in sites.items() if other != rank])
     own = sites[rank]
     begin = next((n for n in sorted(own) if n in usual and own[n] != usual[n]), None)
@@ -58,7 +58,7 @@ def _out_of_step(rank: int, sites: dict[int, dict[int, int]], recording: Recordi
     is_short = fewer and not (more and max(own) > max(usual))  # in a loop of two, only the end tells
     ops = recording.ranks[rank].ops
     at = np.flatnonzero((ops["group"] == group) & (ops["peer"] < 0) & (ops["sequence"] == begin))
-    return Mispaired(ops_of(rank, ops, at.tolist()[:1])[0], usual[begin], is_short)
+    return OutOfStep(ops_of(rank, ops, at.tolist()[:1])[0], usual[begin], is_short)
 
 
 def _agreed(members: list[dict[int, int]]) -> dict[int, int]:

@@ -14,7 +14,7 @@ Left out: jobs whose ranks run different programs; there, nobody is a witness, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache, cached_property
 from itertools import islice
 from typing import NamedTuple
@@ -110,10 +110,39 @@ class Order:
         known = [rank for rank in suspects if rank in self.recording.ranks]
         return tuple(sorted(rank for rank in known if self._astray(rank) or self._ahead(rank)))
 
+    def passed(self, rank: int, owed: Collection[int]) -> bool:
+        """Return true if a rank that runs the same program has issued more than `rank`, in a group of its own.
+
+        The groups in which others wait for `rank` are left aside: whoever issued more there may have done too much.
+        """
+        for witness in self.likeness.witnesses(rank):
+            for group in self._own_groups(rank):
+                its = self.likeness.counterpart(witness, group)
+                mine, theirs = self.queues.progress.last_issued(rank, group), self._last(witness, group)
+                if its not in (None, group, *owed) and mine is not None and theirs is not None and theirs > mine:
+                    return True
+        return False
+
+    def issued_by_siblings(self, op: Op, rank: int) -> bool:
+        """Return true if more than half of a sibling group issued what `op` is there, which is due from `rank` here."""
+        if op.peer >= 0:
+            return False
+        for witness in self.likeness.witnesses(rank):
+            group = self.likeness.counterpart(witness, op.group)
+            if group in (None, op.group):
+                continue
+            members = self.recording.groups[group].members
+            lasts = [self.queues.progress.last_issued(member, group) or 0 for member in members]
+            if 2 * sum(last >= op.sequence for last in lasts) > len(members):
+                return True
+        return False
+
     def _ahead(self, rank: int) -> bool:
-        """Whether the rank waits in a collective beyond the last of all witnesses, who wait for nothing."""
+        """Return true if the rank waits in a collective beyond the last of all witnesses, who came to their end."""
         witnesses = self.likeness.witnesses(rank)
         if len(witnesses) < 2 or any(w in self.queues.first for w in witnesses) or rank not in self.queues.first:
+            return False
+        if any(self.recording.ranks[w].ended is not Ended.STOPPED for w in witnesses):
             return False
         for op in self.queues.heads(rank):
             lasts = {self._last(w, op.group) for w in witnesses}

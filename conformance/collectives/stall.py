@@ -1,4 +1,4 @@
-"""Who waits for whom in a recording, and who is at the root of it. docs/diagnosis.md has the argument.
+"""Finds out who waits for whom in a recording of a job that stands still. docs/diagnosis.md has the argument.
 
 A rank waits at the head of each of its queues: its first operation in a group (or towards a peer) that has not
 completed. Whom it waits for follows from what the others did about that operation:
@@ -10,19 +10,18 @@ completed. Whom it waits for follows from what the others did about that operati
 - all issued it, nothing stands before it, and nobody finished it: the network, or some member's device; which
   one the recording does not say.
 
-A root is a rank that others wait for and that waits for nobody. Left out: signatures (`collectives`).
+Left out: whose fault that is (`blame`), and what members issued unlike (`mismatches`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 from ...traces.collectives import Recording, Status
 from .alignment import Key, Op
 from .endings import SYNCHRONISING
-from .history import Break, first_break
 from .queues import Queues
 from .sibling_ranks import Due, Order
 
@@ -41,76 +40,130 @@ class Head(NamedTuple):
     """They issued it, but have not completed something that they issued before."""
     finished: tuple[int, ...] = ()
     """They completed it, though this rank has not."""
-    idle: tuple[int, ...] = ()
-    """Of a started collective: they have not started it."""
 
     @property
     def waits_for(self) -> tuple[int, ...]:
         return self.never + self.absent or self.behind or self.unsure
 
-
-@dataclass(frozen=True)
-class Stall:
-    """What the wait-for graph says."""
-
-    heads: Mapping[int, Sequence[Head]]
-    host: tuple[int, ...] = ()
-    """Ranks that others wait for, and that wait in nothing."""
-    device: tuple[int, ...] = ()
-    """Ranks whose device did not complete what others finished."""
-    gone: tuple[int, ...] = ()
-    """Ranks without a recording that others wait for, where nothing else explains it."""
-    circle: tuple[int, ...] = ()
-    """Ranks that wait for each other, and for nobody else."""
-    astray: tuple[int, ...] = ()
-    """Ranks that skipped something or did something extra, so that they wait, or are waited for, out of step."""
-    broke: Mapping[int, Break] = field(default_factory=dict)
-    """Where those of a circle left their own order, if it tells them apart."""
-    joint: tuple[Head, ...] = ()
-    """Operations that all members issued and none finished, with nothing before them."""
-    lagging: tuple[Head, ...] = ()
-    """What a rank has not finished and others have, though nobody waits for that rank."""
-
     @property
-    def culprits(self) -> tuple[int, ...]:
-        return self.astray or tuple(sorted({*self.host, *self.device, *self.gone})) or self.circle
-
-    @property
-    def kind(self) -> Literal["host", "device"] | None:
-        return "device" if self.device else "host" if self.host else None
+    def may_wait_for(self) -> tuple[int, ...]:
+        """All who may keep it from completing, for all that is known."""
+        return self.never + self.absent + self.behind + self.unsure
 
 
-def analyse(recording: Recording, order: Order) -> Stall:
-    """Build the wait-for graph of a recording and find its roots."""
-    queues = order.queues
+class Standstill:
+    """The wait-for graph of a recording."""
+
+    def __init__(self, recording: Recording, order: Order) -> None:
+        self.recording, self.order = recording, order
+        self.queues = queues = order.queues
+        self.heads: Mapping[int, Sequence[Head]] = {} if recording.window else _heads(queues)
+        """Rank to the operations that it waits in."""
+        self.stuck = {
+            rank: stuck for rank, own in self.heads.items() if (stuck := [h for h in own if self._own_device(h)])
+        }
+        """Ranks whose own device did not do what others' did, with those operations."""
+        dues = [due for due in _dues(self.heads) if due.rank not in self.stuck]
+        self.free = frozenset(due.rank for due in dues if not order.held(due))
+        """Ranks that owe something and wait in something, and whose waiting keeps their host from nothing."""
+        self.joint = tuple(
+            h for rank in sorted(self.heads) if rank not in self.stuck for h in self.heads[rank] if self._joint(h)
+        )
+        """Operations that all members issued and none finished, with nothing before them."""
+        still = {*self.stuck, *self.free, *(h.op.rank for h in self.joint)}
+        self.waits = {
+            rank: frozenset[int]() if rank in still else frozenset(peer for head in own for peer in head.waits_for)
+            for rank, own in self.heads.items()
+        }
+        """Rank to those that it waits for."""
+
+    @cached_property
+    def awaited(self) -> frozenset[int]:
+        """Ranks that others wait for."""
+        return frozenset[int]().union(*self.waits.values())
+
+    @cached_property
+    def unseen(self) -> frozenset[int]:
+        """Ranks that are awaited and may be anywhere: without a recording, or with one that does not say so much."""
+        ranks, torn = self.recording.ranks, self.queues.progress.torn
+        return frozenset(rank for rank in self.awaited if rank not in ranks or torn(rank))
+
+    @cached_property
+    def leaves(self) -> tuple[int, ...]:
+        """Ranks that are awaited, are seen, and whose host waits in nothing."""
+        idle = (rank for rank in self.awaited - self.unseen if not self.waits.get(rank) and rank not in self.stuck)
+        return tuple(sorted(rank for rank in idle if rank not in self.queues.first or rank in self.free))
+
+    @cached_property
+    def circle(self) -> tuple[int, ...]:
+        """Ranks that wait for each other, and in the end for nobody else."""
+        if not self.awaited:
+            return ()
+        import networkx as nx  # not needed by most, and slow to load
+
+        graph: nx.DiGraph[int] = nx.DiGraph([(rank, peer) for rank, peers in self.waits.items() for peer in peers])
+        closed = [c for c in nx.attracting_components(graph) if len(c) > 1]
+        return tuple(sorted(set[int]().union(*closed)))
+
+    @cached_property
+    def circles(self) -> frozenset[int]:
+        """Ranks that may wait for each other, whomever else they wait for."""
+        if not self.awaited:
+            return frozenset()
+        import networkx as nx  # not needed by most, and slow to load
+
+        edges = [(rank, peer) for rank in self.waits for head in self.heads[rank] for peer in head.may_wait_for]
+        components = nx.strongly_connected_components(nx.DiGraph(edges))
+        return frozenset[int]().union(*(c for c in components if len(c) > 1))
+
+    def waiting_for(self, rank: int) -> list[Head]:
+        """Return the operations in which others wait for a rank."""
+        return [head for own in self.heads.values() for head in own if rank in head.waits_for]
+
+    def members(self, op: Op) -> tuple[int, ...]:
+        """Return who takes part in an operation."""
+        return self.recording.groups[op.group].members if op.peer < 0 else (op.rank, op.peer)
+
+    def issuers(self, head: Head) -> tuple[int, ...]:
+        """Return who is known to have issued an operation."""
+        not_known = {*head.never, *head.absent, *head.unsure}
+        return tuple(m for m in self.members(head.op) if m not in not_known)
+
+    def _own_device(self, head: Head) -> bool:
+        """Return true if it is this rank's own device that did not do what others' did."""
+        return self.did_not_finish(head) or self.did_not_start(head)
+
+    def did_not_finish(self, head: Head) -> bool:
+        """Return true if a rank has not finished what cannot be finished without it, or what all others finished."""
+        op = head.op
+        kind = self.recording.signatures[op.signature].kind
+        if op.status == Status.UNSAID or not head.finished:
+            return False
+        others = len(self.members(op)) - 1
+        return kind in SYNCHRONISING or (len(head.finished) == others and op.at == self.queues.first[op.rank])
+
+    def did_not_start(self, head: Head) -> bool:
+        """Return true if a rank's queue is free for an operation that has started on others, and not on it."""
+        op, queues = head.op, self.queues
+        started_elsewhere = op.peer < 0 and any(
+            queues.states[m].get(Key(op.group, op.sequence)) == Status.STARTED
+            for m in self.members(op)
+            if m in self.recording.ranks
+        )
+        first = op.at == queues.first[op.rank]
+        return first and not head.waits_for and op.status == Status.ISSUED and started_elsewhere
+
+    def _joint(self, head: Head) -> bool:
+        first = head.op.at == self.queues.first[head.op.rank]
+        return first and not head.waits_for and not head.finished and head.op.status != Status.UNSAID
+
+
+def _heads(queues: Queues) -> dict[int, list[Head]]:
     collectives = _Collectives(queues)
-    heads = {
+    return {
         rank: [_p2p_head(op, queues) if op.peer >= 0 else collectives.head(op) for op in queues.heads(rank)]
         for rank in queues.first
     }
-    waits = {rank: {peer for head in found for peer in head.waits_for} for rank, found in heads.items()}
-    stuck = {rank: [h for h in found if _own_device(h, queues)] for rank, found in heads.items()}
-    stuck = {rank: found for rank, found in stuck.items() if found}
-    dues = [due for due in _dues(heads) if due.rank not in stuck]
-    free = {due.rank for due in dues if not order.held(due)}
-    joint = tuple(h for rank in sorted(heads) for h in heads[rank] if _joint(h, queues) and rank not in stuck)
-    for rank in {*stuck, *free, *(h.op.rank for h in joint)}:
-        waits[rank] = set()
-    awaited = {peer for peers in waits.values() for peer in peers}
-    leaves = [r for r in sorted(awaited) if not waits.get(r) and r not in stuck]
-    device = tuple(sorted(stuck)) if stuck.keys() & awaited else ()
-    silent = {r for r in leaves if r not in recording.ranks or queues.progress.torn(r)}
-    host = tuple(r for r in leaves if r not in silent and (r not in queues.first or r in free))
-    absent = sorted(silent)
-    gone = tuple(r for r in absent if not ((host or device) and _explained(r, heads, queues)))
-    circle = () if host or device or gone or not awaited else _circle(waits)
-    astray = () if device or gone else order.astray({*host, *circle, *_few(heads, recording)})
-    broke = _broke(circle, recording)
-    circle = tuple(broke) or circle
-    lagging = () if device else tuple(h for found in stuck.values() for h in found[:1])
-    if astray:
-        return Stall(heads, astray=astray, joint=joint, lagging=lagging)
-    return Stall(heads, host, device, gone, circle, broke=broke, joint=joint, lagging=lagging)
 
 
 def _dues(heads: Mapping[int, Sequence[Head]]) -> list[Due]:
@@ -153,9 +206,7 @@ class _Collectives:
             return ("never",)
         if queues.finished(member, key):
             return ("finished",)
-        behind = queues.place(member, key) > queues.first.get(member, 1 << 62)
-        idle = queues.states[member].get(key) == Status.ISSUED
-        return (*(["behind"] if behind else []), *(["idle"] if idle else []))
+        return ("behind",) if queues.place(member, key) > queues.first.get(member, 1 << 62) else ()
 
 
 def _p2p_head(op: Op, queues: Queues) -> Head:
@@ -191,68 +242,3 @@ def _other_end(op: Op, kind: str, queues: Queues) -> tuple[int | None, bool]:
         return None, max(numbers, default=0) > op.sequence
     waiting = set(queues.pending[op.peer])
     return next((at for at in theirs if at in waiting), None), False
-
-
-def _own_device(head: Head, queues: Queues) -> bool:
-    """Whether it is this rank's own device that did not complete what others finished."""
-    op = head.op
-    kind = queues.recording.signatures[op.signature].kind
-    if op.status == Status.UNSAID:
-        return False
-    if head.finished and kind in SYNCHRONISING:
-        return True
-    first = op.at == queues.first[op.rank]
-    if head.finished and not head.waits_for:
-        return first
-    started_elsewhere = any(
-        queues.states[m].get(Key(op.group, op.sequence)) == Status.STARTED
-        for m in queues.recording.groups[op.group].members
-        if m in queues.recording.ranks and op.peer < 0
-    )
-    return first and not head.waits_for and op.status == Status.ISSUED and started_elsewhere
-
-
-def _joint(head: Head, queues: Queues) -> bool:
-    first = head.op.at == queues.first[head.op.rank]
-    return first and not head.waits_for and not head.finished and head.op.status != Status.UNSAID
-
-
-def _few(heads: Mapping[int, Sequence[Head]], recording: Recording) -> Iterator[int]:
-    """Ranks that issued what at least as many members never did: it may be they who are out of step."""
-    for rank, own in heads.items():
-        if any(2 * len(h.never) >= len(parties(h, recording)) for h in own):
-            yield rank
-
-
-def parties(head: Head, recording: Recording) -> tuple[int, ...]:
-    """Who takes part in an operation."""
-    return recording.groups[head.op.group].members if head.op.peer < 0 else (head.op.rank, head.op.peer)
-
-
-def _explained(gone: int, heads: Mapping[int, Sequence[Head]], queues: Queues) -> bool:
-    """Whether a rank without a recording need not be at fault, given that somebody else is.
-
-    It belongs into a collective that others never issued, or whoever waits for it is held up by something before.
-    """
-    every = [h for own in heads.values() for h in own]
-    due = any(gone in parties(h, queues.recording) and h.never and h.op.peer < 0 for h in every)
-    return due or all(h.op.at > queues.first[h.op.rank] for h in every if gone in h.absent)
-
-
-def _broke(circle: Sequence[int], recording: Recording) -> dict[int, Break]:
-    """Where those of a circle left their own order, if the others did not."""
-    done = {rank: recording.ranks[rank].ops[list(DONE)].tolist() for rank in circle}
-    found = {rank: at for rank, ops in done.items() if (at := first_break(ops)) is not None}
-    return found if len(found) < len(circle) else {}
-
-
-DONE = ("group", "signature", "site", "peer", "tag")
-"""What makes two operations of a rank the same."""
-
-
-def _circle(waits: Mapping[int, Iterable[int]]) -> tuple[int, ...]:
-    import networkx as nx  # not needed by most, and slow to load
-
-    graph: nx.DiGraph[int] = nx.DiGraph((rank, peer) for rank, peers in waits.items() for peer in peers)
-    closed = [c for c in nx.attracting_components(graph) if len(c) > 1]
-    return tuple(sorted(set().union(*closed))) if closed else ()

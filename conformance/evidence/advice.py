@@ -7,28 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .finding import Missing, Want, ranks_text
+from ..diagnosis import MissingEvidence, Wanted
+from .finding import Missing, ranks_text
 
 
-def advice(missing: Sequence[Missing]) -> Iterator[str]:
-    """One line for each kind of evidence, of all ranks that it is missing of."""
-    wanted: dict[Want, set[int]] = {}
+def advice(missing: Sequence[Missing]) -> Iterator[MissingEvidence]:
+    """Yield what to fetch, one for each kind of evidence, of all ranks that it is missing of."""
+    wanted: dict[Wanted, set[int]] = {}
     for entry in missing:
         wanted.setdefault(entry.want, set()).update(entry.ranks)
-    for want, ranks in sorted(wanted.items(), key=lambda item: list(Want).index(item[0])):
+    for want, ranks in sorted(wanted.items(), key=lambda item: list(Wanted).index(item[0])):
         if ranks or want not in OF_RANKS:
-            yield "to decide: " + _TEXTS[want].format(of=f" of {ranks_text(ranks)}" if ranks else "")
+            text = _TEXTS[want].format(of=f" of {ranks_text(ranks)}" if ranks else "")
+            yield MissingEvidence(want, tuple(sorted(ranks)), text)
 
 
-OF_RANKS = (Want.LOG, Want.STACK, Want.DUMP, Want.DEVICE)
+OF_RANKS = (Wanted.LOG, Wanted.STACK, Wanted.RECORDING, Wanted.DEVICE_HEALTH)
 """Kinds that are of certain ranks."""
 _TEXTS = {
-    Want.LOG: "fetch the log{of}, of every node, and replay it together with these",
-    Want.STACK: "take the stack{of}: `py-spy dump --pid PID`, twice, while it hangs",
-    Want.DUMP: "fetch the Flight Recorder dump{of} (`genlock explain evidence` says how)",
-    Want.SECOND: "ask again half a minute later (`ncclras -v`), and replay both answers in one file",
-    Want.NUMBERS: "name the rank of each process: a file a rank, named `rank3.txt`, or NCCL's init lines",
-    Want.WORLD: "say how many ranks there were: the logs of all nodes, or torch's INFO lines, have it",
-    Want.DETAIL: "run once with TORCH_DISTRIBUTED_DEBUG=DETAIL",
-    Want.DEVICE: "look at the devices and the network{of}: `dmesg -T | grep -iE 'xid|nvrm'`, `ibstat`",
+    Wanted.LOG: "fetch the log{of}, of every node, and replay it together with these",
+    Wanted.STACK: "take the stack{of}: `py-spy dump --pid PID`, twice, while it hangs",
+    Wanted.RECORDING: "fetch the Flight Recorder dump{of} (`genlock explain evidence` says how)",
+    Wanted.SECOND_ANSWER: "ask again half a minute later (`ncclras -v`), and replay both answers in one file",
+    Wanted.RANK_NUMBERS: "name the rank of each process: a file a rank, named `rank3.txt`, or NCCL's init lines",
+    Wanted.WORLD_SIZE: "say how many ranks there were: the logs of all nodes, or torch's INFO lines, have it",
+    Wanted.DETAIL_RUN: "run once with TORCH_DISTRIBUTED_DEBUG=DETAIL",
+    Wanted.DEVICE_HEALTH: "look at the devices and the network{of}: `dmesg -T | grep -iE 'xid|nvrm'`, `ibstat`",
 }

@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from ...traces import evidence as facts
-from .finding import Finding, Kind, Missing, Want, ranks_text, verb
+from ..diagnosis import Wanted
+from .finding import Finding, Kind, Missing, ranks_text, verb
 from .picture import Picture, stated
 from .stack_state import At, stands_at
 
@@ -40,7 +41,7 @@ def _barrier(picture: Picture) -> Iterator[Finding]:
         suspects=suspects,
         at=found[0].where,
         source=found[0].source,
-        missing=(Missing(Want.STACK, missing), Missing(Want.LOG, missing)),
+        missing=(Missing(Wanted.STACK, missing), Missing(Wanted.LOG, missing)),
     )
 
 
@@ -76,7 +77,7 @@ def _clients(picture: Picture) -> Iterator[Finding]:
         suspects=left,
         at=at,
         source=last.source,
-        missing=(Missing(Want.LOG, left), Missing(Want.STACK, left)),
+        missing=(Missing(Wanted.LOG, left), Missing(Wanted.STACK, left)),
     )
 
 
@@ -98,7 +99,7 @@ def _keys(picture: Picture) -> Iterator[Finding]:
         suspects=suspects,
         at="the store",
         source=found[0].source,
-        missing=(Missing(Want.LOG, suspects),),
+        missing=(Missing(Wanted.LOG, suspects),),
     )
 
 
@@ -120,8 +121,8 @@ def _peers(picture: Picture) -> Iterator[Finding]:
     if not suspects:
         highest = picture.world - 1
         why += f"; no rank above {highest} is in what was given" if highest >= 0 else ""
-    missing = [Missing(Want.LOG, suspects), Missing(Want.DEVICE, suspects or victims)]
-    missing += [] if picture.world_stated else [Missing(Want.WORLD)]
+    missing = [Missing(Wanted.LOG, suspects), Missing(Wanted.DEVICE_HEALTH, suspects or victims)]
+    missing += [] if picture.world_stated else [Missing(Wanted.WORLD_SIZE)]
     yield Finding(Kind.PEER, why, suspects=suspects, at=where, source=found[0].source, missing=tuple(missing))
 
 
@@ -152,7 +153,7 @@ def stacks(picture: Picture) -> Iterator[Finding]:
         observed=stack.frames[0].function,
         expected=("the collective in which the others wait",),
         source=stack.source,
-        missing=(Missing(Want.STACK, tuple(sorted({*odd, *absent}))),),
+        missing=(Missing(Wanted.STACK, tuple(sorted({*odd, *absent}))),),
         place=place,
         library=library,
     )
@@ -174,7 +175,7 @@ def _without_rank(picture: Picture) -> Iterator[Finding]:
         place, library = stands_at(stack)
         places.append(f"process {stack.writer.pid}: {place or library or stack.frames[0].function}")
     why = "stacks of processes whose rank is not stated (" + "; ".join(places) + ")"
-    yield Finding(Kind.STACKS, why, at="stacks", source=unnamed[0].source, missing=(Missing(Want.NUMBERS),))
+    yield Finding(Kind.STACKS, why, at="stacks", source=unnamed[0].source, missing=(Missing(Wanted.RANK_NUMBERS),))
 
 
 def monitors(picture: Picture) -> Iterator[Finding]:
@@ -189,7 +190,7 @@ def monitors(picture: Picture) -> Iterator[Finding]:
             suspects=ranks,
             at="the monitor",
             source=stuck[0].source,
-            missing=(Missing(Want.STACK, ranks),),
+            missing=(Missing(Wanted.STACK, ranks),),
         )
     hangs = picture.evidence.of(facts.Hang)
     if hangs:
@@ -197,5 +198,5 @@ def monitors(picture: Picture) -> Iterator[Finding]:
         noticed = stated(picture.rank_of(f) for f in hangs if f.writer.rank is not None)
         by = f", noticed by {ranks_text(noticed)}" if noticed else ""
         why = f"{names}{by}; the one that says so waits itself"
-        missing = (Missing(Want.STACK, tuple(range(picture.world))),)
+        missing = (Missing(Wanted.STACK, tuple(range(picture.world))),)
         yield Finding(Kind.MONITOR, why, at="the engine", source=hangs[0].source, missing=missing)

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ...traces.evidence import Counted, Finished, GroupName
-from .finding import Finding, Kind, Missing, Want, ranks_text, verb
+from ..diagnosis import Wanted
+from .finding import Finding, Kind, Missing, ranks_text, verb
 from .picture import Picture
 
 Vector = tuple[int, ...]
@@ -32,7 +33,7 @@ def counts(picture: Picture) -> Iterator[Finding]:
         else:  # ranks of a smaller communicator are not the job's
             told = f"of the {found[-1].size} ranks of communicator {group.name}, by their numbers in it: "
             for finding in shown:
-                wanted = (Missing(Want.NUMBERS),)
+                wanted = (Missing(Wanted.RANK_NUMBERS),)
                 yield replace(finding, why=told + finding.why, culprits=(), suspects=(), missing=wanted)
     yield from _completed(picture)
 
@@ -51,7 +52,7 @@ def _silent(last: Counted) -> Iterator[Finding]:
         suspects=dead or last.missing,
         at="in RAS",
         source=last.source,
-        missing=(Missing(Want.SECOND), Missing(Want.LOG, last.missing)),
+        missing=(Missing(Wanted.SECOND_ANSWER), Missing(Wanted.LOG, last.missing)),
     )
 
 
@@ -102,7 +103,7 @@ def _verdict(
         suspects = (behind if ahead else odd) if majority else tuple(sorted(vectors))
         why += f"; one answer does not show that {ranks_text(behind)} {verb(behind, 'stands', 'stand')} still"
         why += f", nor that {ranks_text(odd)} did not do one too many" if ahead else ""
-        missing = (Missing(Want.SECOND), Missing(Want.STACK, behind))
+        missing = (Missing(Wanted.SECOND_ANSWER), Missing(Wanted.STACK, behind))
         return Finding(
             Kind.COUNTS, why, suspects=suspects, at=place, number=number, source=last.source, missing=missing
         )
@@ -125,7 +126,7 @@ def _verdict(
         at=place,
         number=number,
         source=last.source,
-        missing=(Missing(Want.STACK, behind),),
+        missing=(Missing(Wanted.STACK, behind),),
     )
 
 
@@ -157,7 +158,7 @@ def _unnamed(fact: Counted, kinds: Sequence[str]) -> Iterator[Finding]:
         if len(classes) > 1:
             told = "; ".join(f"{many} ranks: {last:,}" for many, last in classes)
             why = f"ranks have launched unlike numbers of {kind or 'collective'} operations ({told}), and are not named"
-            yield Finding(Kind.COUNTS, why, at=kind, source=fact.source, missing=(Missing(Want.SECOND),))
+            yield Finding(Kind.COUNTS, why, at=kind, source=fact.source, missing=(Missing(Wanted.SECOND_ANSWER),))
             return
 
 
@@ -187,7 +188,7 @@ def _completed(picture: Picture) -> Iterator[Finding]:
             at=f"{kind} #{lowest + 1}",
             number=lowest + 1,
             source=next(iter(by_rank.values())).source,
-            missing=(Missing(Want.STACK, suspects), Missing(Want.DUMP, suspects)),
+            missing=(Missing(Wanted.STACK, suspects), Missing(Wanted.RECORDING, suspects)),
         )
         return
 

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from ...traces import evidence as facts
-from .finding import Finding, Kind, Missing, Want, ranks_text, verb
+from ..diagnosis import Wanted
+from .finding import Finding, Kind, Missing, ranks_text, verb
 from .picture import FATAL_SIGNALS, Picture
 
 SIGNALS = {-9: "SIGKILL", -7: "SIGBUS", -11: "SIGSEGV", -4: "SIGILL", -8: "SIGFPE"}
@@ -45,7 +46,7 @@ def _raised(picture: Picture) -> Iterator[Finding]:
     if own:
         rank = min(own)
         finding = _exception(rank, own[rank][-1], (), tuple(sorted(own)))
-        missing = (Missing(Want.LOG, tuple(sorted(own))),)
+        missing = (Missing(Wanted.LOG, tuple(sorted(own))),)
         unsure = "that it ended the process" if picture.certain(own[rank][-1]) else "which rank that process is"
         why = f"{finding.why}; {unsure} is not in the log"
         yield Finding(
@@ -97,7 +98,7 @@ def _killed(picture: Picture) -> Iterator[Finding]:
     why += ", from outside (out of memory, a scheduler)" if first[0].code == -9 else ", which is a crash"
     # whoever waited before it ended may have been left by somebody else
     sure = not picture.waits and any(f.first for f in first) and len(ranks) == 1
-    missing = () if sure else (Missing(Want.LOG, ranks),)
+    missing = () if sure else (Missing(Wanted.LOG, ranks),)
     yield Finding(
         Kind.KILLED,
         why,
@@ -128,7 +129,7 @@ def _table_row(fact: facts.Exited, picture: Picture) -> Finding:
         observed=fact.message or f"exit status {fact.code}",
         expected=("the program's next operation",),
         source=fact.source,
-        missing=() if sure else (Missing(Want.LOG, (fact.rank,)),),
+        missing=() if sure else (Missing(Wanted.LOG, (fact.rank,)),),
     )
 
 
@@ -150,5 +151,5 @@ def _died(picture: Picture) -> Iterator[Finding]:
         observed=died[0].what,
         expected=("an answer",),
         source=died[0].source,
-        missing=(Missing(Want.LOG, ranks),),
+        missing=(Missing(Wanted.LOG, ranks),),
     )

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from ...traces.evidence import Place, Source
+from ..diagnosis import Wanted
 
 
 class Kind(Enum):
@@ -28,32 +29,11 @@ class Kind(Enum):
     MONITOR = "a rank's own monitor, or its engine, saw it stand still"
 
 
-class Want(Enum):
-    """Kinds of evidence that would decide."""
-
-    LOG = "the log"
-    STACK = "the stack"
-    DUMP = "the Flight Recorder dump"
-    SECOND = "a second answer of ncclras, half a minute later"
-    NUMBERS = "NCCL's init lines"
-    WORLD = "how many ranks the job has"
-    DETAIL = "one run with TORCH_DISTRIBUTED_DEBUG=DETAIL"
-    DEVICE = "the health of the devices and of the network"
-
-
 class Missing(NamedTuple):
     """Evidence that would decide, and of which ranks."""
 
-    want: Want
+    want: Wanted
     ranks: tuple[int, ...] = ()
-
-
-class Left(NamedTuple):
-    """A rank that is left waiting, and for whom."""
-
-    rank: int
-    operation: str
-    missing: tuple[int, ...]
 
 
 @dataclass(frozen=True)

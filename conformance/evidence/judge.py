@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 from ...traces.evidence import Evidence
 from ...traces.importers.places import place_text
+from ..diagnosis import WaitingRank
 from .arrivals import arrivals, monitors, stacks
 from .counts import counts
 from .failures import failures
-from .finding import Finding, Kind, Left, Missing
+from .finding import Finding, Kind, Missing
 from .operations import unlike
 from .picture import Picture
 from .stack_state import stands_at
@@ -31,7 +32,7 @@ class Judged:
     culprits: tuple[int, ...]
     suspects: tuple[int, ...]
     missing: tuple[Missing, ...]
-    waits: tuple[Left, ...]
+    waits: tuple[WaitingRank, ...]
     seen: int
     """Ranks of which something is known."""
     world: int

@@ -15,12 +15,13 @@ from dataclasses import replace
 from ...traces.collectives import Recording, Status
 from ...traces.evidence import Counters, Evidence, Fact, GroupName, Membership, Operation, Source, Waits
 from ...traces.importers.places import place_text
-from ..collectives.diagnose import judge
-from ..diagnosis import Diagnosis, Divergence
+from ..collectives.diagnose import diagnose
+from ..diagnosis import Accusation, Diagnosis, Divergence, MissingEvidence, Strength, accusations
 from .advice import advice
 from .finding import Finding, Kind
 from .judge import Judged, judge_facts
 
+CONTRADICTION, MERGED = "recording-against-logs", "recording-and-logs"
 HOST = (Kind.STANDS_STILL, Kind.NEVER_CAME, Kind.STACKS, Kind.COUNTS)
 
 
@@ -29,7 +30,7 @@ def judge_evidence(evidence: Evidence) -> Diagnosis:
     recording = evidence.recording
     if recording is None:
         return diagnosis_of(judge_facts(evidence), len(evidence.facts))
-    recorded = judge(recording)
+    recorded = diagnose(recording)
     if not evidence.facts:
         return recorded
     both = replace_facts(evidence, [*evidence.facts, *facts_of(recording)])
@@ -54,9 +55,7 @@ def diagnosis_of(judged: Judged, events: int) -> Diagnosis:
         reasons.append(
             "nothing in it says that a rank waits, raised or stands still, and a log never shows a run whole"
         )
-    if not found:
-        reasons += advice(judged.missing)
-    elif not judged.world_stated:
+    if found and not judged.world_stated:
         reasons.append(
             f"how many ranks the job has is not stated; no rank above {judged.world - 1} is in what was given"
         )
@@ -68,13 +67,21 @@ def diagnosis_of(judged: Judged, events: int) -> Diagnosis:
         0,
         found,
         "FM-18" if kind else None,
-        judged.culprits,
+        _accused(judged),
         tuple(reasons),
         judged.waits if found else (),
         "host" if kind else None,
         {},
-        suspects=judged.suspects,
+        missing=() if found else tuple(advice(judged.missing)),
     )
+
+
+def _accused(judged: Judged) -> tuple[Accusation, ...]:
+    """Return whom the facts name, by the kind of the finding that the verdict rests on."""
+    case = judged.first.kind.name.lower().replace("_", "-") if judged.first else ""
+    if judged.culprits:
+        return accusations(judged.culprits, Strength.CULPRIT, case)
+    return accusations(judged.suspects, Strength.SUSPECT, case)
 
 
 def _divergence(finding: Finding, rank: int) -> Divergence:
@@ -110,11 +117,11 @@ def together(recorded: Diagnosis, merged: Judged, alone: Judged, events: int) ->
         suspects = tuple(sorted({*recorded.culprits, *alone.culprits, *alone.suspects}))
         why = recorded.divergence.why if recorded.divergence else "the recorded collectives differ"
         reasons = (f"the recording and the logs contradict each other: {why}", *from_logs.reasons, *_whys(merged))
-        return _unknown(recorded, reasons, suspects)
+        return _unknown(recorded, reasons, suspects, recorded.missing, contradict=True)
     if from_logs.divergence is not None:
         if recorded.suspects and not set(recorded.suspects) & set(from_logs.culprits):
             suspects = tuple(sorted({*recorded.suspects, *from_logs.culprits}))
-            return _unknown(recorded, (*recorded.reasons, *_whys(merged)), suspects)
+            return _unknown(recorded, (*recorded.reasons, *_whys(merged)), suspects, recorded.missing, contradict=True)
         more = (*from_logs.reasons, *recorded.reasons)
         return replace(
             from_logs,
@@ -127,20 +134,28 @@ def together(recorded: Diagnosis, merged: Judged, alone: Judged, events: int) ->
         return recorded
     one, other = set(recorded.suspects), set(merged.suspects)
     suspects = tuple(sorted((one & other) or (one | other)))
-    return _unknown(recorded, (*recorded.reasons, *from_logs.reasons), suspects)
+    missing = (*recorded.missing, *from_logs.missing)
+    return _unknown(recorded, (*recorded.reasons, *from_logs.reasons), suspects, missing)
 
 
-def _unknown(recorded: Diagnosis, reasons: Sequence[str], suspects: tuple[int, ...]) -> Diagnosis:
+def _unknown(
+    recorded: Diagnosis,
+    reasons: Sequence[str],
+    suspects: tuple[int, ...],
+    missing: Sequence[MissingEvidence],
+    *,
+    contradict: bool = False,
+) -> Diagnosis:
     return replace(
         recorded,
         verdict="unknown",
         divergence=None,
         failure_mode=None,
-        culprits=(),
+        accused=accusations(suspects, Strength.SUSPECT, CONTRADICTION if contradict else MERGED),
         stall=None,
         waits=(),
         reasons=tuple(dict.fromkeys(reasons)),
-        suspects=suspects,
+        missing=tuple(dict.fromkeys(missing)),
     )
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...traces.evidence import Calls, GroupName, Operation, Source, Unlike
-from .finding import Finding, Kind, Missing, Want, ranks_text
+from ..diagnosis import Wanted
+from .finding import Finding, Kind, Missing, ranks_text
 from .picture import P2P, Picture
 
 Votes = Mapping[int, Operation]
@@ -90,7 +91,11 @@ def _finding(
             source=source,
         )
     more = "no majority of the group agrees, so that nothing tells who is right"
-    missing = (Missing(Want.DUMP, everybody), Missing(Want.WORLD)) if not size else (Missing(Want.DUMP, everybody),)
+    missing = (
+        (Missing(Wanted.RECORDING, everybody), Missing(Wanted.WORLD_SIZE))
+        if not size
+        else (Missing(Wanted.RECORDING, everybody),)
+    )
     return Finding(
         Kind.UNLIKE, f"{why}; {more}", suspects=everybody, at=at, number=number, source=source, missing=missing
     )
@@ -156,7 +161,7 @@ def _calls(picture: Picture) -> Iterator[Finding]:
                 yield finding
             else:  # ranks of a smaller communicator are not the job's
                 why = f"in communicator {group.name}, by the ranks in it: {finding.why}"
-                yield replace(finding, why=why, culprits=(), suspects=(), missing=(Missing(Want.NUMBERS),))
+                yield replace(finding, why=why, culprits=(), suspects=(), missing=(Missing(Wanted.RANK_NUMBERS),))
 
 
 def ranks_of(members: Sequence[Calls], picture: Picture) -> tuple[list[int], bool]:
@@ -251,6 +256,6 @@ def _behind(last: Mapping[int, int], members: Sequence[Calls]) -> Iterator[Findi
     ahead = tuple(sorted(last.keys() - set(behind)))
     why = f"the last call logged of {ranks_text(behind)} comes before opCount {top:x}, which {ranks_text(ahead)} logged"
     suspects = behind if len(behind) <= len(ahead) else tuple(sorted(last))
-    missing = (Missing(Want.STACK, behind),)
+    missing = (Missing(Wanted.STACK, behind),)
     at = f"opCount {top:x}"
     yield Finding(Kind.COUNTS, why, suspects=suspects, at=at, source=members[0].source, missing=missing)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from ...traces import evidence as facts
 from ...traces.evidence import Waits
-from .finding import Finding, Kind, Left, Missing, Want, ranks_text, verb
+from ..diagnosis import WaitingRank, Wanted
+from .finding import Finding, Kind, Missing, ranks_text, verb
 from .picture import P2P, GroupState, Picture
 
 
@@ -139,7 +140,7 @@ def _still(quiet: tuple[int, ...], waiting: set[int], graph: Graph, picture: Pic
         at=at,
         number=wait.number,
         source=wait.source,
-        missing=(Missing(Want.STACK, quiet),),
+        missing=(Missing(Wanted.STACK, quiet),),
     )
 
 
@@ -158,10 +159,10 @@ def _nothing_known(
     if unsure:
         parts.append(f"nothing says whether {ranks_text(unsure)} issued it")
     why = f"{ranks_text(left)} {verb(left, 'waits', 'wait')} in {at}; " + "; ".join(parts)
-    missing = [Missing(Want.LOG, silent)] if silent else []
-    missing.append(Missing(Want.STACK, suspects))
+    missing = [Missing(Wanted.LOG, silent)] if silent else []
+    missing.append(Missing(Wanted.STACK, suspects))
     if not picture.world_stated:
-        missing.append(Missing(Want.WORLD))
+        missing.append(Missing(Wanted.WORLD_SIZE))
     return Finding(
         Kind.ABSENT, why, suspects=suspects, at=at, number=wait.number, source=wait.source, missing=tuple(missing)
     )
@@ -201,7 +202,7 @@ def _around(circle: tuple[int, ...], graph: Graph, picture: Picture) -> Finding:
             number=wait.number,
             source=wait.source,
         )
-    missing = (Missing(Want.DUMP, circle),)
+    missing = (Missing(Wanted.RECORDING, circle),)
     return Finding(
         Kind.CIRCLE, why, suspects=circle, at=name_of(wait), number=wait.number, source=wait.source, missing=missing
     )
@@ -225,14 +226,14 @@ def _joint(graph: Graph, picture: Picture) -> Finding:
         why += "" if lost else ": a device or the network, or a rank that is not in what was given"
     else:
         why = f"{ranks_text(left)} {verb(left, 'waits', 'wait')} in {at}; for whom is not stated"
-    missing = [Missing(Want.DEVICE, left)] if graph.joint else [Missing(Want.DUMP, left)]
+    missing = [Missing(Wanted.DEVICE_HEALTH, left)] if graph.joint else [Missing(Wanted.RECORDING, left)]
     if not picture.world_stated:
-        missing.append(Missing(Want.WORLD))
+        missing.append(Missing(Wanted.WORLD_SIZE))
     suspects = left if picture.world_stated and graph.joint and not lost else ()
     rest = tuple(r for r in range(picture.world) if not picture.waiting(r))
     if not graph.joint and rest:
         suspects = rest
-        missing[0] = Missing(Want.STACK, rest)
+        missing[0] = Missing(Wanted.STACK, rest)
         why += f", and of {ranks_text(rest)} no wait is known"
     elif graph.joint and wait.group is not None:
         state = picture.group(wait.group, wait.rank)
@@ -246,14 +247,14 @@ def _joint(graph: Graph, picture: Picture) -> Finding:
     )
 
 
-def left_waiting(picture: Picture) -> list[Left]:
+def left_waiting(picture: Picture) -> list[WaitingRank]:
     """Each rank that waits, with where and for whom."""
     graph = graph_of(picture)
     found = []
     for rank in sorted(picture.waits):
         wait = next(iter(graph.edges.get(rank, {}).values()), picture.waits[rank][0])
         missing = tuple(r for r, w in sorted(graph.edges.get(rank, {}).items()) if w is wait)
-        found.append(Left(rank, name_of(wait), missing))
+        found.append(WaitingRank(rank, name_of(wait), missing))
     return found
 
 

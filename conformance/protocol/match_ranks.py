@@ -30,8 +30,8 @@ class Odd(Divergence):
 
 
 @dataclass(frozen=True)
-class Wait:
-    """A rank that ended inside a collective, and the members that never came."""
+class Unfinished:
+    """A rank's part in a collective that it did not leave, and the members that never came."""
 
     meeting: Meeting
     missing: tuple[int, ...]
@@ -54,7 +54,9 @@ class Matched:
     incomplete: Key | None
     """One that is not such."""
     odd: tuple[Odd, ...]
-    waits: tuple[Wait, ...]
+    unfinished: tuple[Unfinished, ...]
+    torn: frozenset[int]
+    """Ranks whose trace ends before what others completed with them: what they did last is not in it."""
     clocks: Mapping[int, Sequence[int]]
     """Rank to the Lamport time of each of its lines."""
     cyclic: bool
@@ -71,7 +73,8 @@ def match(ranks: Mapping[int, RankReplay]) -> Matched:
     found: list[Odd] = []
     complete = 0
     incomplete: Key | None = None
-    waits = []
+    unfinished = []
+    torn: set[int] = set()
     for key, parts in meetings.items():
         members = _members(ranks, key[0])
         odd = list(_odd(ranks, parts))
@@ -80,13 +83,14 @@ def match(ranks: Mapping[int, RankReplay]) -> Matched:
         whole = not odd and not absent and all(p.exited for p in parts.values())
         complete += whole
         incomplete = incomplete if whole or incomplete else key
-        for rank, meeting in parts.items():
-            if meeting.exited is None and not ranks[rank].gap:
-                needed = depends_on_members(meeting, rank, members)
-                missing = tuple(m for m in needed if m in absent) or absent
-                waits.append(Wait(meeting, missing))
+        for rank, meeting in parts.items() if absent or not whole else ():
+            needed = tuple(m for m in depends_on_members(meeting, rank, members) if m in absent)
+            if meeting.exited is not None:
+                torn |= set(needed)
+            elif not ranks[rank].gap:
+                unfinished.append(Unfinished(meeting, needed or absent))
     stamped = tuple(replace(d, clock=clock_of(clocks, ranks[d.rank], d)) for d in found)
-    return Matched(complete, incomplete, stamped, tuple(waits), clocks, cyclic)
+    return Matched(complete, incomplete, stamped, tuple(unfinished), frozenset(torn), clocks, cyclic)
 
 
 def depends_on_members(meeting: Meeting, rank: int, members: Sequence[int]) -> Sequence[int]:
@@ -102,19 +106,21 @@ def clock_of(clocks: Mapping[int, Sequence[int]], replayed: RankReplay, divergen
     return clocks[divergence.rank][replayed.trace.numbers.index(divergence.line)]
 
 
-def blamed(waits: Iterable[Wait]) -> tuple[int, ...]:
-    """The ranks at the root of the wait-for graph: waited for, and not waiting themselves; or a cycle of them."""
-    edges = [(wait.rank, peer) for wait in waits for peer in wait.missing]
-    if not edges:
-        return ()
+def roots_of(unfinished: Iterable[Unfinished]) -> frozenset[int]:
+    """Return the roots of the wait-for graph: ranks that others wait for, and that wait for nobody themselves."""
+    edges = {(part.rank, peer) for part in unfinished for peer in part.missing}
+    return frozenset({peer for _, peer in edges} - {rank for rank, _ in edges})
+
+
+def circle_of(unfinished: Iterable[Unfinished]) -> frozenset[int]:
+    """Return the ranks that wait for each other in the wait-for graph, where it has no root."""
+    edges = {(part.rank, peer) for part in unfinished for peer in part.missing}
+    if not edges or {peer for _, peer in edges} - {rank for rank, _ in edges}:
+        return frozenset()
     import networkx as nx  # not needed by most, and slow to load
 
-    graph: nx.DiGraph[int] = nx.DiGraph(edges)
-    roots = sorted(n for n in graph if graph.out_degree(n) == 0)
-    if roots:
-        return tuple(roots)
-    cycles = [c for c in nx.strongly_connected_components(graph) if len(c) > 1]
-    return tuple(sorted(set().union(*cycles))) if cycles else ()
+    cycles = [c for c in nx.strongly_connected_components(nx.DiGraph(edges)) if len(c) > 1]
+    return frozenset[int]().union(*cycles)
 
 
 def _members(ranks: Mapping[int, RankReplay], group: str) -> Sequence[int]:

@@ -16,8 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from ...traces.format import Trace
-from ..diagnosis import Standing
-from .match_ranks import Wait
+from ..diagnosis import Accusation, Standing, WaitingRank, accusations
 
 T = TypeVar("T")
 
@@ -25,8 +24,8 @@ KEPT = 3
 """Of each kind at least, so that what is said of one of several is told apart from what is said of all."""
 
 
-class Crew:
-    """The ranks of a run, of which `few` stand for all."""
+class RankClasses:
+    """Groups the ranks of a run that wrote the same; `few` of them stand for all."""
 
     def __init__(self, traces: Sequence[Trace]) -> None:
         kinds: dict[int, list[Trace]] = {}
@@ -56,15 +55,18 @@ class Crew:
                 found |= set(self.others[last])
         return tuple(sorted(found)) if self.others else tuple(named)
 
-    def waits(self, found: Sequence[Wait]) -> tuple[Wait, ...]:
-        """With those that were left waiting, the others of their kind."""
-        told = [replace(wait, missing=self.ranks(wait.missing)) for wait in found] if self.others else list(found)
-        more = [
-            replace(wait, meeting=replace(wait.meeting, rank=other))
-            for wait in told
-            for other in self.others.get(wait.rank, ())
-        ]
-        return tuple(told + more)
+    def accused(self, named: Sequence[Accusation]) -> tuple[Accusation, ...]:
+        """Return the accusations, with those of the others of each kind."""
+        if not self.others or not named:
+            return tuple(named)
+        ranks = self.ranks(accusation.rank for accusation in named)
+        return accusations(ranks, named[0].strength, named[0].case)
+
+    def waits(self, waits: Sequence[WaitingRank]) -> tuple[WaitingRank, ...]:
+        """Return the waits, with those of the others of each kind."""
+        kept = [wait._replace(missing=self.ranks(wait.missing)) for wait in waits] if self.others else list(waits)
+        more = [wait._replace(rank=other) for wait in kept for other in self.others.get(wait.rank, ())]
+        return tuple(kept + more)
 
     def standings(self, found: Iterable[Standing]) -> tuple[Standing, ...]:
         """With where each rank ended, where the others did."""

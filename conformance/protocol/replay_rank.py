@@ -12,6 +12,7 @@ import msgspec
 
 from ...errors import ModelError, UnreadableInput
 from ...model.protocols.tp_values import TPVars
+from ...model.semantics.rows import arrive, breaks_off, enabled_row
 from ...model.tables import By, Data, Kind, Protocol, Role, Row
 from ...traces.format import Dropped, End, Event, Trace
 from ...traces.outcome import Code, Outcome
@@ -85,15 +86,15 @@ class _Rank:
             return f"refused: {event.outcome.text}" if refused and event.outcome else None
         if event.edge == "exit":
             return self._exit(at, event)
-        if self.pending is not None and not self._breaks_off(event):
-            return f"{self.pending.event} has not completed"
         row = self.role.rows_by_key.get((self.state, event.transition))
+        if self.pending is not None and (row is None or not breaks_off(self.role, row)):
+            return f"{self.pending.event} has not completed"
         if row is None:
             return f"no row leads from {self.state} by {event.transition}"
         if (row.op is not None) != (event.edge == "enter") or (row.op is None and (event.op or event.group)):
             return f"{event.transition} {'carries a' if row.op else 'has no'} collective"
         data = None if row.op else self._data(at, row, event)
-        if self.role.enabled(self.state, row.event, self.vars, data) is not row:
+        if enabled_row(self.role, self.state, row.event, self.vars, data) is not row:
             return self._refused(row, data)
         if row.op is None:
             return self._arrive(at, row, event, data)
@@ -202,12 +203,12 @@ class _Rank:
     def _arrive(self, at: int, row: Row, event: Event, data: Data) -> str | None:
         if self.role.by_name[row.target].failed and self.failure is None:
             self.failure = self.divergence(at, event, _text(event.outcome) or row.event)
-        if row.by in (By.FAULT, By.DETECTION) and self.entered is not None:
+        if self.entered is not None and breaks_off(self.role, row):
             self._meet(self.entered, None)
             self.pending = self.entered = None
-        self.vars = row.apply(self.vars, data)
         self.witnessed.add(row.key)
-        before, self.state = self.state, row.target
+        before = self.state
+        self.state, self.vars = arrive(row, self.vars, data)
         return self._view(event, before)
 
     def _view(self, event: Event, state: str | None = None) -> str | None:
@@ -259,11 +260,6 @@ class _Rank:
         if (end.cause == "stopped") is state.failed:
             return f"the rank says `{end.cause}`, and ends in {self.state}"
         return None
-
-    def _breaks_off(self, event: Event) -> bool:
-        """Return True for a move by which a rank is poisoned in the middle of a collective."""
-        row = self.role.rows_by_key.get((self.state, event.transition))
-        return row is not None and row.by in (By.FAULT, By.DETECTION)
 
     def _refused(self, row: Row, data: Data) -> str:
         if row.by is By.VIOLATION:

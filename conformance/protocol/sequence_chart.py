@@ -12,9 +12,9 @@ from ...errors import UsageError
 from ...model.semantics.run import Counterexample, Stuck, TraceStep
 from ...model.semantics.transport import depends_on
 from ...traces.format import Event, Trace
-from ..diagnosis import Divergence
-from .diagnose import Diagnosis, protocol_of
-from .match_ranks import Wait, match
+from ..diagnosis import Diagnosis, Divergence, WaitingRank
+from .diagnose import protocol_of
+from .match_ranks import match
 from .replay_rank import RankReplay, replay_rank
 
 AROUND = 24
@@ -36,7 +36,7 @@ def chart(traces: Sequence[Trace], found: Diagnosis, around: int = AROUND) -> Co
     shown: list[TraceStep] = []
     for event, replayed in _ordered(ranks, match(ranks).clocks, divergence, waits):
         shown.append(_step(len(shown) + 1, event, replayed, states))
-    stuck = tuple(Stuck(w.rank, w.meeting.entered.state, w.operation, w.missing, None) for w in waits)
+    stuck = tuple(Stuck(w.rank, w.state, w.operation, w.missing, None) for w in waits)
     claim = "conformance" if divergence else ""
     return Counterexample(claim, _text(found)[:MAX_TEXT], world, stuck, tuple(shown[-around:]))
 
@@ -63,10 +63,10 @@ def _ordered(
     ranks: Mapping[int, RankReplay],
     clocks: Mapping[int, Sequence[int]],
     divergence: Divergence | None,
-    waits: Sequence[Wait],
+    waits: Sequence[WaitingRank],
 ) -> Iterator[tuple[Event, RankReplay]]:
     """All that happened up to the divergence, or until all who wait for it do; of equal times, it comes last."""
-    issued = {w.rank: w.meeting.entered_at for w in waits}
+    issued = {w.rank: ranks[w.rank].trace.numbers.index(w.line) for w in waits if w.rank in ranks}
     ends = _ends(ranks, divergence) if divergence else {}
     found = []
     for rank, replayed in ranks.items():

@@ -6,8 +6,11 @@ Left out: the collectives inside a generator call.
 
 from __future__ import annotations
 
+from typing import cast
+
 from ...errors import Code, ContractViolation, ParityMismatch
 from ...model.protocols.tp_values import TPVars
+from ...model.semantics.rows import arrive, enabled_row, enabled_rows
 from ...model.tables import By, Collective, Data, Role, Row
 from ...traces.outcome import Outcome
 
@@ -49,16 +52,11 @@ class Monitor:
         row = self.pending
         if row is None:
             raise ValueError("no collective is pending")
-        self.pending = None
         self._arrive(row, data)
 
     def decide(self) -> Row:
         """Return the one row that the checks of this state lead to; it is taken by `step`."""
-        for by in (By.PROTOCOL, By.VIOLATION):  # none of the second is enabled where one of the first is
-            rows = [r for r in self.role.leaving[self.state] if r.by is by]
-            legal = [r for r in rows if self.role.enabled(self.state, r.event, self.vars, None) is r]
-            if legal:
-                break
+        legal = [r for r in enabled_rows(self.role, self.state, self.vars) if r.by in (By.PROTOCOL, By.VIOLATION)]
         if len(legal) != 1:
             raise self.violation("a check", f"a check has {len(legal)} ways out", code=Code.MOVE)
         return legal[0]
@@ -77,18 +75,17 @@ class Monitor:
 
     def violated(self) -> str | None:
         """Return the violation that the checks of this state report, if they do."""
-        rows = (r for r in self.role.leaving[self.state] if r.by is By.VIOLATION)
-        return next((r.event for r in rows if self.role.enabled(self.state, r.event, self.vars, None)), None)
+        rows = enabled_rows(self.role, self.state, self.vars)
+        return next((r.event for r in rows if r.by is By.VIOLATION), None)
 
     def fail(self, event: str) -> None:
         """Poison this rank by a violation, `exception`, `peer_lost` or `deadline`, whatever is pending."""
-        self.pending = None
         self._arrive(self.role.row(self.state, event), None)
 
     def candidate(self, state: str, event: str) -> TPVars:
         """Return the variables as they would be after that row, with nothing changed."""
-        after: TPVars = self.role.row(state, event).apply(self.vars, None)
-        return after
+        _, after = arrive(self.role.row(state, event), self.vars, None)
+        return cast(TPVars, after)
 
     def violation(
         self,
@@ -127,7 +124,7 @@ class Monitor:
         return ContractViolation(f"`{event}` is not allowed here{why}", where=where, do=do, code=Code.MOVE, field=event)
 
     def _row(self, event: str, data: Data) -> Row:
-        row = None if self.pending else self.role.enabled(self.state, event, self.vars, data)
+        row = enabled_row(self.role, self.state, event, self.vars, data, inside=self.pending is not None)
         if row is not None:
             return row
         if self.enforce:
@@ -136,6 +133,6 @@ class Monitor:
         return elsewhere or self.role.row(self.state, event)
 
     def _arrive(self, row: Row, data: Data) -> None:
-        self.vars = row.apply(self.vars, data)
-        self.state = row.target
+        self.pending = None
+        self.state, self.vars = arrive(row, self.vars, data)
         self.moves += 1

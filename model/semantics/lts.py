@@ -32,6 +32,7 @@ from ..tables import (
 )
 from .growth import Growth, growing
 from .properties import observer
+from .rows import arrive, breaks_off
 from .transport import Contribution
 
 T = TypeVar("T", bound=Hashable)
@@ -308,15 +309,13 @@ class Lts:
             raise ModelError(f"what it sends has no hash: {error}", where=self._where(row), do=do) from error
         return value
 
-    def _applied(self, row: Row, v: Vars, data: Data) -> Vars:
-        """Return the variables after the row."""
-        if row.effect is None:
-            return v
-        after = self._asked("its effect", row.effect, row, v, data)
-        if after is None and v is not None:
+    def _arrived(self, row: Row, v: Vars, data: Data) -> tuple[str, Vars]:
+        """Return state and variables after the row. Raise ModelError where its effect makes no sense."""
+        state, after = self._asked("its effect", arrive, row, row, v, data)
+        if row.effect is not None and after is None and v is not None:
             do = "return the new variables, or leave the effect out"
             raise ModelError(f"its effect `{named(row.effect)}` returned None", where=self._where(row), do=do)
-        return after
+        return state, after
 
     def _slot(self, row: Row, gate: Put | Take, v: Vars) -> tuple[Slot, int]:
         """Return the slot of a gate and whose it is. Raise ModelError where there is no such worker."""
@@ -333,9 +332,8 @@ class Lts:
 
     def _unfold(self, local: Local) -> list[Step]:
         found = []
-        rows = self.role.leaving[local.state]
-        for row in rows:
-            if local.pending is not None and not self._breaks_off(row):
+        for row in self.role.leaving[local.state]:
+            if local.pending is not None and not breaks_off(self.role, row):
                 continue
             if isinstance(row.gate, Take):
                 if not self._nothing_wrong(row, local, None):
@@ -369,26 +367,23 @@ class Lts:
             if r.by is By.PROTOCOL and isinstance(r.gate, Take)
         )
 
-    def _breaks_off(self, row: Row) -> bool:
-        """Inside a collective a rank can only fail."""
-        return row.by in (By.FAULT, By.DETECTION) and self.role.by_name[row.target].failed
-
     def _step(self, local: Local, row: Row, edge: str, data: Data) -> Step:
         sent = self._sent(row, local.vars) if edge == "issue" else None
         goes_on = edge == "issue" and row.op is not None and self.goes_on(row.op)
-        after = local.vars if edge == "issue" and not goes_on else self._applied(row, local.vars, data)
+        waits = edge == "issue" and not goes_on
+        arrived, after = (local.state, local.vars) if waits else self._arrived(row, local.vars, data)
         ghost = local.ghost
         seen: tuple[str, ...] = ()
         if self.watch is not None and ghost is not None:
             value = sent if edge == "issue" else data
             ghost, seen = self.watch(ghost, row.event, edge, value, local.vars, after)
         contribution = Contribution(row.op, sent) if edge == "issue" and row.op else None
-        if edge == "issue" and not goes_on:
+        if waits:
             waiting = self._number(Local(local.state, row.event, local.vars, ghost), row)
             return Step(row, edge, waiting, contribution, seen, sent)
-        state = self.role.by_name[row.target]
+        state = self.role.by_name[arrived]
         gone = (state.terminal or state.failed) and not self.protocol.keeps
-        target = self._number(Local(row.target, None, None if gone else after, None if gone else ghost), row)
+        target = self._number(Local(arrived, None, None if gone else after, None if gone else ghost), row)
         slot = self._slot(row, row.gate, local.vars) if isinstance(row.gate, Put) else None
         if isinstance(row.gate, Put):
             contribution, data = None, self._sent(row, local.vars)

@@ -16,7 +16,8 @@ from typing import Any
 from transitions import EventData, Machine, State
 
 from ...errors import ContractViolation
-from ..tables import By, Data, Role, Row, Vars
+from ..tables import Data, Role, Row, Vars
+from .rows import arrive, enabled_row
 
 
 class RoleMachine:
@@ -38,14 +39,8 @@ class RoleMachine:
         )
 
     def may(self, event: str, data: Data = None) -> bool:
-        """Return whether `event` is legal now."""
-        moves = self.machine.get_transitions(event, self.state)
-        if not moves:
-            return False
-        asked = EventData(
-            self.machine.get_state(self.state), self.machine.events[event], self.machine, self, (), {"data": data}
-        )
-        return any(all(condition.check(asked) for condition in move.conditions) for move in moves)
+        """Return true if `event` is legal now."""
+        return enabled_row(self.role, self.state, event, self.vars, data, inside=self.pending is not None) is not None
 
     def enabled(self, data: Data = None) -> list[str]:
         """The events that are legal now; one that takes data, if `data` fits it or none was given."""
@@ -89,36 +84,21 @@ class RoleMachine:
 
     def _moves(self, row: Row) -> list[dict[str, Any]]:
         """Return a row as one move, or as the two ends of its collective."""
-        first = {
-            "trigger": row.event,
-            "source": row.state,
-            "conditions": [self._allows(row)] if self._breaks_off(row) else [self._is_free, self._allows(row)],
-            "unless": [self._checks_pass(row)] if row.by is By.VIOLATION else [],
-        }
+        first = {"trigger": row.event, "source": row.state, "conditions": [self._is_enabled]}
         if row.op is None:
             return [{**first, "dest": row.target, "after": self._apply(row)}]
         end = {"trigger": _completion(row.event), "source": row.state, "dest": row.target, "after": self._apply(row)}
         return [{**first, "dest": None, "after": self._issue}, end]
 
-    def _breaks_off(self, row: Row) -> bool:
-        """Return whether the row takes a rank out of a collective that it has issued."""
-        return row.by in (By.FAULT, By.DETECTION) and self.role.by_name[row.target].failed
-
-    def _is_free(self, asked: EventData) -> bool:
-        return self.pending is None
-
-    def _allows(self, row: Row) -> Callable[[EventData], bool]:
-        return lambda asked: row.allows(self.vars, asked.kwargs["data"])
-
-    def _checks_pass(self, violation: Row) -> Callable[[EventData], bool]:
-        return lambda asked: self.role.checks_pass(violation, self.vars, asked.kwargs["data"])
+    def _is_enabled(self, asked: EventData) -> bool:
+        return self.may(asked.event.name, asked.kwargs["data"])
 
     def _issue(self, taken: EventData) -> None:
         self.pending = taken.event.name
 
     def _apply(self, row: Row) -> Callable[[EventData], None]:
         def apply(taken: EventData) -> None:
-            self.vars = row.apply(self.vars, taken.kwargs["data"])
+            _, self.vars = arrive(row, self.vars, taken.kwargs["data"])
             self.pending = None
 
         return apply

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from genlock.conformance.protocol.diagnose import Diagnosis, diagnose
+from genlock.conformance.diagnosis import Diagnosis
+from genlock.conformance.protocol.diagnose import diagnose
 from genlock.conformance.report import as_json, as_junit, as_text
 from genlock.errors import ContractViolation, Refused, UnreadableInput
 from genlock.impl.faults.inject import HeaderFirst
@@ -201,7 +202,7 @@ def test_what_a_rank_says_after_dropped_events_still_counts(run: Path, tmp_path:
         rejects.update(transition="reject_header", outcome=outcome)
 
     found = replayed(run, tmp_path, 1, drop)
-    assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-10", (0, 1))
+    assert (found.verdict, found.failure_mode, found.suspects) == ("divergent", "FM-10", (0, 1))
     assert found.divergence is not None
     assert (found.divergence.rank, found.divergence.state) == (1, "HEADER_CHECK")
 

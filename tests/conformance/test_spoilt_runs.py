@@ -61,8 +61,8 @@ def test_of_two_ranks_the_spoilt_one_is_among_the_culprits() -> None:
             after = spoilt(run, mutation)
             found = mutations.replayed(run, mutation, after)
             if found.verdict == "divergent":
-                assert rank in found.culprits, mutation
-                both += found.culprits == (0, 1)
+                assert rank in found.named, mutation
+                both += found.suspects == (0, 1)
             elif due(run, mutation, after) is not None:
                 assert found.verdict == "unknown"
                 assert mutation.form == "the file is cut"

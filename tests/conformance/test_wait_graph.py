@@ -8,10 +8,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from genlock.conformance.diagnosis import Diagnosis
+from genlock.conformance.diagnosis import Diagnosis, Strength, accusations
+from genlock.conformance.diagnosis import WaitingRank as Left
 from genlock.conformance.report import as_json
 from genlock.conformance.wait_graph import Node, WaitGraph, named
 from genlock.conformance.wait_graph_drawing import waits_graph, waits_mermaid
@@ -20,14 +20,9 @@ from hypothesis import strategies as st
 from program_traces import failed, operations, write
 
 
-class Left(NamedTuple):
-    rank: int
-    operation: str
-    missing: tuple[int, ...]
-
-
 def graph(waits: Sequence[Left], culprits: tuple[int, ...] = ()) -> WaitGraph:
-    return WaitGraph(Diagnosis("divergent", 9, 0, 0, None, None, culprits, (), waits, None, {}))
+    accused = accusations(culprits, Strength.CULPRIT, "host-stands-still")
+    return WaitGraph(Diagnosis("divergent", 9, 0, 0, None, None, accused, (), waits, None, {}))
 
 
 def test_roots_are_waited_for_and_wait_for_nobody() -> None:
@@ -103,9 +98,9 @@ def test_the_command_draws_recorded_ranks(stranded: Path, tmp_path: Path) -> Non
 
 
 def test_the_report_has_the_graph_as_data(stranded: Path) -> None:
-    from genlock.conformance.replay import judge_paths
+    from genlock.conformance.replay import replay
 
-    shown = json.loads(json.dumps(as_json(judge_paths([stranded]))))["wait_for_graph"]
+    shown = json.loads(json.dumps(as_json(replay([stranded]).diagnosis)))["wait_for_graph"]
     assert shown == {
         "waits": [{"operation": "all_reduce #4 of group default_pg", "ranks": [0, 2], "waiting_for": [1]}],
         "roots": [1],

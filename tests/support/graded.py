@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from genlock.conformance.diagnosis import Diagnosis
 from genlock.conformance.replay import judge
-from genlock.traces.collectives import Interned, recording
+from genlock.traces.collectives import Interned, Recording, recording
 from genlock.traces.importers.flight_recorder import read_dump
 from hangs import FAULTS, Hang, dumps, hang
 
@@ -36,12 +37,19 @@ WORDS = {
 }
 
 
-def diagnosed(job: Hang, form: str) -> Diagnosis:
+def recorded(job: Hang, form: str) -> Recording:
+    """Return what all dumps of a hang say."""
     version, how = FORMS[form]
     interned = Interned()
     found = dumps(job, version, **how)  # type: ignore[arg-type]
     records = [read_dump(Path(f"trace_{rank}"), dump, interned) for rank, dump in found.items()]
-    return judge(recording("simulated", interned, records, {}, world=len(job.ranks)))
+    return recording("simulated", interned, records, {}, world=len(job.ranks))
+
+
+def diagnosed(job: Hang, form: str) -> Diagnosis:
+    """Return the verdict on all that is left of a hang: the dumps, and what the launcher says of ranks that crashed."""
+    died = dict.fromkeys(job.crashed, "killed by signal 9")
+    return judge(replace(recorded(job, form), died=died))
 
 
 def grade(found: Diagnosis, truth: tuple[int, ...]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from genlock.contract.breakit import REFUSED
 from genlock.guardian.child import children, read
 from genlock.impl.scenario import PROMPTS, Chunk, Heartbeat, Scenario, Step
@@ -82,7 +82,7 @@ def soak(out: Path, chunks: int, ranks: int, seed: int) -> Soaked:
     said = (out / "said.txt").read_text(errors="replace")
     events = read_trace(trace).events if trace.exists() else ()
     refusals = sum(e.outcome is not None and e.outcome.code is Code.PREFLIGHT for e in events)
-    found = judge_paths([out])
+    found = replay([out]).diagnosis
     wrong = [text for pid, seen in samples.items() if (text := _grown(pid, seen))]
     if process.returncode or found.verdict != "conforming":
         wrong.append(f"exit {process.returncode}, {found.verdict}: {said[-2000:]}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from genlock.conformance.protocol.diagnose import diagnose
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from genlock.errors import UnreadableInput
 from genlock.page.run_page import of_traces
 from genlock.traces import fast_summary
@@ -55,7 +55,7 @@ def test_what_the_structure_tells_is_kept() -> None:
 def test_a_converted_run_is_judged_as_before(name: str, tmp_path: Path) -> None:
     convert([FORMER / name], tmp_path)
     assert diagnose([read(path) for path in find(tmp_path)]).reasons == diagnose(traces(name)).reasons
-    before, after = diagnose(traces(name)), judge_paths([tmp_path])
+    before, after = diagnose(traces(name)), replay([tmp_path]).diagnosis
     assert (after.verdict, after.failure_mode, after.culprits) == (before.verdict, before.failure_mode, before.culprits)
 
 
@@ -89,7 +89,7 @@ def program(folder: Path, *ends: tuple[str, str], outcome: str = "", sites: tupl
 def test_a_program_is_read_fast_and_slowly(tmp_path: Path) -> None:
     """Its sites are other lines on each rank, so that what is remembered of one rank's lines must not name them."""
     program(tmp_path, ("stopped", ""), ("stopped", ""))
-    found = judge_paths([tmp_path])
+    found = replay([tmp_path]).diagnosis
     assert (found.verdict, found.matched_collectives) == ("conforming", 2)
     own = own_of(files_of([tmp_path]))
     assert own is not None
@@ -105,7 +105,7 @@ def test_a_program_is_read_fast_and_slowly(tmp_path: Path) -> None:
 
 def test_a_program_that_goes_on_elsewhere_is_evidence_of_nothing(tmp_path: Path) -> None:
     program(tmp_path, ("stopped", ""), ("stopped", "some words"))
-    assert judge_paths([tmp_path]).verdict == "unknown"
+    assert replay([tmp_path]).diagnosis.verdict == "unknown"
 
 
 def test_an_operation_that_failed_is_told_by_its_exit(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_an_operation_that_failed_is_told_by_its_exit(tmp_path: Path) -> None:
 def test_a_format_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rank0.trace.jsonl").write_text((HEAD % 0).replace('"format":1', '"format":3') + "\n")
     with pytest.raises(UnreadableInput, match="format 3 is newer than what this program reads, 1 to 2"):
-        judge_paths([tmp_path])
+        replay([tmp_path])
 
 
 def test_the_page_shows_its_places_and_texts() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import pytest
 from genlock.conformance.diagnosis import Diagnosis
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from repository import SUPPORT
 
 PROGRAMS = ("train", "pipeline", "sharded")
@@ -41,6 +41,9 @@ PLACES = {
     ("sharded", "other"): "all_reduce #5",
 }
 
+TWO_ENDS = {("pipeline", "size")}
+"""Of a send and its receive in the first steps of a run, nothing tells which is right."""
+
 Found = Mapping[tuple[str, str | None], Diagnosis]
 
 
@@ -58,7 +61,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
             os.killpg(process.pid, signal.SIGKILL)
     runs = [(program, way) for program in PROGRAMS for way in (None, *WAYS)]
     folders = [folder / "out" / (f"restart{n}" if n else "") for n in range(len(runs))]
-    return {run: judge_paths(sorted(at.glob("*.jsonl"))) for run, at in zip(runs, folders, strict=True)}
+    return {run: replay(sorted(at.glob("*.jsonl"))).diagnosis for run, at in zip(runs, folders, strict=True)}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -72,8 +75,12 @@ def test_healthy_programs_conform(found: Found, program: str) -> None:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_broken_rank_and_its_place_are_named(found: Found, program: str, way: str) -> None:
     broken = found[program, way]
-    assert (broken.verdict, broken.culprits) == ("divergent", (BROKEN,))
+    assert broken.verdict == "divergent"
     assert broken.divergence is not None
+    if (program, way) in TWO_ENDS:
+        assert (broken.culprits, BROKEN in broken.suspects) == ((), True)
+        return
+    assert broken.culprits == (BROKEN,)
     assert broken.divergence.rank == BROKEN
     assert broken.divergence.place.startswith(PLACES.get((program, way), PLACES[program]))
     assert "hang.py:" in broken.divergence.phase

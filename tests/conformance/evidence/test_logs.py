@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from genlock.conformance.diagnosis import Diagnosis
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from job_logs import LAUNCHERS, NUMBERED, VERSIONS, Said, grid, mixed, one_ahead, one_behind, unlike
 
 
 def judged(folder: Path, log: bytes, name: str = "job.log") -> Diagnosis:
     (folder / name).write_bytes(log)
-    return judge_paths([folder / name])
+    return replay([folder / name]).diagnosis
 
 
 JOBS: dict[str, tuple[Callable[[str], Said], tuple[int, ...]]] = {
@@ -132,4 +132,4 @@ def test_order_and_files_do_not_matter(tmp_path: Path) -> None:
     parts.mkdir()
     for rank, lines in said.items():
         (parts / f"{7 - rank}.log").write_bytes(mixed({rank: lines}))
-    assert whole == {judge_paths([parts]).culprits} == {(5,)}
+    assert whole == {replay([parts]).diagnosis.culprits} == {(5,)}

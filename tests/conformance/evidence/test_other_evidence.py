@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from genlock.conformance.diagnosis import Diagnosis
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from genlock.errors import UnreadableInput
 from job_logs import mixed, one_behind
 
@@ -20,7 +20,7 @@ def judged(folder: Path, files: Files | str) -> Diagnosis:
     for name, text in ({"job.log": files} if isinstance(files, str) else files).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    return judge_paths([folder])
+    return replay([folder]).diagnosis
 
 
 def named(found: Diagnosis) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
@@ -372,7 +372,7 @@ def test_engines_say_that_somebody_hangs_and_not_who(tmp_path: Path) -> None:
 def test_a_named_file_that_says_nothing_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing of note\n")
     with pytest.raises(UnreadableInput, match="of no known format; known are") as caught:
-        judge_paths([tmp_path / "notes.txt"])
+        replay([tmp_path / "notes.txt"])
     assert "\n" not in str(caught.value)
     (tmp_path / "job.log").write_bytes(mixed(one_behind()))
-    assert judge_paths([tmp_path]).culprits == (2,)
+    assert replay([tmp_path]).diagnosis.culprits == (2,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from genlock.conformance.diagnosis import Diagnosis
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from recordings import DATA
 
 CASES = DATA.parent / "cases"
@@ -14,7 +14,7 @@ def judged(name: str) -> Diagnosis:
     path = CASES / name
     if not path.exists():
         pytest.skip(f"{path} is absent: other people's cases lie beside the checkout")
-    return judge_paths([path])
+    return replay([path]).diagnosis
 
 
 CULPRITS = {

@@ -15,7 +15,7 @@ import schedules
 from genlock.conformance.diagnosis import Diagnosis, Divergence, Observation, Seen
 from genlock.conformance.protocol.diagnose import diagnose
 from genlock.conformance.protocol.failure_modes import FIELDS, SIGNS, accused_by_check, failure_mode, mode_of
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from genlock.impl.chunk import parity, wire
 from genlock.impl.faults.simulated_faults import ON_THE_WAY
 from genlock.impl.rank.roles import Settings
@@ -235,8 +235,8 @@ def test_a_header_that_another_rank_was_given_too_did_not_get_lost(
         if path.name.startswith("rank2") and not witness:
             lines = ended_by_its_guardian(lines, "receive_header")
         (tmp_path / path.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = judge_paths([tmp_path])
-    assert (found.verdict, found.failure_mode, found.culprits) == ("divergent", "FM-10", culprits)
+    found = replay([tmp_path]).diagnosis
+    assert (found.verdict, found.failure_mode, found.named) == ("divergent", "FM-10", culprits)
 
 
 def of_two(name: str) -> list[Trace]:
@@ -284,7 +284,8 @@ def test_of_two_ranks_one_is_blamed_only_where_something_tells(
     name: str, culprits: tuple[int, ...], state: str
 ) -> None:
     found = diagnose(of_two(name))
-    assert (found.culprits, found.failure_mode) == (culprits, corpus.expected(name).failure_mode)
+    assert (found.named, found.failure_mode) == (culprits, corpus.expected(name).failure_mode)
+    assert bool(found.culprits) == (len(culprits) == 1), "of several, none is called a culprit"
     assert found.divergence is not None
     assert found.divergence.state == state
     assert found.divergence.rank in culprits

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from genlock.conformance.protocol.diagnose import Diagnosis, diagnose
-from genlock.conformance.protocol.rank_classes import KEPT, Crew, _kept
+from genlock.conformance.diagnosis import Diagnosis
+from genlock.conformance.protocol.diagnose import diagnose
+from genlock.conformance.protocol.rank_classes import KEPT, RankClasses, _kept
 from genlock.traces.format import Clock, End, Trace, TraceHeader, encode, find, name_of, read
 from genlock.traces.identical_ranks import own_lines
 from genlock.traces.load import load
@@ -87,7 +88,7 @@ def test_a_healthy_job_is_told_by_a_few(small: list[Trace], tmp_path: Path) -> N
     traces = load([tmp_path])
     assert isinstance(traces, list)
     assert {t.same_as for t in traces} == {None, 1}
-    assert [t.rank for t in Crew(traces).few] == [0, 1, 2, 3]
+    assert [t.rank for t in RankClasses(traces).few] == [0, 1, 2, 3]
     found = diagnose(traces)
     assert (found.verdict, found.ranks) == ("conforming", RANKS)
     assert found.events == sum(1 for path in find(tmp_path) for _ in read(path).events)
@@ -128,7 +129,7 @@ def test_ranks_that_hang_for_one_are_all_left_waiting(small: list[Trace], tmp_pa
     write(lines, tmp_path)
     traces = load([tmp_path])
     assert isinstance(traces, list)
-    assert len(Crew(traces).few) < RANKS // 2
+    assert len(RankClasses(traces).few) < RANKS // 2
     same(traces, diagnose(traces))
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from genlock.cli.write_check import write_check
 from genlock.conformance.protocol.diagnose import diagnose
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from genlock.errors import Exit, Refused, UnreadableInput, UsageError
 from genlock.impl import scenario
 from genlock.impl.faults import inject
@@ -85,7 +85,7 @@ def test_ranks_that_are_ended_before_they_have_a_trace_are_told_of_as_any_other(
     assert result.exit == Exit.DEADLINE
     late = re.findall(r"was ended: rank(\d) made no progress for .* in phase startup", "\n".join(said))
     assert late, said
-    found = judge_paths([tmp_path])
+    found = replay([tmp_path]).diagnosis
     assert (found.verdict, found.failure_mode) == ("divergent", "FM-18")
     assert set(found.culprits) == {int(rank) for rank in late}
     assert [rank.events for rank in result.ranks] == [0, 0]
@@ -143,7 +143,7 @@ def test_broken_build_strands_workers_as_the_model_predicts(tmp_path: Path) -> N
     assert example is not None
     # rank0's own trace is replayed as far as its illegal move, so what is held against the model is the workers
     predicted = {(s.rank, s.state, s.waiting_for) for s in example.stuck if s.rank}
-    assert {(w.meeting.rank, w.meeting.entered.state, w.missing) for w in found.waits} == predicted
+    assert {(w.rank, w.state, w.missing) for w in found.waits} == predicted
     assert not alive(str(tmp_path))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import genlock
 import msgspec
 import pytest
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from genlock.contract.breakit import PROGRAM
 from genlock.errors import Exit
 from genlock.impl.jobs.zygote import Zygote
@@ -85,7 +85,7 @@ def test_observing_reports_a_passed_deadline_and_ends_nothing(zygote: Zygote, tm
     how = "would have been" if observe else "was"
     assert said.count(f"rank0 {how} ended: rank0 made no progress for 0.") == 1
     assert "in phase idle" in said
-    assert judge_paths([out]).verdict == ("conforming" if observe else "divergent")
+    assert replay([out]).diagnosis.verdict == ("conforming" if observe else "divergent")
     assert (out / "rank0.evidence.txt").exists()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from corpus import names
 from genlock.conformance.diagnosis import Diagnosis
-from genlock.conformance.replay import judge_paths
+from genlock.conformance.replay import replay
 from genlock.errors import UnreadableInput, UsageError
 from genlock.traces.format import find
 from genlock.traces.importers.flight_recorder import rank_of
@@ -95,7 +95,7 @@ def test_json_without_entries_is_a_rank_that_issued_nothing_pending(tmp_path: Pa
         if not kept["entries"]:
             del kept["entries"]
         (tmp_path / f"trace_{rank}.json").write_text(json.dumps(kept))
-    assert named(judge_paths([tmp_path])) == ("divergent", (1,))
+    assert named(replay([tmp_path]).diagnosis) == ("divergent", (1,))
 
 
 def test_the_first_versions_are_read(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_first_versions_are_read(tmp_path: Path) -> None:
                 rows.append(kept)
             dumps[rank] = rows if version == "list" else {"version": "1.4", "pg_config": CONFIG, "entries": rows}
         write(tmp_path / version, dumps)
-        assert named(judge_paths([tmp_path / version])) == ("divergent", (1,))
+        assert named(replay([tmp_path / version]).diagnosis) == ("divergent", (1,))
 
 
 def over_groups(still: int | None, *, lost: int = 0) -> Dumps:
@@ -138,9 +138,9 @@ def over_groups(still: int | None, *, lost: int = 0) -> Dumps:
 
 def test_numbers_that_run_over_all_groups_are_counted_in_each(tmp_path: Path) -> None:
     write(tmp_path / "healthy", over_groups(None))
-    assert judge_paths([tmp_path / "healthy"]).verdict == "conforming"
+    assert replay([tmp_path / "healthy"]).diagnosis.verdict == "conforming"
     write(tmp_path / "stalled", over_groups(3))
-    found = judge_paths([tmp_path / "stalled"])
+    found = replay([tmp_path / "stalled"]).diagnosis
     assert set(found.culprits) <= {3}
     assert 3 in (*found.culprits, *found.suspects)
 
@@ -148,7 +148,7 @@ def test_numbers_that_run_over_all_groups_are_counted_in_each(tmp_path: Path) ->
 def test_where_the_ring_lost_the_beginning_such_numbers_are_nobodys(tmp_path: Path) -> None:
     write(tmp_path, over_groups(None, lost=2))
     with pytest.raises(UnreadableInput, match="no number in a group is known"):
-        judge_paths([tmp_path])
+        replay([tmp_path])
 
 
 def test_a_send_without_its_ends_goes_to_the_other_of_two(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_send_without_its_ends_goes_to_the_other_of_two(tmp_path: Path) -> Non
         row = entry(0, 0, process_group=("g", "pp"), profiling_name=f"ncclx:{kind}")
         dumps[rank] = {"version": "2.10", "pg_config": config, "entries": [row]}
     write(tmp_path, dumps)
-    found = judge_paths([tmp_path])
+    found = replay([tmp_path]).diagnosis
     assert (found.verdict, found.matched_collectives) == ("conforming", 1)
 
 
@@ -178,11 +178,11 @@ def test_an_uneven_collective_in_parts_is_one(tmp_path: Path) -> None:
             for r in range(3)
         }
         write(tmp_path / kind, whole)
-        found = judge_paths([tmp_path / kind])
+        found = replay([tmp_path / kind]).diagnosis
         assert (found.verdict, found.matched_collectives) == ("conforming", 1)
         whole[1]["entries"] = batch(kind, part, [4, 5, 7], "scheduled")
         write(tmp_path / "unlike", whole)
-        assert named(judge_paths([tmp_path / "unlike"])) == ("divergent", (1,))
+        assert named(replay([tmp_path / "unlike"]).diagnosis) == ("divergent", (1,))
 
 
 def test_the_end_of_a_batch_of_sends_need_not_be_a_send(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_the_end_of_a_batch_of_sends_need_not_be_a_send(tmp_path: Path) -> None:
         ]
         dumps[rank] = {"version": "2.10", "pg_config": config, "pg_status": {}, "entries": rows}
     write(tmp_path, dumps)
-    assert judge_paths([tmp_path]).matched_collectives == 2
+    assert replay([tmp_path]).diagnosis.matched_collectives == 2
 
 
 def test_several_back_ends_of_one_rank_are_one_recording(tmp_path: Path) -> None:
@@ -205,18 +205,18 @@ def test_several_back_ends_of_one_rank_are_one_recording(tmp_path: Path) -> None
     rows = [entry(0, 1, process_group=("9", "cpu"), pg_id=9, profiling_name="gloo:barrier")]
     other = {r: {"version": "2.10", "pg_config": config, "pg_status": {}, "entries": rows} for r in range(3)}
     write(tmp_path, other, "gloo_trace_rank_{}")
-    found = judge_paths([tmp_path])
+    found = replay([tmp_path]).diagnosis
     assert named(found) == ("divergent", (1,))
     assert found.events == 11 + 3
     write(tmp_path, stalled(), "again_trace_rank_{}")
     with pytest.raises(UsageError, match="second trace of rank 0"):
-        judge_paths([tmp_path])
+        replay([tmp_path])
 
 
 def test_what_the_debug_server_wrote_has_its_ranks_in_its_lines(tmp_path: Path) -> None:
     parts = [f"=== Rank {r}: http://host:{25999 + r}/ ===\n{json.dumps(d)}\n" for r, d in stalled().items()]
     (tmp_path / "fr_trace_json_20260102_030405.txt").write_text("".join(parts))
-    assert named(judge_paths([tmp_path])) == ("divergent", (1,))
+    assert named(replay([tmp_path]).diagnosis) == ("divergent", (1,))
 
 
 FRAMES = {
@@ -242,7 +242,7 @@ def test_the_place_is_the_programs_line(case: str, tmp_path: Path) -> None:
         for row in dump["entries"]:
             row["frames"] = frames
     write(tmp_path, dumps)
-    found = judge_paths([tmp_path]).divergence
+    found = replay([tmp_path]).diagnosis.divergence
     assert found is not None
     beside = f", in {Path(file).name}:40 (step)"
     if place:
@@ -288,18 +288,18 @@ def test_archives_of_dumps_are_read_however_they_are_packed(form: str, tmp_path:
         "zip of tars": lambda: zipped({f"{n}.tar": tarred({k: v}) for n, (k, v) in enumerate(files.items())}),
     }[form]()
     (tmp_path / "all.bin").write_bytes(data)
-    assert named(judge_paths([tmp_path / "all.bin"])) == ("divergent", (1,))
+    assert named(replay([tmp_path / "all.bin"]).diagnosis) == ("divergent", (1,))
 
 
 def test_logs_in_archives_are_read(tmp_path: Path) -> None:
     log = mixed(one_behind())
     (tmp_path / "logs.zip").write_bytes(zipped({"a/job.log.gz": gzip.compress(log), "a/readme.md": b"nothing\n"}))
-    assert named(judge_paths([tmp_path / "logs.zip"])) == ("divergent", (2,))
+    assert named(replay([tmp_path / "logs.zip"]).diagnosis) == ("divergent", (2,))
 
 
 @pytest.mark.parametrize("form", ["tar.gz", "zip", "zip of a tar"])
 def test_genlocks_own_traces_may_be_packed(form: str, tmp_path: Path) -> None:
-    name = next(n for n in names("broken") if judge_paths([CORPUS / n]).verdict == "divergent")
+    name = next(n for n in names("broken") if replay([CORPUS / n]).diagnosis.verdict == "divergent")
     files = {f"job/{path.name}": path.read_bytes() for path in find(CORPUS / name)}
     data = {
         "tar.gz": lambda: tarred(files, "w:gz"),
@@ -307,7 +307,7 @@ def test_genlocks_own_traces_may_be_packed(form: str, tmp_path: Path) -> None:
         "zip of a tar": lambda: zipped({"node0.tar": tarred(files)}),
     }[form]()
     (tmp_path / "job.bin").write_bytes(data)
-    found, whole = judge_paths([tmp_path / "job.bin"]), judge_paths([CORPUS / name])
+    found, whole = replay([tmp_path / "job.bin"]).diagnosis, replay([CORPUS / name]).diagnosis
     assert (found.verdict, found.culprits, found.events) == (whole.verdict, whole.culprits, whole.events)
 
 
@@ -317,13 +317,13 @@ def test_archives_too_deep_are_refused(tmp_path: Path) -> None:
         data = tarred({"inner.tar": data})
     (tmp_path / "deep.tar").write_bytes(data)
     with pytest.raises(UnreadableInput, match="archives in archives"):
-        judge_paths([tmp_path / "deep.tar"])
+        replay([tmp_path / "deep.tar"])
 
 
 def test_a_checkpoint_beside_the_logs_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(zipped({"archive/data.pkl": pickle.dumps(Path("x")), "archive/0": b"\0" * 64}))
     (tmp_path / "job.log").write_bytes(mixed(one_behind()))
-    assert named(judge_paths([tmp_path])) == ("divergent", (2,))
+    assert named(replay([tmp_path]).diagnosis) == ("divergent", (2,))
 
 
 # ── kinds together ──────────────────────────────────────────────────────────────────────────────────────
@@ -333,15 +333,15 @@ def test_a_log_tells_of_a_rank_whose_dump_is_missing(tmp_path: Path) -> None:
     dumps = stalled(4, still=2, ops=5)
     del dumps[2]
     write(tmp_path, dumps)
-    assert judge_paths([tmp_path]).suspects in ((2,), ())
+    assert replay([tmp_path]).diagnosis.suspects in ((2,), ())
     log = mixed({2: one_behind("2.6", 4, (2,), number=5)[2]})
     (tmp_path / "rank2.log").write_bytes(log)
-    assert named(judge_paths([tmp_path])) == ("divergent", (2,))
+    assert named(replay([tmp_path]).diagnosis) == ("divergent", (2,))
 
 
 def test_a_dump_and_a_log_that_contradict_each_other_accuse_nobody(tmp_path: Path) -> None:
     write(tmp_path, stalled(4, still=1, ops=1518))
     (tmp_path / "job.log").write_bytes(mixed(one_behind("2.6", 4, (2,))))
-    found = judge_paths([tmp_path])
+    found = replay([tmp_path]).diagnosis
     assert (found.verdict, found.culprits) == ("unknown", ())
     assert {1, 2} <= set(found.suspects)

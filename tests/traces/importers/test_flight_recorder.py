@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from genlock.conformance.replay import judge, judge_paths
+from genlock.conformance.replay import judge, replay
 from genlock.conformance.report import as_json, as_junit, as_text
 from genlock.errors import UnreadableInput, UsageError
 from genlock.traces.collectives import Interned, Recording, Status
@@ -36,7 +36,7 @@ def test_real_hangs_name_exactly_the_injected_ranks(case: str) -> None:
     path = folder(f"nccl-flight-recorder/{case}")
     log = (path / "fault_injection.log").read_text()
     injected = dict(re.findall(r"Rank (\d+), fault_type: (\w+)", log))
-    found = judge_paths([path])
+    found = replay([path]).diagnosis
     assert found.verdict == "divergent"
     assert found.culprits == tuple(sorted(map(int, injected)))
     assert found.stall == STALLS[next(iter(injected.values()))]
@@ -50,7 +50,7 @@ def test_order_of_files_does_not_matter(case: str) -> None:
     reports = set()
     for seed in range(3):
         random.Random(seed).shuffle(files)
-        reports.add(json.dumps(as_json(judge_paths(files))))
+        reports.add(json.dumps(as_json(replay(files).diagnosis)))
     assert len(reports) == 1
 
 
@@ -58,7 +58,7 @@ def test_without_a_victims_dump_the_culprits_stay_and_without_a_culprits_it_is_n
     """Rank 9 might as well wait for rank 14, in the exchange that both of them owe."""
     files = {rank_of(f): f for f in folder("nccl-flight-recorder/lock_gil_1st").glob("_dump_*")}
     for gone, culprits in {0: (9, 14), 8: (9, 14), 15: (9, 14), 9: (14,), 14: (9,)}.items():
-        found = judge_paths([f for r, f in files.items() if r != gone])
+        found = replay([f for r, f in files.items() if r != gone]).diagnosis
         assert (found.verdict, found.culprits) == ("divergent", culprits), gone
         assert f"there is no recording of rank{gone}" in found.reasons
 
@@ -67,7 +67,7 @@ def test_without_a_victims_dump_the_culprits_stay_and_without_a_culprits_it_is_n
 
 
 def test_recorded_gloo_runs() -> None:
-    ok, ring, skip, strand = (judge_paths([folder(f"gloo-flight-recorder/{c}")]) for c in CASES)
+    ok, ring, skip, strand = (replay([folder(f"gloo-flight-recorder/{c}")]).diagnosis for c in CASES)
     assert (ok.verdict, ok.matched_collectives, ok.reasons) == ("conforming", 10, ())
     assert (ring.verdict, ring.divergence) == ("unknown", None)
     assert (skip.verdict, skip.culprits) == ("divergent", (1,))
@@ -87,7 +87,7 @@ CASES = ("ok", "ring", "skip", "strand")
 def test_json_dumps_say_the_same(tmp_path: Path) -> None:
     for file in folder("gloo-flight-recorder/ok").glob("*.json"):
         shutil.copy(file, tmp_path)
-    found = judge_paths([tmp_path])
+    found = replay([tmp_path]).diagnosis
     assert (found.verdict, found.matched_collectives) == ("conforming", 10)
 
 
@@ -162,7 +162,7 @@ def dumped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("what", JOBS)
 def test_real_gloo_jobs_dumped_by_torch(what: str, dumped: Path) -> None:
-    found = judge_paths([dumped / what])
+    found = replay([dumped / what]).diagnosis
     assert (found.verdict, found.culprits) == JOBS[what], found
     if what == "healthy":
         # 12 calls, of which two are two collectives each, and one on the pair
@@ -224,11 +224,11 @@ def test_a_cut_or_empty_dump_counts_as_its_rank_and_says_why(tmp_path: Path) -> 
     whole = (tmp_path / "trace_2").read_bytes()
     for length in (0, 1, 40, len(whole) // 2, len(whole) - 1):
         (tmp_path / "trace_2").write_bytes(whole[:length])
-        found = judge_paths([tmp_path])
+        found = replay([tmp_path]).diagnosis
         assert found.verdict == "unknown", length
         assert found.reasons[0].startswith("rank2: "), length
     with pytest.raises(UnreadableInput):
-        judge_paths([tmp_path / "trace_2"])
+        replay([tmp_path / "trace_2"])
 
 
 def test_a_ring_that_overflowed_unevenly_is_unknown_and_no_alarm() -> None:

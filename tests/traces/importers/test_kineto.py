@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from genlock.conformance.diagnosis import Diagnosis
-from genlock.conformance.replay import judge, judge_paths
+from genlock.conformance.replay import judge, replay
 from genlock.errors import UsageError
 from genlock.traces.collectives import Interned, recording
 from genlock.traces.importers.kineto import read_kineto
@@ -46,18 +46,18 @@ def named(profile: Profile) -> list[Event]:
 
 
 def test_the_healthy_set_conforms_with_all_its_collectives() -> None:
-    found = judge_paths([folder("kineto/dlrm_kineto.tar.gz")])
+    found = replay([folder("kineto/dlrm_kineto.tar.gz")]).diagnosis
     assert (found.verdict, found.ranks, found.events, found.matched_collectives) == ("conforming", 8, 64, 8)
 
 
 def test_two_ranks_of_another_healthy_job_raise_no_alarm() -> None:
-    found = judge_paths([folder(f"kineto/sampled_rank-{r}.json.gz") for r in (0, 1)])
+    found = replay([folder(f"kineto/sampled_rank-{r}.json.gz") for r in (0, 1)]).diagnosis
     assert (found.verdict, found.divergence, found.ranks) == ("unknown", None, 2)
 
 
 def test_two_jobs_at_once_are_refused() -> None:
     with pytest.raises(UsageError, match="one run at a time"):
-        judge_paths([folder("kineto")])
+        replay([folder("kineto")])
 
 
 def renamed(profile: Profile, event: Event) -> None:

@@ -1,0 +1,142 @@
+"""Hangs of which a part is left: is ever an innocent rank called a culprit? `subsets.py FIRST LAST` prints the table.
+
+    python tests/support/subsets.py 3000 3029            # a seeded share of the subsets of each simulated hang
+    python tests/support/subsets.py 3000 3029 --all      # every such subset, and some more; hours
+    python tests/support/subsets.py --data FOLDER        # recordings of other people: each such subset, 2,000 more
+
+Left out: the hangs themselves (`hangs`), and whole sets of dumps (`graded`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+from genlock.conformance.diagnosis import Diagnosis
+from genlock.conformance.replay import judge
+from genlock.traces.collectives import Recording
+from genlock.traces.load import load
+from graded import FORMS, recorded
+from hangs import FAULTS, hang
+
+KINDS = ("one", "two", "all but one", "all but two", "some")
+TRUTH = {
+    "nccl-flight-recorder/gpu_error_1st": (12, 14),
+    "nccl-flight-recorder/lock_gil_1st": (9, 14),
+    "gloo-flight-recorder/skip": (1,),
+    "gloo-flight-recorder/strand": (0,),
+    "gloo-flight-recorder/ok": (),
+    "gloo-flight-recorder/ring": (),
+}
+"""Folder of a recording to the ranks that were broken on purpose."""
+SEEDED = 2000
+
+Ranks = tuple[int, ...]
+
+
+def part_of(recording: Recording, ranks: Iterable[int]) -> Recording:
+    """Return what the dumps of some ranks alone say."""
+    kept = set(ranks)
+    return replace(recording, ranks={rank: record for rank, record in recording.ranks.items() if rank in kept})
+
+
+def subsets(ranks: Sequence[int], rng: random.Random, few: int | None, seeded: int) -> Iterator[tuple[str, Ranks]]:
+    """Yield single, paired, leave-one-out and leave-two-out sets, `few` of each or all, and some of any size."""
+    whole = set(ranks)
+    singles, pairs = list(combinations(ranks, 1)), list(combinations(ranks, 2))
+    for kind, chosen in (("one", singles), ("two", pairs)):
+        for left in rng.sample(chosen, min(few or len(chosen), len(chosen))):
+            yield kind, left
+        for out in rng.sample(chosen, min(few or len(chosen), len(chosen))):
+            yield f"all but {kind}", tuple(sorted(whole - set(out)))
+    for _ in range(seeded):
+        yield "some", tuple(sorted(rng.sample(list(ranks), rng.randint(1, len(ranks)))))
+
+
+def grade(diagnosis: Diagnosis, truth: Ranks) -> str:
+    """`exact`, `innocent` (one is called a culprit), `part`, `among` the suspects, `outside` of them, or `nobody`."""
+    if diagnosis.culprits:
+        innocent = set(diagnosis.culprits) - set(truth)
+        return "innocent" if innocent else "exact" if diagnosis.culprits == truth else "part"
+    if not diagnosis.suspects:
+        return "nobody"
+    return "among" if set(truth) & set(diagnosis.suspects) else "outside"
+
+
+class Tally:
+    """Counts what was said of subsets, by kind."""
+
+    def __init__(self) -> None:
+        self.grades: dict[str, Counter[str]] = {}
+        self.sizes: Counter[str] = Counter()
+        self.accused: list[str] = []
+
+    def add(self, kind: str, name: str, ranks: Ranks, diagnosis: Diagnosis, truth: Ranks, world: int) -> None:
+        found = grade(diagnosis, truth)
+        self.grades.setdefault(kind, Counter())[found] += 1
+        self.sizes[f"{kind} suspects"] += len(diagnosis.suspects)
+        self.sizes[f"{kind} ranks"] += world
+        if found == "innocent":
+            cases = {a.case for a in diagnosis.accused if a.rank in diagnosis.culprits and a.rank not in truth}
+            left = ranks if len(ranks) <= world // 2 else f"all but {sorted(set(range(world)) - set(ranks))}"
+            self.accused.append(f"{name}, {left}: {diagnosis.culprits} for {truth} by {', '.join(sorted(cases))}")
+
+    def __str__(self) -> str:
+        names = ("exact", "part", "among", "nobody", "outside", "innocent")
+        lines = [f"{'sets':14}" + "".join(f"{name:>10}" for name in names)]
+        for kind in KINDS:
+            if kind in self.grades:
+                lines.append(f"{kind:14}" + "".join(f"{self.grades[kind][name]:10}" for name in names))
+        return "\n".join(lines)
+
+
+def of_hangs(seeds: Iterable[int], few: int | None, seeded: int, forms: Iterable[str] = FORMS) -> Tally:
+    """Diagnose subsets of each simulated hang, in each form."""
+    tally = Tally()
+    for seed in seeds:
+        for fault in FAULTS:
+            job = hang(seed, fault)
+            for form in forms if job is not None else ():
+                assert job is not None
+                rng, whole = random.Random(f"{seed} {fault}"), recorded(job, form)
+                for kind, ranks in subsets(sorted(whole.ranks), rng, few, seeded):
+                    said = judge(part_of(whole, ranks))
+                    tally.add(kind, f"{seed} {fault} {form}", ranks, said, job.culprits, len(job.ranks))
+    return tally
+
+
+def of_data(folder: Path) -> Tally:
+    """Diagnose all subsets of other people's recordings."""
+    tally = Tally()
+    for name, truth in TRUTH.items():
+        whole = load([folder / name])
+        assert isinstance(whole, Recording)
+        for kind, ranks in subsets(sorted(whole.ranks), random.Random(name), None, SEEDED):
+            tally.add(kind, name, ranks, judge(part_of(whole, ranks)), truth, whole.world)
+    return tally
+
+
+def main() -> int:
+    """Print the tally, and each innocent that was called a culprit; 1 if there is one."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seeds", nargs="*", type=int)
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--data", type=Path)
+    given = parser.parse_args()
+    if given.data:
+        tally = of_data(given.data)
+    else:
+        first, last = given.seeds
+        tally = of_hangs(range(first, last + 1), None if given.all else 4, 8)
+    print(tally, *tally.accused, sep="\n")
+    return int(bool(tally.accused))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
