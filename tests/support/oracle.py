@@ -137,8 +137,10 @@ class Oracle:
             return
         if own and isinstance(row.gate, Meet) and not self.all_counters_reach(world, rank):
             return
+        if row.by is By.VIOLATION and self.something_fits(world, rank, row):
+            return
         slots = dict(world.slots)
-        at = self.slot(rank, row.gate, me.vars) if isinstance(row.gate, Put | Take) else None
+        at = self.slot(rank, row.gate, me.vars) if isinstance(row.gate, Take) else None
         if own and isinstance(row.gate, Take):
             given: tuple[Any, ...] = (slots[at],) if at in slots else ()
         else:
@@ -146,10 +148,10 @@ class Oracle:
         for data in given:
             if not all(guard(me.vars, data) for guard in row.guards):
                 continue
+            if isinstance(row.gate, Put):  # whose slot it is, is asked only where its guards hold
+                at = self.slot(rank, row.gate, me.vars)
             if own and isinstance(row.gate, Put) and at in slots:
                 self.sent(row, me)
-                continue
-            if row.by is By.VIOLATION and self.something_fits(world, rank, row):
                 continue
             after = self.took(world, rank, row, data, at if own else None)
             yield (

@@ -307,11 +307,11 @@ def test_the_file_is_named_after_the_mutant(tmp_path: Path) -> None:
 
 
 def test_every_flag_reaches_the_model(tmp_path: Path) -> None:
-    flags = "--ranks 2 --chunks 1 --steps 1 --faults 0 --fault stall --fault drift --transport stream --detection off"
+    flags = "--ranks 2 --chunks 1 --steps 1 --faults 2 --fault stall --fault drift --transport stream --detection off"
     _, printed, _ = command(flags, tmp_path)
     head = " ".join(printed.partition(". Written")[0].split())
     assert head == (
-        "/* tp_v1.1: 2 ranks, 1 chunks of 1 steps, at most 0 faults (stall, drift), stream transport, detection off"
+        "/* tp_v1.1: 2 ranks, 1 chunks of 1 steps, at most 2 faults (stall, drift), stream transport, detection off"
     )
 
 
