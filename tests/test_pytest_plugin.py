@@ -122,7 +122,7 @@ def test_ranks_of_other_peoples_tests_are_recorded_and_held_to_conform(pytester:
             "*::test_without PASSED*",
             "genlock_ranks: traces in *",
             "divergent: 2 ranks*",
-            "*culprits  rank1",
+            "*suspects  rank0, rank1 (one-too-many-or-one-too-few)",
             "*nothing was recorded*",
             "*ValueError: of its own",
         ]
