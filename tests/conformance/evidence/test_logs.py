@@ -83,7 +83,7 @@ def test_where_the_culprits_lines_are_missing_it_is_the_suspect(tmp_path: Path) 
     del said[2]
     found = judged(tmp_path, mixed(said))
     assert (found.verdict, found.suspects) == ("unknown", (2,))
-    assert any("fetch the log of rank2" in reason for reason in found.reasons)
+    assert any("fetch the log of rank2" in missing.text for missing in found.missing)
 
 
 def test_a_rank_that_stands_still_may_wait_for_one_of_whom_nothing_is_known(tmp_path: Path) -> None:

@@ -9,16 +9,18 @@ from pathlib import Path
 import corpus
 import msgspec
 import pytest
-from genlock.conformance.diagnosis import Divergence, Strength
+from genlock.conformance.diagnosis import Divergence, Observation, Seen, Strength
 from genlock.conformance.protocol.blame import MISSED, WHOSE, Broken, Missed
 from genlock.conformance.protocol.diagnose import diagnose, protocol_of
 from genlock.conformance.protocol.match_ranks import Odd, match
 from genlock.conformance.protocol.replay_rank import RankReplay, replay_rank
+from genlock.errors import Code, Difference
 from genlock.traces.format import End, Trace
+from genlock.traces.outcome import Outcome
 
 CULPRIT, SUSPECT = Strength.CULPRIT, Strength.SUSPECT
 HEALTHY = "healthy/three-ranks"
-PARITY = "`compile`: rank2 has 'on', the others 'off'"
+COMPILE = Difference("compile", (2,), ("on",), "off")
 
 
 def replays(traces: Sequence[Trace]) -> dict[int, RankReplay]:
@@ -39,16 +41,19 @@ def told(named: Sequence[tuple[int, Strength, str]]) -> tuple[str, Strength, tup
     return case, strength, tuple(rank for rank, _, _ in named)
 
 
-def at(observed: str, why: str = "", rank: int = 1) -> Divergence:
-    return Divergence(rank, 2, 0, 1, "ack", None, 1, "HEADER_CHECK", observed, (), why)
+def at(transition: str, *differences: Difference, code: Code = Code.PARITY, rank: int = 1) -> Divergence:
+    outcome = Outcome(code, text="some words", differences=differences)
+    facts = Observation(Seen.MOVE, transition, "step", outcome)
+    return Divergence(rank, 2, 0, 1, "ack", None, 1, "HEADER_CHECK", "seen", (), "some words", facts=facts)
 
 
-def odd(*accused: int, observed: str = "generate (enter)") -> Odd:
-    return Odd(accused[0], 2, 0, 1, "ack", None, 1, "ACK", observed, (), "", accused=accused)
+def odd(*accused: int, transition: str = "generate") -> Odd:
+    facts = Observation(Seen.MOVE, transition, "enter")
+    return Odd(accused[0], 2, 0, 1, "ack", None, 1, "ACK", "seen", (), "", facts=facts, accused=accused)
 
 
 def test_left_its_table() -> None:
-    assert whose(at("generate (enter)")) == ("left-its-table", CULPRIT, (1,))
+    assert whose(at("generate", code=Code.MOVE)) == ("left-its-table", CULPRIT, (1,))
 
 
 def test_unlike_the_majority() -> None:
@@ -61,21 +66,21 @@ def test_unlike_each_other() -> None:
 
 def test_changed_weights() -> None:
     ranks = replays(corpus.traces(HEALTHY))
-    why = "rank1 ack.weights_fingerprint = 3, at start-up it was 4"
-    ranks[0] = replace(ranks[0], failure=at("acks_differ (step)", why, 0))
-    named = WHOSE.first(Broken(odd(0, 1, observed="send_ack (enter)"), ranks))
+    changed = Difference("ack.weights_fingerprint", (1,), ("3",), "4")
+    ranks[0] = replace(ranks[0], failure=at("acks_differ", changed, code=Code.ACKS, rank=0))
+    named = WHOSE.first(Broken(odd(0, 1, transition="send_ack"), ranks))
     assert told(named) == ("changed-weights", CULPRIT, (1,))
 
 
 def test_named_by_a_comparison() -> None:
-    assert whose(at("parity_differs (step)", PARITY)) == ("named-by-a-comparison", CULPRIT, (2,))
+    assert whose(at("parity_differs", COMPILE)) == ("named-by-a-comparison", CULPRIT, (2,))
 
 
 def test_tied_comparison() -> None:
     """Of two ranks, or where two hold the same shard: one of them is innocent."""
-    assert whose(at("parity_differs (step)", PARITY), 2) == ("tied-comparison", SUSPECT, (0, 1))
-    shared = "`weights_shard`: rank1 and rank2 have the same, and no two ranks may"
-    assert whose(at("parity_differs (step)", shared), 9) == ("tied-comparison", SUSPECT, (1, 2))
+    assert whose(at("parity_differs", COMPILE), 2) == ("tied-comparison", SUSPECT, (0, 1))
+    shared = Difference("weights_shard", (1, 2), alike=True)
+    assert whose(at("parity_differs", shared), 9) == ("tied-comparison", SUSPECT, (1, 2))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +96,7 @@ def test_sender_and_sender_or_receiver(
     headers = [m for m in cut[1].meetings if m.row.event == "receive_header"]
     upto = cut[1].meetings.index(headers[0]) + 1
     cut[1] = replace(cut[1], meetings=cut[1].meetings[:upto])
-    named = WHOSE.first(Broken(at("reject_header (step)"), cut))
+    named = WHOSE.first(Broken(at("reject_header", code=Code.MESSAGE), cut))
     assert told(named) == (case, strength, ranks)
 
 

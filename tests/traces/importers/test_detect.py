@@ -333,7 +333,7 @@ def test_a_log_tells_of_a_rank_whose_dump_is_missing(tmp_path: Path) -> None:
     dumps = stalled(4, still=2, ops=5)
     del dumps[2]
     write(tmp_path, dumps)
-    assert replay([tmp_path]).diagnosis.suspects in ((2,), ())
+    assert 2 in replay([tmp_path]).diagnosis.suspects, "and all others: each device may be the one that stands still"
     log = mixed({2: one_behind("2.6", 4, (2,), number=5)[2]})
     (tmp_path / "rank2.log").write_bytes(log)
     assert named(replay([tmp_path]).diagnosis) == ("divergent", (2,))
