@@ -1,4 +1,4 @@
-"""`genlock explain`: what a hung job leaves behind, what to switch on before, and what to fetch now.
+"""Explains what a hung job leaves behind, what to switch on before, and what to fetch now (`genlock explain`).
 
 Left out: reading it (`traces`), and what follows from it (`conformance`).
 """
@@ -51,7 +51,7 @@ TOPICS = {"evidence": EVIDENCE}
 
 
 def explain(topic: str) -> str:
-    """The text on a topic. Raises UsageError."""
+    """Return the text on a topic, or raise UsageError."""
     if topic not in TOPICS:
         raise UsageError(f"there is no topic `{topic}`", where="explain", do=f"choose one of {', '.join(TOPICS)}")
     return TOPICS[topic]

@@ -1,1 +1,4 @@
-"""The contract as documents, and the audit that says whether to ship. Each line stands with its evidence."""
+"""Holds the contract as documents, and the audit that says whether to ship.
+
+Each line stands with its evidence.
+"""

@@ -1,4 +1,4 @@
-"""`genlock audit` and `genlock docs`: gather the evidence, give the verdict, write both down.
+"""Gathers the evidence, gives the verdict and writes both down, for `genlock audit` and `genlock docs`.
 
 Left out: what is claimed (`claims`), how each thing is tried (`evidence`, `breakit`), and when to ship (`ship`).
 """
@@ -36,7 +36,10 @@ BOTH = (False, True)
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished audit: its subject, the evidence, and the verdict. `shown` says in words what the verdict rests on."""
+    """Holds a finished audit: its subject, the evidence, and the verdict.
+
+    `shown` says in words what the verdict rests on.
+    """
 
     subject: str
     ledger: Ledger
@@ -55,12 +58,12 @@ class Audit:
 
     @property
     def headline(self) -> str:
-        """The verdict in one line, with what it is of and what it leaves open."""
+        """Return the verdict in one line, with what it is of and what it leaves open."""
         head = f"{self.verdict.verdict.value.upper()}: {self.subject}"
         return f"{head}, {self.shown}" if self.shown else head
 
     def as_text(self) -> str:
-        """The verdict and its reasons first, then a line each."""
+        """Return the verdict and its reasons first, then a line each."""
         good = sum(found.good is True for found in self.ledger.values())
         head = [self.headline, *(f"  because {reason}" for reason in self.verdict.reasons)]
         head += [f"  not shown: {what}" for what in self.verdict.not_shown]
@@ -70,7 +73,7 @@ class Audit:
         return "\n".join([*parts, f"{good} of {len(self.ledger)} findings are as claimed."])
 
     def as_json(self) -> dict[str, Any]:
-        """The verdict, its reasons, each P0 line with its status, and all findings by name."""
+        """Return the verdict, its reasons, each P0 line with its status, and all findings by name."""
         return {
             "schema": 1,
             "subject": self.subject,
@@ -89,7 +92,7 @@ class Audit:
         }  # fmt: skip
 
     def as_junit(self) -> str:
-        """A case for the verdict, one for each P0 line, and one for each finding; what was not shown is skipped.
+        """Return a case for the verdict, for each P0 line, and for each finding; what was not shown is skipped.
 
         The verdict itself fails where it is *do not ship*, and is an error where it is *not shown*.
         """
@@ -114,7 +117,7 @@ class Audit:
         return as_xml(f"genlock audit {self.subject}", cases)
 
     def as_markdown(self) -> str:
-        """The ship report."""
+        """Return the ship report."""
         reasons = "\n".join(f"- {reason}" for reason in self.verdict.reasons)
         left = "\n".join(f"- not shown: {what}" for what in self.verdict.not_shown)
         overview = table(("", "", ""), ((j.claim.key, j.claim.text, j.status.value) for j in self.verdict.lines))

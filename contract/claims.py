@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 
 class Claim(NamedTuple):
-    """One line of the contract: what must hold, the failure modes that it keeps out, how, and its evidence."""
+    """Holds one line of the contract: what must hold, the failure modes that it keeps out, how, and its evidence."""
 
     key: str
     text: str
@@ -212,7 +212,7 @@ HAZARDS = (
 
 
 class Change(NamedTuple):
-    """One point in which the contract stands to the baseline: unchanged, refined or overridden, and why."""
+    """Holds a point in which the contract stands to the baseline: unchanged, refined or overridden, and why."""
 
     what: str
     baseline: str

@@ -1,4 +1,4 @@
-"""Evidence for the lines of the contract: gathered by running things, kept by name, found again by pattern.
+"""Gathers evidence for the lines of the contract by running things, keeps it by name, finds it again by pattern.
 
 A *ledger* maps `kind:name` to a finding. What was not run is not in it, or says why it was not, and a line that rests
 on it is not shown. Left out: what the lines claim (`claims`), what pytest reported (`pytest_report`), and the break-it
@@ -34,7 +34,7 @@ NCCL = ROOT / "traces" / "corpus" / "nccl"
 
 
 class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing that was tried, and what came of it."""
+    """Holds one thing that was tried, and what came of it."""
 
     good: bool | None
     """It is as claimed; None: it was not shown here."""
@@ -55,7 +55,7 @@ Ledger = dict[str, Evidence]
 
 
 class Ledgered(msgspec.Struct, frozen=True):
-    """A ledger as it is kept in a file, with the versions that it was gathered on."""
+    """Holds a ledger as it is kept in a file, with the versions that it was gathered on."""
 
     python: str
     torch: str
@@ -69,14 +69,16 @@ class Ledgered(msgspec.Struct, frozen=True):
 
 
 def matching(ledger: Mapping[str, Evidence], pattern: str) -> dict[str, Evidence]:
-    """The findings that a line's evidence names."""
+    """Return the findings that a line's evidence names."""
     return {name: found for name, found in ledger.items() if fnmatchcase(name, pattern)}
 
 
 def gather(
     tell: Tell, question: Query, transports: Sequence[bool] = (False, True), *, contract: bool
 ) -> Iterator[tuple[str, Evidence]]:
-    """All that runs in this process: each property of `question`, which is searched on each transport (as a stream?).
+    """Yield the findings of all that runs in this process: each property of `question`, on each transport.
+
+    A transport is given as True for a stream.
 
     `contract`: of TP v1.1 also mutants, checks, probes, what pytest reported of the tests, and recorded runs on NCCL;
     a mutant, or a protocol of the user's own, has properties alone.
@@ -92,7 +94,7 @@ def gather(
 
 
 def _properties(tell: Tell, question: Query, transports: Sequence[bool]) -> Iterator[tuple[str, Evidence]]:
-    """Each property on all transports, one finding each; and one of each search that came to no end."""
+    """Yield a finding for each property on all transports, and one for each search that came to no end."""
     reports = []
     for stream in transports:
         transport = "stream" if stream else "rendezvous"
@@ -155,7 +157,10 @@ def _probes(tell: Tell) -> Iterator[tuple[str, Evidence]]:
 
 
 def recorded_runs(folder: Path) -> Iterator[tuple[str, Evidence]]:
-    """Each run below `folder`, which must have been on NCCL, and be what `expected.json` beside its traces says."""
+    """Yield a finding for each run below `folder`.
+
+    A run must have been on NCCL, and be what `expected.json` beside its traces says.
+    """
     for run in sorted({path.parent for path in folder.rglob(f"*{SUFFIX}")}):
         good, says, backends = replayed(run)
         expected = run / "expected.json"
@@ -180,7 +185,10 @@ def replayed(folder: Path) -> tuple[bool | None, str, set[str]]:
 
 
 def reported_tests(root: Path = ROOT) -> Iterator[tuple[str, Evidence]]:
-    """Each file of tests below `root`, by what pytest reported of it; none where genlock is installed without them."""
+    """Yield a finding for each file of tests below `root`, by what pytest reported of it.
+
+    There is none where genlock is installed without its tests.
+    """
     reported: dict[str, list[Case]] = {}
     nothing = "pytest has reported no test of it"
     try:

@@ -1,4 +1,7 @@
-"""Pages that are pasted into other manuals: each stands alone. Left out: what the tables say (`pages.py`)."""
+"""Writes pages that are pasted into other manuals: each stands alone.
+
+Left out: what the tables say (`pages.py`).
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ LINES: dict[str, Claim] = {line.key: line for line in (*P0, *P1, *HAZARDS)}
 
 
 class Insert(NamedTuple):
-    """A title, rules in plain words, and the lines of the contract that back them."""
+    """Holds a title, rules in plain words, and the lines of the contract that back them."""
 
     title: str
     rules: tuple[str, ...]
     backed_by: tuple[str, ...]
 
     def page(self, ledger: Ledger) -> str:
-        """As Markdown."""
+        """Return the insert as Markdown."""
         rules = "\n".join(f"- {rule}" for rule in self.rules)
         backed = "\n".join(_backing(judge(LINES[key], ledger).status, LINES[key]) for key in self.backed_by)
         where = "**Backed by** (see `p0.md`, `p1.md`, `hazards.md` of the contract)"

@@ -14,12 +14,12 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM has come."""
+    """Says that Ctrl-C or SIGTERM has come."""
 
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM raise Interrupted; in any thread but the main one nothing changes."""
+    """Let Ctrl-C and SIGTERM raise Interrupted within; in any thread but the main one nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""The contract as Markdown: from the tables, the schema and the lines, each line with what backs it.
+"""Writes the contract as Markdown: from the tables, the schema and the lines, each line with what backs it.
 
 Left out: gathering the evidence (`evidence.py`), and the pages that are pasted into other manuals (`inserts.py`).
 """
@@ -40,7 +40,7 @@ QUESTIONS: tuple[tuple[str, str, str], ...] = (
 
 
 def pages(ledger: Ledger) -> dict[str, str]:
-    """Every page by its path under `docs/contract/`."""
+    """Return every page by its path under `docs/contract/`."""
     made: dict[str, Callable[[Ledger], str]] = {
         "README.md": _index,
         "p0.md": lambda found: _lines("P0: what blocks shipping", P0, found),
@@ -60,7 +60,7 @@ def pages(ledger: Ledger) -> dict[str, str]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *cells])
 
@@ -83,7 +83,7 @@ def _backed(ledger: Ledger, *keys: str) -> str:
 
 
 def line_text(judged: Judged, level: str = "##") -> str:
-    """A line with all its evidence, as Markdown."""
+    """Return a line with all its evidence, as Markdown."""
     line = judged.claim
     modes = f" Keeps out {', '.join(line.modes)}." if line.modes else ""
     evidence = "\n".join(row for pattern in line.evidence for row in _evidence(pattern, judged.found[pattern]))
@@ -103,7 +103,7 @@ def _evidence(pattern: str, found: Ledger) -> list[str]:
 
 
 def clean(text: str) -> str:
-    """Text on one line, with what Markdown would take for a tag made harmless."""
+    """Return the text on one line, with what Markdown would take for a tag made harmless."""
     return " ".join(text.split()).replace("<", "&lt;")
 
 

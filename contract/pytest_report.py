@@ -74,7 +74,7 @@ def cases_by_file(root: Path) -> dict[str, list[Case]]:
 
 
 def _file_of(case: Case, modules: Mapping[str, str]) -> str:
-    """The file of a case; where it could not be collected, the report has the module as the case's name."""
+    """Return the file of a case; where it could not be collected, the report has the module as the case's name."""
     module = case.classname or case.name
     while module not in modules and "." in module:
         module = module.rpartition(".")[0]

@@ -37,13 +37,13 @@ class Verdict(Enum):
 
     @property
     def exit(self) -> Exit:
-        """The exit status of an audit."""
+        """Return the exit status of an audit."""
         return {Verdict.DO_NOT_SHIP: Exit.VIOLATED, Verdict.NOT_SHOWN: Exit.UNKNOWN}.get(self, Exit.OK)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with what was found for each piece of its evidence; empty where nothing was."""
+    """Holds a claim with what was found for each piece of its evidence; empty where nothing was."""
 
     claim: Claim
     found: Mapping[str, Ledger]
@@ -74,7 +74,7 @@ def judge(claim: Claim, ledger: Ledger) -> Judged:
 
 @dataclass(frozen=True)
 class Ship:
-    """The verdict, and what it rests on."""
+    """Holds the verdict, and what it rests on."""
 
     verdict: Verdict
     lines: tuple[Judged, ...]

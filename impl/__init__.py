@@ -1,1 +1,4 @@
-"""The protocol on torch.distributed: envelope, preflight, wire, roles, generator. The only folder that needs torch."""
+"""Runs the protocol on torch.distributed: envelope, preflight, wire, roles, generator.
+
+No other folder needs torch.
+"""

@@ -46,7 +46,7 @@ SPREAD = 0.3
 
 
 class Seen(NamedTuple):
-    """One run: the outcome while the late ranks were held back, and the one after they had come."""
+    """Holds one run: the outcome while the late ranks were held back, and the one after they had come."""
 
     held: Outcome
     end: Outcome
@@ -59,7 +59,7 @@ class Seen(NamedTuple):
 
 
 class Rank:
-    """The parent's end of one rank: its process, and what it has told so far."""
+    """Holds the parent's end of one rank: its process, and what it has told so far."""
 
     def __init__(self, litmus: Litmus, rank: int, store: str, backend: str) -> None:
         context = multiprocessing.get_context("fork")
@@ -74,7 +74,7 @@ class Rank:
 
     @property
     def settled(self) -> bool:
-        """Whether it does nothing more of itself."""
+        """Return True if the rank does nothing more of itself."""
         return self.gone or self.doing in {END, Result.LATE, Result.STOPPED}
 
     @property
@@ -152,7 +152,7 @@ def _die_with_parent() -> None:
 
 
 def _live(litmus: Litmus, rank: int, store: str, backend: str, pipe: Connection) -> None:
-    """The process of one rank. It plays its program, then waits to be killed."""
+    """Run the process of one rank: it plays its program, then waits to be killed."""
     _die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -192,7 +192,7 @@ def _live(litmus: Litmus, rank: int, store: str, backend: str, pipe: Connection)
 
 
 def _gpu(rank: int, ranks: int) -> torch.device:
-    """The GPU of a rank, and what NCCL must be told if others have it too."""
+    """Choose the GPU of a rank, and set what NCCL needs if others have it too."""
     count = torch.cuda.device_count()
     os.environ.update(sharing(rank, ranks, count))
     torch.cuda.set_device(rank % count)
@@ -232,7 +232,7 @@ def _issue(op: Collective, mine: torch.Tensor, everyone: list[torch.Tensor], ran
 
 
 def _right(op: Collective, mine: torch.Tensor, everyone: list[torch.Tensor], rank: int) -> bool:
-    """Whether the rank was given what it would be if everyone had issued `op`."""
+    """Return True if the rank was given what it would be if everyone had issued `op`."""
     meant = [_tensor(op, member) for member in range(len(everyone))]
     match op.kind:
         case Kind.BROADCAST:
@@ -246,7 +246,10 @@ def _right(op: Collective, mine: torch.Tensor, everyone: list[torch.Tensor], ran
 
 
 def _tensor(op: Collective, rank: int) -> torch.Tensor:
-    """What `rank` puts into `op`: another value for another meaning. Sums of it are exact."""
+    """Return what `rank` puts into `op`: another value for another meaning.
+
+    Sums of it are exact.
+    """
     dtype: torch.dtype = getattr(torch, op.dtype)
     meaning = zlib.crc32(op.name.encode()) % 1000
     return (torch.arange(int(op.size) // dtype.itemsize) % 7 + 16 * meaning + rank).to(dtype)
@@ -272,7 +275,7 @@ seen with torch {torch} on gloo ({system}).
 
 
 def table(seen: Mapping[str, Sequence[Seen]], repeat: int) -> str:
-    """The document: each program, what may happen, and what did. Markdown."""
+    """Return the document in Markdown: each program, what may happen, and what did."""
     head = HEAD.format(repeat=repeat, torch=torch.__version__.partition("+")[0], system=platform.system())
     rows = []
     for name, runs in seen.items():
@@ -284,14 +287,14 @@ def table(seen: Mapping[str, Sequence[Seen]], repeat: int) -> str:
 
 
 def cell(litmus: Litmus, held: Settled, end: Settled) -> str:
-    """What may be, or was, seen of a program: one line, or two where a rank is late."""
+    """Return what may be, or was, seen of a program: one line, or two where a rank is late."""
     if any(Control.LATE in program for program in litmus.programs):
         return f"*while late* {_ranks(Settled(held.outcomes, ()))}<br>*then* {_ranks(end)}"
     return _ranks(end)
 
 
 def _ranks(settled: Settled) -> str:
-    """One entry for all ranks of which the same is to be said."""
+    """Return one entry for all ranks of which the same is to be said."""
     texts = [_either(set(results)) for results in zip(*settled.outcomes, strict=True)]
     for rank, whom in enumerate(settled.waiting):
         if whom:
@@ -303,7 +306,10 @@ def _ranks(settled: Settled) -> str:
 
 
 def _either(alternatives: set[tuple[Result, ...]]) -> str:
-    """What may become of one rank. Those that differ only in how often it completes first are one."""
+    """Return what may become of one rank.
+
+    Results that differ only in how often it completes first are one.
+    """
     counts: dict[tuple[Result, ...], list[int]] = {}
     for results in sorted(alternatives):
         first = sum(1 for _ in takewhile(lambda result: result is Result.COMPLETES, results))
@@ -321,7 +327,7 @@ def _series(times: Sequence[int], rest: Iterable[Result]) -> str:
 
 
 def _runs(name: str, *, repeat: int, probe: float, limit: float, backend: str) -> list[tuple[Seen, bool]]:
-    """Some runs of a program, and whether the prediction has room for each."""
+    """Make some runs of a program, and say for each whether the prediction has room for it."""
     prediction = predict(LITMUS[name])
     runs = (observe(LITMUS[name], prediction, probe=probe, limit=limit, backend=backend) for _ in range(repeat))
     return [(run, run.predicted(prediction)) for run in runs]

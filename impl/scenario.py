@@ -1,7 +1,7 @@
-"""What a run does: chunks, heartbeats, hard cuts and recomputes in order, and the fault to inject. Data alone.
+"""Says what a run does: chunks, heartbeats, hard cuts and recomputes in order, and the fault to inject.
 
-The launcher reads this without torch. Left out: how a fault is made (`inject`), and what a chunk's tensors
-are (`pipeline`).
+It is data alone. The launcher reads this without torch. Left out: how a fault is made (`inject`), and what a chunk's
+tensors are (`pipeline`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ PROMPTS = ("a lighthouse at dusk", "the same lighthouse in a storm")
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", tag_field="do", forbid_unknown_fields=True):
-    """A NOOP header."""
+    """Asks for a NOOP header."""
 
 
 class Chunk(msgspec.Struct, frozen=True, tag="chunk", tag_field="do", forbid_unknown_fields=True, omit_defaults=True):
-    """One chunk of video."""
+    """Asks for one chunk of video."""
 
     prompt: str = PROMPTS[0]
     hard_cut: bool = False
@@ -32,7 +32,7 @@ class Chunk(msgspec.Struct, frozen=True, tag="chunk", tag_field="do", forbid_unk
 
 
 class Wait(msgspec.Struct, frozen=True, tag="wait", tag_field="do", forbid_unknown_fields=True):
-    """Rank0 has nothing to do for a while; a drain cuts it short."""
+    """Leaves rank0 without work for a while; a drain cuts it short."""
 
     seconds: float
 
@@ -41,7 +41,7 @@ Step = Heartbeat | Chunk | Wait
 
 
 class Injection(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Which fault, and where: at which chunk of the run (from 1; refused chunks count), rank, phase, of which kind.
+    """Names a fault and where it strikes: chunk of the run (from 1; refused chunks count), rank, phase, kind.
 
     `where`: `inside` the collective of that phase, when this rank has issued it and it is not complete; else before.
     """
@@ -55,15 +55,16 @@ class Injection(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def strikes(self) -> int:
-        """The rank that is struck, also where none was chosen."""
+        """Return the rank that is struck, also where none was chosen."""
         default = 0 if self.phase in RANK0_ALONE or self.id == "OM-15" else 1
         return default if self.rank is None else self.rank
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The steps of a run; SHUTDOWN follows the last one. `inject` is the fault, if any.
+    """Holds the steps of a run; SHUTDOWN follows the last one.
 
-    `conditioning` is the mode in which conditioning travels, and `digest_every` the cadence of digests.
+    `inject` is the fault, if any. `conditioning` is the mode in which conditioning travels, and `digest_every` the
+    cadence of digests.
     """
 
     steps: tuple[Step, ...]
@@ -77,7 +78,10 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 
 def default(chunks: int) -> Scenario:
-    """`chunks` chunks: a heartbeat before every third, a hard cut with a new prompt half-way, then a recompute."""
+    """Return a scenario of `chunks` chunks.
+
+    A heartbeat comes before every third, a hard cut with a new prompt half-way, then a recompute.
+    """
     cut = chunks // 2 + 1
     steps: list[Step] = []
     for n in range(1, chunks + 1):
@@ -88,7 +92,10 @@ def default(chunks: int) -> Scenario:
 
 
 def load(path: Path) -> Scenario:
-    """A scenario from a JSON file, such as `check --out` writes. Raises UnreadableInput, for a fault UsageError."""
+    """Read a scenario from a JSON file, such as `check --out` writes.
+
+    Raises UnreadableInput, for a fault UsageError.
+    """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Scenario)
         if found.inject is not None:
@@ -106,7 +113,7 @@ def load(path: Path) -> Scenario:
 
 
 class FaultTitle(msgspec.Struct, frozen=True):
-    """What a fault is, the failure mode that it belongs to, and which settings it takes."""
+    """Says what a fault is, the failure mode that it belongs to, and which settings it takes."""
 
     text: str
     failure_mode: str
@@ -151,7 +158,7 @@ FAULTS: Mapping[str, FaultTitle] = {
 
 
 def injection(id: str, settings: Mapping[str, str]) -> Injection:
-    """The fault `id` with its settings as text. Raises UsageError."""
+    """Return the fault `id` with its settings, which come as text, or raise UsageError."""
     known = f"choose one of {', '.join(FAULTS)}"
     if id not in FAULTS:
         raise UsageError(f"no fault `{id}`", where="--inject", do=known)
@@ -248,7 +255,7 @@ FIRST_CHUNK = {("OM-16", ""): 3, ("OM-16", "stale"): 3, ("OM-16", "duplicate"): 
 
 
 class RunConfig(msgspec.Struct, frozen=True):
-    """What every rank of a run is told."""
+    """Holds what every rank of a run must know."""
 
     run: str
     out: str

@@ -1,4 +1,4 @@
-"""The page of an audit: each line of the checklist with what it rests on, and the protocol to walk by hand.
+"""Makes the page of an audit: each line of the checklist with what it rests on, and the protocol to walk by hand.
 
 Left out: what is audited; this reads what `audit --format json` prints.
 """
@@ -19,7 +19,7 @@ STATUS = {True: "as claimed", False: "FAILS", None: "not shown"}
 
 
 def story_of(audit: Mapping[str, Any], bound: int = BOUND) -> Story:
-    """The page of `audit`; of a built-in protocol, at most `bound` states of it can be walked by hand."""
+    """Return the page of `audit`; of a built-in protocol, at most `bound` states of it can be walked by hand."""
     findings: Mapping[str, Any] = audit["findings"]
     lines = [
         Item(

@@ -1,1 +1,1 @@
-"""One chunk on its way: schema, rules, preflight, wire format, digests, acknowledgement."""
+"""Carries one chunk on its way: schema, rules, preflight, wire format, digests, acknowledgement."""

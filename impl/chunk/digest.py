@@ -156,7 +156,7 @@ def chain(sequence: int, *item: str | int | bool | None) -> int:
 
 @cache
 def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16` for `torch.bfloat16`: the name that travels and that messages print."""
+    """Return `bfloat16` for `torch.bfloat16`: the name that travels and that messages print."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -37,17 +37,20 @@ Facts = dict[str, str]
 
 
 class Faulty(Rank0):
-    """rank0 in a build that is broken in the chunks for which it is `armed`."""
+    """Runs rank0 in a build that is broken in the chunks for which it is `armed`."""
 
     armed = True
     kind = ""
 
 
 class HeaderFirst(Faulty):
-    """A broken build (FM-04): the header leaves after preflight step 3, and no monitor stops it."""
+    """Stands for a broken build (FM-04): the header leaves after preflight step 3, and no monitor stops it."""
 
     def chunk(self, fields: Mapping[str, object]) -> Moves[torch.Tensor]:
-        """One chunk. A refusal in steps 4 and 5 comes when the workers already wait for the payload."""
+        """Run one chunk.
+
+        A refusal in steps 4 and 5 comes when the workers already wait for the payload.
+        """
         if not self.armed:
             return (yield from super().chunk(fields))
         asked = yield from self.request(fields)
@@ -61,7 +64,7 @@ class HeaderFirst(Faulty):
         return output
 
     def out_of_order(self, fields: Mapping[str, object]) -> Moves[preflight.Prepared]:
-        """Steps 1 to 3, the header, steps 4 and 5."""
+        """Take steps 1 to 3, send the header, then take steps 4 and 5."""
         after = self.monitor.candidate("PREFLIGHTED", "commit")
         ids = Ids(after.call_id, after.chunk_index, after.cache_epoch, after.control_epoch)
         checked = preflight.check_schema(fields, ids, self.committed(), self.settings.mode)
@@ -87,14 +90,17 @@ class HeaderFirst(Faulty):
 
 
 class ForgedHeader(Faulty):
-    """A broken build (OM-16): another header packet leaves than the one that preflight made."""
+    """Stands for a broken build (OM-16): another header packet leaves than the one that preflight made."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.sent: list[torch.Tensor] = []
 
     def commit(self, prepared: preflight.Prepared) -> Moves[None]:
-        """The commitment point, with the wrong packet in the armed chunk. rank0 believes it sent the right one."""
+        """Pass the commitment point, with the wrong packet in the armed chunk.
+
+        rank0 believes it sent the right one.
+        """
         self.sent.append(prepared.packet.clone())
         forged = FORGE[self.kind or "stale"](self.sent) if self.armed else prepared.packet
         yield from super().commit(replace(prepared, packet=forged))
@@ -127,7 +133,7 @@ COME = 0.05
 
 
 class Wrapped:
-    """A generator that is someone else's but for what a subclass changes."""
+    """Wraps another generator, which stays as it is but for what a subclass changes."""
 
     def __init__(self, inner: Video, injection: Injection) -> None:
         self.inner, self.injection = inner, injection
@@ -143,7 +149,7 @@ class Wrapped:
 
 
 class Miscounting(Wrapped):
-    """OM-03 on a rank: its own code makes one generator call more than the plan has, or one fewer."""
+    """Makes OM-03 on a rank: its own code makes one generator call more than the plan has, or one fewer."""
 
     def chunk(self, fields: Mapping[str, Any]) -> Run:
         run = self.inner.chunk(fields)
@@ -153,7 +159,10 @@ class Miscounting(Wrapped):
 
 
 class Rotting(Wrapped):
-    """OM-12: one weight of this rank's own slices changes. All ranks' outputs go wrong alike, so they still agree."""
+    """Makes OM-12: one weight of this rank's own slices changes.
+
+    All ranks' outputs go wrong alike, so they still agree.
+    """
 
     def chunk(self, fields: Mapping[str, Any]) -> Run:
         if fields["chunk_index"] == self.injection.chunk:
@@ -162,7 +171,10 @@ class Rotting(Wrapped):
 
 
 class Resetting(Wrapped):
-    """FM-12: this rank empties a cache of its own accord. The collectives still pair, and all outputs still agree."""
+    """Makes FM-12: this rank empties a cache of its own accord.
+
+    The collectives still pair, and all outputs still agree.
+    """
 
     def chunk(self, fields: Mapping[str, Any]) -> Run:
         if fields["chunk_index"] == self.injection.chunk:
@@ -172,7 +184,7 @@ class Resetting(Wrapped):
 
 
 class Drifting(Wrapped):
-    """FM-13: this rank goes by a start frame of its own."""
+    """Makes FM-13: this rank goes by a start frame of its own."""
 
     def chunk(self, fields: Mapping[str, Any]) -> Run:
         drift = int(fields["chunk_index"] == self.injection.chunk)
@@ -180,7 +192,10 @@ class Drifting(Wrapped):
 
 
 class Interrupted(Wrapped):
-    """OM-13 inside a generator call: it strikes between two collectives of the call, the others wait in the next."""
+    """Makes OM-13 inside a generator call.
+
+    It strikes between two collectives of the call, the others wait in the next.
+    """
 
     def __init__(self, inner: Video, injection: Injection, strike: Callable[[], None]) -> None:
         super().__init__(inner, injection)
@@ -193,7 +208,7 @@ class Interrupted(Wrapped):
 
 
 class Broadcasting(Wrapped):
-    """OM-06: each block of this rank's generator begins with a broadcast of its own."""
+    """Makes OM-06: each block of this rank's generator begins with a broadcast of its own."""
 
     def chunk(self, fields: Mapping[str, Any]) -> Run:
         if fields["chunk_index"] == self.injection.chunk:
@@ -202,7 +217,7 @@ class Broadcasting(Wrapped):
 
 
 class _Comm:
-    """A group that is someone else's but for what a subclass changes."""
+    """Wraps another group, which stays as it is but for what a subclass changes."""
 
     def __init__(self, comm: TensorParallel) -> None:
         self._comm = comm
@@ -231,8 +246,10 @@ class _BroadcastFirst(_Comm):
 
 @dataclass(frozen=True)
 class Fault:
-    """The making of a fault. `spoil` changes what the application hands to rank0, after it asked for a hard cut if
-    `cuts`; `build` replaces rank0's code.
+    """Says how a fault is made.
+
+    `spoil` changes what the application hands to rank0, after it asked for a hard cut if `cuts`; `build` replaces
+    rank0's code.
 
     The others strike on the rank of the injection: `facts` and `config` change what it says of itself and what it
     is, `received` the bytes of a collective after they arrived, `generator` what it runs.
@@ -299,7 +316,7 @@ FAULTS: Mapping[str, Fault] = {
 
 
 class Here:
-    """The fault of a run, as far as it concerns one rank; without one, nothing happens."""
+    """Holds the fault of a run, as far as it concerns one rank; without one, nothing happens."""
 
     def __init__(
         self, injection: Injection | None, rank: int, struck: Callable[[], None] = lambda: None, launcher: int = 0
@@ -336,20 +353,20 @@ class Here:
         return self.fault if strikes else Fault()
 
     def received(self, collective: str, tensor: torch.Tensor, chunk_index: int) -> None:
-        """A collective has delivered `tensor` to this rank."""
+        """Let the fault at `tensor`, which a collective has delivered to this rank."""
         if self.mine and self.fault.received and self.injection and chunk_index == self.injection.chunk:
             time.sleep(HEARD)
             self._struck()
             self.fault.received(collective, tensor)
 
     def poisoned(self) -> None:
-        """This rank has found something wrong, and not said it yet: of a header, the other workers have it by then."""
+        """Wait, before this rank says what it has found wrong in a header, until the other workers have it too."""
         if self.injection is not None and self.injection.id == "OM-16" and not self._heard:
             self._heard = True
             time.sleep(HEARD)
 
     def issued(self, collective: str, chunk_index: int) -> None:
-        """This rank has issued a collective, which is not complete: OM-13 strikes where it has to strike inside."""
+        """Strike, where OM-13 has to, inside a collective that this rank has issued and that is not complete."""
         one = self.injection if self.mine else None
         if one is None or not one.where or COLLECTIVE_OF.get(one.phase) != collective:
             return
@@ -367,9 +384,9 @@ class Here:
         blow(self.injection.kind or "kill" if self.injection else "kill", self.launcher)
 
     def reached(self, phase: str, chunk_index: int) -> bool:
-        """OM-13 and OM-15: where this rank has come to the phase, the process is struck, or the launcher told to end.
+        """Strike the process (OM-13) or tell the launcher to end (OM-15), where this rank has come to the phase.
 
-        Whether the launcher was told.
+        Return True if the launcher was told.
         """
         asked = self.injection if self.mine and self.injection and self.injection.id in AT_A_PHASE else None
         if asked is None or asked.where or phase != (asked.phase or "generate"):

@@ -23,7 +23,7 @@ OUTLIVES = 60.0
 
 
 class Struck(msgspec.Struct, frozen=True):
-    """When a fault came to a rank, by the monotonic clock of its host."""
+    """Says when a fault came to a rank, by the monotonic clock of its host."""
 
     rank: int
     time_ns: int
@@ -38,7 +38,7 @@ def note(out: Path, rank: int) -> None:
 
 
 def struck(out: Path) -> Struck | None:
-    """When the fault of a finished run came; None where it is not known."""
+    """Return when the fault of a finished run came; None where it is not known."""
     path = out / STRUCK
     return msgspec.json.decode(path.read_bytes(), type=Struck) if path.exists() else None
 

@@ -1,4 +1,4 @@
-"""Each check of the control plane, tried: what breaks a rule is handed to the code that must catch it, in memory.
+"""Tries each check of the control plane: what breaks a rule is handed to the code that must catch it, in memory.
 
 A probe hands in one wrong thing and returns the message that came back. It fails where nothing came back, or where
 what the check found is of another field or rank: so a check that is taken out of the code is missed here. The contract
@@ -40,12 +40,15 @@ IDS = Ids(call_id=7, chunk_index=4, cache_epoch=2, control_epoch=1)
 
 
 class Unnoticed(GenlockError):
-    """A probe's wrong thing went through, or the message does not say what it was."""
+    """Says that a probe's wrong thing went through, or that the message does not say what it was."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One wrong thing. `run` returns the message with which it was caught, and raises Unnoticed where it was not."""
+    """Holds one wrong thing.
+
+    `run` returns the message with which it was caught, and raises Unnoticed where it was not.
+    """
 
     name: str
     what: str
@@ -53,7 +56,7 @@ class Probe:
 
 
 def fields(**changes: Any) -> dict[str, Any]:
-    """The fields of a sound chunk in bring-up mode, with changes."""
+    """Return the fields of a sound chunk in bring-up mode, with changes."""
     sound: dict[str, Any] = {
         "tp_plan": "v1_generator_only",
         "tp_envelope_version": TP_ENVELOPE_VERSION,
@@ -74,13 +77,13 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 
 def prepared(given: Mapping[str, Any] | None = None, mode: Mode = Mode.BRING_UP) -> preflight.Prepared:
-    """All five steps of preflight on these fields. Raises Refused."""
+    """Take these fields through all five steps of preflight, or raise Refused."""
     checked = preflight.check_schema(fields() if given is None else given, IDS, SINCE, mode)
     return preflight.materialise(preflight.check_dtypes(preflight.encode_meta(preflight.split(checked))))
 
 
 def probes() -> Iterator[Probe]:
-    """Every probe, each name once."""
+    """Yield every probe, each name once."""
     for field in FIELDS:
         yield from _of_rank0(field)
         yield from _of_worker(field)
@@ -112,7 +115,7 @@ def _refused(
 
 
 def _rejected(names: str, packet: torch.Tensor, payload: torch.Tensor | None = None) -> str:
-    """The worker's complaint about a header packet, or about the payload that follows."""
+    """Return the worker's complaint about a header packet, or about the payload that follows."""
     inbox = Inbox(SINCE, Mode.BRING_UP, wire.BRING_UP, lambda meta, chunk: None)
     sound = inbox.take_header(packet).intact
     if sound and payload is not None:
@@ -213,7 +216,7 @@ def _with_meta(meta: bytes) -> torch.Tensor:
 
 
 def _resigned(packet: torch.Tensor) -> torch.Tensor:
-    """The packet with the digest of its fields made right again, as a broken build would send it."""
+    """Return the packet with the digest of its fields made right again, as a broken build would send it."""
     last = len(wire.HEADER_FIELDS) - 1
     packet[last] = digest.of_bytes(packet[:last].numpy().tobytes())
     return packet
@@ -223,7 +226,7 @@ def _resigned(packet: torch.Tensor) -> torch.Tensor:
 
 
 class _Unreadable(Mapping[str, Any]):
-    """Fields that raise when they are read, as a user's own mapping may."""
+    """Holds fields that raise when they are read, as a user's own mapping may."""
 
     def __getitem__(self, key: str) -> Any:
         raise ValueError("no value")

@@ -1,7 +1,7 @@
-"""Faults for simulated ranks: where one strikes, and what it does there. The kinds are those of `model.faults`.
+"""Makes faults for simulated ranks: where one strikes, and what it does there.
 
-A strike comes when its rank reaches a row of its table for the n-th time. Left out: faults of a real process
-(`inject`), and what must come of it (the tests ask the model).
+The kinds are those of `model.faults`. A strike comes when its rank reaches a row of its table for the n-th time. Left
+out: faults of a real process (`inject`), and what must come of it (the tests ask the model).
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from .simulator import Gone, Stalled
 
 @dataclass(frozen=True)
 class Strike:
-    """A fault of `kind` on `rank`, as it comes to `event` for the `nth` time: before it, or after its collective.
+    """Says that a fault of `kind` comes to `rank`, and when.
+
+    It comes to `event` for the `nth` time: before it, or after its collective.
 
     For the kinds that damage what arrives, `event` receives it; of those that rank0 sends wrong, every worker
     is given the same. For the kinds that change a generator or its facts, `nth` is the chunk.
@@ -59,7 +61,7 @@ IN_GENERATOR = ("plan", "drift", "override", "weights")
 
 
 class StruckMonitor(Monitor):
-    """A monitor whose rank a fault strikes at a row."""
+    """Monitors a rank that a fault strikes at a row."""
 
     def __init__(self, role: Role, rank: int, strike: Strike | None = None) -> None:
         super().__init__(role, rank)
@@ -146,7 +148,7 @@ def _contradicting(packet: torch.Tensor, chance: random.Random) -> torch.Tensor:
 
 
 def _stale(packet: torch.Tensor, chance: random.Random) -> torch.Tensor:
-    """One of the ids as it was earlier."""
+    """Repack the header with one of its ids as it was earlier."""
     header = wire.unpack_header(packet)
     given = msgspec.structs.asdict(header.ids)
     older = [name for name, value in given.items() if value > 0]

@@ -1,9 +1,9 @@
-"""Many ranks in one process: their conductors, collectives in memory, virtual time, and a seeded scheduler.
+"""Runs many ranks in one process: their conductors, collectives in memory, virtual time, and a seeded scheduler.
 
 The collectives obey `model.transport`: the same rules that the checker searches. How long each one takes is drawn
 from the seed, so that any order may come, and whatever happens replays exactly from the seed. Faults strike where
-they are told to (`strikes`). Detection is as in a real run: a rank that waits for one that is gone notices after a
-while (`peer_lost`), and a rank that makes no progress ends itself when the deadline of its phase has passed.
+`strikes` says. Detection is as in a real run: a rank that waits for one that is gone notices after a while
+(`peer_lost`), and a rank that makes no progress ends itself when the deadline of its phase has passed.
 
 Left out: the application, and the backend's garbage where ranks disagree about a collective.
 """
@@ -34,15 +34,15 @@ NOTICE = 0.05
 
 
 class Gone(BaseException):
-    """The rank is dead from here on: it says nothing more."""
+    """Marks the rank as dead from here on: it says nothing more."""
 
 
 class Stalled(BaseException):
-    """The rank takes no further step, and does not die either."""
+    """Marks the rank as stalled: it takes no further step, and does not die either."""
 
 
 class Memory:
-    """A rank's trace, kept in memory; `clock` gives virtual seconds."""
+    """Keeps a rank's trace in memory; `clock` gives virtual seconds."""
 
     def __init__(self, header: TraceHeader, clock: Callable[[], float]) -> None:
         self.header, self.clock = header, clock
@@ -58,7 +58,7 @@ class Memory:
             self.lines.append(End(len(self.lines), self._ns(), cause, exit, message, culprit))
 
     def trace(self) -> Trace:
-        """The trace as if it had been written and read."""
+        """Return the trace as if it had been written and read."""
         numbers = tuple(range(2, len(self.lines) + 2))
         return Trace(Path(name_of(self.header.rank)), self.header, tuple(self.lines), numbers, cut=False)
 
@@ -68,7 +68,7 @@ class Memory:
 
 @dataclass
 class _Instance:
-    """One collective: what each rank put in."""
+    """Holds one collective: what each rank put in."""
 
     issued: dict[int, tuple[Collective, Exchange | Call]] = field(default_factory=dict)
     seen: list[Contribution | None] = field(default_factory=list)
@@ -77,7 +77,7 @@ class _Instance:
 
 @dataclass
 class _Wait:
-    """A rank inside a collective: which, since when, and when it is due to leave or to be told that it cannot."""
+    """Holds a rank's wait in a collective: which, since when, and when it is due to leave or to hear that it cannot."""
 
     op: Collective
     at: int
@@ -90,7 +90,9 @@ Deliver = Callable[[int, Collective, torch.Tensor], None]
 
 
 class Simulation:
-    """Ranks that share in-memory groups. Each is driven by its conductor; the scheduler picks what happens next.
+    """Runs ranks that share in-memory groups.
+
+    Each is driven by its conductor; the scheduler picks what happens next.
 
     `tamper` is shown every tensor that a rank received, and may change it. With `aborts` a rank whose coroutine
     raises is poisoned and gone, as in a real run; without, it is left as it is in `errors`.
@@ -130,7 +132,7 @@ class Simulation:
         return rank in self._waiting
 
     def ready(self) -> list[int]:
-        """The ranks whose collective may complete now."""
+        """Return the ranks whose collective may complete now."""
         return [rank for rank in sorted(self._waiting) if self._may_complete(rank)]
 
     def complete(self, rank: int) -> None:
@@ -163,12 +165,12 @@ class Simulation:
         return 0 in self.gone or 0 in self.stalled or self.busy(0)
 
     def kill(self, rank: int) -> None:
-        """The rank dies where it stands; what it has put into a collective stays there."""
+        """Let the rank die where it stands; what it has put into a collective stays there."""
         self.gone.add(rank)
         self._waiting.pop(rank, None)
 
     def fail(self, rank: int, error: BaseException, event: str = "exception") -> None:
-        """The rank is poisoned, says so in its trace, and is gone."""
+        """Poison the rank: it says so in its trace, and is gone."""
         conductor = self.conductors[rank]
         conductor.fail(error, event)
         self.kill(rank)
@@ -179,7 +181,7 @@ class Simulation:
             conductor.recorder.end(known or violated, status, str(error))  # type: ignore[arg-type]
 
     def waits(self) -> Mapping[int, tuple[str, tuple[int, ...]]]:
-        """Each waiting rank's collective, and the members that have not issued it."""
+        """Return each waiting rank's collective, and the members that have not issued it."""
         found = {}
         for rank, wait in self._waiting.items():
             issued = self._queues[wait.op.group][wait.at].issued

@@ -47,7 +47,7 @@ PERFETTO = "perfetto.json"
 
 
 class Started(Protocol):
-    """A torchrun, as a subprocess."""
+    """Describes a torchrun that was started as a subprocess."""
 
     @property
     def pid(self) -> int: ...
@@ -64,7 +64,10 @@ start_process: Callable[..., Started] = subprocess.Popen
 
 
 class RankEnd(msgspec.Struct, frozen=True):
-    """The end of one rank. `end` is None where its trace has no end marker: it was killed."""
+    """Holds the end of one rank.
+
+    `end` is None where its trace has no end marker: it was killed.
+    """
 
     rank: int
     role: str
@@ -75,7 +78,7 @@ class RankEnd(msgspec.Struct, frozen=True):
 
 
 class RunResult(msgspec.Struct, frozen=True):
-    """A finished run. Counts are rank0's."""
+    """Holds the result of a finished run; its counts are rank0's."""
 
     out: Path
     exit: int
@@ -91,17 +94,20 @@ class RunResult(msgspec.Struct, frozen=True):
 
 
 def new_run() -> str:
-    """A name for a run, unlike any other's."""
+    """Return a name for a run, unlike any other's."""
     return uuid.uuid4().hex[:12]
 
 
 def new_folder() -> Path:
-    """`out/<time>`: where a run leaves its traces when no folder is named."""
+    """Return `out/<time>`, where a run leaves its traces when no folder is named."""
     return Path("out") / time.strftime("%Y%m%d-%H%M%S")
 
 
 def deadlines_of(flags: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by phase, as flags and the environment say. Raises UsageError for a phase that has no deadline."""
+    """Return the seconds by phase, as flags and the environment say.
+
+    Raises UsageError for a phase that has no deadline.
+    """
     try:
         told = limits(os.environ.get(LIMITS, "").split(","), LIMITS)
     except Wrong as error:
@@ -197,7 +203,7 @@ def launch(
 
 
 def _agents(run: str, ranks: int, agent_per_rank: bool) -> list[list[str]]:
-    """The flags of each torchrun."""
+    """Return the flags of each torchrun."""
     if not agent_per_rank:
         return [["--standalone", f"--nproc-per-node={ranks}"]]
     with socket.socket() as probe:
@@ -210,7 +216,7 @@ def _agents(run: str, ranks: int, agent_per_rank: bool) -> list[list[str]]:
 def _start(
     agents: Sequence[Sequence[str]], program: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[list[Started], TextIO]:
-    """The torchruns, and what they and all ranks say."""
+    """Start the torchruns; return them, and what they and all ranks say."""
     read, write = os.pipe()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.1", "--no-python"]
     own, started = os.getpid(), []
@@ -252,7 +258,7 @@ def _signals(echo: Callable[[str], None]) -> Iterator[threading.Event]:
 
 
 def _drain(asked: threading.Event, agents: Sequence[Started], out: Path, ranks: int) -> None:
-    """When asked to, signal every rank, as soon as all of them hold signals: they do once they have a trace."""
+    """Signal every rank, when asked to, as soon as all of them hold signals: they do once they have a trace."""
     asked.wait()
     while any(agent.poll() is None for agent in agents):
         if all((out / name_of(rank)).exists() for rank in range(ranks)):
@@ -264,7 +270,7 @@ def _drain(asked: threading.Event, agents: Sequence[Started], out: Path, ranks: 
 
 
 def _release(agents: Sequence[Started]) -> None:
-    """Once one torchrun has failed, end those whose ranks are gone: they would wait 300 s for it at their exit."""
+    """End, once one torchrun has failed, those whose ranks are gone: they would wait 300 s for it at their exit."""
     idle = 0
     while any(agent.poll() is None for agent in agents):
         time.sleep(0.1)
@@ -349,7 +355,7 @@ def _rank_end(out: Path, trace: Trace) -> RankEnd:
 
 
 def _exit_of(failed: Sequence[RankEnd], status: int) -> int:
-    """The culprit's, where one is named and had a word to say; else that of whoever failed first."""
+    """Return the culprit's status, where one is named and had a word to say; else that of the first to fail."""
     if not failed:
         return Exit.OK if status == 0 else Exit.PEER_DIED
     told = sorted((e.end.time_ns, e.end, e.rank) for e in failed if e.end is not None)

@@ -1,4 +1,4 @@
-"""One rank of `genlock run`: started by torchrun, it runs a scenario with the small generator and pipeline.
+"""Runs one rank of `genlock run`, which torchrun starts: a scenario with the small generator and pipeline.
 
 Exit status as in `errors.Exit`; the trace's end marker says why. Left out: starting it (`launch`).
 """
@@ -40,7 +40,7 @@ PLAN = CallLimits(count=ALL_REDUCES_PER_BLOCK * tiny().blocks, dtypes=frozenset(
 
 
 class _Watched(Monitor):
-    """A monitor that tells an injected fault where the rank has come to."""
+    """Monitors a rank, and tells an injected fault where it has come to."""
 
     arrived: Callable[[], None] = staticmethod(lambda: None)
 
@@ -50,7 +50,7 @@ class _Watched(Monitor):
 
 
 class _Transport(TorchTransport):
-    """A transport that lets an injected fault at what arrived."""
+    """Moves bytes between ranks, and lets an injected fault at what arrived."""
 
     received: Callable[[str, torch.Tensor], None] = staticmethod(lambda name, tensor: None)
 
@@ -79,7 +79,7 @@ def main(config_path: str) -> int:
 
 
 def _work(runtime: RankRuntime, config: RunConfig, here: Here) -> None:
-    """The rank's life between its start and its end."""
+    """Do the rank's work between its start and its end."""
     groups = runtime.connect()
     assert isinstance(groups, _Transport)
     groups.received = lambda name, tensor: here.received(name, tensor, runtime.monitor.vars.chunk_index)
@@ -123,7 +123,7 @@ def _settings(
 
 
 def drive(rank0: Rank0, runtime: RankRuntime, config: RunConfig, here: Here) -> None:
-    """Rank0's application: the scenario, phase A and C around each chunk, and the injected fault.
+    """Run rank0's application: the scenario, phase A and C around each chunk, and the injected fault.
 
     A drain ends it after the chunk that it has handed to rank0; one that is still in phase A is given up.
     """

@@ -44,7 +44,7 @@ DROPS = ("refuse", "shutdown", "drain")
 
 
 class Stage(NamedTuple):
-    """A stretch of one chunk of a rank. Times in ns, by the rank's monotonic clock."""
+    """Holds a stretch of one chunk of a rank; its times are in ns, by the rank's monotonic clock."""
 
     chunk: int
     name: str
@@ -53,7 +53,7 @@ class Stage(NamedTuple):
 
 
 class RankProfile(msgspec.Struct, frozen=True):
-    """The time of one rank's chunks: median milliseconds of each stage, and of the whole."""
+    """Holds the time of one rank's chunks: median milliseconds of each stage, and of the whole."""
 
     rank: int
     chunks: int
@@ -62,7 +62,7 @@ class RankProfile(msgspec.Struct, frozen=True):
 
 
 def stages(trace: Trace) -> Iterator[Stage]:
-    """The stages of every chunk that the rank finished, in order of time; neighbours of one name are one."""
+    """Yield the stages of every chunk that the rank finished, in order of time; neighbours of one name are one."""
     open_stages: list[Stage] = []
     before: int | None = None
     for event in trace.events:
@@ -97,7 +97,7 @@ def profile(trace: Trace) -> RankProfile:
 
 
 def as_text(profiles: Sequence[RankProfile]) -> list[str]:
-    """A table, a line a rank; no lines where no rank has finished a chunk."""
+    """Return a table, a line a rank; no lines where no rank has finished a chunk."""
     done = [p for p in profiles if p.chunks]
     if not done:
         return []
@@ -110,7 +110,7 @@ def as_text(profiles: Sequence[RankProfile]) -> list[str]:
 
 
 def slices(trace: Trace) -> Iterator[Slice]:
-    """The stages as slices of a Perfetto trace."""
+    """Yield the stages as slices of a Perfetto trace."""
     shift = trace.header.clock.wall_ns - trace.header.clock.monotonic_ns
     for stage in stages(trace):
         about = {"chunk": stage.chunk, "about": STAGES[stage.name]}

@@ -38,7 +38,7 @@ SET_NAME = 15
 
 
 class Process:
-    """A program that a zygote has forked; like a Popen, as far as it goes.
+    """Holds a program that a zygote has forked; like a Popen, as far as it goes.
 
     `status` is the file that its exit status goes to. `gone` says whether the zygote has ended, and so the program.
     """
@@ -69,7 +69,7 @@ class Process:
 
 
 class Zygote:
-    """The process that is forked from; it ends with this one, and what it has forked ends with it.
+    """Holds the process that is forked from; it ends with this one, and what it has forked ends with it.
 
     `modules` are further ones for it to load; with a `main`, one is run by its name, as by `python -m`.
     """
@@ -128,7 +128,10 @@ class Zygote:
 
 
 class Forked:
-    """A program as a child of this process, forked instead of started; as far as torchrun and `launch` need a Popen."""
+    """Runs a program as a child of this process, forked instead of started.
+
+    It is like a Popen as far as torchrun and `launch` need one.
+    """
 
     def __init__(
         self,
@@ -186,7 +189,10 @@ def _be(
     first: Callable[[], object] = lambda: None,
     outputs: Sequence[int | None] = (None, None),
 ) -> None:
-    """In a fork: become a program, and end with it. What the process before had open or handled is gone, as by exec."""
+    """Become a program, in a fork, and end with it.
+
+    What the process before had open or handled is gone, as by exec.
+    """
     status: object = 1
     try:
         gc.freeze()  # nothing of the process before is ever given back: its descriptors have other owners by now
@@ -232,7 +238,7 @@ def _program(words: list[str]) -> int:
 
 
 def _run(main: Callable[[], object], arguments: Sequence[str]) -> int:
-    """A program that reads `sys.argv`."""
+    """Run a program that reads `sys.argv`."""
     main()
     return 0
 
@@ -243,7 +249,7 @@ The guardian is a file: it has no module."""
 
 
 def _torchrun_forks(handler: Any, args: Sequence[str], env: Mapping[str, str]) -> Forked:
-    """In place of `SubprocessHandler._popen`."""
+    """Fork a rank's program, in place of `SubprocessHandler._popen`."""
     return Forked(args, env=env, stdout=handler._stdout, stderr=handler._stderr, start_new_session=True)
 
 
@@ -269,7 +275,10 @@ def _load() -> None:
 
 
 def main() -> None:
-    """Each line of the input is a program, and where what it says and its end go; the answer is its id."""
+    """Start a program for each line of the input, and answer with its id.
+
+    The line also names where what the program says and its end go.
+    """
     die_with_parent()
     _load()
     own = os.getpid()
@@ -281,7 +290,7 @@ def main() -> None:
 
 
 def _keep(words: Sequence[str], said: str, status: str, zygote: int) -> None:
-    """In a process of its own: start a program, wait for it, and tell its end."""
+    """Keep a program, in a process of its own: start it, wait for it, and tell its end."""
     try:
         die_with_parent(zygote)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

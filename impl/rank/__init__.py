@@ -1,1 +1,1 @@
-"""One running rank: roles, monitor, transport, drain, and what they need of the process."""
+"""Runs one rank: roles, monitor, transport, drain, and what they need of the process."""

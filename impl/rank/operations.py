@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class BackendFailed(Exception):
-    """Raised out of a collective that the backend had accepted and could not complete; its cause is the backend's."""
+    """Comes out of a collective that the backend had accepted and could not complete; its cause is the backend's."""
 
 
 class Step(NamedTuple):

@@ -75,7 +75,7 @@ class Driver:
 
     @property
     def draining(self) -> bool:
-        """True once a signal asks to finish: return from the application then."""
+        """Return True once a signal asks to finish: return from the application then."""
         return self._runtime.drain.requested.is_set()
 
     def chunk(self, fields: Fields) -> Tensor:

@@ -98,7 +98,10 @@ class SharedMemory:
             self._reserved = size
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The root's part before the broadcast; returns the token. What was not reserved is reserved here."""
+        """Put the root's part into the memory before the broadcast; return the token.
+
+        What was not reserved is reserved here.
+        """
         size = tensor.nbytes
         self.reserve(size)
         self._number += 1

@@ -1,1 +1,1 @@
-"""A small tensor-parallel video model with its pipeline: what `genlock run` drives."""
+"""Holds a small tensor-parallel video model with its pipeline, which `genlock run` drives."""

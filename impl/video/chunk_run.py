@@ -1,4 +1,4 @@
-"""Phase B of a chunk on the video generator: the resets that the plan tells, and its generator calls in order.
+"""Runs phase B of a chunk on the video generator: the resets that the plan tells, and its generator calls in order.
 
 Left out: what a call computes (`generator`), and who holds the calls to the table (`rank.collective_guard`).
 """
@@ -20,7 +20,7 @@ TIMESTEPS = 1000
 
 
 class ChunkGenerator(Protocol):
-    """The part of a rank's generator that a chunk needs: see `generator.Generator`."""
+    """Describes the part of a rank's generator that a chunk needs: see `generator.Generator`."""
 
     comm: TensorParallel
     device: Any
@@ -45,7 +45,9 @@ class ChunkGenerator(Protocol):
 
 
 class ChunkRun:
-    """Phase B of one chunk. `fields` are the envelope's, tensors included, by their canonical names.
+    """Runs phase B of one chunk.
+
+    `fields` are the envelope's, tensors included, by their canonical names.
 
     On construction it holds the plan against this rank's state, applies the resets that the plan tells, and
     resets the count of collectives. `calls` are then the generator calls in order, the recompute first; each

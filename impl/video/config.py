@@ -19,7 +19,9 @@ SINUSOIDS = 256
 
 @dataclass(frozen=True, slots=True)
 class GeneratorConfig:
-    """Shape of a generator; equal on all ranks. Lengths of time are in latent frames.
+    """Holds the shape of a generator; it is equal on all ranks.
+
+    Lengths of time are in latent frames.
 
     `attention` pins the kernel of scaled dot-product attention, so that no rank resolves it on its own; `compile`
     is the backend of torch.compile for the blocks.
@@ -69,12 +71,12 @@ class GeneratorConfig:
 
 
 def tiny() -> GeneratorConfig:
-    """Two blocks of width 96: 1, 2, 3 or 4 ranks, a few milliseconds a call on a CPU."""
+    """Return two blocks of width 96: 1, 2, 3 or 4 ranks, a few milliseconds a call on a CPU."""
     return GeneratorConfig()
 
 
 def wan_14b_shape() -> GeneratorConfig:
-    """The shape of a 14-billion-parameter video DiT: 40 blocks, so 160 all-reduces a call."""
+    """Return the shape of a 14-billion-parameter video DiT: 40 blocks, so 160 all-reduces a call."""
     return GeneratorConfig(
         blocks=40,
         width=5120,
@@ -90,18 +92,21 @@ def wan_14b_shape() -> GeneratorConfig:
 
 
 class Weight(NamedTuple):
-    """Full shape of a weight, and the dimension along which ranks split it (None: each holds all of it)."""
+    """Holds the full shape of a weight, and the dimension along which ranks split it (None: each holds all of it)."""
 
     shape: tuple[int, ...]
     split: int | None = None
 
     def of_rank(self, world: int) -> tuple[int, ...]:
-        """The shape of one rank's part."""
+        """Return the shape of one rank's part."""
         return tuple(size // world if axis == self.split else size for axis, size in enumerate(self.shape))
 
 
 def block_table(config: GeneratorConfig) -> dict[str, Weight]:
-    """The weights of one block by name. Linear weights are [out, in]: split 0 is column-parallel, 1 row-parallel."""
+    """Return the weights of one block by name.
+
+    Linear weights are [out, in]: split 0 is column-parallel, 1 row-parallel.
+    """
     width, ffn = config.width, config.ffn
     return {
         "modulation": Weight((6, width)),
@@ -121,7 +126,7 @@ def block_table(config: GeneratorConfig) -> dict[str, Weight]:
 
 
 def weight_table(config: GeneratorConfig) -> dict[str, Weight]:
-    """All weights by name; those of block `i` are `blocks.<i>.<name>`."""
+    """Return all weights by name; those of block `i` are `blocks.<i>.<name>`."""
     width, pixels = config.width, config.latent_channels * config.patch**2
     return {
         "patch": Weight((width, pixels)),

@@ -1,4 +1,4 @@
-"""A tensor-parallel causal video DiT; small by default. One rank's weights, caches and frame clock.
+"""Runs a tensor-parallel causal video DiT, small by default: one rank's weights, caches and frame clock.
 
 Four all-reduces a block (`layers`). With `GeneratorConfig.compile` the blocks run compiled, all of them by the same
 code, without a graph break: what changes in Python from call to call, the ring's clock and the ledger of
@@ -36,12 +36,17 @@ _BACKENDS = {
 
 @cache
 def _block(backend: str) -> Any:
-    """`layers.block`, compiled unless `backend` is `off`. A graph break in it is an error, so there is none."""
+    """Return `layers.block`, compiled unless `backend` is `off`.
+
+    A graph break in it is an error, so there is none.
+    """
     return layers.block if backend == "off" else torch.compile(layers.block, backend=backend, fullgraph=True)
 
 
 class Generator:
-    """One rank's shard of the generator: weights, caches and frame clock. At first: cache epoch 0, frame 0.
+    """Holds one rank's shard of the generator: weights, caches and frame clock.
+
+    At first it has cache epoch 0 and frame 0.
 
     Raises UsageError if the ranks cannot share its heads and FFN evenly, or the device lacks the attention
     kernel; calls raise ContractViolation where this rank is out of step (see `RingCache`).
@@ -61,16 +66,16 @@ class Generator:
         return self._text_kv is not None
 
     def shard_fingerprint(self) -> int:
-        """int64 hash of the names and bytes of all weights of this rank; it differs from rank to rank."""
+        """Return an int64 hash of the names and bytes of all weights of this rank; it differs from rank to rank."""
         return fingerprint(self.weights)
 
     def replica_fingerprint(self) -> int:
-        """int64 hash of the weights that every rank holds in full; it is equal on all ranks."""
+        """Return an int64 hash of the weights that every rank holds in full; it is equal on all ranks."""
         table = weight_table(self.config)
         return fingerprint({name: w for name, w in self.weights.items() if table[name].split is None})
 
     def init_cache(self, epoch: int) -> None:
-        """Hard cut: empty every cache and begin cache epoch `epoch` at frame 0."""
+        """Make a hard cut: empty every cache and begin cache epoch `epoch` at frame 0."""
         self.cache.hard_cut(epoch)
         self.reset_crossattn()
 
@@ -106,7 +111,7 @@ class Generator:
         start_frame: int,
         attention_bias: float = 0.0,
     ) -> Tensor:
-        """One denoise call: the velocity (noise minus clean) of latents [B, F, C, H, W], like them.
+        """Run one denoise call: return the velocity (noise minus clean) of latents [B, F, C, H, W], like them.
 
         `conditioning` is [B, T, text_dim], needed only if cross-attention was reset. `attention_bias` is added
         to the scores of all frames before this chunk. The chunk's keys and values are cached at
@@ -131,7 +136,7 @@ class Generator:
         return layers.unpatchify(x, latents.shape, config.patch).to(latents.dtype)
 
     def _grid(self, latents: Tensor) -> tuple[int, int, int]:
-        """Frames, and rows and columns of patches."""
+        """Return the number of frames, and of rows and columns of patches."""
         _, frames, channels, height, width = latents.shape
         p = self.config.patch
         if channels != self.config.latent_channels or height % p or width % p:
@@ -146,7 +151,7 @@ class Generator:
         return {name: self.weights[f"blocks.{i}.{name}"] for name in block_table(self.config)}
 
     def _text(self, conditioning: Tensor | None) -> list[layers.KeysValues]:
-        """Cross-attention keys and values of each block, as cached."""
+        """Return the cross-attention keys and values of each block, as cached."""
         if self._text_kv is None:
             if conditioning is None:
                 what = "cross-attention was reset, and there is no conditioning"
@@ -157,14 +162,14 @@ class Generator:
         return self._text_kv
 
     def _attention_bias(self, bias: float, grid: tuple[int, int, int]) -> Tensor | None:
-        """The bias of each resident token [1, 1, 1, resident tokens], or None where it is 0."""
+        """Return the bias of each resident token [1, 1, 1, resident tokens], or None where it is 0."""
         if bias == 0.0:
             return None
         tokens = self.cache.past.to(self.config.torch_dtype) * bias
         return tokens.repeat_interleave(grid[1] * grid[2]).view(1, 1, 1, -1)
 
     def _try_attention(self) -> None:
-        """The kernel must take a bias too: none may turn up in phase B for which there is no kernel."""
+        """Raise UsageError unless the kernel takes a bias too: none may turn up in phase B without a kernel for it."""
         q = torch.zeros(1, 8, 1, self.config.head_width, device=self.device, dtype=self.config.torch_dtype)
         try:
             with sdpa_kernel(_BACKENDS[self.config.attention]):
@@ -176,12 +181,14 @@ class Generator:
             ) from error
 
     def counted(self) -> tuple[int, int]:
-        """Collectives issued since the chunk began, and the hash of their sequence (int64); not those of compiled
-        code, which only the fence sees."""
+        """Return the number of collectives issued since the chunk began, and the hash of their sequence (int64).
+
+        Those of compiled code are not counted: only the fence sees them.
+        """
         return self.comm.observed, self.comm.sequence_hash
 
     def scalars(self) -> CacheScalars:
-        """The cache's epoch and frame indices."""
+        """Return the cache's epoch and frame indices."""
         return self.cache.scalars
 
     def chunk(self, fields: Mapping[str, Any]) -> ChunkRun:

@@ -1,4 +1,4 @@
-"""The ring of cached keys and values that a causal generator attends to, and its frame clock.
+"""Keeps the ring of cached keys and values that a causal generator attends to, and its frame clock.
 
 All indices are in latent frames and follow from one number, the start frame that the envelope carries: they
 are stored, advanced as frames are written, and held against that number whenever a chunk opens. Left out:
@@ -16,7 +16,7 @@ from ...errors import Code, ContractViolation
 
 
 class CacheScalars(NamedTuple):
-    """The numbers that must be equal on all ranks after each chunk (frames; the epoch counts hard cuts)."""
+    """Holds the numbers that must be equal on all ranks after each chunk (frames; the epoch counts hard cuts)."""
 
     cache_epoch: int
     start_frame: int
@@ -25,7 +25,7 @@ class CacheScalars(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The place of an open chunk's keys and values of one block, in tensors that compiled code can be given."""
+    """Locates an open chunk's keys and values of one block, in tensors that compiled code can be given."""
 
     kv: Tensor
     """[2, batch, capacity, tokens of a frame, heads, head width], keys first."""
@@ -42,7 +42,7 @@ def store(place: Place, k: Tensor, v: Tensor) -> None:
 
 
 def load(place: Place) -> tuple[Tensor, Tensor]:
-    """Keys and values of all resident frames, in slot order.
+    """Return keys and values of all resident frames, in slot order.
 
     Each is [batch, resident frames x tokens of a frame, heads, head width], a view where the batch is 1.
     """
@@ -51,7 +51,7 @@ def load(place: Place) -> tuple[Tensor, Tensor]:
 
 
 class RingCache:
-    """Keys and values of the last `capacity` frames, of which the first `sink` are never evicted.
+    """Keeps keys and values of the last `capacity` frames, of which the first `sink` are never evicted.
 
     A chunk is opened, written once per block (again at the same place for each further denoise call), then
     advanced over. Frame `f` lies in slot `f - origin` while the ring fills; afterwards the newest frame takes
@@ -75,23 +75,23 @@ class RingCache:
 
     @property
     def scalars(self) -> CacheScalars:
-        """Epoch, start frame and both end indices, for the ack and its digest."""
+        """Return epoch, start frame and both end indices, for the ack and its digest."""
         return CacheScalars(self.cache_epoch, self.start_frame, self.global_end_index, self.local_end_index)
 
     @property
     def resident(self) -> list[int]:
-        """The frames that the ring holds, oldest first, those of an open chunk included."""
+        """Return the frames that the ring holds, oldest first, those of an open chunk included."""
         frames = range(self.origin, self.global_end_index)
         recent = self.global_end_index - (self.capacity - self.sink)
         return [f for f in frames if f < self.origin + self.sink or f >= recent]
 
     @property
     def past(self) -> Tensor:
-        """bool[resident], in slot order as `load` has it: True where the frame precedes the open chunk."""
+        """Return bool[resident], in slot order as `load` has it: True where the frame precedes the open chunk."""
         return self._past
 
     def slot(self, frame: int) -> int:
-        """The slot of a frame, counted from the first frame since the ring was last emptied."""
+        """Return the slot of a frame, counted from the first frame since the ring was last emptied."""
         age = frame - self.origin
         return age if age < self.sink else self.sink + (age - self.sink) % (self.capacity - self.sink)
 
@@ -117,7 +117,10 @@ class RingCache:
         self._past = torch.tensor([slot not in slots for slot in range(self.local_end_index)], device=self.device)
 
     def reserve(self, batch: int, tokens: int, heads: int, head_width: int, dtype: torch.dtype) -> None:
-        """Room for the open chunk: `tokens` of a frame, `heads` of this rank. A new geometry takes a cut."""
+        """Make room for the open chunk: `tokens` of a frame, `heads` of this rank.
+
+        A new geometry takes a cut.
+        """
         if not self._open:
             raise self._violation("room was asked for while no chunk was open")
         shape = (2, self.blocks, batch, self.capacity, tokens, heads, head_width)

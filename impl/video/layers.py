@@ -1,4 +1,4 @@
-"""The arithmetic of the generator, as functions of tensors alone: nothing here has a state or counts anything.
+"""Does the arithmetic of the generator, as functions of tensors alone: nothing here has a state or counts anything.
 
 `block` is what a compiler is given. It does exactly four all-reduces: the sums of squares of Q and of K (their
 RMSNorm spans the full width), the attention output and the FFN output. Cross-attention costs none of its own: it
@@ -35,7 +35,9 @@ def block(
     head_width: int,
     reduce: Reduce,
 ) -> Tensor:
-    """x [B, N, width] → the same; N = frames x tokens of a frame. `w` are the weights of this rank's block.
+    """Run one block on x [B, N, width] → the same; N = frames x tokens of a frame.
+
+    `w` are the weights of this rank's block.
 
     `ring` is written and then read. `bias` is [1, 1, 1, resident tokens] or None, `text` the keys and values of
     cross-attention.
@@ -57,23 +59,23 @@ def block(
 
 
 def full_width_norm(x: Tensor, gain: Tensor, width: int, reduce: Reduce) -> Tensor:
-    """RMSNorm over the full width, of which x [B, N, width / world] and `gain` are this rank's slices."""
+    """Apply RMSNorm over the full width, of which x [B, N, width / world] and `gain` are this rank's slices."""
     squares = reduce(x.float().square().sum(-1, keepdim=True))
     return (x * torch.rsqrt(squares / width + 1e-6)).to(x.dtype) * gain
 
 
 def head_norm(x: Tensor) -> Tensor:
-    """RMSNorm over each head, without gain."""
+    """Apply RMSNorm over each head, without gain."""
     return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def heads(x: Tensor, head_width: int) -> Tensor:
-    """[B, N, width of this rank] → [B, N, heads of this rank, head width]."""
+    """Split x into heads: [B, N, width of this rank] → [B, N, heads of this rank, head width]."""
     return x.view(*x.shape[:-1], -1, head_width)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm, scaled and shifted by the timestep."""
+    """Apply layer norm, scaled and shifted by the timestep."""
     return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
 
 
@@ -85,14 +87,16 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """q [B, N, heads, head width] attends to k, v [B, M, heads, head width]: [B, N, heads x head width]."""
+    """Attend from q [B, N, heads, head width] to k, v [B, M, heads, head width]: [B, N, heads x head width]."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias)
     return out.transpose(1, 2).flatten(2)
 
 
 def rope(start_frame: int, grid: tuple[int, int, int], head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin [N, 1, head width / 2] of a grid (frames, rows, columns): a third of the pairs each for y and x,
-    the rest for time."""
+    """Return cos and sin [N, 1, head width / 2] of a grid (frames, rows, columns).
+
+    A third of the pairs each is for y and x, the rest for time.
+    """
     pairs = head_width // 2
     third = pairs // 3
     parts = []
@@ -107,7 +111,7 @@ def rope(start_frame: int, grid: tuple[int, int, int], head_width: int, device: 
 
 
 def embed_time(timestep: int, w: Weights) -> tuple[Tensor, Tensor]:
-    """The timestep's embedding [width] and the modulation [6, width] that it gives every block."""
+    """Return the timestep's embedding [width] and the modulation [6, width] that it gives every block."""
     into = w["time.in"]
     half = SINUSOIDS // 2
     angles = timestep * torch.exp(torch.arange(half, device=into.device) * (-math.log(10_000) / half))
@@ -117,24 +121,24 @@ def embed_time(timestep: int, w: Weights) -> tuple[Tensor, Tensor]:
 
 
 def embed_text(conditioning: Tensor, w: Weights) -> Tensor:
-    """[B, T, text_dim] → [B, T, width]."""
+    """Embed a text: [B, T, text_dim] → [B, T, width]."""
     return F.linear(F.gelu(F.linear(conditioning, w["text.in"]), approximate="tanh"), w["text.out"])
 
 
 def text_kv(text: Tensor, w: Weights, head_width: int) -> KeysValues:
-    """Cross-attention keys and values of a block, [B, T, heads of this rank, head width]."""
+    """Return the cross-attention keys and values of a block, [B, T, heads of this rank, head width]."""
     return head_norm(heads(F.linear(text, w["cross.k"]), head_width)), heads(F.linear(text, w["cross.v"]), head_width)
 
 
 def patchify(x: Tensor, p: int) -> Tensor:
-    """[B, F, C, H, W] → [B, F x H/p x W/p, C x p x p]."""
+    """Cut frames into patches: [B, F, C, H, W] → [B, F x H/p x W/p, C x p x p]."""
     batch, frames, channels, height, width = x.shape
     x = x.reshape(batch, frames, channels, height // p, p, width // p, p).permute(0, 1, 3, 5, 2, 4, 6)
     return x.reshape(batch, -1, channels * p * p)
 
 
 def unpatchify(x: Tensor, shape: torch.Size, p: int) -> Tensor:
-    """The inverse of `patchify`; `shape` is that of the result."""
+    """Invert `patchify`; `shape` is that of the result."""
     batch, frames, channels, height, width = shape
     x = x.view(batch, frames, height // p, width // p, channels, p, p).permute(0, 1, 4, 2, 5, 3, 6)
     return x.reshape(shape)

@@ -28,7 +28,10 @@ Frames = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
-    """The decisions of rank0 for a run. Height and width in pixels, `recompute_every` in chunks (0: never)."""
+    """Holds the decisions of rank0 for a run.
+
+    Height and width are in pixels, `recompute_every` is in chunks (0: never).
+    """
 
     height: int = 64
     width: int = 96
@@ -43,7 +46,7 @@ class PipelineConfig:
 
 
 class TextEncoder(nn.Module):
-    """Words, hashed into a small vocabulary, through two transformer layers: float32 [1, tokens, text_dim]."""
+    """Puts words, hashed into a small vocabulary, through two transformer layers: float32 [1, tokens, text_dim]."""
 
     VOCABULARY, WIDTH = 4096, 64
 
@@ -66,7 +69,7 @@ class TextEncoder(nn.Module):
 
 
 class Vae(nn.Module):
-    """Patches of 8 x 8 pixels ↔ latent channels, frame by frame: `encode` undoes `decode` up to clipping."""
+    """Turns patches of 8 x 8 pixels ↔ latent channels, frame by frame: `encode` undoes `decode` up to clipping."""
 
     PATCH = 8
 
@@ -76,16 +79,16 @@ class Vae(nn.Module):
         self.kernel = nn.Parameter(basis.T.reshape(latent_channels, 3, self.PATCH, self.PATCH).contiguous())
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """float32 [F, 3, H, W] in -1 … 1 → float32 [F, C, H / 8, W / 8]."""
+        """Encode pixels: float32 [F, 3, H, W] in -1 … 1 → float32 [F, C, H / 8, W / 8]."""
         return F.conv2d(pixels, self.kernel, stride=self.PATCH)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """float32 [F, C, H / 8, W / 8] → float32 [F, 3, H, W] in -1 … 1."""
+        """Decode latents: float32 [F, C, H / 8, W / 8] → float32 [F, 3, H, W] in -1 … 1."""
         return F.conv_transpose2d(latents, self.kernel, stride=self.PATCH).clamp(-1, 1)
 
 
 def denoising_steps(steps: int, shift: float) -> Tensor:
-    """int64 [steps], strictly falling from pure noise; a larger shift spends more steps at high noise."""
+    """Return int64 [steps], strictly falling from pure noise; a larger shift spends more steps at high noise."""
     if not 1 <= steps <= 100:
         raise UsageError(f"{steps} denoise steps", do="use 1 to 100")
     level = 1 - torch.arange(steps, dtype=torch.float64) / steps
@@ -94,7 +97,7 @@ def denoising_steps(steps: int, shift: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Wishes:
-    """The requests of the caller that no committed chunk has granted yet."""
+    """Holds the requests of the caller that no committed chunk has granted yet."""
 
     hard_cut: bool = False
     reset_kv: bool = False
@@ -103,7 +106,7 @@ class _Wishes:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The state that chunks leave for the next one; a hard cut keeps the count of chunks and the conditioning epoch.
+    """Holds what chunks leave for the next one; a hard cut keeps the count of chunks and the conditioning epoch.
 
     `latents` (bf16) and `pixels` (float32, as decoded) are the newest frames, as many as a recompute rebuilds.
     `anchor` is the first of `pixels`, encoded anew (bf16): it heads the context of a recompute.
@@ -118,14 +121,16 @@ class _State:
     anchor: Tensor | None = None
 
     def context(self) -> Tensor | None:
-        """bf16 [1, n, C, h, w]: the frames before `start_frame`, or None where there are none."""
+        """Return bf16 [1, n, C, h, w]: the frames before `start_frame`, or None where there are none."""
         if self.latents is None or self.anchor is None:
             return None
         return torch.cat([self.anchor, self.latents[1:]])[None]
 
 
 class Pipeline:
-    """Rank0's side of the video: prompts in, frames out. Per chunk `prepare`, `commit`, `finish`, in this order.
+    """Does rank0's side of the video: prompts in, frames out.
+
+    Per chunk `prepare`, `commit`, `finish`, in this order.
 
     Batch 1. The first chunk is a hard cut. Raises UsageError for calls out of order and for sizes that do not
     fit; nothing has changed then.
@@ -158,7 +163,7 @@ class Pipeline:
         attention_bias: float = 0.0,
         denoise_steps: int | None = None,
     ) -> dict[str, Any]:
-        """Phase A: the user's fields of the next chunk's envelope, by their canonical names.
+        """Run phase A: return the user's fields of the next chunk's envelope, by their canonical names.
 
         `hard_cut`, `reset_kv` and `recompute` stay asked for until a chunk is committed; a hard cut absorbs the
         other two. A prepared chunk that is not committed is dropped by the next `prepare`, whose noise is the
@@ -203,7 +208,7 @@ class Pipeline:
         }
 
     def commit(self) -> None:
-        """The prepared chunk is on its way to the workers: its wishes are granted, its prompt is current."""
+        """Take the prepared chunk as on its way to the workers: its wishes are granted, its prompt is current."""
         if self._proposed is None:
             raise UsageError("there is no prepared chunk to commit", do="call prepare first")
         self._state, self._proposed = self._proposed, None
@@ -211,7 +216,7 @@ class Pipeline:
 
     @torch.no_grad()
     def finish(self, latents: Tensor) -> Frames:
-        """Phase C: decode the committed chunk's latents; keep them and a new anchor for the next recompute."""
+        """Run phase C: decode the committed chunk's latents; keep them and a new anchor for the next recompute."""
         if not self._unfinished:
             raise UsageError("there is no committed chunk to finish", do="call commit first")
         if latents.shape != self._shape:
@@ -241,7 +246,7 @@ class Pipeline:
         return 1, generator.chunk_frames, generator.latent_channels, height, width
 
     def _noise(self, chunk: int) -> Tensor:
-        """bf16, a function of seed and chunk alone."""
+        """Return noise in bf16, a function of seed and chunk alone."""
         seed = digest.of_bytes(f"{self.config.base_seed}/{chunk}".encode())
         noise = torch.randn(self._shape, generator=torch.Generator().manual_seed(seed))
         return noise.to(self.device, torch.bfloat16)
@@ -251,6 +256,6 @@ class Pipeline:
         return self.config.manage_cache and every > 0 and state.start_frame % every == 0
 
     def _newest(self, old: Tensor | None, new: Tensor) -> Tensor:
-        """As many of the newest frames as fit the KV ring beside a chunk."""
+        """Return as many of the newest frames as fit the KV ring beside a chunk."""
         frames = new if old is None else torch.cat([old, new])
         return frames[-(self.generator.cache_frames - self.generator.chunk_frames) :]

@@ -17,8 +17,10 @@ from ..chunk import digest
 
 
 class TensorParallel(Protocol):
-    """`observed` counts the collectives issued since `reset`; `sequence_hash` chains their operation, dtype and
-    number of elements. Both are equal on all ranks, whatever the world size.
+    """Sums over the ranks, and keeps a ledger of the sums.
+
+    `observed` counts the collectives issued since `reset`; `sequence_hash` chains their operation, dtype and number of
+    elements. Both are equal on all ranks, whatever the world size.
 
     Compiled code issues its collectives without this ledger: those are counted by the fence alone.
     """
@@ -32,7 +34,7 @@ class TensorParallel(Protocol):
     @property
     def sequence_hash(self) -> int: ...
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum of `tensor` over all ranks; it may be `tensor` itself, changed in place."""
+        """Return the sum of `tensor` over all ranks; it may be `tensor` itself, changed in place."""
         ...
 
     def reset(self) -> None:
@@ -41,7 +43,7 @@ class TensorParallel(Protocol):
 
 
 class Solo:
-    """One rank: nothing to reduce, but counted and hashed like the real thing."""
+    """Serves one rank: there is nothing to reduce, but it is counted and hashed like the real thing."""
 
     rank = 0
     world = 1
@@ -63,7 +65,9 @@ class Solo:
 
 
 class Distributed(Solo):
-    """The ranks of a torch.distributed group (the default one if None). A rank's shard is its rank in it.
+    """Sums over the ranks of a torch.distributed group (the default one if None).
+
+    A rank's shard is its rank in it.
 
     Compiled code issues functional collectives, which a compiler can trace; `functional` does so in any case.
     """

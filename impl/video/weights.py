@@ -17,7 +17,7 @@ from .config import GeneratorConfig, weight_table
 def make_weights(
     config: GeneratorConfig, rank: int, world: int, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """This rank's slices of the full weights.
+    """Return this rank's slices of the full weights.
 
     Each full tensor comes from a CPU generator of its own, seeded by the configuration's seed and its name,
     so that it is the same for any rank, world size, device and order. On `meta` there are shapes alone.

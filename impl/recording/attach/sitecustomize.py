@@ -1,4 +1,4 @@
-"""Python runs this at its start where `genlock record` has put this folder on PYTHONPATH.
+"""Attaches the recorder: Python runs this at its start where `genlock record` has put this folder on PYTHONPATH.
 
 Once the program has imported torch, the recorder is attached to it. Until then nothing is imported, and nothing
 that goes wrong here may stop the program: it says so in one line, and the process goes unrecorded.
