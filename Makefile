@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz soak-sim smoke-torch litmus lint types layers check-all bench pictures clean
+.PHONY: corpus help demo test test-slow fuzz soak-sim smoke-torch litmus lint types layers check-all bench pictures clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -21,8 +21,11 @@ test-slow: $(INSTALLED) ## the tests of the largest state spaces, some ten minut
 	$(BIN)/pytest -m slow
 
 fuzz: $(INSTALLED) ## random networks searched in every way, for hours; NETWORKS=n FIRST=seed; result into docs/results
-	PYTHONPATH=tests/support $(BIN)/python tests/support/fuzz.py --networks $(or $(NETWORKS),200000) \
+	PYTHONPATH=tests/support $(BIN)/python tests/support/networks/fuzz.py --networks $(or $(NETWORKS),200000) \
 	  --first $(or $(FIRST),0) --spin 500 --out docs/results
+
+corpus: $(INSTALLED) ## records the runs of traces/corpus anew, some four minutes
+	PYTHONPATH=tests/support:tests/support/processes $(BIN)/python tests/support/make_corpus.py
 
 soak-sim: $(INSTALLED) ## a million simulated schedules; goes on from FIRST=seed, SCHEDULES=n of them
 	PYTHONPATH=tests/support $(BIN)/python tests/support/soak_sim.py --schedules $(or $(SCHEDULES),1000000) --first $(or $(FIRST),0)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from genlock.guardian import command
-from repository import SUPPORT
+from repository import PROCESSES
 
-PROGRAM = SUPPORT / "guarded.py"
+PROGRAM = PROCESSES / "guarded.py"
 Script = Mapping[Any, Sequence[tuple[str, object]]]
 
 

@@ -25,7 +25,7 @@ from genlock.model.protocols.tp_v1_1 import TP_V1_1
 from genlock.model.tables import By, Role
 from genlock.traces.format import SUFFIX
 from real_ranks import Ranks
-from repository import CORPUS, SUPPORT
+from repository import CORPUS, PROCESSES
 from struck_zygote import Strike
 
 
@@ -241,7 +241,7 @@ def keep(traces: Path, expected: Expected, folder: Path) -> None:
 def main(arguments: Sequence[str]) -> None:
     corpus = Path(arguments[0]) if arguments else CORPUS
     only = arguments[1] if len(arguments) > 1 else ""
-    real_ranks.ZYGOTE = SUPPORT / "struck_zygote.py"
+    real_ranks.ZYGOTE = PROCESSES / "struck_zygote.py"
     with tempfile.TemporaryDirectory() as scratch:
         zygote = Ranks()
         runs: list[Told | Struck] = [*TOLD, *struck()]

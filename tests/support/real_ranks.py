@@ -17,9 +17,9 @@ from genlock.impl import scenario
 from genlock.impl.jobs import launch
 from genlock.impl.scenario import Injection, RunConfig, Scenario
 from genlock.traces.format import Trace, find, read
-from repository import SUPPORT
+from repository import PROCESSES
 
-ZYGOTE = SUPPORT / "rank_zygote.py"
+ZYGOTE = PROCESSES / "rank_zygote.py"
 DEADLINES = {"startup": 30.0, "header": 5.0, "payload": 5.0, "generate": 10.0, "ack": 5.0, "idle": 30.0}
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import pytest
 from genlock.conformance.diagnosis import Diagnosis
 from genlock.conformance.replay import replay
-from repository import SUPPORT
+from repository import PROCESSES
 
 PROGRAMS = ("train", "pipeline", "sharded")
 WAYS = ("skip", "extra", "other", "size", "stall", "die", "fail")
@@ -52,7 +52,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("sabotaged")
     command = [sys.executable, "-m", "genlock", "record", "--out", str(folder / "out"), "--"]
-    command += [sys.executable, str(SUPPORT / "sabotaged.py"), str(folder)]
+    command += [sys.executable, str(PROCESSES / "sabotaged.py"), str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         assert process.wait(timeout=110) == 0

@@ -17,14 +17,14 @@ from genlock.contract.breakit import PROGRAM
 from genlock.errors import Exit
 from genlock.impl.jobs.zygote import Zygote
 from genlock.impl.scenario import Chunk, Scenario, Wait
-from repository import SUPPORT
+from repository import PROCESSES
 
 
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Zygote]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_FR_BUFFER_SIZE", "200")  # torch reads it once
-        patch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(PROCESSES), prepend=os.pathsep)
         with Zygote((*PROGRAM, "open_files")) as warm:
             yield warm
 

@@ -18,7 +18,7 @@ from genlock.conformance.protocol.diagnose import diagnose
 from genlock.errors import ContractViolation, Exit
 from genlock.impl.rank.serve import _Run, chunk_fields, serve
 from genlock.traces.format import Trace, find, read
-from repository import ROOT, SUPPORT
+from repository import PROCESSES, ROOT
 from torch import Tensor
 
 EXAMPLE = ROOT / "examples" / "language_model.py"
@@ -104,7 +104,7 @@ BROKEN = {"weight": (1, "weight `"), "past": (0, "no collective is due")}
 
 
 def test_a_user_s_weights_and_calls_are_held_to_the_plan(tmp_path: Path) -> None:
-    program = str(SUPPORT / "broken_language_model.py")
+    program = str(PROCESSES / "broken_language_model.py")
     done = subprocess.run(
         [sys.executable, program, str(tmp_path)],
         env=ENVIRONMENT,

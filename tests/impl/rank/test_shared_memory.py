@@ -15,7 +15,7 @@ import torch.distributed as dist
 from genlock.errors import GenlockError
 from genlock.impl.rank.shared_memory import LARGE, SharedMemory, _make
 from genlock.impl.rank.transport import default_store
-from repository import SUPPORT
+from repository import PROCESSES
 from shared_memory_ranks import JOBS, SIZES
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="os.memfd_create is Linux alone")
@@ -27,7 +27,7 @@ Found = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     folder = tmp_path_factory.mktemp("commons")
-    script = SUPPORT / "shared_memory_ranks.py"
+    script = PROCESSES / "shared_memory_ranks.py"
     done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     return {job: [json.loads((folder / f"{job}-{n}.json").read_text()) for n in range(JOBS[job])] for job in JOBS}

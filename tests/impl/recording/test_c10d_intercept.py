@@ -24,7 +24,7 @@ from genlock.impl.recording.session import Session
 from genlock.traces import recorder
 from genlock.traces.format import name_of, read
 from genlock.traces.outcome import Code, Outcome
-from repository import ROOT, SUPPORT
+from repository import PROCESSES, ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 WAYS = {
@@ -82,7 +82,7 @@ NO_END = {"functional reduce_scatter"}
 
 def both(folder: Path, *compiler: str) -> list[dict[str, Any]]:
     """What the two ranks of `c10d_ways` print."""
-    command = [sys.executable, str(SUPPORT / "c10d_ways.py")]
+    command = [sys.executable, str(PROCESSES / "c10d_ways.py")]
     ranks = [
         subprocess.Popen([*command, str(rank), str(folder / "store"), *compiler], stdout=subprocess.PIPE)
         for rank in range(2)
@@ -110,7 +110,7 @@ def test_way_is_seen_with_its_end_on_both_ranks(found: list[dict[str, Any]], way
         seen = found[rank]["watched"][way]
         assert [o["op"] for o in seen] == expected
         assert [o["left"] for o in seen] == [[] if way in NO_END else [None]] * len(seen)
-        assert {o["site"].rpartition(":")[0] for o in seen} == {str(SUPPORT / "c10d_ways.py")}
+        assert {o["site"].rpartition(":")[0] for o in seen} == {str(PROCESSES / "c10d_ways.py")}
 
 
 @pytest.mark.parametrize("way", WAYS)

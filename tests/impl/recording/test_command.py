@@ -17,7 +17,7 @@ from genlock.errors import UsageError
 from genlock.traces.format import Dropped, Event, Trace, encode, find, read, schema
 from genlock.traces.load import load
 from recorded import BREAKS_AT, PROGRAMS, STEPS
-from repository import ROOT, SUPPORT
+from repository import PROCESSES, ROOT
 
 SCHEMA = ROOT / "docs" / "trace.schema.json"
 RECORD = [sys.executable, "-m", "genlock", "record", "--out"]
@@ -48,7 +48,7 @@ Runs = Mapping[str, tuple[Trace, Trace]]
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Every program of `recorded`: the traces of its two ranks."""
     folder = tmp_path_factory.mktemp("recorded")
-    done = record(folder / "out", sys.executable, str(SUPPORT / "recorded.py"), str(folder))
+    done = record(folder / "out", sys.executable, str(PROCESSES / "recorded.py"), str(folder))
     assert done.returncode == 0, done.stderr
     assert f"genlock: {2 * len(PROGRAMS)} ranks recorded" in done.stderr
     found: dict[str, tuple[Trace, Trace]] = {}
@@ -105,8 +105,8 @@ def test_groups_are_announced_when_they_are_made(runs: Runs) -> None:
         [made] = [line for line in lines if line["kind"] == "group" and "number" in line]
         assert (made["name"], made["members"], made["number"], made["known_by"]) == ("1", [0, 1], 1, "all")
         place, _, number = trace.sites[made["site"]].rpartition(":")
-        assert place == str(SUPPORT / "recorded.py")
-        assert "new_group" in (SUPPORT / "recorded.py").read_text().splitlines()[int(number) - 1]
+        assert place == str(PROCESSES / "recorded.py")
+        assert "new_group" in (PROCESSES / "recorded.py").read_text().splitlines()[int(number) - 1]
         first = next(n for n, line in enumerate(lines) if line.get("group") == "1")
         assert lines.index(made) < first
 
@@ -141,11 +141,11 @@ def test_functional_collectives_are_seen(runs: Runs) -> None:
 
 
 def test_site_is_the_line_of_the_program(runs: Runs) -> None:
-    lines = (SUPPORT / "recorded.py").read_text().splitlines()
+    lines = (PROCESSES / "recorded.py").read_text().splitlines()
     trace = runs["pipeline"][0]
     for event in entered(trace):
         name, _, number = trace.place(event).rpartition(":")
-        assert name == str(SUPPORT / "recorded.py")
+        assert name == str(PROCESSES / "recorded.py")
         assert str(event.op) in lines[int(number) - 1]
 
 

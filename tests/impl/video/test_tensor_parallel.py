@@ -12,10 +12,10 @@ import pytest
 import torch
 from genlock.impl.video.config import ALL_REDUCES_PER_BLOCK, tiny
 from genlock.impl.video.kv_ring import CacheScalars
-from repository import SUPPORT
+from repository import PROCESSES
 from tp_worker import SCENARIO
 
-WORKER = SUPPORT / "tp_worker.py"
+WORKER = PROCESSES / "tp_worker.py"
 TOLERANCE = 1e-5
 """Absolute, in float32, on latents of standard deviation 1.4; 1.7e-6 was measured."""
 PER_CALL = ALL_REDUCES_PER_BLOCK * tiny().blocks

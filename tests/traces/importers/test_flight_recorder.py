@@ -22,7 +22,7 @@ from genlock.traces.importers.flight_recorder import rank_of, read_dump
 from genlock.traces.importers.safe_pickle import load_plain
 from genlock.traces.load import load
 from recordings import folder
-from repository import SUPPORT
+from repository import PROCESSES
 
 Dumps = dict[int, dict[str, Any]]
 STALLS = {"GPU_ERROR": "device", "LOCK_GIL": "host"}
@@ -155,7 +155,7 @@ def dumped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Torch's own dumps of gloo jobs of three ranks, each in a folder of its name."""
     pytest.importorskip("torch")
     out = tmp_path_factory.mktemp("dumps")
-    command = [sys.executable, str(SUPPORT / "gloo_dump.py"), str(out), "3", *JOBS]
+    command = [sys.executable, str(PROCESSES / "gloo_dump.py"), str(out), "3", *JOBS]
     subprocess.run(command, stderr=subprocess.DEVNULL, check=True, timeout=100)
     return out
 

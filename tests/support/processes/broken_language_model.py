@@ -1,6 +1,6 @@
 """The example's language model, broken in each of `WAYS`, on two ranks each.
 
-    python tests/support/broken_language_model.py FOLDER
+    python tests/support/processes/broken_language_model.py FOLDER
 
 `weight` changes a weight of rank1 before its third chunk; `past` has rank0 call its generator past the entry point.
 Each rank is a process of its own, forked once torch is loaded, with the environment that torchrun would give it; the
@@ -16,14 +16,16 @@ import socket
 import sys
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from genlock.impl.rank.parent_death import die_with_parent
 from genlock.impl.rank.serve import Driver, RankModel, serve
-from repository import ROOT
 
-_spec = importlib.util.spec_from_file_location("language_model", ROOT / "examples" / "language_model.py")
+_spec = importlib.util.spec_from_file_location(
+    "language_model", Path(__file__).parents[3] / "examples" / "language_model.py"
+)
 assert _spec
 assert _spec.loader
 example: Any = importlib.util.module_from_spec(_spec)

@@ -1,8 +1,8 @@
 """Hangs of which a part is left: is ever an innocent rank called a culprit? `subsets.py FIRST LAST` prints the table.
 
-    python tests/support/subsets.py 3000 3029            # a seeded share of the subsets of each simulated hang
-    python tests/support/subsets.py 3000 3029 --all      # every such subset, and some more; hours
-    python tests/support/subsets.py --data FOLDER        # recordings of other people: each such subset, 2,000 more
+    subsets.py 3000 3029            # a seeded share of the subsets of each simulated hang
+    subsets.py 3000 3029 --all      # every such subset, and some more; hours
+    subsets.py --data FOLDER        # recordings of other people: each such subset, 2,000 more
 
 Left out: the hangs themselves (`hangs`), and whole sets of dumps (`graded`).
 """

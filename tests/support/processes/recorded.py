@@ -1,6 +1,6 @@
 """Programs to be recorded, which know nothing of it: each runs on two gloo ranks, healthy or with rank1 broken.
 
-`genlock record -- python tests/support/recorded.py FOLDER` runs all of them, in forked ranks: the parent has imported
+`genlock record -- python …/recorded.py FOLDER` runs all of them, in forked ranks: the parent has imported
 torch, and is no rank. Traces of the Nth lie in `restartN`, as after an elastic restart.
 """
 

@@ -1,6 +1,6 @@
 """One of two gloo ranks: goes every way into torch.distributed, first watched, then, on rank0 alone, refused.
 
-Run as `python tests/support/c10d_ways.py RANK STORE [COMPILER]`, both at once; `test_intercept` reads what each prints.
+Run as `c10d_ways.py RANK STORE [COMPILER]`, both at once; `test_intercept` reads what each prints.
 Rank1 issues nothing while rank0 is refused: had any of it reached the backend, the last all-reduce would go wrong.
 """
 

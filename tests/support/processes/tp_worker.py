@@ -1,6 +1,6 @@
 """Four gloo ranks that run the same 20 chunks in worlds of 1, 2, 3 and 4 ranks and save what they saw.
 
-Run as `python tests/support/tp_worker.py FOLDER WORLD…`; `test_tensor_parallel` reads the folder. A world is its
+Run as `tp_worker.py FOLDER WORLD…`; `test_tensor_parallel` reads the folder. A world is its
 number of ranks, and after a dash how it sums: `functional`, or compiled by the torch.compile backend named. Each rank
 is a process of its own, forked once torch is loaded.
 """

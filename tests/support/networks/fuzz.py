@@ -1,7 +1,7 @@
 """Holds every way of searching a random network against the others: `make fuzz`, and a share in the tests.
 
-    python tests/support/fuzz.py --networks 20000 --first 0 [--spin 500] [--out docs/results]
-    python tests/support/fuzz.py --break 3          takes the mend of a soundness fault out again: it must be found
+    fuzz.py --networks 20000 --first 0 [--spin 500] [--out docs/results]
+    fuzz.py --break 3          takes the mend of a soundness fault out again: it must be found
 
 A network is a function of its seed. Held against each other are an oracle that reads the tables itself (`oracle.py`),
 the reference, numba and numpy state for state, symmetry, reduction, the search of every world size, and Spin where

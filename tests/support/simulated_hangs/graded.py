@@ -1,6 +1,6 @@
 """How often the diagnosis of a simulated hang is right, by fault and form of dump; `graded.py FIRST LAST` prints it.
 
-    python tests/support/graded.py 3000 3029        # the table of docs/diagnosis.md; some minutes
+    python tests/support/simulated_hangs/graded.py 3000 3029        # the table of docs/diagnosis.md; some minutes
 
 Left out: the hangs themselves (`hangs`).
 """
