@@ -1,4 +1,4 @@
-"""Litmus tests: tiny programs, one per rank, and every outcome that the rules of `transport` allow them.
+"""Predicts litmus tests: tiny programs, one per rank, and every outcome that the rules of `transport` allow them.
 
 `predict` explores all orders in which ranks may leave their collectives, by `transport`'s rules alone. It
 answers twice: while the late ranks are held back (who may have left by then, who cannot), and when they have
@@ -22,7 +22,7 @@ from .tables import Collective, Kind
 
 
 class Do(NamedTuple):
-    """Issue a collective and wait for it. `op.size` is in bytes.
+    """Issues a collective and waits for it. `op.size` is in bytes.
 
     `contiguous`: whether the tensor that the rank puts in is. `dies`: the rank is killed inside it.
     """
@@ -33,7 +33,7 @@ class Do(NamedTuple):
 
 
 class Control(StrEnum):
-    """A step that is no collective."""
+    """Names a step that is no collective."""
 
     LATE = "late"
     """Wait until every other rank has settled."""
@@ -48,7 +48,10 @@ Program = tuple[Do | Control, ...]
 
 @dataclass(frozen=True)
 class Litmus:
-    """A program for each rank. `checked`: TORCH_DISTRIBUTED_DEBUG=DETAIL."""
+    """Holds a program for each rank.
+
+    `checked`: TORCH_DISTRIBUTED_DEBUG=DETAIL.
+    """
 
     name: str
     text: str
@@ -61,13 +64,13 @@ class Litmus:
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
-        """The groups, each of all ranks, in the order in which the programs first name them."""
+        """Return the groups, each of all ranks, in the order in which the programs first name them."""
         steps = (step for program in self.programs for step in program)
         return tuple(dict.fromkeys(step.op.group for step in steps if isinstance(step, Do)))
 
 
 class Result(StrEnum):
-    """Holds what became of a collective, or of the rank: the latter stands last."""
+    """Names what became of a collective, or of the rank: the latter stands last."""
 
     COMPLETES = "completes"
     GARBAGE = "garbage"
@@ -87,7 +90,7 @@ OVER = {Result.ERROR, Result.ABORTED, Result.KILLED}
 
 
 class Settled(NamedTuple):
-    """The outcomes in which nothing more is bound to happen, and per rank whom it may then wait for."""
+    """Holds the outcomes in which nothing more is bound to happen, and per rank those that it may then wait for."""
 
     outcomes: frozenset[Outcome]
     waiting: tuple[frozenset[int], ...]
@@ -101,7 +104,10 @@ class Prediction(NamedTuple):
 
 
 def predict(litmus: Litmus) -> Prediction:
-    """Every outcome that the rules allow. Without a late rank both answers are the same."""
+    """Return every outcome that the rules allow.
+
+    Without a late rank both answers are the same.
+    """
     start = (Lane(),) * litmus.ranks
     return Prediction(_explore(litmus, start, hold=True), _explore(litmus, start, hold=False))
 
@@ -110,7 +116,7 @@ def predict(litmus: Litmus) -> Prediction:
 
 
 class Lane(NamedTuple):
-    """One rank: the step of its program, whether it is inside that collective, and the results so far."""
+    """Says where one rank is: the step of its program, whether it is inside that collective, and the results so far."""
 
     at: int = 0
     inside: bool = False
@@ -157,7 +163,10 @@ def _explore(litmus: Litmus, start: State, *, hold: bool) -> Settled:
 
 
 def _run(litmus: Litmus, state: State, hold: bool) -> State:
-    """The state once every rank has gone on to where it waits: that depends on nobody, and takes nothing away."""
+    """Return the state once every rank has gone on to where it waits.
+
+    That depends on nobody, and takes nothing away.
+    """
     return tuple(_run_lane(program, lane, hold) for program, lane in zip(litmus.programs, state, strict=True))
 
 
@@ -178,7 +187,10 @@ def _run_lane(program: Program, lane: Lane, hold: bool) -> Lane:
 
 
 class Leaving(NamedTuple):
-    """A rank leaves its collective. `bound`: it will, in this way or in another."""
+    """Says that a rank leaves its collective.
+
+    `bound`: it will, in this way or in another.
+    """
 
     rank: int
     result: Result
@@ -205,7 +217,7 @@ def _leave(state: State, *moves: Leaving) -> State:
 
 
 class Meeting(NamedTuple):
-    """Holds what some ranks are in: each member's part, who is gone without having left it, and who is inside."""
+    """Describes what some ranks are in: each member's part, who is gone without having left it, and who is inside."""
 
     op: Collective
     issued: list[Contribution | None]
@@ -215,7 +227,10 @@ class Meeting(NamedTuple):
 
 
 def _meetings(litmus: Litmus, state: State) -> Iterable[Meeting]:
-    """The collectives that some rank is in. They meet by position in their group, and differ by what is meant."""
+    """Return the collectives that some rank is in.
+
+    They meet by position in their group, and differ by what is meant.
+    """
     found: dict[tuple[Collective, int], Meeting] = {}
     for rank, lane in enumerate(state):
         step = litmus.programs[rank][lane.at] if lane.inside and lane.alive else None
@@ -240,7 +255,7 @@ def _meeting(litmus: Litmus, state: State, op: Collective, at: int) -> Meeting:
 
 
 def _done(program: Program, steps: int, group: str) -> tuple[Do, ...]:
-    """The collectives of a group among the first steps of a program."""
+    """Return the collectives of a group among the first steps of a program."""
     return tuple(step for step in program[:steps] if isinstance(step, Do) and step.op.group == group)
 
 
@@ -290,17 +305,17 @@ def _all_reduce(name: str = "", **how: Any) -> Do:
 
 
 def _late(ranks: int, late: int, *steps: Do) -> tuple[Program, ...]:
-    """The same steps on all ranks, of which one comes late."""
+    """Return the same steps on all ranks, of which one comes late."""
     return tuple((Control.LATE, *steps) if rank == late else steps for rank in range(ranks))
 
 
 def _odd(ranks: int, odd: int, usual: Do, other: Do) -> tuple[Program, ...]:
-    """One step on all ranks, another one on one of them."""
+    """Return one step on all ranks but one, which has another step."""
     return tuple((other if rank == odd else usual,) for rank in range(ranks))
 
 
 def _unequal() -> Iterator[Litmus]:
-    """Programs whose ranks do not mean the same, each without and with torch's checks."""
+    """Yield programs whose ranks do not mean the same, each without and with torch's checks."""
     every = (_broadcast(), _all_reduce(), _all_gather(), _gather())
     first, second, third = (_all_reduce(name) for name in ("first", "second", "third"))
     cases = {
@@ -357,7 +372,7 @@ def _unequal() -> Iterator[Litmus]:
 
 
 def _late_ranks() -> Iterator[Litmus]:
-    """One rank comes late, at 3, 4 and 8 ranks."""
+    """Yield programs in which one rank comes late, at 3, 4 and 8 ranks."""
     for ranks in (3, 4, 8):
         for late in range(ranks):
             name = f"broadcast_{ranks}_late_{late}"
@@ -378,7 +393,7 @@ def _late_ranks() -> Iterator[Litmus]:
 
 
 def _two_groups() -> Iterator[Litmus]:
-    """The position of a collective counts within its group."""
+    """Yield programs over two groups: the position of a collective counts within its group."""
     one, other = _all_reduce("one", group="one"), _all_reduce("other", group="other")
     yield Litmus("crossed_groups", "all-reduces in two groups, in opposite order", ((one, other), (other, one)))
     chunks = [_broadcast(f"{name} {n}", group=name) for n in (1, 2, 3) for name in ("header", "payload")]
@@ -386,7 +401,7 @@ def _two_groups() -> Iterator[Litmus]:
 
 
 def _gone() -> Iterator[Litmus]:
-    """A peer that is killed, stopped, or does not call."""
+    """Yield programs with a peer that is killed, stopped, or does not call."""
     for name, step in {"all_reduce": _all_reduce, "broadcast": _broadcast, "gather": _gather}.items():
         called = name.replace("_", "-")
         for dead in (0, 3):

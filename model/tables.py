@@ -1,4 +1,6 @@
-"""The vocabulary in which a protocol is written: states, rows, collectives, roles. No protocol stands here.
+"""Defines the vocabulary in which a protocol is written: states, rows, collectives, roles.
+
+No protocol stands here.
 
 A role is a table of rows. A row leaves `state` on `event` for `target` when its guards hold, and may
 carry a collective, which has two ends: the rank *issues* it (guards are asked here), and later it
@@ -43,14 +45,14 @@ UNKNOWN: Final = _Slotless.UNKNOWN
 
 
 def changed(value: V, **changes: Any) -> V:
-    """`dataclasses.replace` for any frozen value: a struct of msgspec is some ten times as fast."""
+    """Return `dataclasses.replace` of any frozen value: a struct of msgspec is some ten times as fast."""
     if isinstance(value, msgspec.Struct):
         return msgspec.structs.replace(value, **changes)
     return replace(value, **changes)  # type: ignore[type-var]
 
 
 class Kind(StrEnum):
-    """Holds what a collective does with the values that its members put in."""
+    """Names what a collective does with the values that its members put in."""
 
     BROADCAST = "broadcast"
     GATHER = "gather"
@@ -59,7 +61,7 @@ class Kind(StrEnum):
 
 
 class By(StrEnum):
-    """Says who causes a row."""
+    """Names who causes a row."""
 
     PROTOCOL = "protocol"
     """The rank itself, whenever the guards hold."""
@@ -75,7 +77,10 @@ class By(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The bounds within which a protocol is checked. `ranks` counts rank0 in."""
+    """Holds the bounds within which a protocol is checked.
+
+    `ranks` counts rank0 in.
+    """
 
     ranks: int = 3
     chunks: int = 2
@@ -84,7 +89,10 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A state of a role. `waits` marks the states in which a stopped peer is normal."""
+    """Describes a state of a role.
+
+    `waits` marks the states in which a stopped peer is normal.
+    """
 
     name: str
     phase: str
@@ -95,7 +103,10 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """One line of the schedule. `dtype` and `size` are what goes over the wire, `size` as text."""
+    """Describes one line of the schedule.
+
+    `dtype` and `size` are what goes over the wire, `size` as text.
+    """
 
     name: str
     kind: Kind
@@ -113,14 +124,14 @@ class Collective:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A one-slot channel between the driver and each worker: a slot a worker, empty at the start."""
+    """Describes a one-slot channel between the driver and each worker: a slot a worker, empty at the start."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Fill a worker's slot, once it is empty. `worker` picks whose, from 1; None: the own one."""
+    """Fills a worker's slot, once it is empty. `worker` picks whose, from 1; None: the own one."""
 
     slot: Slot
     worker: Callable[[Vars], int] | None = None
@@ -128,7 +139,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Empty a worker's slot, once it is full; guards and effect are given what is in it. `worker` as for `Put`."""
+    """Empties a worker's slot, once it is full; guards and effect are given what is in it. `worker` as for `Put`."""
 
     slot: Slot
     worker: Callable[[Vars], int] | None = None
@@ -136,7 +147,7 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Meet:
-    """Go on once every rank's counter (`Protocol.counter`) is at least one's own."""
+    """Goes on once every rank's counter (`Protocol.counter`) is at least one's own."""
 
 
 Gate = Put | Take | Meet
@@ -144,7 +155,9 @@ Gate = Put | Take | Meet
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One transition. `data` is the type of what guards and effect are given, for traces to be read back.
+    """Describes one transition.
+
+    `data` is the type of what guards and effect are given, for traces to be read back.
 
     `gate` is what the row waits for apart from its guards: a slot of a channel, or the counters of all ranks.
     `commits` marks a commitment point: after it a peer blocks for more from this rank. `syncs`: on a stream the
@@ -190,14 +203,14 @@ class Row:
         return True
 
     def apply(self, v: Vars, data: Data) -> Vars:
-        """The variables after the row."""
+        """Return the variables after the row."""
         return v if self.effect is None else self.effect(v, data)
 
     def __str__(self) -> str:
         return f"{self.state} --{self.event}--> {self.target}"
 
     def canonical(self) -> str:
-        """One line that changes whenever the row does, for the digest of the tables."""
+        """Return one line that changes whenever the row does, for the digest of the tables."""
         guards = ",".join(map(named, self.guards))
         names = [getattr(f, "__name__", "-") for f in (self.send, self.choices, self.effect)]
         op = self.op.name if self.op else "-"
@@ -221,7 +234,7 @@ def _type_name(kind: Any) -> str:
 
 @dataclass(frozen=True)
 class Role:
-    """A table: the states, the initial one, and the rows."""
+    """Holds a table: the states, the initial one, and the rows."""
 
     name: str
     initial: str
@@ -236,7 +249,7 @@ class Role:
 
     @cached_property
     def leaving(self) -> Mapping[str, tuple[Row, ...]]:
-        """State name to the rows that leave it, in the order of the table."""
+        """Return, by the name of a state, the rows that leave it, in the order of the table."""
         return {s.name: tuple(r for r in self.rows if r.state == s.name) for s in self.states}
 
     @cached_property
@@ -245,7 +258,7 @@ class Role:
 
     @cached_property
     def events(self) -> tuple[str, ...]:
-        """Every event of the role, in the order in which the table first names it."""
+        """Return every event of the role, in the order in which the table first names it."""
         return tuple(dict.fromkeys(r.event for r in self.rows))
 
     def row(self, state: str, event: str) -> Row:
@@ -311,18 +324,21 @@ class Role:
         return False
 
     def adding(self, *rows: Row) -> Role:
-        """The same table with more rows."""
+        """Return the same table with more rows."""
         return replace(self, rows=self.rows + rows)
 
     def edit(self, state: str, event: str, **changes: Any) -> Role:
-        """The same table with one row changed. Raises ModelError when there is no such row."""
+        """Return the same table with one row changed.
+
+        Raises ModelError when there is no such row.
+        """
         old = self.row(state, event)
         return replace(self, rows=tuple(replace(r, **changes) if r is old else r for r in self.rows))
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Ids of which only the differences mean anything, so that states may be counted from the driver's own."""
+    """Holds ids of which only the differences mean anything, so that states may be counted from the driver's own."""
 
     base: Callable[[Vars], int]
     """The driver's id."""
@@ -332,7 +348,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Roles, who plays which, and the schedule of collectives."""
+    """Holds roles, who plays which, and the schedule of collectives."""
 
     name: str
     version: str
@@ -371,7 +387,7 @@ class Protocol:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits that change whenever a table or the schedule does."""
+        """Return 16 hex digits that change whenever a table or the schedule does."""
         lines = [self.name, self.version, *map(repr, self.schedule)]
         for role in self.roles:
             lines += [role.name, role.initial, *map(repr, role.states), *(r.canonical() for r in role.rows)]
@@ -379,7 +395,7 @@ class Protocol:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Every digest under which these very tables were recorded: today's, and those of earlier versions."""
+        """Return every digest under which these very tables were recorded: today's, and those of earlier versions."""
         return (self.digest, *self.former_digests)
 
     def validate(self) -> Protocol:

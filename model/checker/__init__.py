@@ -1,1 +1,1 @@
-"""Engines that search the state space of a network, and the counterexamples that they find."""
+"""Searches the state space of a network, and shows the counterexamples that are found."""

@@ -1,4 +1,4 @@
-"""From a violated property to numbered steps: who is stuck, in what, waiting for whom, and since when.
+"""Turns a violated property into numbered steps: who is stuck, in what, waiting for which ranks, and since when.
 
 Left out: drawing (`diagrams.sequence_chart`).
 """
@@ -17,7 +17,7 @@ from .reference import Result, StateGraph, Verdict, path_to, replay
 
 
 def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:
-    """The counterexample to `verdict`, or None where there is no path to show (a `sometimes` never seen)."""
+    """Return the counterexample to `verdict`, or None where there is no path to show (a `sometimes` never seen)."""
     if verdict.holds or verdict.state is None:
         return None
     network = result.network
@@ -41,7 +41,7 @@ def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:
 
 
 def settle(network: Network, graph: StateGraph, state: int, final: NetworkState) -> list[tuple[Move, NetworkState]]:
-    """The shortest ordinary way from a doomed state, which `final` is, to one in which nobody moves any more.
+    """Return the shortest ordinary way from a doomed state (`final`) to one in which nobody moves any more.
 
     A rank is doomed as soon as no continuation helps it; the reader wants to see everybody where they end
     up. Empty where others go on for ever.
@@ -64,7 +64,7 @@ def settle(network: Network, graph: StateGraph, state: int, final: NetworkState)
 
 
 def numbered(network: Network, path: list[tuple[Move, NetworkState]]) -> tuple[TraceStep, ...]:
-    """The moves of a path as steps, from 1."""
+    """Return the moves of a path as steps, numbered from 1."""
     counts: dict[tuple[int, str, bool], int] = {}
     steps = []
     for number, (move, state) in enumerate(path, 1):
@@ -80,7 +80,7 @@ def numbered(network: Network, path: list[tuple[Move, NetworkState]]) -> tuple[T
 
 
 def _show(data: object) -> str:
-    """`steps=2 recompute=False …` rather than a constructor call."""
+    """Return a value as text: a dataclass as `steps=2 recompute=False …` rather than as a constructor call."""
     if not is_dataclass(data):
         return str(data)
     parts = []
@@ -108,7 +108,7 @@ def _stuck(
 
 
 def _commitment(steps: tuple[TraceStep, ...], rank: int, peers: tuple[int, ...]) -> int | None:
-    """The commitment point behind a wait: the send that the stuck rank last took from one of `peers`.
+    """Return the commitment point behind a wait: the send that the stuck rank last took from one of `peers`.
 
     Where it took none, its own last commitment.
     """

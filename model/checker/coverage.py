@@ -2,7 +2,7 @@
 
 What the protocol or its world does by itself (PROTOCOL and ENVIRONMENT rows, the states that they lead to, a
 `sometimes`) must be reached, or be declared not to be: else the protocol is vacuous. VIOLATION, FAULT and DETECTION
-rows, and what only they lead to, depend on the faults that were chosen: of these it is told which were not exercised.
+rows, and what only they lead to, depend on the faults that were chosen: those that were not exercised are listed.
 
 Left out: how rows are counted while a search goes on (`StateGraph.taken`).
 """
@@ -23,7 +23,7 @@ ORDINARY = (By.PROTOCOL, By.ENVIRONMENT)
 
 
 class UnreachedRow(NamedTuple):
-    """A row that no run takes."""
+    """Names a row that no run takes."""
 
     role: str
     row: Row
@@ -39,7 +39,7 @@ class UnreachedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Coverage:
-    """Holds what a finished search did not come by."""
+    """Lists what a finished search did not reach."""
 
     rows: tuple[UnreachedRow, ...]
     states: tuple[tuple[str, str], ...]

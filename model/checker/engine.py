@@ -1,4 +1,6 @@
-"""Which search answers a check: the reference, or the fast one, by numba or on NumPy alone. All answer the same.
+"""Chooses the search that answers a check: the reference, or the fast one, by numba or on NumPy alone.
+
+All answer the same.
 
 Left out: the searches themselves, and how their answer is shown (`report.py`).
 """
@@ -121,12 +123,12 @@ def _engine(asked: str) -> str:
 
 
 def fast() -> str:
-    """The fastest engine that can be had."""
+    """Return the fastest engine that is available."""
     return NUMPY if find_spec("numba") is None else NUMBA
 
 
 def _loops(engine: str) -> tuple[Any, Any]:
-    """The modules that search, and that sweep over what was found."""
+    """Return the modules that search, and that sweep over what was found."""
     if engine == NUMPY:
         from .fast import numpy_graph, numpy_search
 

@@ -1,4 +1,7 @@
-"""Holds what the reports of a check share: how numbers, faults and a counterexample are shown. Left out: verdicts."""
+"""Formats what the reports of a check share: numbers, faults and a counterexample.
+
+Left out: verdicts.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from ..semantics.run import Counterexample
 
 
 def counted(number: int, what: str) -> str:
-    """`1 step`, `2 steps`."""
+    """Return a number with its noun: `1 step`, `2 steps`."""
     plural = "es" if what.endswith("sh") else "s"
     return f"{number} {what}{plural if number != 1 else ''}"
 
 
 def faults_text(network: Network) -> str:
-    """Which faults were let happen, and how many of them."""
+    """Return which faults were let happen, and how many of them."""
     if not network.faults or not network.kinds:
         return "no fault"
     shown = (k if p is None else f"{k}@{'|'.join(sorted(map(str, p)))}" for k, p in network.kinds.items())
@@ -54,7 +57,7 @@ def scope_json(network: Network, question: Query) -> dict[str, Any]:
 
 
 def counterexample_json(cex: Counterexample) -> dict[str, Any]:
-    """As `check --format json` prints it."""
+    """Return a counterexample as `check --format json` prints it."""
     return {
         "property": cex.claim,
         "summary": cex.summary,
@@ -86,7 +89,7 @@ def counterexample_json(cex: Counterexample) -> dict[str, Any]:
 
 
 def counterexample_text(cex: Counterexample) -> list[str]:
-    """Lines: the numbered steps, then where it ends."""
+    """Return the lines of a counterexample: the numbered steps, then where it ends."""
     lines = [f"{cex.title[0].upper()}{cex.title[1:]}:"]
     for step in cex.steps:
         lines.append(

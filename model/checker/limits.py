@@ -13,7 +13,7 @@ Limit = Callable[[int], None]
 
 
 class Ended(Exception):
-    """The search is to end here. Its text says why."""
+    """Ends the search here; its text says why."""
 
 
 def limit(max_states: int | None, timeout: float | None) -> Limit | None:

@@ -1,4 +1,4 @@
-"""The reference engine: breadth-first, exact, and plain enough to be read as the definition.
+"""Searches breadth-first and exactly, plain enough to be read as the definition: the reference engine.
 
 It numbers the states in the order of their discovery, so that the first state that violates something is
 reached by a shortest path. Left out: speed.
@@ -30,7 +30,7 @@ from .limits import Ended, Limit
 
 
 class Edge(NamedTuple):
-    """A move, as far as the properties ask for it."""
+    """Holds a move, as far as the properties ask for it."""
 
     rank: int
     target: int
@@ -49,14 +49,14 @@ Taken = tuple[int, str, str]
 
 
 class Edges(Sequence[list[Edge]]):
-    """The edges of every state, packed: millions of them fit into memory."""
+    """Holds the edges of every state, packed: millions of them fit into memory."""
 
     def __init__(self) -> None:
         self._starts = array("q", [0])
         self._packed = array("q")
 
     def append(self, edges: Iterable[Edge]) -> None:
-        """The edges of the next state."""
+        """Append the edges of the next state."""
         for rank, target, ordinary, advances, detects, part in edges:
             self._packed.append(target << 13 | rank << 4 | part << 3 | ordinary << 2 | advances << 1 | detects)
         self._starts.append(len(self._packed))
@@ -69,7 +69,7 @@ class Edges(Sequence[list[Edge]]):
         return len(self._starts) - 1
 
     def packed(self, number: int) -> Sequence[int]:
-        """The edges of a state as they are kept: target, rank, and the four bits."""
+        """Return the edges of a state as they are kept: target, rank, and the four bits."""
         return self._packed[self._starts[number] : self._starts[number + 1]]
 
     def __eq__(self, other: object) -> bool:
@@ -96,12 +96,12 @@ class StateGraph(Protocol):
 
     @property
     def seen(self) -> dict[str, tuple[int, int]]:
-        """Property name to the first edge (source, ordinal) on which a ghost named it."""
+        """Return, by property name, the first edge (source, ordinal) on which a ghost named it."""
         ...
 
     @property
     def taken(self) -> frozenset[Taken]:
-        """The rows that some run takes, as far as was searched."""
+        """Return the rows that some run takes, as far as was searched."""
         ...
 
     @property
@@ -114,7 +114,7 @@ class StateGraph(Protocol):
     def depth(self) -> Sequence[int]: ...
     @property
     def counts(self) -> tuple[int, int]:
-        """States and transitions, those counted too that stand for others under symmetry."""
+        """Return the numbers of states and transitions, those counted too that stand for others under symmetry."""
         ...
 
     def stands_for(self, number: int, state: NetworkState) -> bool:
@@ -124,7 +124,7 @@ class StateGraph(Protocol):
 
 @dataclass
 class Graph:
-    """The reachable states, their edges, and how each was first reached."""
+    """Holds the reachable states, their edges, and how each was first reached."""
 
     states: list[NetworkState] = field(default_factory=list)
     index: dict[NetworkState, int] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class Graph:
 
     @cached_property
     def reversed(self) -> list[list[int]]:
-        """Per state: (source, bits) of each edge into it, packed."""
+        """Return, per state, (source, bits) of each edge into it, packed."""
         back: list[list[int]] = [[] for _ in self.states]
         for n in range(len(self.edges)):
             for edge in self.edges.packed(n):
@@ -314,7 +314,7 @@ def seen_on_an_edge(seen: Mapping[str, tuple[int, int]], prop: Property) -> Verd
 def _always_again(
     network: Network, graph: Graph, flags: list[tuple[bool, bool]], judge_all: bool, prop: Property
 ) -> Verdict:
-    """AG EF per rank: from every judged state some path lets the rank advance (NO_STRANDING).
+    """Judge AG EF per rank: from every judged state some path lets the rank advance (NO_STRANDING).
 
     NO_LIVELOCK asks that wherever some path lets it advance, some path lets it take part.
     Until a fault the path is of ordinary steps alone; after one, detection may help, unless `judge_all`. Once a rank
@@ -360,7 +360,7 @@ def _can_get_to(graph: Graph, rank: int, goal: int, *, detection: bool) -> list[
 
 
 def first_hang(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
-    """The first state after a failure from which some fair run goes on for ever, or stands still.
+    """Return the first state after a failure from which some fair run goes on for ever, or stands still.
 
     Fair means that what detection may do to a rank all the time, it does in the end. Then a run can stay for ever
     only in a state that no move leaves, or in a strongly connected component that has no rank which detection
@@ -388,8 +388,10 @@ def is_trap(edges: Sequence[list[Edge]], component: Sequence[int]) -> bool:
 
 
 def worst_steps_to_end(graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
-    """Over all states in which a failure has just happened: the most steps that it takes until all have ended,
-    if nobody does anything else meanwhile. None where nothing ever fails."""
+    """Return the most steps that it takes from a failure that has just happened until all have ended.
+
+    Nobody does anything else meanwhile. None where nothing ever fails.
+    """
     far = {n: 0 for n, (_, ended) in enumerate(flags) if ended}
     queue = deque(far)
     while queue:
@@ -404,7 +406,7 @@ def worst_steps_to_end(graph: Graph, flags: list[tuple[bool, bool]]) -> int | No
 
 
 def _unclean(network: Network, graph: Graph, flags: list[tuple[bool, bool]]) -> int | None:
-    """The first state in which rank0 shuts down, nothing has failed, and some run does not end with all STOPPED."""
+    """Return the first state where rank0 shuts down, nothing failed and some run does not end with all STOPPED."""
     inside = {
         n
         for n, (failed, _) in enumerate(flags)
@@ -419,7 +421,7 @@ def _unclean(network: Network, graph: Graph, flags: list[tuple[bool, bool]]) -> 
 
 
 def components(edges: Sequence[list[Edge]], roots: Iterable[int], inside: set[int]) -> Iterator[list[int]]:
-    """Strongly connected components of the states `inside` (Tarjan, without recursion)."""
+    """Yield the strongly connected components of the states `inside` (Tarjan, without recursion)."""
     order: dict[int, int] = {}
     low: dict[int, int] = {}
     stack: list[int] = []
@@ -457,7 +459,7 @@ def components(edges: Sequence[list[Edge]], roots: Iterable[int], inside: set[in
 
 
 def _can_reach(graph: Graph, goal: Iterable[int], bits: int) -> list[bool]:
-    """For each state, whether some path of edges with one of these bits leads from it into `goal`."""
+    """Return, for each state, whether some path of edges with one of these bits leads from it into `goal`."""
     reached = [False] * len(graph.states)
     stack = []
     for n in goal:
@@ -475,7 +477,7 @@ def _can_reach(graph: Graph, goal: Iterable[int], bits: int) -> list[bool]:
 def replay(
     network: Network, graph: StateGraph, numbers: Sequence[int], here: NetworkState
 ) -> list[tuple[Move, NetworkState]]:
-    """The moves from `here` through the states of these numbers, asked of the network again."""
+    """Return the moves from `here` through the states of these numbers, asked of the network again."""
     path = []
     for there in numbers:
         move, here = next((m, s) for m, s in network.successors(here) if graph.stands_for(there, s))
@@ -484,7 +486,7 @@ def replay(
 
 
 def path_to(network: Network, graph: StateGraph, verdict: Verdict) -> list[tuple[Move, NetworkState]]:
-    """A shortest path to where `verdict` shows, replayed through the network."""
+    """Return a shortest path to where `verdict` shows, replayed through the network."""
     if verdict.state is None:
         return []
     numbers = [verdict.state]

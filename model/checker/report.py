@@ -1,4 +1,7 @@
-"""Tells what a check found, as text, JSON and JUnit XML. Left out: pictures (`diagrams`)."""
+"""Reports what a check found, as text, JSON and JUnit XML.
+
+Left out: pictures (`diagrams`).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ SCHEMA = 2
 
 
 class Answer(StrEnum):
-    """Holds what a check says of a protocol, within what was searched."""
+    """Names what a check says of a protocol, within what was searched."""
 
     HOLDS = "holds"
     """All was searched, nothing is violated, and nothing that had to be reached was missed."""
@@ -49,7 +52,7 @@ EXIT = {
 
 @dataclass(frozen=True)
 class Report:
-    """A finished check."""
+    """Holds a finished check."""
 
     question: Query
     result: Result
@@ -69,7 +72,7 @@ class Report:
 
     @property
     def network(self) -> Network:
-        """The network that was searched: the protocol within its scope, with its faults."""
+        """Return the network that was searched: the protocol within its scope, with its faults."""
         return self.result.network
 
     @property
@@ -82,12 +85,12 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """True if nothing is violated, all was searched, and nothing that had to be reached was missed."""
+        """Return True if nothing is violated, all was searched, and nothing that had to be reached was missed."""
         return self.verdict is Answer.HOLDS
 
     @property
     def depth(self) -> int:
-        """Steps of the longest of all shortest paths to a state."""
+        """Return the steps of the longest of all shortest paths to a state."""
         return self.result.graph.depth[-1]
 
     @property

@@ -1,4 +1,4 @@
-"""A shortest run in which something happens: what a chart of the healthy protocol shows.
+"""Finds a shortest run in which something happens: what a chart of the healthy protocol shows.
 
 Left out: whether anything holds (`engine`).
 """
@@ -17,7 +17,7 @@ LIMIT = 300_000
 
 
 def shortest(network: Network, event: str | None) -> Counterexample:
-    """The shortest run that ends with `event` on some rank; None: with every rank at its end, nobody failed.
+    """Return the shortest run that ends with `event` on some rank; None: with every rank at its end, nobody failed.
 
     Raises UsageError where there is none.
     """

@@ -1,4 +1,4 @@
-"""A counterexample as a scenario that `genlock run` executes: what rank0 was asked to do, and the fault.
+"""Turns a counterexample into a scenario that `genlock run` executes: what rank0 was asked to do, and the fault.
 
 Left out: the order in which ranks move; real ranks choose their own.
 """
@@ -11,7 +11,7 @@ from ..semantics.run import Counterexample
 
 
 def scenario(example: Counterexample, mutant: str | None) -> dict[str, Any]:
-    """`{"steps": [...], "inject": ...}`: rank0's chunks and heartbeats, and at which chunk what is injected.
+    """Return `{"steps": [...], "inject": ...}`: rank0's chunks and heartbeats, and at which chunk what is injected.
 
     A mutant is injected by its name, a chunk that preflight refuses by a break-it row that has the same effect;
     other faults are named, and `genlock run` says whether it can make them yet.

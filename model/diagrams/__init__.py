@@ -1,1 +1,4 @@
-"""State diagrams and sequence charts, as text and graphs. Writing them into files is not here."""
+"""Draws state diagrams and sequence charts, as text and graphs.
+
+Left out: writing them into files.
+"""

@@ -1,4 +1,4 @@
-"""Colours that all pictures share, and text that Mermaid takes as text."""
+"""Defines the colours that all pictures share, and text that Mermaid takes as text."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ FILLS = ("#dbeafe", "#dcfce7", "#fef9c3", "#fde7d3", "#ede4fb", "#d5f3f0", "#fbe
 
 
 def plain(text: str) -> str:
-    """`text` with what Mermaid would take for syntax as entities."""
+    """Return `text` with what Mermaid would take for syntax as entities."""
     return "".join(f"#{ord(c)};" if c in '#;:<>"' else c for c in text)

@@ -1,4 +1,4 @@
-"""Sequence charts of counterexamples, as SVG and Mermaid: a lane a rank, and nothing that no step says.
+"""Draws sequence charts of counterexamples, as SVG and Mermaid: a lane a rank, and nothing that no step says.
 
 Left out: charts of recorded runs.
 """
@@ -47,7 +47,7 @@ class Beat(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """Numbers and what happens, where it leads, and whether it commits."""
+        """Return the numbers and what happens, where it leads, and whether it commits."""
         first, last = self.steps[0], self.steps[-1]
         here, collective = f"→ {last.states[self.rank]}", f"⇄ {last.operation} #{last.sequence}"
         if first is last:
@@ -82,7 +82,7 @@ class Beat(NamedTuple):
 
 
 def beats(example: Counterexample, schedule: Sequence[Collective]) -> list[Beat]:
-    """The steps of `example`; the schedule says whose parts each of its collectives delivers."""
+    """Return the steps of `example` as beats; the schedule says whose parts each of its collectives delivers."""
     return _grouped([("", step) for step in example.steps], example, schedule)
 
 
@@ -119,7 +119,10 @@ ALIKE = 8
 
 
 def compared(new: Counterexample, old: Counterexample, schedule: Sequence[Collective]) -> list[Beat]:
-    """Both runs from shortly before they differ. Each rank is compared with itself: how ranks interleave is chance."""
+    """Return both runs from shortly before they differ.
+
+    Each rank is compared with itself: how ranks interleave is chance.
+    """
     signs: dict[int, str] = {}
     gone: dict[int | None, list[TraceStep]] = {}
     for rank in range(new.ranks):
@@ -142,7 +145,7 @@ def _events(steps: Sequence[TraceStep]) -> list[tuple[str, str, str]]:
 
 
 def endings(example: Counterexample) -> list[list[str]]:
-    """Per rank, where the run leaves it: stuck, in what and for whom, or just its state."""
+    """Return, per rank, where the run leaves it: stuck, in what and waiting for which ranks, or just its state."""
     states = example.steps[-1].states if example.steps else ("at the start",) * example.ranks
     lines = [[state] for state in states]
     for stuck in example.stuck:
@@ -153,7 +156,10 @@ def endings(example: Counterexample) -> list[list[str]]:
 
 
 def sequence_mermaid(example: Counterexample, schedule: Sequence[Collective], old: Counterexample | None = None) -> str:
-    """A counterexample as a Mermaid `sequenceDiagram`; with another one, `+` and `-` say what only one of them has."""
+    """Return a counterexample as a Mermaid `sequenceDiagram`.
+
+    With another one, `+` and `-` say what only one of them has.
+    """
     lines = ["sequenceDiagram", *(f"participant rank{rank}" for rank in range(example.ranks))]
     lines.append(f"Note over rank0,rank{example.ranks - 1}: {plain(': '.join(_heading(example)))}")
     for beat in compared(example, old, schedule) if old else beats(example, schedule):
@@ -177,7 +183,7 @@ def _heading(example: Counterexample) -> list[str]:
 
 
 def sequence_svg(example: Counterexample, schedule: Sequence[Collective], old: Counterexample | None = None) -> str:
-    """A counterexample as SVG: a lane for each rank, a row for each beat; stuck ranks end in red.
+    """Return a counterexample as SVG: a lane for each rank, a row for each beat; stuck ranks end in red.
 
     With `old`, another run: what only this one does is green, what only that one does red and struck out.
     """
@@ -232,7 +238,7 @@ class _Placed(NamedTuple):
 
 
 def _tops(shown: Sequence[Beat], top: float, ranks: int) -> list[float]:
-    """Where each beat's box begins: as high as its lane, its collective, and arrows of others leave it room.
+    """Return where each beat's box begins: as high as its lane, its collective, and arrows of others leave it room.
 
     So what ranks do at the same time stands side by side; the numbers keep the order in which it was found.
     """
@@ -267,7 +273,7 @@ def _hits(one: _Placed, other: _Placed) -> bool:
 
 
 def _lanes(shown: Sequence[Beat], ends: Sequence[Sequence[str]]) -> tuple[list[float], float]:
-    """The middle of each rank's lane, wide enough for all that is said in it, and where the last one ends."""
+    """Return the middle of each rank's lane, wide enough for all that is said in it, and where the last one ends."""
     lanes, right = [], float(GAP)
     for rank, end in enumerate(ends):
         width = max(_width(lines) for lines in (end, *(b.lines for b in shown if b.rank == rank))) + 2 * GAP
@@ -316,7 +322,7 @@ def _bar(x: float, top: float, bottom: float, colour: str) -> str:
 
 
 def _arrows(sources: Sequence[float], x: float, half: float, y: float) -> list[str]:
-    """From every source's lane to the edge of the box at `x`."""
+    """Return the arrows from every source's lane to the edge of the box at `x`."""
     parts = [f'<circle cx="{source:.1f}" cy="{y:.1f}" r="4" fill="{BLUE}"/>' for source in sources]
     for side in (-1, 1):
         there = [source for source in sources if (source - x) * side > 0]

@@ -1,4 +1,4 @@
-"""State diagrams from the tables, for Graphviz and as Mermaid: nothing is drawn that no row says.
+"""Draws state diagrams from the tables, for Graphviz and as Mermaid: nothing is drawn that no row says.
 
 Left out: sequence charts (`chart`), and how a picture becomes a file (`picture`).
 """
@@ -24,7 +24,7 @@ MANY = 3
 
 
 class Note(NamedTuple):
-    """Plain rows that many states share: each of `events` leads from each of `states` to `target`."""
+    """Holds plain rows that many states share: each of `events` leads from each of `states` to `target`."""
 
     states: tuple[str, ...]
     events: tuple[str, ...]
@@ -32,14 +32,14 @@ class Note(NamedTuple):
     colour: str
 
     def lines(self, role: Role) -> list[str]:
-        """`any live state:` or the names of the states, then the events."""
+        """Return `any live state:` or the names of the states, then the events."""
         live = tuple(s.name for s in role.states if not s.terminal and not s.failed)
         where = "any live state" if self.states == live else ", ".join(self.states)
         return [*textwrap.wrap(f"{where}:", 28), *textwrap.wrap(", ".join(self.events), 40)]
 
 
 class Mark(NamedTuple):
-    """How a row or state that is not the same in two versions is drawn, and in what words."""
+    """Says how a row or state that is not the same in two versions is drawn, and in what words."""
 
     sign: str
     colour: str
@@ -51,7 +51,7 @@ Marks = Mapping[Row | State, Mark]
 
 
 def outline(role: Role, marks: Marks | None = None) -> tuple[list[Row], list[Note]]:
-    """The rows that are drawn as arrows, and the notes that say all others."""
+    """Return the rows that are drawn as arrows, and the notes that say all others."""
     same: dict[tuple[Row, str], list[Row]] = {}
     for row in role.rows:
         same.setdefault((replace(row, state=""), _colour(row, marks)), []).append(row)
@@ -73,7 +73,7 @@ def _colour(row: Row, marks: Marks | None) -> str:
 def state_diagram(
     role: Role, colours: Mapping[str, str] | None = None, *, brief: bool = False, marks: Marks | None = None
 ) -> graphviz.Digraph:
-    """The table of `role` for `dot`: the main line runs down, in the order in which the table names the states.
+    """Return the table of `role` for `dot`: the main line runs down, in the order in which the table names the states.
 
     In SVG a state has the id `ROLE.STATE` and an arrow `ROLE.STATE.EVENT`, whatever else is in the table. `colours` as
     `phase_colours` has them. `brief` leaves out what stands beside the events: guards, and what the colours mean.
@@ -121,7 +121,7 @@ def state_diagram(
 
 
 def _main_line(role: Role) -> list[str]:
-    """The states, in the order of the table, as long as each leads to the next."""
+    """Return the states, in the order of the table, as long as each leads to the next."""
     leads = {(row.state, row.target) for row in role.rows if row.by in (By.PROTOCOL, By.ENVIRONMENT)}
     line = [role.initial]
     for here, there in pairwise(s.name for s in role.states):
@@ -131,7 +131,7 @@ def _main_line(role: Role) -> list[str]:
 
 
 def _route(role: Role, line: list[str], row: Row) -> tuple[tuple[int, int], dict[str, str]]:
-    """Where an arrow is drawn, from left to right, and its ports: back, on, aside, to failure.
+    """Return where an arrow is drawn, from left to right, and its ports: back, on, aside, to failure.
 
     The main line stays straight, what returns to it runs on its left, the longest way outermost, and all
     else on its right.
@@ -197,7 +197,7 @@ def _guards(row: Row) -> list[str]:
 
 
 def phase_colours(*roles: Role) -> dict[str, str]:
-    """Phase to its colour, alike in all pictures of these roles."""
+    """Return the colour of each phase, alike in all pictures of these roles."""
     states = [state for role in roles for state in role.states]
     phases = list(dict.fromkeys(s.phase for s in states if not s.failed))
     colours = {phase: FILLS[number % len(FILLS)] for number, phase in enumerate(phases)}
@@ -205,7 +205,7 @@ def phase_colours(*roles: Role) -> dict[str, str]:
 
 
 def state_mermaid(role: Role, colours: Mapping[str, str] | None = None, *, marks: Marks | None = None) -> str:
-    """The table of `role` as a Mermaid `stateDiagram-v2`."""
+    """Return the table of `role` as a Mermaid `stateDiagram-v2`."""
     rows, notes = outline(role, marks)
     lines = ["stateDiagram-v2", *(f'state "{plain(s.name)}" as {s.name}' for s in role.states)]
     lines.append(f"[*] --> {role.initial}")

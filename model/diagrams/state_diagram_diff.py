@@ -1,4 +1,4 @@
-"""The difference of two protocols as state diagrams: one picture a role, with what was added, removed and changed.
+"""Draws the difference of two protocols as state diagrams: one picture a role, with what was added, removed, changed.
 
 Left out: what counts as a change, and its words (`difference`).
 """
@@ -14,7 +14,7 @@ from .table_diff import changes
 
 
 def merged(old: Role, new: Role) -> tuple[Role, Marks]:
-    """A role with the rows and states of both, for `diagram` to draw, and how those are marked that differ.
+    """Return a role with the rows and states of both, for `diagram` to draw, and how those are marked that differ.
 
     An arrow that now leads elsewhere is there twice: removed where it led, added where it leads.
     """

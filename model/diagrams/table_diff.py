@@ -1,4 +1,4 @@
-"""Tells what differs between two versions of a table, row by row, in words.
+"""Describes what differs between two versions of a table, row by row, in words.
 
 A row is the same row where its state and event are; the rest of it may have changed. The order of guards means
 nothing. Left out: drawing (`diagram_diff`).
@@ -13,7 +13,10 @@ from ..tables import Role, Row
 
 
 class Change(NamedTuple):
-    """A row that is not the same in both. `old` None: added; `new` None: removed."""
+    """Holds a row that is not the same in both.
+
+    `old` None: added; `new` None: removed.
+    """
 
     old: Row | None
     new: Row | None
@@ -31,7 +34,7 @@ DROPPED, ASKED = "no longer asks that ", "now asks that "
 
 
 def changes(old: Role, new: Role) -> dict[tuple[str, str], Change]:
-    """(state, event) of every row that differs, in the order of the new table, then what is gone from the old."""
+    """Return the rows that differ, by (state, event), in the order of the new table, then those gone from the old."""
     found = {}
     for key, row in new.rows_by_key.items():
         before = old.rows_by_key.get(key)
@@ -61,5 +64,5 @@ def _words(old: Row, new: Row) -> tuple[str, ...]:
 
 
 def told(function: Callable[..., Any]) -> str:
-    """A guard's or an effect's text: its docstring on one line, or its name."""
+    """Return the text of a guard or an effect: its docstring on one line, or its name."""
     return " ".join((function.__doc__ or function.__name__).split()).removesuffix(".")

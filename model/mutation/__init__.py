@@ -1,1 +1,1 @@
-"""Mutants of a protocol, known and made by machine, and what each check of it is worth."""
+"""Judges mutants of a protocol, known and made by machine, and what each check of it is worth."""

@@ -1,4 +1,4 @@
-"""Mutants of the tables made by machine, and which property kills each: how much the properties are worth.
+"""Makes mutants of the tables by machine, and finds which property kills each: how much the properties are worth.
 
 Each mutant changes one row: a guard or the effect dropped, the row dropped, its target moved to the row's own state
 or one state further along the main line, or the work of two consecutive steps exchanged. It is searched at two
@@ -32,7 +32,10 @@ VALIDATION, BOUNDS = "validation", "bounds"
 
 @dataclass(frozen=True)
 class MachineMutant:
-    """A protocol with one change. `protocol` has no faults yet, which are added for each search."""
+    """Holds a protocol with one change.
+
+    `protocol` has no faults yet, which are added for each search.
+    """
 
     name: str
     protocol: Protocol
@@ -42,7 +45,7 @@ class MachineMutant:
 
 
 def mutants(protocol: Protocol) -> Iterator[MachineMutant]:
-    """Every mutant of the protocol, role by role and row by row."""
+    """Yield every mutant of the protocol, role by role and row by row."""
     driver, worker = protocol.roles
     for change, rows in _changes(driver):
         yield MachineMutant(f"{driver.name} {change}", replace(protocol, driver=replace(driver, rows=rows)))
@@ -73,7 +76,7 @@ def _changes(role: Role) -> Iterator[tuple[str, tuple[Row, ...]]]:
 
 
 def main_step(role: Role, state: str) -> Row | None:
-    """The first row of `state` that leads on along the main line."""
+    """Return the first row of `state` that leads on along the main line."""
     return next(
         (
             r
@@ -97,11 +100,11 @@ SEARCHES: tuple[tuple[tuple[str, ...], int], ...] = (((), 1), ((), 2), (tuple(FA
 
 
 class _Boundless(Exception):
-    """The search has found more states than `MAX_STATES`."""
+    """Says that the search has found more states than `MAX_STATES`."""
 
 
 def kill(protocol: Protocol) -> str | None:
-    """The property (or `VALIDATION`, `BOUNDS`) that kills the mutant at 2 ranks, or None where it survives."""
+    """Return the property (or `VALIDATION`, `BOUNDS`) that kills the mutant at 2 ranks, or None where it survives."""
     return next((found for kinds, chunks in SEARCHES if (found := _killed_in(protocol, kinds, chunks))), None)
 
 

@@ -1,4 +1,4 @@
-"""Fault × check: what each guard of TP v1.1 is there for.
+"""Shows what each guard of TP v1.1 is there for: fault × check.
 
 With every check in its place all properties hold under the fault; without this one check, in this one row, the
 property named fails. Guards that are no checks are listed too, with what they are.
@@ -38,7 +38,7 @@ from ..tables import Protocol, Scope
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A guard of a row, the fault that it is there for, and the property that fails without it."""
+    """Names a guard of a row, the fault that it is there for, and the property that fails without it."""
 
     role: str
     event: str
@@ -53,8 +53,10 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Holds what came out: `broken` are the properties that fail with the check in place, `missed` says that none did
-    without it."""
+    """Holds the result of a check.
+
+    `broken` are the properties that fail with the check in place, `missed` says that none did without it.
+    """
 
     check: Check
     broken: tuple[str, ...]
@@ -121,7 +123,7 @@ STEERING: Mapping[tuple[str, str, str], str] = {
 
 
 def unchecked(protocol: Protocol, one: Check) -> Protocol:
-    """The protocol without this check."""
+    """Return the protocol without this check."""
     role = next(r for r in protocol.roles if r.name == one.role)
     row = next(r for r in role.rows if r.event == one.event)
     edited = role.edit(row.state, row.event, guards=without(row.guards, one.guard))
@@ -129,7 +131,10 @@ def unchecked(protocol: Protocol, one: Check) -> Protocol:
 
 
 def run(scope: Scope) -> Iterator[CheckResult]:
-    """Each check, in place and taken away. Two ranks and one chunk show all of them."""
+    """Yield the result of each check, in place and taken away.
+
+    Two ranks and one chunk show all of them.
+    """
     sound: dict[str, tuple[str, ...]] = {}
     for one in MATRIX:
         if one.fault not in sound:
@@ -152,7 +157,7 @@ def _network(protocol: Protocol, one: Check, scope: Scope) -> Network:
 
 
 def table(results: Iterable[CheckResult]) -> str:
-    """A line a check: the fault that it is there for, and the property that fails without it, in how many steps."""
+    """Return a line a check: the fault that it is there for, the property that fails without it, in how many steps."""
     lines = [f"{'role':7} {'row':17} {'check':23} {'fault':11} {'with it':9} without it"]
     for r in results:
         c = r.check

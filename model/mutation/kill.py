@@ -1,4 +1,4 @@
-"""Holds the known mutants of TP v1.1 against the checker: each must be caught by the property that it names.
+"""Checks that each known mutant of TP v1.1 is caught by the property that it names.
 
 Left out: the mutants themselves (`semantics.known_mutants`), and those that are made by machine (`generated_mutants`).
 """
@@ -18,7 +18,10 @@ from ..tables import Scope
 
 @dataclass(frozen=True)
 class MutantResult:
-    """How a mutant was caught. `committed` is the commitment point behind the first wait, where a rank is stuck."""
+    """Says how a mutant was caught.
+
+    `committed` is the commitment point behind the first wait, where a rank is stuck.
+    """
 
     mutant: Mutant
     killed: bool
@@ -52,12 +55,12 @@ def judge(mutant: Mutant, scope: Scope) -> MutantResult:
 
 
 def all_mutants(scope: Scope) -> Iterator[MutantResult]:
-    """Every mutant, judged one after the other."""
+    """Yield the result of every mutant, judged one after the other."""
     return (judge(mutant, scope) for mutant in MUTANTS.values())
 
 
 def table(results: Iterable[MutantResult]) -> str:
-    """A line a mutant: how it was caught, in how many steps, who is stuck, and since which commitment point."""
+    """Return a line a mutant: how it was caught, in how many steps, who is stuck, since which commitment point."""
     lines = [f"{'mutant':15} {'':8} {'by':24} {'steps':>5}  stuck, since which commitment point"]
     for r in results:
         verdict = "killed" if r.killed else "SURVIVES"

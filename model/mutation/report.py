@@ -1,4 +1,4 @@
-"""`genlock check --mutants`: every known failure mode and every check of TP v1.1, judged, as one report.
+"""Judges every known failure mode and every check of TP v1.1, as one report: `genlock check --mutants`.
 
 Left out: machine-made mutants, of which there are many (`python -m genlock.model.mutation.generated_mutants`).
 """
@@ -19,7 +19,7 @@ from .kill import MutantResult, all_mutants, table
 
 @dataclass(frozen=True)
 class KillReport:
-    """Which mutants were killed, and what each check is worth."""
+    """Says which mutants were killed, and what each check is worth."""
 
     mutants: tuple[MutantResult, ...]
     checks: tuple[CheckResult, ...]
@@ -38,7 +38,7 @@ class KillReport:
         return all(m.killed for m in self.mutants) and all(c.holds for c in self.checks)
 
     def as_text(self) -> str:
-        """Both tables, and how many survive."""
+        """Return both tables, and how many survive."""
         alive = [m.mutant.name for m in self.mutants if not m.killed]
         idle = [c.check.guard for c in self.checks if not c.holds]
         early = [f"STOPPED: {self.stopped}; what follows was judged"] if self.stopped else []
@@ -55,7 +55,7 @@ class KillReport:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `check --mutants --format json` prints."""
+        """Return the object that `check --mutants --format json` prints."""
         return {
             "schema": 1,
             "stopped": self.stopped,
@@ -87,7 +87,7 @@ class KillReport:
         }
 
     def as_junit(self) -> str:
-        """One test case a mutant and a check."""
+        """Return one test case a mutant and a check."""
         cases = [_case("mutant", m.mutant.name, m.killed, f"{m.mutant.killed_by.name} holds") for m in self.mutants]
         for c in self.checks:
             name = f"{c.check.role}.{c.check.event}.{c.check.guard}"

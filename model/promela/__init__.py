@@ -1,1 +1,1 @@
-"""A network as Promela, for Spin."""
+"""Writes a network as Promela, for Spin."""

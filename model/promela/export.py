@@ -1,4 +1,4 @@
-"""`genlock export promela`: the network that `check` searches, written for Spin.
+"""Writes the network that `check` searches for Spin: `genlock export promela`.
 
 The roles go out as tables (`tables.py`). What makes a network of them, that is transport, channels, counters,
 faults and detection, is Promela of its own (`template.py`). Which locals the tables must have is found by searching
@@ -34,7 +34,7 @@ Tell = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Export:
-    """A network in Promela, and what Genlock's own moves come to: what Spin must find, too."""
+    """Holds a network in Promela, and what Genlock's own moves come to: what Spin must find, too."""
 
     name: str
     """Without a suffix, fit to be a file's."""
@@ -62,7 +62,9 @@ class Export:
 
 
 def export(network: Network, name: str | None = None, tell: Tell | None = None) -> Export:
-    """The network in Promela; `name` is its protocol's unless given. Takes as long as a search.
+    """Return the network in Promela; `name` is its protocol's unless given.
+
+    Takes as long as a search.
 
     Raises ModelError for tables that cannot be written down.
     """
@@ -182,7 +184,10 @@ def _strikes(tables: Tables) -> str:
 
 
 def _points(tables: Tables, kind: str) -> str:
-    """A crash or stall strikes one rank while any is in the state; the others one that is in it itself."""
+    """Return the condition under which a fault strikes.
+
+    A crash or stall strikes one rank while any is in the state; the others one that is in it itself.
+    """
     points = tables.network.kinds.get(kind, frozenset())
     if points is None:
         return "1"
@@ -197,7 +202,7 @@ def _points(tables: Tables, kind: str) -> str:
 
 
 def _process(tables: Tables, role: int, streams: Sequence[int]) -> str:
-    """The ranks of a role: an option for each step that a local may have, for its last step another."""
+    """Return the ranks of a role: an option for each step that a local may have, for its last step another."""
     at, network = tables.of(role), tables.network
     begins: list[tuple[str, int, Callable[[At], int], Callable[[At], int]]] = [
         ("OWN", 0, lambda a: a.FIRST, lambda a: a.OWNS),
@@ -221,11 +226,11 @@ def _process(tables: Tables, role: int, streams: Sequence[int]) -> str:
 
 
 def _type(numbers: int) -> str:
-    """The smallest type that holds so many numbers, from 0."""
+    """Return the smallest type that holds so many numbers, from 0."""
     return "byte" if numbers <= 1 << 8 else "short" if numbers <= 1 << 15 else "int"
 
 
 def _array(name: str, numbers: Sequence[int]) -> str:
-    """A table, outside of Spin's state."""
+    """Return a table, outside of Spin's state."""
     filled = [int(n) for n in numbers] or [0]
     return f"hidden {_type(max(filled) + 1)} {name}[{len(filled)}] = {{ {', '.join(map(str, filled))} }};"

@@ -1,4 +1,4 @@
-"""The tables of `export.py`: every local, its steps and the ends of its collectives, as columns of small numbers.
+"""Makes the tables of `export.py`: every local, its steps and the ends of its collectives, as columns of small numbers.
 
 Numbers count from 1; 0 is nothing, nowhere, or never met. A local has one number whatever its role. Steps stand in
 the order of the rank's own, those of faults, those of detection.
@@ -23,7 +23,10 @@ GATES = ("NONE", "PUT", "TAKE", "MEET")
 
 @dataclass
 class Met:
-    """Holds what a search came by. Pairs are by role: the driver, the worker."""
+    """Holds what a search met.
+
+    Pairs are by role: the driver, the worker.
+    """
 
     locals: tuple[set[int], set[int]] = field(default_factory=lambda: (set(), set()))
     ends: tuple[dict[int, set[Data]], dict[int, set[Data]]] = field(default_factory=lambda: ({}, {}))
@@ -64,7 +67,7 @@ class At(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A step."""
+    """Describes a step."""
 
     TARGET: int = 0
     BY: int = 0
@@ -86,7 +89,7 @@ class Line(NamedTuple):
 
 
 class End(NamedTuple):
-    """One way in which a local's collective ends; GIVEN has what is delivered."""
+    """Describes one way in which a local's collective ends; GIVEN has what is delivered."""
 
     END_TARGET: int = 0
     END_BY: int = 0
@@ -94,7 +97,10 @@ class End(NamedTuple):
 
 
 class Tables:
-    """A network's roles, as far as `met` met them. `judged` are the properties that a step may be seen to violate."""
+    """Holds a network's roles, as far as `met` met them.
+
+    `judged` are the properties that a step may be seen to violate.
+    """
 
     def __init__(self, network: Network, met: Met, judged: Sequence[str]) -> None:
         self.network, self.met, self.judged = network, met, judged
@@ -114,11 +120,11 @@ class Tables:
         self.at = [At()] + [self._at(role, n) for role, n in self.locals.items[1:]]
 
     def of(self, role: int) -> list[At]:
-        """The locals of a role."""
+        """Return the locals of a role."""
         return [at for at, (its, _) in zip(self.at[1:], self.locals.items[1:], strict=True) if its == role]
 
     def number(self, role: int, local: int) -> int:
-        """The number of a local of a role; 0 if it was never met."""
+        """Return the number of a local of a role; 0 if it was never met."""
         return self.locals.index.get((role, local), 0)
 
     def titles(self) -> list[str]:
@@ -131,7 +137,7 @@ class Tables:
         return found
 
     def columns(self) -> Iterator[tuple[str, Sequence[int]]]:
-        """Every table by name."""
+        """Yield every table by name."""
         for rows in (self.at, self.lines, self.ends):
             for n, name in enumerate(rows[0]._fields):
                 yield name, [row[n] for row in rows]
@@ -164,7 +170,7 @@ class Tables:
         return at._replace(STALLED_AS=self.number(role, lts.stalled(number, True)))
 
     def _target(self, role: int, local: int) -> tuple[int, int]:
-        """Where a step leads, its ids counted from the driver's, and by which move forward."""
+        """Return where a step leads, its ids counted from the driver's, and by which move forward."""
         base = self.roles[0].base(local) if role == 0 else 0
         if base == 0:
             return self.number(role, local), 0
@@ -176,7 +182,10 @@ class Tables:
     # ── its steps ───────────────────────────────────────────────────────────────────────────────────
 
     def _steps(self, role: int, number: int) -> tuple[list[Line], list[Line], list[Line]]:
-        """The rank's own, what faults do to it, and what detection does. Only its own wait at a gate."""
+        """Return the rank's own steps, what faults do to it, and what detection does.
+
+        Only its own wait at a gate.
+        """
         menu = self.roles[role].menu(number)
         own = [line for step in menu.own for line in self._gated(role, number, step)]
         faults = [self._line(role, s)._replace(STRUCK_BY=self.kinds.get(s.row.fault, 0)) for s in menu.faults]
@@ -218,7 +227,10 @@ class Tables:
         return [self.network.values.items[item - 1] for item in sorted(found)]
 
     def _ends(self, role: int, number: int) -> list[End]:
-        """How its collective was seen to end. What is delivered is told from what the members put in."""
+        """Return how its collective was seen to end.
+
+        What is delivered is recognised by what the members put in.
+        """
         found = []
         for data in sorted(self.met.ends[role].get(number, ()), key=repr):
             step = self.roles[role].complete(number, data)
@@ -242,18 +254,18 @@ class Tables:
         yield "VALUE", [0, *(self.values(c.value) for c in known)]
 
     def _later(self, base: int) -> list[int]:
-        """Every local with its ids moved back by `base`."""
+        """Return every local with its ids moved back by `base`."""
         return [0] + [self.number(role, self.roles[role].rebased(n, -base)) for role, n in self.locals.items[1:]]
 
     def _put_later(self, base: int) -> list[int]:
-        """Every contribution with its ids moved back by `base`."""
+        """Return every contribution with its ids moved back by `base`."""
         frame, known = self.network.protocol.frame, self.contributions.items[1:]
         moved = [c._replace(value=frame.rebase(c.value, -base)) if frame else c for c in known]
         return [0] + [self.contributions.index.get(c, 0) for c in moved]
 
 
 def _from_one(items: Iterable[Any] = ()) -> Interner[Any]:
-    """Numbers from 1; number 0 is nothing."""
+    """Return the items numbered from 1; number 0 is nothing."""
     numbers: Interner[Any] = Interner()
     numbers.items.append(None)
     for item in items:

@@ -1,4 +1,4 @@
-"""The Promela of `genlock export promela` that is the same for every protocol: transport, gates, faults, detection.
+"""Holds the Promela of `genlock export promela` for every protocol alike: transport, gates, faults, detection.
 
 These are the rules of `docs/specification.md` once more. They share no code with `network.py`, and keep their state in
 another form: of each group, how many of the unfinished collectives every rank has issued and how many it has left.
@@ -247,7 +247,7 @@ inline switch_to(me, to, cost) {   /* stall and resume */
 
 
 def unrolled(ranks: int, streams: Sequence[int]) -> str:
-    """The macros that Promela has no loops for in a condition: over the ranks, and over the groups on a stream."""
+    """Return macros that loop in a condition, as Promela cannot: over the ranks, and over the groups on a stream."""
 
     def joined(text: str, by: str) -> str:
         return by.join(text.format(m) for m in range(ranks))
@@ -268,14 +268,17 @@ def unrolled(ranks: int, streams: Sequence[int]) -> str:
 
 
 def judged(names: Sequence[str]) -> str:
-    """The flags of the properties that are seen on a move, and what asserts them, each by its name."""
+    """Return the flags of the properties that are seen on a move, and what asserts them, each by its name."""
     flags = "\n".join(f"hidden byte {name};" for name in ("no_false_abort", "mispaired", *names))
     body = "\n".join(f"  {name} = ((seen) >> {n}) & 1; assert(!{name});" for n, name in enumerate(names))
     return f"{flags}\n\ninline judge(seen) {{\n{body}\n}}\n"
 
 
 def process(name: str, count: int, options: Sequence[str], on_device: Sequence[str]) -> str:
-    """`count` ranks of a role: `options` while one lives (none: it never does), `on_device` also when it has ended."""
+    """Return `count` ranks of a role.
+
+    They have `options` while they live (none: they never do), and `on_device` also when they have ended.
+    """
 
     def loop(moves: Sequence[str]) -> str:
         return "\n".join(("  do", *(f"  {move}" for move in moves), "  od;"))

@@ -1,1 +1,1 @@
-"""Built-in protocols as tables of rows, and the files of a user's own."""
+"""Defines the built-in protocols as tables of rows, and reads the files of a user's own."""

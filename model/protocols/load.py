@@ -25,8 +25,10 @@ DEFAULT = "protocol"
 
 
 def load(name: str, params: Mapping[str, str] | None = None) -> Protocol:
-    """The protocol called `name`: one of `PROTOCOLS`, or `FILE.py[:NAME]`, where NAME is a `Protocol` or a function
-    that returns one. `params` are that function's arguments, as text.
+    """Return the protocol called `name`.
+
+    It is one of `PROTOCOLS`, or `FILE.py[:NAME]`, where NAME is a `Protocol` or a function that returns one. `params`
+    are that function's arguments, as text.
 
     Raises UsageError for a name or parameter that does not exist, ModelError for a file or table that fails.
     """
@@ -101,7 +103,7 @@ def _refuse_a_borrowed_name(protocol: Protocol, name: str) -> None:
 
 
 def _place(error: BaseException, path: PurePath) -> str:
-    """The file, and the line in it where the error came from."""
+    """Return the file, and the line in it where the error came from."""
     trace, line = error.__traceback__, getattr(error, "lineno", None)
     while trace is not None:
         if PurePath(trace.tb_frame.f_code.co_filename).name == path.name.partition(":")[0]:

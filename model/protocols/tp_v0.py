@@ -1,4 +1,4 @@
-"""TP v0, full pipeline on every rank: what TP v1.1 replaced, in the same terms.
+"""Defines TP v0, full pipeline on every rank: what TP v1.1 replaced, in the same terms.
 
 rank0 broadcasts the arguments of a call; every rank runs the whole pipeline on them, encode and decode
 included, and only the generator's collectives keep the ranks together. There is no payload, so nothing

@@ -1,4 +1,4 @@
-"""TP v1.1, generator-only workers: the rows of rank0 and worker, and the schedule of collectives.
+"""Defines TP v1.1, generator-only workers: the rows of rank0 and worker, and the schedule of collectives.
 
 This is the one place where legality stands. Checker, `transitions` machines, Hypothesis rules, runtime monitor,
 replayer, diagrams and documents all read it. A row's guards and effects are in `tp_rules`, its values in `tp_values`.
@@ -191,7 +191,7 @@ WORKER_STATES = (
 
 
 def failure_rows(states: tuple[State, ...]) -> tuple[Row, ...]:
-    """From every live state, the same three ways out: the rank raises, a peer is gone, its time is up.
+    """Return the same three ways out of every live state: the rank raises, a peer is gone, its time is up.
 
     What preflight finds wrong with a chunk is no exception but a refusal, and changes nothing.
     """

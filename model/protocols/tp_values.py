@@ -1,4 +1,6 @@
-"""Values that TP v1.1 sends, and the variables that a role keeps. Plain data: what is legal stands in `tp_v1_1`.
+"""Defines the values that TP v1.1 sends, and the variables that a role keeps.
+
+Plain data: what is legal stands in `tp_v1_1`.
 
 A running rank uses them with plain integers. The checker starts the same variables with `Cyclic` call ids, which keeps
 an endless stream of heartbeats finite.
@@ -15,7 +17,7 @@ from ..tables import changed
 
 
 class Action(IntEnum):
-    """Holds what a header asks of a worker."""
+    """Names what a header asks of a worker."""
 
     NOOP = 0
     INFER = 1
@@ -23,7 +25,7 @@ class Action(IntEnum):
 
 
 class Cyclic(int):
-    """A sequence number modulo 4: equal, next, newer by two and older can be told apart, and no more."""
+    """Holds a sequence number modulo 4: equal, next, newer by two and older can be told apart, and no more."""
 
     def __add__(self, other: int) -> Cyclic:
         return Cyclic((int(self) + int(other)) % 4)
@@ -34,7 +36,7 @@ class Cyclic(int):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Holds what a chunk will do, as every rank must understand it."""
+    """Describes what a chunk will do, as every rank must understand it."""
 
     steps: int
     recompute: bool
@@ -46,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header packet, as far as the protocol depends on it."""
+    """Holds the header packet, as far as the protocol depends on it."""
 
     action: Action
     call_id: int
@@ -62,7 +64,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """All tensors of a chunk."""
+    """Holds all tensors of a chunk."""
 
     digest: int
     override: bool
@@ -73,7 +75,10 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Holds what a rank believes a generator call to be. Nothing of it is on the wire: all-reduces pair blindly."""
+    """Describes a generator call as a rank believes it to be.
+
+    Nothing of it is on the wire: all-reduces pair blindly.
+    """
 
     chunk_index: int
     number: int
@@ -95,7 +100,10 @@ class Ack:
 
 
 class TPVars(msgspec.Struct, frozen=True):
-    """The variables of either role. Ids and epochs are 0 before the first commit."""
+    """Holds the variables of either role.
+
+    Ids and epochs are 0 before the first commit.
+    """
 
     call_id: int = 0
     chunk_index: int = 0
@@ -124,12 +132,12 @@ class TPVars(msgspec.Struct, frozen=True):
 
 
 def start(finite: bool) -> TPVars:
-    """The variables at start-up."""
+    """Return the variables at start-up."""
     return TPVars(call_id=Cyclic(0)) if finite else TPVars()
 
 
 def rebase(value: object, by: int) -> object:
-    """`value` with every call id in it moved on by `by`: only differences of call ids mean anything."""
+    """Return `value` with every call id in it moved on by `by`: only differences of call ids mean anything."""
     if isinstance(value, TPVars):
         return changed(value, call_id=value.call_id + by, received=rebase(value.received, by))
     if isinstance(value, Header | Ack):
@@ -140,5 +148,5 @@ def rebase(value: object, by: int) -> object:
 
 
 def base(v: TPVars) -> int:
-    """Rank0's call id, from which the others are counted."""
+    """Return rank0's call id, from which the others are counted."""
     return int(v.call_id)

@@ -1,1 +1,1 @@
-"""The semantics of tables: roles as transition systems, their network over collectives, faults, properties."""
+"""Defines the semantics of tables: roles as transition systems, their network over collectives, faults, properties."""

@@ -26,7 +26,7 @@ Edit = Callable[[Protocol], Protocol]
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault: in words, and as an edit of the tables."""
+    """Describes one kind of fault: in words, and as an edit of the tables."""
 
     kind: str
     text: str
@@ -194,7 +194,7 @@ def _worker(*rows: Row) -> Edit:
 
 
 def _both(rows: Callable[[str, str], tuple[Row, ...]]) -> Edit:
-    """The same rows for both roles, which differ in where they enter and leave phase B."""
+    """Return the edit that adds the same rows to both roles, which differ in where they enter and leave phase B."""
     return lambda p: _worker(*rows("READY", "ACK"))(_driver(*rows("PAYLOAD_SENT", "AWAIT_ACK"))(p))
 
 
@@ -397,7 +397,10 @@ FAULTS: Mapping[str, Fault] = {
 
 
 def with_faults(protocol: Protocol, kinds: Iterable[str]) -> Protocol:
-    """The protocol with the rows of these kinds of faults. Raises UsageError for a kind that does not exist."""
+    """Return the protocol with the rows of these kinds of faults.
+
+    Raises UsageError for a kind that does not exist.
+    """
     own = {row.fault for role in protocol.roles for row in role.rows if row.fault}
     for kind in kinds:
         fault = FAULTS.get(kind)
@@ -413,7 +416,10 @@ def with_faults(protocol: Protocol, kinds: Iterable[str]) -> Protocol:
 
 
 def asked(points: Iterable[tuple[str, str | None]], protocol: Protocol) -> Faults:
-    """Kinds and points of `--fault KIND[@[rankN.]STATE]`. Raises UsageError for a state that does not exist."""
+    """Return the kinds and points of `--fault KIND[@[rankN.]STATE]`.
+
+    Raises UsageError for a state that does not exist.
+    """
     chosen: dict[str, frozenset[Point] | None] = {}
     known = {s.name for role in protocol.roles for s in role.states}
     for kind, text in points:

@@ -16,7 +16,7 @@ MANY = 16
 
 
 class Growth(NamedTuple):
-    """A variable of a role that took new values until the end of what was searched."""
+    """Names a variable of a role that took new values until the end of what was searched."""
 
     role: str
     variable: str

@@ -1,4 +1,4 @@
-"""Known failure modes as edits of the tables, each with the faults that bring it out and the property that must fail.
+"""Lists known failure modes as edits of tables, each with the faults that show it and the property that must fail.
 
 A checker that lets one of these pass is worth nothing. Where a failure mode is a missing check, the edit takes the
 check away and the fault does the rest; where it is a habit of the code, the edit is that habit.
@@ -38,7 +38,7 @@ Edit = Callable[[Protocol], Protocol]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A broken protocol: what was edited, and the property that must fail.
+    """Describes a broken protocol: what was edited, and the property that must fail.
 
     `faults` are the kinds that it takes to bring it out, `budget` how many of them; `chunks` the fewest that show it.
     `detection` None: on, and each property judged where it is defined; False: nobody watches the ranks.
@@ -58,11 +58,14 @@ class Mutant:
         return 1 if self.faults else 0
 
     def applied(self, protocol: Protocol) -> Protocol:
-        """The protocol with the rows of the faults, then broken."""
+        """Return the protocol with the rows of the faults, then broken."""
         return self.edit(with_faults(protocol, self.faults))
 
     def network(self, scope: Scope) -> Network:
-        """The broken TP v1.1 at this scope. Raises UsageError for too few chunks to show it."""
+        """Return the broken TP v1.1 at this scope.
+
+        Raises UsageError for too few chunks to show it.
+        """
         if scope.chunks < self.chunks:
             raise UsageError(f"{self.name} shows from {self.chunks} chunks on", where="--chunks", do="allow more")
         return Network(
@@ -79,12 +82,12 @@ class Mutant:
 
 
 def without(guards: tuple[Guard, ...], name: str) -> tuple[Guard, ...]:
-    """`guards` less the one with this name."""
+    """Return `guards` less the one with this name."""
     return tuple(g for g in guards if g.__name__ != name)
 
 
 def unguarded(role: Role, *names: str) -> Role:
-    """The table with these guards taken from every row that has them."""
+    """Return the table with these guards taken from every row that has them."""
     rows = role.rows
     for name in names:
         rows = tuple(replace(r, guards=without(r.guards, name)) for r in rows)
@@ -92,7 +95,7 @@ def unguarded(role: Role, *names: str) -> Role:
 
 
 def dropping(*guards: Guard) -> Edit:
-    """Both tables without these guards."""
+    """Return the edit that takes these guards from both tables."""
     names = [g.__name__ for g in guards]
     return lambda p: replace(p, driver=unguarded(p.driver, *names), worker=unguarded(p.worker, *names))
 
@@ -351,7 +354,7 @@ MUTANTS = {
 
 
 def mutant(name: str) -> Mutant:
-    """The mutant of this name. Raises UsageError."""
+    """Return the mutant of this name, or raise UsageError."""
     try:
         return MUTANTS[name]
     except KeyError:

@@ -1,4 +1,4 @@
-"""A role unfolded to a finite labelled transition system: integers in, integers out.
+"""Unfolds a role to a finite labelled transition system: integers in, integers out.
 
 Locals (state, pending collective, variables, ghost) are numbered as they are met, and each local's steps
 are worked out once. The network above then handles nothing but small integers.
@@ -63,7 +63,10 @@ class Interner(Generic[T]):
 
 
 class Local(NamedTuple):
-    """Where one rank is. `pending` is the event whose collective it has issued and waits in."""
+    """Says where one rank is.
+
+    `pending` is the event whose collective it has issued and waits in.
+    """
 
     state: str
     pending: str | None
@@ -73,7 +76,7 @@ class Local(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One move of one rank: to `target`, with `contribution` if it issues, `seen` as the ghost saw it.
+    """Holds one move of one rank: to `target`, with `contribution` if it issues, `seen` as the ghost saw it.
 
     A row with a `Take` has no target before it is known what is in the slot: see `Lts.take`.
     """
@@ -91,7 +94,7 @@ class Step(NamedTuple):
 
 
 class Menu(NamedTuple):
-    """The steps of a local, by who causes them."""
+    """Holds the steps of a local, by who causes them."""
 
     own: tuple[Step, ...]
     faults: tuple[Step, ...]
@@ -112,7 +115,10 @@ class Info(NamedTuple):
 
 
 class Lts:
-    """One role, unfolded as far as it is asked for. On a `stream`, the host goes on where it needs no result."""
+    """Unfolds one role as far as it is asked for.
+
+    On a `stream`, the host goes on where it needs no result.
+    """
 
     def __init__(self, protocol: Protocol, role: Role, scope: Scope, *, stream: bool = False) -> None:
         self.protocol, self.role, self.scope, self.frame = protocol, role, scope, protocol.frame
@@ -155,7 +161,7 @@ class Lts:
         return reaches_out or after.terminal or after.failed
 
     def steps(self, number: int) -> tuple[Step, ...]:
-        """Every step that the rank may take by itself: its rows, and what faults and detection may do to it."""
+        """Return every step that the rank may take by itself: its rows, and what faults and detection may do to it."""
         found = self._steps.get(number)
         if found is None:
             found = self._steps[number] = tuple(self._unfold(self.locals.items[number]))
@@ -169,7 +175,10 @@ class Lts:
         return found
 
     def menu(self, number: int) -> Menu:
-        """The steps, sorted. A passed deadline is no step here: time is not modelled, a stall is killed instead."""
+        """Return the steps, sorted.
+
+        A passed deadline is no step here: time is not modelled, a stall is killed instead.
+        """
         found = self._menus.get(number)
         if found is None:
             steps = self.steps(number)
@@ -181,7 +190,7 @@ class Lts:
         return found
 
     def complete(self, number: int, data: Data) -> Step:
-        """The end of the pending collective, delivering `data`."""
+        """Return the end of the pending collective, delivering `data`."""
         found = self._completions.get((number, data))
         if found is None:
             local = self.locals.items[number]
@@ -192,7 +201,7 @@ class Lts:
         return found
 
     def take(self, number: int, row: Row, data: Data) -> Step | None:
-        """The step of a row that takes `data` out of a slot; None where its guards do not want it."""
+        """Return the step of a row that takes `data` out of a slot; None where its guards do not want it."""
         key = (number, row.event, data)
         if key not in self._taken:
             local = self.locals.items[number]
@@ -200,16 +209,16 @@ class Lts:
         return self._taken[key]
 
     def crashed(self, number: int) -> int:
-        """The same rank, dead."""
+        """Return the same rank, dead."""
         v = self.locals.items[number].vars if self.protocol.keeps else None
         return self.locals(Local(CRASHED, None, v, None))
 
     def stalled(self, number: int, stalled: bool) -> int:
-        """The same local, taking no steps, or taking them again."""
+        """Return the same local, taking no steps, or taking them again."""
         return self.locals(self.locals.items[number]._replace(stalled=stalled))
 
     def base(self, number: int) -> int:
-        """How far this rank's ids have moved on (0 where the protocol has no such ids)."""
+        """Return how far this rank's ids have moved on (0 where the protocol has no such ids)."""
         found = self._bases.get(number)
         if found is None:
             v = self.locals.items[number].vars
@@ -222,7 +231,7 @@ class Lts:
         return growing(self.role.name, [local.vars for local in self.locals.items])
 
     def rebased(self, number: int, by: int) -> int:
-        """The same local with its ids moved on by `by`."""
+        """Return the same local with its ids moved on by `by`."""
         found = self._rebased.get((number, by))
         if found is None:
             local = self.locals.items[number]

@@ -1,4 +1,4 @@
-"""rank0 and its workers, the transport between them, and faults: initial state, and every next state.
+"""Connects rank0 and its workers by the transport, and lets faults strike them: initial state, and every next state.
 
 A network state is a tuple of small integers: one local per rank (see `lts.py`), a queue of unfinished
 collectives per group, the slots of the channels, and the number of faults spent. Each collective in a
@@ -34,8 +34,11 @@ CRASH, STALL = "crash", "stall"
 
 
 class Point(NamedTuple):
-    """Where a fault may strike. A crash or stall strikes rank0, or the rank that is named, while some rank is in
-    `state`; the other kinds strike a rank that is itself in it."""
+    """Says where a fault may strike.
+
+    A crash or stall strikes rank0, or the rank that is named, while some rank is in `state`; the other kinds strike a
+    rank that is itself in it.
+    """
 
     state: str
     rank: int | None = None
@@ -49,7 +52,7 @@ Faults = Mapping[str, frozenset[Point] | None]
 
 
 class NetworkState(NamedTuple):
-    """Everything at one moment."""
+    """Holds the whole network at one moment."""
 
     locals: tuple[int, ...]
     queues: tuple[int, ...]
@@ -60,7 +63,10 @@ class NetworkState(NamedTuple):
 
 
 class Move(NamedTuple):
-    """One step of the network. `ordinary`: neither fault nor detection, and bound to be possible (*must*)."""
+    """Holds one step of the network.
+
+    `ordinary`: neither fault nor detection, and bound to be possible (*must*).
+    """
 
     rank: int
     event: str
@@ -81,7 +87,7 @@ class Move(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A rank that cannot go on by itself, in which operation, and the members that it waits for."""
+    """Names a rank that cannot go on by itself, in which operation, and the members that it waits for."""
 
     rank: int
     state: str
@@ -91,7 +97,7 @@ class Waiting(NamedTuple):
 
 
 class _Exit(NamedTuple):
-    """How a collective may complete for one rank: what it is given, and the queue when it has left."""
+    """Says how a collective may complete for one rank: what it is given, and the queue when it has left."""
 
     op: Collective
     must: bool
@@ -118,7 +124,7 @@ def _once(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any,
 
 
 class Network:
-    """The product of a protocol's roles over `scope.ranks` ranks.
+    """Forms the product of a protocol's roles over `scope.ranks` ranks.
 
     At most `faults` faults happen, of these `kinds` (None: crashes). `detection` says whether DETECTION rows run,
     and whether a stalled rank is killed. On a `stream` the hosts go on after issuing what they need no result of
@@ -163,7 +169,7 @@ class Network:
         self._channel = {slot: n * (self.ranks - 1) for n, slot in enumerate(protocol.slots)}
 
     def initial(self) -> NetworkState:
-        """All ranks at the start of their tables, nothing issued, all slots empty."""
+        """Return all ranks at the start of their tables, nothing issued, all slots empty."""
         slots = (0,) * (len(self._channel) * (self.ranks - 1))
         return NetworkState(tuple(lts.initial for lts in self.lts), (0,) * len(self._group), slots, 0)
 
@@ -171,7 +177,7 @@ class Network:
         return self.lts[rank].info(state.locals[rank])
 
     def state_name(self, state: NetworkState, rank: int) -> str:
-        """The state of one rank in its table, or CRASHED."""
+        """Return the state of one rank in its table, or CRASHED."""
         return self.info(state, rank).state
 
     def successors(self, state: NetworkState) -> Iterator[tuple[Move, NetworkState]]:
@@ -217,7 +223,7 @@ class Network:
             yield self._stall(state, rank)
 
     def waiting(self, state: NetworkState, rank: int) -> Waiting | None:
-        """Return what `rank` waits in, and for whom; None if it has a step of its own."""
+        """Return what `rank` waits in, and for which members; None if it has a step of its own."""
         infos = [self.info(state, r) for r in range(self.ranks)]
         info = infos[rank]
         if info.terminal or info.stalled:
@@ -234,7 +240,7 @@ class Network:
         return Waiting(rank, info.state, step.row.event, name, missing)
 
     def verdict(self, state: NetworkState) -> tuple[bool, bool]:
-        """(some rank has failed, died or stalled; every rank has reached its end)."""
+        """Return (some rank has failed, died or stalled; every rank has reached its end)."""
         infos = [self.info(state, r) for r in range(self.ranks)]
         return any(i.failed or i.stalled for i in infos), all(i.terminal for i in infos)
 
@@ -337,7 +343,7 @@ class Network:
         return self._channel[step.slot[0]] + (step.slot[1] or rank) - 1
 
     def _completion(self, state: NetworkState, rank: int, op: Collective) -> Iterator[tuple[Move, NetworkState]]:
-        """The collective that the host waits in completes for it, after all that it had issued before."""
+        """Yield the completion of the collective that the host waits in, after all that it had issued before."""
         group = self._group[op.group]
         exit = self._exit(state.queues[group], rank)
         if exit is None or not exit.last:
@@ -349,7 +355,7 @@ class Network:
         yield move, self._normal(NetworkState(locals_, queues, state.slots, state.faults))
 
     def _on_device(self, state: NetworkState, rank: int, group: int, info: Info) -> Iterator[tuple[Move, NetworkState]]:
-        """The earliest collective on the rank's stream completes, unless the host waits in it."""
+        """Yield the completion of the earliest collective on the rank's stream, unless the host waits in it."""
         exit = self._exit(state.queues[group], rank)
         if exit is None or (exit.last and info.op is not None and self._group[info.op.group] == group):
             return
@@ -360,7 +366,7 @@ class Network:
 
     @_once
     def _exit(self, queue: int, rank: int) -> _Exit | None:
-        """The earliest collective of this queue that `rank` is in, if it may complete for it."""
+        """Return the exit from the earliest collective of this queue that `rank` is in, if it may complete for it."""
         instances = self.queues.items[queue]
         at = next((n for n, instance in enumerate(instances) if instance[rank] > 0), None)
         if at is None:
@@ -403,7 +409,7 @@ class Network:
         return found
 
     def _normal(self, state: NetworkState) -> NetworkState:
-        """The same state with ids counted from the driver's: a stream of heartbeats goes round, not on."""
+        """Return the same state with ids counted from the driver's: a stream of heartbeats goes round, not on."""
         by = -self.lts[0].base(state.locals[0])
         if by == 0:
             return state
@@ -416,7 +422,7 @@ class Network:
         return self.queues(tuple(tuple(self.rebased_entry(entry, by) for entry in i) for i in instances))
 
     def rebased_entry(self, entry: int, by: int) -> int:
-        """The same entry with its ids moved on by `by`."""
+        """Return the same entry with its ids moved on by `by`."""
         contribution = self.contributions.items[abs(entry)]
         if contribution is None or self.protocol.frame is None:
             return entry
@@ -435,7 +441,7 @@ class Network:
 
     @_once
     def _leave(self, queue: int, rank: int) -> int:
-        """The rank is no longer in any collective; what it had put in stays there, and is lost."""
+        """Return the queue with the rank no longer in any collective; what it had put in stays there, and is lost."""
         instances = self.queues.items[queue]
         return self.queues(tuple(_with(i, rank, self.lost(i[rank])) if i[rank] > 0 else i for i in instances))
 
@@ -468,12 +474,12 @@ class Network:
 
     @_once
     def _missing_from(self, queue: int, rank: int) -> tuple[int, ...]:
-        """The members that `rank` waits for in the earliest collective of this queue that it is in."""
+        """Return the members that `rank` waits for in the earliest collective of this queue that it is in."""
         mine = (i for i in self.queues.items[queue] if i[rank] > 0)
         return next((self._missing_in(i, rank) for i in mine), ())
 
     def _missing_in(self, instance: Instance, rank: int) -> tuple[int, ...]:
-        """The members that `rank` waits for in a collective that it has issued."""
+        """Return the members that `rank` waits for in a collective that it has issued."""
         mine = self.contributions.items[abs(instance[rank])]
         if mine is None:
             return ()
@@ -500,7 +506,7 @@ class Network:
 
     @_once
     def _other_ends(self, slot: Slot, owner: int, rank: int, fills: bool) -> tuple[int, ...]:
-        """The other ranks whose tables can fill (else empty) this slot of worker `owner`."""
+        """Return the other ranks whose tables can fill (else empty) this slot of worker `owner`."""
 
         def can(role: Role, me: int) -> bool:
             gates = (row.gate for row in role.rows if isinstance(row.gate, Put if fills else Take))
@@ -516,7 +522,7 @@ class Network:
         return ()
 
     def _gone_for(self, state: NetworkState, infos: Sequence[Info], rank: int) -> tuple[int, ...]:
-        """The members that `rank` waits for and that are no longer there to come."""
+        """Return the members that `rank` waits for and that are no longer there to come."""
         op = infos[rank].op
         missing = self._missing(state, rank, op) if op is not None else self._missing_on_stream(state, rank)
         return tuple(m for m in missing if infos[m].terminal)
@@ -542,7 +548,7 @@ def refuse_unordered_streams(protocol: Protocol) -> None:
 
 
 def _position(instances: Queue, rank: int) -> int:
-    """How many collectives of the queue `rank` has issued."""
+    """Return how many collectives of the queue `rank` has issued."""
     for at, instance in enumerate(instances):
         if instance[rank] == 0:
             return at
@@ -550,5 +556,5 @@ def _position(instances: Queue, rank: int) -> int:
 
 
 def _with(items: tuple[Data, ...], at: int, item: Data) -> tuple[Data, ...]:
-    """`items` with one of them replaced."""
+    """Return `items` with one of them replaced."""
     return (*items[:at], item, *items[at + 1 :])

@@ -24,7 +24,10 @@ ACCEPTED = {"accept_infer": Action.INFER, "accept_noop": Action.NOOP, "accept_sh
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """A named claim. `kind` is `always`, `sometimes` or `eventually`."""
+    """Holds a named claim.
+
+    `kind` is `always`, `sometimes` or `eventually`.
+    """
 
     name: str
     kind: str
@@ -169,7 +172,7 @@ SOMETIMES_FOR = {
 
 @dataclass(frozen=True, slots=True)
 class Ghost:
-    """Beside each rank's variables: what its own events and messages have been."""
+    """Holds, beside each rank's variables, what its own events and messages have been."""
 
     parity: bool = False
     """All ranks gave the same facts."""
@@ -316,7 +319,10 @@ def _with_header(ghost: Ghost, header: Header) -> Ghost:
 
 
 def _coherent(plan: Plan | None) -> bool:
-    """The identities of a plan, said once more: a broken preflight must not move what it is judged by."""
+    """Return whether the identities of a plan hold.
+
+    They are said once more: a broken preflight must not move what it is judged by.
+    """
     return plan is not None and plan.expected == plan.recompute + plan.steps and plan.override is plan.recompute
 
 
@@ -334,20 +340,23 @@ def _went_back(before: TPVars, after: TPVars) -> bool:
 
 
 def _stood_still(event: str, before: TPVars, after: TPVars) -> bool:
-    """A worker accepts what it has had."""
+    """Return whether a worker accepts what it has had."""
     same_chunk = event == "accept_infer" and after.chunk_index <= before.chunk_index
     return same_chunk or (event in ACCEPTED and not after.call_id > before.call_id)
 
 
 def observer(protocol_name: str) -> tuple[Any, Watch | None]:
-    """The ghost that a protocol starts with, and what steps it. A user's own protocol has none."""
+    """Return the ghost that a protocol starts with, and what steps it.
+
+    A user's own protocol has none.
+    """
     if protocol_name == "tp_v0":
         return (Ghost(needed=1), watch)
     return (Ghost(), watch) if protocol_name.startswith("tp_") else (None, None)
 
 
 def properties_of(protocol_name: str) -> tuple[Property, ...]:
-    """The properties that a protocol is judged by when none are named."""
+    """Return the properties that a protocol is judged by when none are named."""
     if observer(protocol_name)[0] is None:
         return GENERIC
     return tuple(p for p in PROPERTIES.values() if protocol_name != "tp_v0" or p not in NOT_IN_V0)

@@ -24,7 +24,7 @@ MOST = 10_000
 
 @dataclass(frozen=True)
 class Query:
-    """A protocol (see `load`), or a mutant of TP v1.1, and how it is to be searched."""
+    """Holds a protocol (see `load`), or a mutant of TP v1.1, and how it is to be searched."""
 
     protocol: str
     scope: Scope

@@ -1,4 +1,4 @@
-"""A run of a network, told in numbered steps, and what it shows: who is stuck, in what, waiting for whom.
+"""Describes a run of a network in numbered steps, and what it shows: who is stuck, in what, waiting for which ranks.
 
 Left out: how a run is found (`checker.counterexample`, `checker.shortest_run`) and drawn (`diagrams.sequence_chart`).
 """
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TraceStep:
-    """One numbered step. `edge` is as in `Move`; `states` are all ranks' afterwards."""
+    """Holds one numbered step.
+
+    `edge` is as in `Move`; `states` are all ranks' afterwards.
+    """
 
     number: int
     rank: int
@@ -37,7 +40,10 @@ class TraceStep:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """A rank that can never advance. `since` is the number of the step that committed a peer to wait."""
+    """Describes a rank that can never advance.
+
+    `since` is the number of the step that committed a peer to wait.
+    """
 
     rank: int
     state: str
@@ -49,7 +55,7 @@ class Stuck:
 
     @property
     def text(self) -> str:
-        """`rank1 is stuck in AWAIT_PAYLOAD (payload), waiting for rank0`."""
+        """Return a sentence: `rank1 is stuck in AWAIT_PAYLOAD (payload), waiting for rank0`."""
         if self.goes_round:
             return f"rank{self.rank} can only go round by itself, from {self.state}"
         peers = " and ".join(f"rank{p}" for p in self.waiting_for) or "nobody in particular"
@@ -58,7 +64,7 @@ class Stuck:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A run that shows that a property does not hold."""
+    """Holds a run that shows that a property does not hold."""
 
     claim: str
     """Name of the property."""
@@ -74,13 +80,13 @@ class Counterexample:
 
     @property
     def title(self) -> str:
-        """`shortest counterexample to no_stranding, 27 steps`."""
+        """Return a title: `shortest counterexample to no_stranding, 27 steps`."""
         number = len(self.steps)
         return f"{'shortest ' * self.shortest}counterexample to {self.claim}, {number} step{'s' * (number != 1)}"
 
     @property
     def summary(self) -> str:
-        """One sentence for each rank that is stuck, or what the last step did."""
+        """Return one sentence for each rank that is stuck, or what the last step did."""
         if not self.stuck:
             last = self.steps[-1] if self.steps else None
             return f"{self.claim} is violated" + (f" when {last.text}" if last else " in the initial state")

@@ -1,4 +1,4 @@
-"""A role's table as a machine of the `transitions` library: to step one rank by hand or from Hypothesis.
+"""Steps one rank by hand or from Hypothesis: a role's table as a machine of the `transitions` library.
 
 The two ends of a collective are two moves. `fire` issues it: guards are asked, and the rank stays where it
 is, with `pending` set, whence only a failure leads away. `complete` ends it: the effect sees what was
@@ -21,7 +21,7 @@ from .rows import arrive, enabled_row
 
 
 class RoleMachine:
-    """One rank of `role`, at the start of its table unless told otherwise."""
+    """Holds one rank of `role`, at the start of its table unless told otherwise."""
 
     def __init__(self, role: Role, vars: Vars = None, *, state: str | None = None, pending: str | None = None) -> None:
         self.role = role
@@ -43,7 +43,7 @@ class RoleMachine:
         return enabled_row(self.role, self.state, event, self.vars, data, inside=self.pending is not None) is not None
 
     def enabled(self, data: Data = None) -> list[str]:
-        """The events that are legal now; one that takes data, if `data` fits it or none was given."""
+        """Return the events that are legal now; one that takes data, if `data` fits it or none was given."""
         found = []
         for row in self.role.leaving[self.state]:
             takes_data = row.data is not None and row.op is None

@@ -1,4 +1,4 @@
-"""Defines what a collective does between its two ends: whom it depends on, and when it may or must complete.
+"""Defines what a collective does between its two ends: which members it depends on, when it may or must complete.
 
 A rank *issues* a collective and later it *completes* for that rank. On real backends the early leavers
 depend on the algorithm (gloo's tree broadcast), so the rule is two-sided: a member **may** complete once
@@ -37,7 +37,7 @@ class Contribution(NamedTuple):
 
 
 def depends_on(op: Collective, rank: int, ranks: int) -> Sequence[int]:
-    """The members that must have issued `op` before it may complete for `rank`."""
+    """Return the members that must have issued `op` before it may complete for `rank`."""
     if op.kind is Kind.BROADCAST:
         return (op.root or 0,)
     if op.kind is Kind.GATHER and rank != op.root:
@@ -83,7 +83,7 @@ def delivered(op: Collective, rank: int, issued: Sequence[Contribution | None]) 
 
 
 def run_ahead(ranks: int) -> int:
-    """How many broadcasts of a group, all from one root, a member may complete that the slowest has not issued.
+    """Return how many broadcasts of a group, all from one root, a member may complete that the slowest has not issued.
 
     gloo broadcasts along a binomial tree. A late member holds up its parent, in the next broadcast that
     one's parent, and so on up to the root: as many as the tree is deep, for the root itself one fewer.
@@ -100,7 +100,7 @@ def in_reach(at: int, issued: Sequence[int]) -> bool:
 
 
 class Fate(StrEnum):
-    """How a rank may leave a collective that it has issued."""
+    """Names how a rank may leave a collective that it has issued."""
 
     COMPLETES = "completes"
     ERROR = "error"
@@ -116,7 +116,7 @@ def matched(op: Collective) -> Collective:
 
 
 def heard(op: Collective, rank: int, ranks: int) -> Sequence[int]:
-    """The members whose bytes may reach `rank`, directly or passed on."""
+    """Return the members whose bytes may reach `rank`, directly or passed on."""
     if (op.kind is Kind.BROADCAST and rank == op.root) or (op.kind is Kind.GATHER and rank != op.root):
         return ()
     return [member for member in range(ranks) if member != rank]
@@ -143,7 +143,7 @@ def fates(
     lost: Collection[int] = (),
     checked: bool = False,
 ) -> set[Fate]:
-    """The ways in which `rank` may leave `op`; none where it has to wait.
+    """Return the ways in which `rank` may leave `op`; none where it has to wait.
 
     `lost` are the members that are gone without having left `op`, whether they had issued it or not.
     `checked`: with TORCH_DISTRIBUTED_DEBUG=DETAIL all members compare notes before any byte moves.
@@ -173,7 +173,10 @@ def bound(
 
 
 def missing(op: Collective, rank: int, issued: Sequence[Contribution | None]) -> tuple[int, ...]:
-    """The other members that `rank` waits for: it depends on them; else they have not come; else they do not pair."""
+    """Return the other members that `rank` waits for.
+
+    It depends on them; else they have not come; else they do not pair.
+    """
     absent = [m for m, other in enumerate(issued) if other is None and m != rank]
     unequal = [m for m, other in enumerate(issued) if other and not same_on_the_wire(other.op, op)]
     return tuple([m for m in absent if m in depends_on(op, rank, len(issued))] or absent or unequal)

@@ -1,1 +1,1 @@
-"""The fast search: states packed into words, searched by numba or NumPy, equal to the reference state for state."""
+"""Searches fast: states packed into words, by numba or NumPy, equal to the reference state for state."""

@@ -18,7 +18,7 @@ Number = TypeVar("Number", int, Array)
 
 
 class Option(IntEnum):
-    """Holds what a step of a lane waits for."""
+    """Names what a step of a lane waits for."""
 
     FREE = 0
     DEVICE = 1
@@ -33,7 +33,7 @@ class Option(IntEnum):
 
 
 class Memo(IntEnum):
-    """Holds what an outcome is looked up by: an option and what was delivered, a lane and how far it moves, …"""
+    """Names what an outcome is looked up by: an option and what was delivered, a lane and how far it moves, …"""
 
     COMPLETED = 0
     TAKEN = 1
@@ -58,7 +58,7 @@ BIAS = 1 << 20
 
 
 class Tables(NamedTuple):
-    """All that a search needs to know of a network, in a few arrays: what stands where say the names below."""
+    """Holds all that a search needs to know of a network, in a few arrays: what stands where say the names below."""
 
     lanes: Array
     """[role, lane, fact]; role 0 is rank0's, 1 the workers'."""
@@ -94,7 +94,7 @@ VALUE, WIRE, NAME, LOST, REDUCES, ROOT_RANK, TO_OTHERS, TO_ROOT = range(8)
 
 
 class Layout(NamedTuple):
-    """Where each field of a state lies: lanes by rank, then slots, then the faults."""
+    """Says where each field of a state lies: lanes by rank, then slots, then the faults."""
 
     word: Array
     shift: Array
@@ -113,7 +113,7 @@ def memo_parts(key: int) -> tuple[int, int, int]:
 
 
 def memo_place(key: int, size: int) -> int:
-    """Where a key is looked for first."""
+    """Return the place where a key is looked for first."""
     return (key * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) >> 32 & (size - 1)
 
 
@@ -131,5 +131,5 @@ def layout(widths: Sequence[int]) -> Layout:
 
 
 def in_place(ranks: int) -> np.uint64:
-    """Every worker's lane where it was, four bits a worker."""
+    """Return the order in which every worker's lane stays where it was, four bits a worker."""
     return np.uint64(sum(n << 4 * n for n in range(ranks - 1)) & (1 << 64) - 1)

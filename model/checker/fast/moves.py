@@ -1,4 +1,4 @@
-"""The moves of a rank's local, as far as they do not depend on the collectives that the rank is in.
+"""Works out the moves of a rank's local, as far as they do not depend on the collectives that the rank is in.
 
 A local stands in many lanes (see `state_encoding.py`); its moves are worked out once, and become the options of each.
 Left out: those collectives, and what a lane is.
@@ -17,7 +17,7 @@ from .layout import ADVANCES, CHECKED, COSTS, DETECTS, DROPS_FINISHED, NORMALISE
 
 
 class Move(NamedTuple):
-    """A move of a rank's local, as far as it does not depend on the collectives that the rank is in."""
+    """Holds a move of a rank's local, as far as it does not depend on the collectives that the rank is in."""
 
     option: Option
     to: int
@@ -47,7 +47,7 @@ Menu = tuple[tuple[Move, ...], ...]
 
 
 class LocalMoves:
-    """The menus of both roles, each local's made when it is first asked for.
+    """Holds the menus of both roles, each local's made when it is first asked for.
 
     `channels` number what is put into slots, `seen` the properties. `reduced`: whoever stalls has failed.
     """
@@ -66,7 +66,7 @@ class LocalMoves:
         self._menus: tuple[dict[int, Menu], ...] = ({}, {})
 
     def of(self, role: int, local: int) -> Menu:
-        """The moves of a local: its own steps, then what faults, detection, and a crash or a stall do to it."""
+        """Return the moves of a local: its own steps, then what faults, detection, and a crash or a stall do to it."""
         menu = self._menus[role].get(local)
         if menu is None:
             lts = self._lts[role]

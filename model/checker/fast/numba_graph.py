@@ -27,7 +27,7 @@ def _standing(packed, word, shift, mask, ranks, flags, failed, ended, closing, i
 
 
 def standing(graph: PackedGraph) -> tuple[Array, Array, Array, Array]:
-    """Per state: a rank has failed or stalled; all have ended; rank0 is closing; a bit for each that has no move."""
+    """Return per state: a rank has failed or stalled; all have ended; rank0 is closing; a bit for each with no move."""
     count, lay = len(graph.packed), graph.space.layout
     failed, ended, closing = (np.empty(count, bool) for _ in range(3))
     idle, flags = np.zeros(count, np.uint64), np.ascontiguousarray(graph.space.tables().lanes[:, :, FLAGS])
@@ -38,7 +38,7 @@ def standing(graph: PackedGraph) -> tuple[Array, Array, Array, Array]:
 
 @njit(cache=True)
 def _through(mask, went, workers, half):
-    """Bits by the target's places as bits by the source's; rank0's stay."""
+    """Return bits by the target's places as bits by the source's; rank0's stay."""
     rank0 = np.uint64(1) | (np.uint64(1) << np.uint64(half))
     moved = mask & rank0
     for n in range(workers):
@@ -140,7 +140,7 @@ def _components(starts, targets, inside, component):
 
 
 def components(graph: PackedGraph, inside: Array) -> Array:
-    """The strongly connected component of each state of `inside`, by number; -1 for the others (Tarjan)."""
+    """Return the strongly connected component of each state of `inside`, by number; -1 for the others (Tarjan)."""
     component = np.full(len(inside), -1, np.int32)
     _components(graph.starts, graph.targets, inside, component)
     return component
@@ -177,7 +177,7 @@ def _marks(starts, targets, labels, component, by_label, marked):
 
 
 def marks(graph: PackedGraph, component: Array, by_label: Array) -> Array:
-    """Per state the bits that its edges out of its component give it: by their label, moved up by their rank."""
+    """Return per state the bits that its edges out of its component give it: by their label, moved up by their rank."""
     marked = np.zeros(len(component), np.uint64)
     _marks(graph.starts, graph.targets, graph.labels, component, by_label, marked)
     return marked
@@ -196,7 +196,7 @@ def _turns(starts, targets, labels, went, same, component, leaves, stirs, turns)
 
 
 def turns(graph: PackedGraph, component: Array) -> tuple[Array, Array, Array]:
-    """Per state: it has an edge to another; one within its component on which a rank advances; one on a cycle."""
+    """Return per state: it has an edge to another; one in its component on which a rank advances; one on a cycle."""
     leaves, stirs, cycles = (np.zeros(len(component), bool) for _ in range(3))
     same = in_place(_ranks(graph))
     _turns(graph.starts, graph.targets, graph.labels, _went(graph), same, component, leaves, stirs, cycles)
@@ -213,7 +213,7 @@ def _entered(starts, targets, inside, entered):
 
 
 def entered(graph: PackedGraph, inside: Array) -> Array:
-    """The states of `inside` that an edge from outside leads to."""
+    """Return the states of `inside` that an edge from outside leads to."""
     found = np.zeros(len(inside), bool)
     _entered(graph.starts, graph.targets, inside, found)
     return found

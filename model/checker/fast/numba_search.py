@@ -1,4 +1,4 @@
-"""The inner loop of the fast search, compiled by numba: states in, successors out, each new one kept once.
+"""Runs the inner loop of the fast search, compiled by numba: states in, successors out, each new one kept once.
 
 It follows `Network.successors` option by option, so that states are met in the order in which the reference
 meets them. Parents are taken a few at a time: the places of all their successors in the hash table are fetched before
@@ -113,7 +113,7 @@ _MIX = np.uint64(0xD6E8FEB86659FD93)
 
 
 class Shape(NamedTuple):
-    """How many there are of each: what is read through `_data` does not know its own length."""
+    """Holds how many there are of each: what is read through `_data` does not know its own length."""
 
     lanes: int
     groups: int
@@ -132,7 +132,10 @@ class Shape(NamedTuple):
 
 @intrinsic
 def _data(typing, array):
-    """Where an array begins. Reading from it counts no references and checks no index: half of a search."""
+    """Return the place where an array begins.
+
+    Reading from it counts no references and checks no index: half of a search.
+    """
 
     def first(context, builder, signature, arguments):
         return context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -165,7 +168,7 @@ def _hash(words, row, count):
 
 @njit(cache=True, inline="always")
 def _looked_up(table, group, words, rows, row):
-    """(what stands under a state in a group of four cells, or 0; how many of the four are taken): without a branch.
+    """Return what stands under a state in a group of four cells, or 0, and how many of the four are taken: no branch.
 
     A group has the four first words, the four second ones, and so on: of one word it is a cache line.
     """
@@ -181,7 +184,10 @@ def _looked_up(table, group, words, rows, row):
 
 @njit(cache=True, inline="always")
 def _at(width, word, field):
-    """In which word of a state a field lies. `width` has one item a word: its length is known when this is compiled."""
+    """Return the word of a state in which a field lies.
+
+    `width` has one item a word: its length is known when this is compiled.
+    """
     return 0 if len(width) == 1 else word[field]
 
 
@@ -190,7 +196,7 @@ def _at(width, word, field):
 
 @njit(cache=True, inline="always")
 def _find(keys, outcomes, shape, key):
-    """The outcome under this key; -2 where it is not known."""
+    """Return the outcome under this key; -2 where it is not known."""
     last = shape.keys - 1
     at = np.int64((np.uint64(key) * _ODD) >> np.uint64(32)) & last
     while True:
@@ -203,7 +209,7 @@ def _find(keys, outcomes, shape, key):
 
 @njit(cache=True, inline="always")
 def _outcome(keys, outcomes, shape, control, misses, memo, one, other):
-    """The outcome; -2 where it has to be worked out first, which is then asked for."""
+    """Return the outcome; -2 where it has to be worked out first, which is then asked for."""
     found = _find(keys, outcomes, shape, (memo << 60) | (one << 28) | other)
     if found == -2:
         _miss(shape, control, misses, memo, one, other)
@@ -238,7 +244,7 @@ def _once(control, misses, known, asked):
 
 @njit(cache=True, inline="always")
 def _column(shape, lanes, rank, group):
-    """Where the column of a rank begins."""
+    """Return the place where the column of a rank begins."""
     lane = lanes[rank] + (shape.lanes if rank else 0)
     return (lane * shape.groups + group) * shape.entries
 
@@ -252,7 +258,7 @@ def _needs_all(contributions, mine, rank):
 
 @njit(cache=True)
 def _meet(columns, contributions, shape, lanes, rank, group, place, mine, reach):
-    """(may complete, must complete, mispaired) for a collective that `rank` is in: as in `transport`."""
+    """Return (may complete, must complete, mispaired) for a collective that `rank` is in: as in `transport`."""
     own = mine * 8
     root, everyone = contributions[own + ROOT_RANK], _needs_all(contributions, mine, rank)
     may, must, mispaired, slowest = True, True, False, 1 << 30
@@ -279,7 +285,7 @@ def _meet(columns, contributions, shape, lanes, rank, group, place, mine, reach)
 
 @njit(cache=True)
 def _delivered(columns, contributions, keys, outcomes, shape, lanes, rank, group, place, mine, control, misses):
-    """The number of what a member is given; -2 where it has to be worked out first."""
+    """Return the number of what a member is given; -2 where it has to be worked out first."""
     own = mine * 8
     root = np.int64(contributions[own + ROOT_RANK])
     gives = contributions[own + (TO_ROOT if rank == root else TO_OTHERS)]
@@ -305,7 +311,7 @@ def _terminal(facts, shape, lanes, rank):
 
 @njit(cache=True)
 def _gone_in(facts, columns, contributions, shape, lanes, rank, group, place):
-    """(it waits for somebody, one of those is gone), for a collective that `rank` has issued."""
+    """Return (it waits for somebody, one of those is gone) for a collective that `rank` has issued."""
     mine = columns[_column(shape, lanes, rank, group) + ENTRIES + place]
     root, everyone = contributions[mine * 8 + ROOT_RANK], _needs_all(contributions, mine, rank)
     for needed_only in (True, False):
@@ -416,7 +422,7 @@ def _sort(shape, lanes, order):
 def _checks_pass(
     facts, options, keys, outcomes, shape, control, misses, states, width, word, shift, mask, row, here, rank, takes
 ):  # fmt: skip
-    """-1 where no check of a lane passes, -2 where one has to be worked out first: see `Role.checks_pass`."""
+    """Return -1 where no check of a lane passes, -2 where one has to be worked out first: see `Role.checks_pass`."""
     for option in range(facts[here + CHECKS], facts[here + FIRST]):
         whose = options[option * 8 + B]
         slot = shape.ranks + options[option * 8 + A] + (whose if whose else rank) - 1
@@ -748,7 +754,7 @@ def repack(states: Array, count: int, old: Layout, to: Array, new: Layout) -> No
 
 
 def _width(words: int) -> tuple[int, ...]:
-    """One item a word: what is compiled differs by the length of a tuple."""
+    """Return one item a word: what is compiled differs by the length of a tuple."""
     return (0,) * words
 
 

@@ -48,7 +48,7 @@ def keep(graph: PackedGraph, component: Array, own: Array) -> None:
 
 
 def standing(graph: PackedGraph) -> tuple[Array, Array, Array, Array]:
-    """As `sweeps.standing`."""
+    """Return the same as `sweeps.standing`."""
     lanes, count = graph.space.tables().lanes, len(graph.packed)
     failed, ended, closing = np.zeros(count, bool), np.ones(count, bool), np.zeros(count, bool)
     idle = np.zeros(count, np.uint64)
@@ -62,7 +62,7 @@ def standing(graph: PackedGraph) -> tuple[Array, Array, Array, Array]:
 
 
 def components(graph: PackedGraph, inside: Array) -> Array:
-    """The strongly connected component of each state of `inside` that may be on a cycle; -1 for the others."""
+    """Return the strongly connected component of each state of `inside` that may be on a cycle; -1 for the others."""
     left, sources = inside.copy(), _sources(graph)
     while True:
         within = left[sources] & left[graph.targets]
@@ -78,7 +78,7 @@ def components(graph: PackedGraph, inside: Array) -> Array:
 
 
 def marks(graph: PackedGraph, component: Array, by_label: Array) -> Array:
-    """Per state the bits that its edges out of its component give it: by their label, moved up by their rank."""
+    """Return per state the bits that its edges out of its component give it: by their label, moved up by their rank."""
     marked, sources = np.zeros(len(component), np.uint64), _sources(graph)
     given = by_label[graph.labels & 7] << (graph.labels >> 3).astype(np.uint64)
     outward = ~_inner(graph, component)
@@ -87,7 +87,7 @@ def marks(graph: PackedGraph, component: Array, by_label: Array) -> Array:
 
 
 def turns(graph: PackedGraph, component: Array) -> tuple[Array, Array, Array]:
-    """Per state: it has an edge to another; one within its component on which a rank advances; one on a cycle."""
+    """Return per state: it has an edge to another; one in its component on which a rank advances; one on a cycle."""
     size, sources, inner = len(component), _sources(graph), _inner(graph, component)
     away = graph.targets != sources
     moves = away if graph.went is None else away | (graph.went != in_place(graph.space.network.ranks))
@@ -96,7 +96,7 @@ def turns(graph: PackedGraph, component: Array) -> tuple[Array, Array, Array]:
 
 
 def entered(graph: PackedGraph, inside: Array) -> Array:
-    """The states of `inside` that an edge from outside leads to."""
+    """Return the states of `inside` that an edge from outside leads to."""
     return _any(len(inside), graph.targets[~inside[_sources(graph)] & inside[graph.targets]])
 
 
@@ -116,7 +116,7 @@ def _any(size: int, where: Array) -> Array:
 
 
 def _through(graph: PackedGraph, mask: Array, edges: slice) -> Array:
-    """Bits by the target's places as bits by the source's; rank0's stay."""
+    """Return bits by the target's places as bits by the source's; rank0's stay."""
     if graph.went is None:
         return mask
     went, one = graph.went[edges], np.uint64(1)
@@ -129,7 +129,7 @@ def _through(graph: PackedGraph, mask: Array, edges: slice) -> Array:
 
 
 def _levels_up(graph: PackedGraph) -> Iterator[tuple[Array, slice, Array]]:
-    """From the deepest level up: its states that have edges, their edges, and where those of each begin."""
+    """Yield, from the deepest level up, its states that have edges, their edges, and where those of each begin."""
     bounds = [*graph.levels, len(graph.starts) - 1]
     for first, last in zip(bounds[-2::-1], bounds[:0:-1], strict=True):
         starts = graph.starts[first : last + 1]

@@ -1,4 +1,4 @@
-"""The inner loop of the fast search on NumPy alone: for where numba is absent. Many parents at a time, all at once.
+"""Runs the inner loop of the fast search on NumPy alone, many parents at a time: for where numba is absent.
 
 It follows `Network.successors` option by option, as `numba_search.py` does, and meets states in the same order.
 
@@ -90,7 +90,7 @@ _MIX = np.uint64(0xD6E8FEB86659FD93)
 
 
 class _Missing(Exception):
-    """Outcomes that have to be worked out first, by their keys."""
+    """Says that outcomes have to be worked out first, and names them by their keys."""
 
     def __init__(self, memo: Memo, one: Array, other: Array) -> None:
         self.keys = np.unique(memo_key(int(memo), one.astype(np.int64), other.astype(np.int64)))
@@ -144,7 +144,7 @@ def _keep(arrays: Arrays, parents: Array, found: _Successors) -> None:
 
 
 def _insert(table: Array, rows: Array, states: int) -> tuple[Array, Array]:
-    """The number of each row's state, from `states` on where it is new, and which rows are the first of a new one.
+    """Return the number of each row's state, from `states` on where it is new, and which rows are first of a new one.
 
     Equal rows look at the same cells in the same rounds, and of those that want an empty cell the first row gets it.
     """
@@ -196,7 +196,7 @@ def repack(states: Array, count: int, old: Layout, to: Array, new: Layout) -> No
 
 @dataclass
 class _Meeting:
-    """Holds what is to be said of the collectives that some ranks are in."""
+    """Describes the collectives that some ranks are in."""
 
     may: Array
     must: Array
@@ -204,7 +204,7 @@ class _Meeting:
 
 
 class _Successors:
-    """The successors of some states: the place of the parent, the label, the properties seen, and the packed state."""
+    """Holds the successors of some states: the parent's place, the label, the properties seen, and the packed state."""
 
     def __init__(self, arrays: Arrays, tables: Tables, parents: Array) -> None:
         self.t, self.control, self.layout = tables, arrays.control, arrays.layout
@@ -222,7 +222,7 @@ class _Successors:
     # ── which options there are, and which of them are open ─────────────────────────────────────────
 
     def _facts(self, fact: int) -> Array:
-        """[state, rank]: a fact of each rank's lane."""
+        """Return a fact of each rank's lane, as [state, rank]."""
         return np.stack([self.t.lanes[min(r, 1), self.lanes[:, r], fact] for r in range(self.ranks)], axis=1)
 
     def _candidates(self) -> None:
@@ -251,7 +251,7 @@ class _Successors:
         return self.t.options[self.option, fact]
 
     def _faults(self) -> None:
-        """Faults, while there may be one; detection, where there is something to detect."""
+        """Keep faults only while there may be one, and detection only where there is something to detect."""
         kind = self._of(KIND)
         may = (self.fields[:, -1] < self.control[BUDGET])[self.parent]
         points = np.bitwise_or.reduce(self._facts(POINTS), axis=1)[self.parent]
@@ -301,7 +301,7 @@ class _Successors:
         return (gives == ALL) | (about[mine, ROOT_RANK] == member)
 
     def _gone_for(self, lanes: Array, rank: Array) -> Array:
-        """As `Network._gone_for`."""
+        """Return whether a member that each rank waits for is gone: as `Network._gone_for`."""
         waits_in = self.t.lanes[np.minimum(rank, 1), lanes[np.arange(len(rank)), rank], WAITS_IN].astype(np.int64)
         gone, open_ = np.zeros(len(rank), bool), np.ones(len(rank), bool)
         for group in [waits_in, *(np.full(len(rank), g) for g in self.t.streams)]:
@@ -316,7 +316,7 @@ class _Successors:
         return gone
 
     def _gone_in(self, lanes: Array, rank: Array, group: Array, place: Array) -> tuple[Array, Array]:
-        """As `Network._missing_in`: (it waits for somebody, one of those is gone)."""
+        """Return (it waits for somebody, one of those is gone): as `Network._missing_in`."""
         about, mine = self.t.contributions, self._own(lanes, rank, group, ENTRIES + place)
         members = range(self.ranks)
         entries = np.stack([np.abs(self._entry(lanes, m, group, ENTRIES + place)) for m in members], axis=1)
@@ -379,7 +379,7 @@ class _Successors:
         self._only(keep)
 
     def _delivered(self, rows: Array) -> Array:
-        """The number of what each rank is given."""
+        """Return the number of what each rank is given."""
         lanes, rank, about = self.lanes[self.parent[rows]], self.rank[rows], self.t.contributions
         group, place, mine = (self._of(fact)[rows] for fact in (A, B, C))
         root = about[mine, ROOT_RANK].astype(np.int64)

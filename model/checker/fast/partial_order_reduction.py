@@ -1,4 +1,4 @@
-"""Which moves a search may leave out, because what they lead to is met without them: partial order reduction.
+"""Says which moves a search may leave out, because what they lead to is met without them: partial order reduction.
 
 *Hasty ranks.* A rank whose next steps ask nothing of others, and do no more to them than issue what they may wait for,
 takes them before anybody else moves. All that others could do meanwhile they can do afterwards.
@@ -21,7 +21,7 @@ from ...tables import By, Meet, Put, Role, Row, Take
 
 
 class Unfit(UsageError):
-    """The protocol does not meet a condition of the reduction."""
+    """Says that the protocol does not meet a condition of the reduction."""
 
 
 def unfit(why: str) -> Unfit:
@@ -29,7 +29,10 @@ def unfit(why: str) -> Unfit:
 
 
 class Reduction:
-    """Holds what may be left out of a network's search. Raises Unfit where its tables do not allow any of it."""
+    """Decides what may be left out of a network's search.
+
+    Raises Unfit where its tables do not allow any of it.
+    """
 
     def __init__(self, network: Network) -> None:
         self._network = network

@@ -1,4 +1,4 @@
-"""Every property judged on a packed graph, as `reference` defines it, by sweeps over arrays instead of walks.
+"""Judges every property on a packed graph, as `reference` defines it, by sweeps over arrays instead of walks.
 
 What reaches what is found by carrying bit masks against the edges, from the last state up, until nothing changes.
 
@@ -31,7 +31,7 @@ from .search import PackedGraph
 
 
 class Judge:
-    """Holds what the properties ask of a finished graph, each worked out once."""
+    """Judges properties on a finished graph; what they ask of it is worked out once each."""
 
     def __init__(self, graph: PackedGraph, sweeps: Any, *, judge_all: bool = False) -> None:
         self.graph, self.sweeps, self.judge_all = graph, sweeps, judge_all
@@ -42,7 +42,7 @@ class Judge:
     # ── the properties ──────────────────────────────────────────────────────────────────────────────
 
     def verdict(self, prop: Property) -> Verdict:
-        """As `reference.check` judges it."""
+        """Return the verdict on a property, as `reference.check` judges it."""
         if prop in (NO_STRANDING, NO_LIVELOCK):
             return self._always_again(prop)
         if prop is TAKES_PART:
@@ -65,12 +65,15 @@ class Judge:
 
     @property
     def deadlocks(self) -> int:
-        """States without a move in which some rank has not ended."""
+        """Return how many states have no move although some rank has not ended."""
         stuck = (self.graph.degrees == 0) & ~self.ended
         return int(self.graph.orbits[stuck].sum())
 
     def worst_steps_to_end(self) -> int | None:
-        """As `reference.worst_steps_to_end`; None too where the search left out what follows a failure."""
+        """Return the same as `reference.worst_steps_to_end`.
+
+        None too where the search left out what follows a failure.
+        """
         if self.graph.reduced:
             return None
         graph, unreached = self.graph, np.int32(1 << 30)
@@ -81,7 +84,7 @@ class Judge:
         return int(reached.max()) if len(reached) else None
 
     def _always_again(self, prop: Property) -> Verdict:
-        """AG EF per rank, as `reference` defines it, all ranks at once."""
+        """Judge AG EF per rank, as `reference` defines it, all ranks at once."""
         good = self._can_advance
         if prop is NO_LIVELOCK:
             good = self._can_get_to(layout.TAKES_PART) | ~good
@@ -115,7 +118,7 @@ class Judge:
         return found
 
     def _first_hang(self) -> int | None:
-        """The first state after a failure from which some fair run goes on for ever, or stands still."""
+        """Return the first state after a failure from which some fair run goes on for ever, or stands still."""
         graph = self.graph
         troubled = self.failed & ~self.ended
         if not troubled.any():
@@ -134,7 +137,7 @@ class Judge:
         return _first(troubled & (doomed != 0))
 
     def _first_unclean(self) -> int | None:
-        """The first state in which rank0 shuts down, nothing has failed, and some run does not end with all STOPPED."""
+        """Return the first state where rank0 shuts down, nothing failed and some run does not end with all STOPPED."""
         inside = ~self.failed & ~self.faulty & self.closing
         stopped = (inside & self.ended).astype(np.uint64)
         self.sweeps.carry(self.graph, np.array([bool(label & ORDINARY) for label in range(8)], np.uint64), stopped)

@@ -1,4 +1,4 @@
-"""The fast search: what grows around the inner loop, the graph that it leaves behind, and when it has to stop early.
+"""Drives the fast search: what grows around the inner loop, the graph that it leaves behind, when it has to stop early.
 
 States are numbered in the order of their discovery, as by the reference (`reference.explore`), and so are the
 edges of each: without symmetry the two graphs are equal.
@@ -53,7 +53,7 @@ SPARE = 1 << 28
 
 
 class Lazy(Sequence[T]):
-    """A sequence whose items are made when they are asked for."""
+    """Holds a sequence whose items are made when they are asked for."""
 
     def __init__(self, size: int, item: Callable[[int], T]) -> None:
         self._size, self._item = size, item
@@ -78,7 +78,7 @@ class Lazy(Sequence[T]):
 
 @dataclass
 class PackedGraph:
-    """The reachable states and their edges as arrays; `states`, `edges`, … show them as the reference does."""
+    """Holds the reachable states and their edges as arrays; `states`, `edges`, … show them as the reference does."""
 
     space: Space
     packed: Array
@@ -109,13 +109,13 @@ class PackedGraph:
 
     @cached_property
     def starts(self) -> Array:
-        """Where the edges of each state begin, and where those of the last one end."""
+        """Return where the edges of each state begin, and where those of the last one end."""
         starts = np.zeros(len(self.degrees) + 1, np.int64)
         np.cumsum(self.degrees, out=starts[1:])
         return starts
 
     def field(self, number: int) -> Array:
-        """One field of every state: the lane of a rank, a slot, the faults (-1)."""
+        """Return one field of every state: the lane of a rank, a slot, the faults (-1)."""
         lay = self.space.layout
         return ((self.packed[:, lay.word[number]] >> lay.shift[number]) & lay.mask[number]).astype(np.int32)
 
@@ -141,7 +141,10 @@ class PackedGraph:
 
     @cached_property
     def orbits(self) -> Array:
-        """How many states each stands for: the orders in which its workers' lanes can stand. All 1 without symmetry."""
+        """Return how many states each stands for: the orders in which its workers' lanes can stand.
+
+        All are 1 without symmetry.
+        """
         count = np.ones(len(self.packed), np.int64)
         if not self.space.symmetric:
             return count
@@ -186,11 +189,11 @@ class PackedGraph:
 
 
 class OutOfMemory(MemoryError):
-    """The next piece of memory cannot be had."""
+    """Says that the next piece of memory cannot be had."""
 
 
 class Arrays:
-    """Holds what an inner loop writes to, and how it grows."""
+    """Holds the arrays that an inner loop writes to, and grows them."""
 
     def __init__(self, space: Space) -> None:
         self.space = space
@@ -233,7 +236,7 @@ class Arrays:
         self.candidates()
 
     def candidates(self) -> None:
-        """Room for the successors of a batch of parents."""
+        """Make room for the successors of a batch of parents."""
         most = BATCH * max(16, self.space.most_options * self.space.network.ranks)
         ranks = self.space.network.ranks
         self.out = np.zeros((most, self.layout.words), np.uint64)
@@ -244,18 +247,18 @@ class Arrays:
 
     @property
     def room(self) -> int:
-        """The most successors that a batch can have."""
+        """Return the most successors that a batch can have."""
         return max(len(self.out), self.wanted)
 
     def grow_edges(self) -> None:
-        """Room for twice as many edges: there were more of them than is usual."""
+        """Make room for twice as many edges: there were more of them than is usual."""
         size = 2 * len(self.targets)
         self.targets, self.labels = _grown(self.targets, size), _grown(self.labels, size)
         if self.space.symmetric:
             self.went = _grown(self.went, size)
 
     def new_table(self, rehash: Callable[..., None]) -> None:
-        """A hash table with room, filled again."""
+        """Make a hash table with room, and fill it again."""
         count = int(self.control[STATES])
         size = len(self.table)
         while size * FULL < (count + self.room) * 8:
@@ -294,7 +297,7 @@ class Arrays:
 
 
 def _reserve(words: int, *, symmetric: bool) -> int:
-    """How many states could be held in the memory that there is.
+    """Return how many states could be held in the memory that there is.
 
     The arrays are made as long as that at once: only what is written to is ever taken from the machine, and nothing
     has to be copied, or given back and faulted in again, as they fill.
@@ -304,7 +307,7 @@ def _reserve(words: int, *, symmetric: bool) -> int:
 
 
 def _aligned(size: int) -> Array:
-    """So many words, all 0, from the beginning of a cache line on."""
+    """Return so many words, all 0, from the beginning of a cache line on."""
     room = np.zeros(size + 7, np.uint64)
     return room[-room.ctypes.data % 64 // 8 :][:size]
 
@@ -377,7 +380,7 @@ def explore(
 
 @contextmanager
 def _nothing_collected() -> Iterator[None]:
-    """No garbage collection: a space is a great many tuples without a cycle, each looked at again by every one."""
+    """Turn garbage collection off: a space is a great many tuples without a cycle, each looked at again every time."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -408,7 +411,7 @@ def _graph(space: Space, arrays: Arrays, stopped: str | None, seconds: float) ->
 
 
 def _levels(parent: Array, known: Sequence[int] = (0,)) -> list[int]:
-    """The first state of each depth, as far as the states go; `known` are those of a shallower search."""
+    """Return the first state of each depth, as far as the states go; `known` are those of a shallower search."""
     levels = [*known[:-1]] if len(known) > 1 else []
     last = known[-1]
     while last < len(parent):

@@ -1,4 +1,4 @@
-"""A network's states as small integers in fixed fields, and what follows from them as arrays, for the fast engines.
+"""Encodes a network's states as small integers in fixed fields, and what follows from them as arrays.
 
 A *lane* is where one rank is: its local (`lts.py`) and what it has put into each unfinished collective. A state is
 one lane a rank, the slots of the channels and the faults spent. Nearly every move changes one lane alone, so a lane
@@ -72,7 +72,10 @@ SPARE_BITS = 8
 
 
 class Space:
-    """A network, unfolded into lanes as far as a search asks for it. `symmetric`: workers are interchangeable."""
+    """Holds a network, unfolded into lanes as far as a search asks for it.
+
+    `symmetric`: workers are interchangeable.
+    """
 
     def __init__(self, network: Network, *, symmetric: bool = False, reduction: Reduction | None = None) -> None:
         self.network, self.symmetric, self.reduction = network, symmetric, reduction
@@ -127,7 +130,7 @@ class Space:
     # ── lanes ───────────────────────────────────────────────────────────────────────────────────────
 
     def lane(self, role: int, local: int, columns: Columns) -> int:
-        """The number of a lane, its facts written down when it is new."""
+        """Return the number of a lane, whose facts are written down when it is new."""
         lanes = self.lanes[role]
         number = lanes.index.get((local, columns))
         if number is not None:
@@ -138,7 +141,7 @@ class Space:
         return number
 
     def _describe(self, role: int, local: int) -> list[int]:
-        """The facts of a lane in this local: all but what depends on its collectives."""
+        """Return the facts of a lane in this local: all but what depends on its collectives."""
         known = self._described[role].get(local)
         if known is None:
             lts = self._lts[role]
@@ -206,7 +209,7 @@ class Space:
         self.most_options = max(self.most_options, bounds[-1] - bounds[0])
 
     def _option(self, role: int, local: int, columns: Columns, move: Move) -> int:
-        """A move of a local as an option of the lane that it is in with these columns: see `Network._take`."""
+        """Return a move of a local as an option of the lane that it is in with these columns: see `Network._take`."""
         if move.fails and self.reduction is not None:
             target = self.fallen[role]
         elif move.to < 0:  # what it leads to depends on what is in the slot
@@ -240,7 +243,7 @@ class Space:
                 self._sources[option] = (role, number)
 
     def _device(self, role: int, number: int, group: int) -> None:
-        """The earliest collective on the stream, unless the host waits in it."""
+        """Add the end of the earliest collective on the stream, unless the host waits in it."""
         local, columns = self.lanes[role].items[number]
         at = _earliest(columns[group])
         last = at == len(columns[group]) - 1
@@ -348,7 +351,7 @@ class Space:
     # ── for the engines ─────────────────────────────────────────────────────────────────────────────
 
     def tables(self) -> Tables:
-        """Everything worked out so far."""
+        """Return everything worked out so far."""
         self._write_down()
         return Tables(
             self._lane_array,
@@ -362,7 +365,7 @@ class Space:
         )
 
     def _write_down(self) -> None:
-        """Into the arrays with what is new."""
+        """Write into the arrays what is new."""
         for role, facts in enumerate(self._facts):
             self._lane_array = _room(self._lane_array, len(facts), axis=1)
             self._column_array = _room(self._column_array, len(facts), axis=1)
@@ -390,7 +393,7 @@ class Space:
         return frozenset(row for option in options if (row := self._rows[option]) is not None)
 
     def _strike_table(self) -> Array:
-        """Per kind without a row, and rank: the states of any rank in which it strikes."""
+        """Return, per kind without a row, and rank, the states of any rank in which it strikes."""
         network = self.network
         strikes = np.zeros((2, network.ranks), np.int32)
         for n, kind in enumerate((CRASH, STALL)):
@@ -403,7 +406,10 @@ class Space:
         return strikes
 
     def widths(self) -> list[int]:
-        """How many bits each field takes: lanes, slots, faults. There is room to grow where that costs no word."""
+        """Return how many bits each field takes: lanes, slots, faults.
+
+        There is room to grow where that costs no word.
+        """
         words = layout(self._widths(0, 0)).words
         for spare in range(SPARE_BITS, -1, -1):
             for more in range(SPARE_BITS - spare, -1, -1):
@@ -412,7 +418,7 @@ class Space:
         raise AssertionError("no spare bits are always in reach")
 
     def _widths(self, spare: int, more: int) -> list[int]:
-        """Bits of each field, with so many to spare for each lane, and `more` for rank0's, which become the most."""
+        """Return the bits of each field, with `spare` for each lane, and `more` for rank0's, which become the most."""
         driver, worker = (len(lanes.items).bit_length() + spare for lanes in self.lanes)
         slots = [max(1, (len(channel.items) - 1).bit_length()) for channel in self.channels]
         workers = self.network.ranks - 1
@@ -424,11 +430,11 @@ class Space:
         return all(width <= int(mask).bit_length() for width, mask in zip(self._widths(0, 0), into.mask, strict=True))
 
     def start(self) -> list[int]:
-        """The fields of the initial state."""
+        """Return the fields of the initial state."""
         return [*self.initial, *[0] * (len(self.channels) * (self.network.ranks - 1)), 0]
 
     def decode(self, fields: Sequence[int]) -> NetworkState:
-        """The state that these fields stand for."""
+        """Return the state that these fields stand for."""
         network = self.network
         lanes = [self.lanes[min(rank, 1)].items[fields[rank]] for rank in range(network.ranks)]
         queues = []
@@ -445,7 +451,7 @@ class Space:
         return self.network.values(channel.items[value]) + 1
 
     def completed(self) -> Iterator[tuple[int, int, Data]]:
-        """(role, local, what was delivered) of every end of a collective that was met."""
+        """Yield (role, local, what was delivered) of every end of a collective that was met."""
         for key in self._memo[0][self._memo[0] >= 0].tolist():
             memo, option, data = memo_parts(key)
             if memo == Memo.COMPLETED:
@@ -453,7 +459,7 @@ class Space:
                 yield role, self.lanes[role].items[lane][0], self.data.items[data]
 
     def encode(self, state: NetworkState) -> list[int]:
-        """The fields of a state; with symmetry or a reduction, of the one that stands for it."""
+        """Return the fields of a state; with symmetry or a reduction, of the one that stands for it."""
         network = self.network
         fields = []
         for rank, local in enumerate(state.locals):
@@ -471,14 +477,14 @@ class Space:
 
 
 def _room(array: Array, size: int, axis: int = 0) -> Array:
-    """The array, or a longer one of twice the length, with room for so many along an axis."""
+    """Return the array, or a longer one of twice the length, with room for so many along an axis."""
     while array.shape[axis] < size:
         array = np.concatenate([array, np.zeros_like(array)], axis=axis)
     return array
 
 
 def _earliest(column: Sequence[int]) -> int:
-    """The first collective of a column that the rank has not left; -1: none."""
+    """Return the first collective of a column that the rank has not left; -1: none."""
     for at, entry in enumerate(column):
         if entry > 0:
             return at
@@ -490,7 +496,7 @@ def _column_facts(column: Sequence[int], deepest: int) -> list[int]:
 
 
 def _left(columns: Columns, group: int, at: int) -> Columns:
-    """The columns of a rank that has left collective `at` of a group."""
+    """Return the columns of a rank that has left collective `at` of a group."""
     column = columns[group]
     return (*columns[:group], (*column[:at], -column[at], *column[at + 1 :]), *columns[group + 1 :])
 

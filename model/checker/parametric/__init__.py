@@ -1,1 +1,1 @@
-"""The proof for every number of workers, over the set of worker states that are occupied."""
+"""Proves properties for every number of workers, over the set of worker states that are occupied."""

@@ -1,4 +1,4 @@
-"""Any number of workers at once: rank0, the *set* of lanes that workers are in, and faulty workers singly.
+"""Models any number of workers at once: rank0, the *set* of lanes that workers are in, and faulty workers singly.
 
 What a rank may do is a function of rank0's lane and of which lanes are occupied, so that every state of a network,
 whatever its size, is one of these states, and each of its moves one of these moves (`docs/any-world-size.md` has the
@@ -28,8 +28,11 @@ from .local_steps import ELSEWHERE, LocalSteps, refuse
 
 
 class Hop(NamedTuple):
-    """One move. `certain`: in every network that the state stands for it, or the like of it, is bound to be
-    possible, and takes the rank somewhere else."""
+    """Holds one move.
+
+    `certain`: in every network that the state stands for it, or the like of it, is bound to be possible, and takes the
+    rank somewhere else.
+    """
 
     who: str
     event: str
@@ -40,7 +43,7 @@ class Hop(NamedTuple):
 
 
 class _Member(NamedTuple):
-    """A lane with somebody in it."""
+    """Holds a lane with somebody in it."""
 
     role: int
     number: int
@@ -75,7 +78,7 @@ class _Pairing(NamedTuple):
 
 
 class AbstractNetwork:
-    """The moves of a network's protocol over any number of workers, whatever that network's own number is."""
+    """Makes the moves of a network's protocol over any number of workers, whatever that network's own number is."""
 
     def __init__(self, network: Network) -> None:
         refuse(network.protocol)
@@ -89,7 +92,7 @@ class AbstractNetwork:
         self._pairings: dict[tuple[int, int, _Entry, frozenset[_Entry]], _Pairing] = {}
 
     def initial(self) -> tuple[AbstractState, tuple[str, ...]]:
-        """All ranks at the start of their tables, of which at least one is a worker, and what is seen at once."""
+        """Return all ranks at the start of their tables, at least one of them a worker, and what is seen at once."""
         driver, seen = self.local_steps(DRIVER, self.lanes.start(DRIVER))
         worker, also = self.local_steps(WORKER, self.lanes.start(WORKER))
         heaps: tuple[tuple[int, ...], ...] = ((),) * len(self.lanes.group)
@@ -97,7 +100,7 @@ class AbstractNetwork:
         return self.lanes.normal(first), seen + also
 
     def successors(self, state: AbstractState) -> Iterator[tuple[Hop, AbstractState]]:
-        """Every move that some network could make from here, with the state that it leads to."""
+        """Yield every move that some network could make from here, with the state that it leads to."""
         self._puts_in_no_ids(state)
         members = self._members(state)
         for me in members:
@@ -169,8 +172,10 @@ class AbstractNetwork:
             yield _Outcome(self._hop(me, STALL, STALL), self._stalled(me, True))
 
     def _strikes(self, kind: str, state: AbstractState, members: Sequence[_Member], me: _Member) -> bool:
-        """As `Network` has it; a point that names a worker means any worker, and once some rank has failed, a point
-        in a failed state is met."""
+        """Return whether a fault strikes a member, as `Network` has it.
+
+        A point that names a worker means any worker, and once some rank has failed, a point in a failed state is met.
+        """
         if kind not in self.kinds:
             return False
         points = self.kinds[kind]
@@ -185,7 +190,7 @@ class AbstractNetwork:
         return self.lanes.put(me.role, me.number, self.lanes.lts[me.role].stalled(self._local(me), stalled))
 
     def _taken(self, state: AbstractState, me: _Member, step: Step) -> Iterator[_Outcome]:
-        """A step of the tables: the rank moves, issues a collective, or fails."""
+        """Yield the outcomes of a step of the tables: the rank moves, issues a collective, or fails."""
         certain = step.row.by not in (By.FAULT, By.DETECTION) and step.target != self._local(me)
         hop = self._hop(me, step.row.event, step.edge, certain, step.seen)
         if self.lanes.lts[me.role].info(step.target).failed:
@@ -198,7 +203,10 @@ class AbstractNetwork:
         return _Outcome(hop._replace(seen=hop.seen + seen) if seen else hop, on)
 
     def _fails(self, state: AbstractState, hop: Hop, me: _Member, local: int) -> Iterator[_Outcome]:
-        """The rank fails at `local`. It may have been brought on to collectives that it never came to issue."""
+        """Yield what becomes of a rank that fails at `local`.
+
+        It may have been brought on to collectives that it never came to issue.
+        """
         columns = self.lanes.lane(me.role, me.number).columns
         for issued in product(*map(_may_have_issued, columns)):
             if me.role == WORKER:
@@ -223,7 +231,7 @@ class AbstractNetwork:
     def _completion(
         self, state: AbstractState, members: Sequence[_Member], me: _Member, op: Collective
     ) -> Iterator[_Outcome]:
-        """The collective that the host waits in completes for it, after all that it had issued before."""
+        """Yield the completion of the collective that the host waits in, after all that it had issued before."""
         group = self.lanes.group[op.group]
         column = self.lanes.lane(me.role, me.number).columns[group]
         at = len(column) - 1
@@ -244,7 +252,7 @@ class AbstractNetwork:
     def _on_device(
         self, state: AbstractState, members: Sequence[_Member], me: _Member, group: int
     ) -> Iterator[_Outcome]:
-        """The earliest collective on the rank's stream completes, unless the host waits in it."""
+        """Yield the completion of the earliest collective on the rank's stream, unless the host waits in it."""
         at, lane = self._outstanding(me, group), self.lanes.lane(me.role, me.number)
         column, op = lane.columns[group], me.info.op
         if at is None or (at == len(column) - 1 and op is not None and self.lanes.group[op.group] == group):
@@ -274,7 +282,7 @@ class AbstractNetwork:
         return found
 
     def _paired(self, role: int, mine: int, root: _Entry, others: frozenset[_Entry]) -> _Pairing:
-        """As if each different entry were one rank's."""
+        """Return the pairing as if each different entry were one rank's."""
         entries = [root, *([(mine, False)] if role == WORKER else []), *sorted(others)]
         issued = [self.lanes.contributions.items[entry] for entry, _ in entries]
         op = self.lanes.op(mine)
@@ -295,14 +303,17 @@ class AbstractNetwork:
         return any(pairing is not None and pairing.gone for pairing in pairings)
 
     def _outstanding(self, me: _Member, group: int) -> int | None:
-        """The place of the earliest collective of the group that the member is in."""
+        """Return the place of the earliest collective of the group that the member is in."""
         column = self.lanes.lane(me.role, me.number).columns[group]
         return next((at for at, entry in enumerate(column) if entry > 0), None)
 
     # ── ids behind a heap ───────────────────────────────────────────────────────────────────────────
 
     def _behind(self, state: AbstractState, number: int) -> Iterator[int]:
-        """The groups in which a worker has a heap to go whose ids rise: its own are right for that heap alone."""
+        """Yield the groups in which a worker has a heap to go whose ids rise.
+
+        Its own ids are right for that heap alone.
+        """
         columns = self.lanes.lane(WORKER, number).columns
         for group, heaps in enumerate(state.heaps):
             for at in heaps:
@@ -336,7 +347,7 @@ class AbstractNetwork:
 
 
 def _may_have_issued(column: Column) -> Iterator[Column]:
-    """Return what a rank has put into a group's collectives if it was not yet there to issue the last that it is in."""
+    """Yield what a rank has put into a group's collectives if it was not yet there to issue the last that it is in."""
     yield column
     while column and column[-1] > 0:
         column = column[:-1]

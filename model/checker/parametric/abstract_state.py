@@ -1,4 +1,4 @@
-"""Lanes, and the one form in which a state of any number of workers is written down.
+"""Defines lanes, and the one form in which a state of any number of workers is written down.
 
 A *lane* is where a rank is and what it has put into each unfinished collective. An abstract state keeps rank0's lane,
 and of the workers which lanes are occupied, not by how many. Its normal form counts ids from rank0's, drops
@@ -24,7 +24,7 @@ Column = tuple[int, ...]
 
 
 class Lane(NamedTuple):
-    """Where a rank is (a number of its `Lts`), and per group its column."""
+    """Says where a rank is (a number of its `Lts`), and per group its column."""
 
     local: int
     columns: tuple[Column, ...]
@@ -39,7 +39,10 @@ class Lost(NamedTuple):
 
 
 class AbstractState(NamedTuple):
-    """Everything at one moment, of a network of any size. Lanes are numbered, each role's by itself."""
+    """Holds a network of any size at one moment.
+
+    Lanes are numbered, each role's by itself.
+    """
 
     driver: int
     occupied: frozenset[int]
@@ -60,7 +63,7 @@ class AbstractState(NamedTuple):
 
 
 class Lanes:
-    """The lanes of a protocol, numbered, and states of them in normal form."""
+    """Numbers the lanes of a protocol, and brings states of them into normal form."""
 
     def __init__(self, protocol: Protocol, scope: Scope, *, stream: bool = False) -> None:
         self.protocol, self.frame = protocol, protocol.frame
@@ -82,7 +85,7 @@ class Lanes:
         return self.numbers[role].items[number]
 
     def start(self, role: int) -> int:
-        """The lane of a rank at the start of its table."""
+        """Return the lane of a rank at the start of its table."""
         return self.numbers[role](Lane(self.lts[role].initial, ((),) * len(self.group)))
 
     def info(self, role: int, number: int) -> Info:
@@ -94,19 +97,19 @@ class Lanes:
         return column[at] if at < len(column) else 0
 
     def put(self, role: int, number: int, local: int, group: int | None = None, column: Column = ()) -> int:
-        """The lane at another local, and with another column of one group if any."""
+        """Return the lane at another local, and with another column of one group if any."""
         columns = self.lane(role, number).columns
         if group is not None:
             columns = (*columns[:group], column, *columns[group + 1 :])
         return self.numbers[role](Lane(local, columns))
 
     def gone(self, local: int, columns: Iterable[Column]) -> int:
-        """rank0's lane once it has failed at `local`: what it had put in stays there."""
+        """Return rank0's lane once it has failed at `local`: what it had put in stays there."""
         left = tuple(tuple(-abs(entry) for entry in column) for column in columns)
         return self.numbers[DRIVER](Lane(self.lts[DRIVER].crashed(local), left))
 
     def op(self, entry: int) -> Collective:
-        """The collective that a member took it for when it made this entry."""
+        """Return the collective that a member took it for when it made this entry."""
         return self._contribution(entry).op
 
     def _contribution(self, entry: int) -> Contribution:
@@ -122,14 +125,14 @@ class Lanes:
         return self.frame is not None and self.frame.rebase(value, 1) != value
 
     def step(self, entry: int) -> int:
-        """By how much the ids of what was put in rise from one such broadcast to the next; 0 if it has none."""
+        """Return by how much the ids of what was put in rise from one such broadcast to the next; 0 if it has none."""
         found = self._steps.get(entry)
         if found is None:
             found = self._steps[entry] = int(self.has_ids(self._contribution(entry).value))
         return found
 
     def moved_on(self, entry: int, by: int) -> int:
-        """The entry with its ids moved on."""
+        """Return the entry with its ids moved on."""
         found = self._entries.get((entry, by))
         if found is None:
             found = entry
@@ -141,7 +144,7 @@ class Lanes:
         return found
 
     def rebased(self, role: int, number: int, by: int) -> int:
-        """The lane with all its ids moved on."""
+        """Return the lane with all its ids moved on."""
         found = self._rebased.get((role, number, by))
         if found is None:
             lane = self.lane(role, number)
@@ -153,7 +156,7 @@ class Lanes:
     # ── normal form ─────────────────────────────────────────────────────────────────────────────────
 
     def normal(self, state: AbstractState) -> AbstractState:
-        """The same state in the one form in which it is kept."""
+        """Return the same state in the one form in which it is kept."""
         by = -self.lts[DRIVER].base(self.lane(DRIVER, state.driver).local)
         if by:
             state = self.rebase(state, by)
@@ -171,7 +174,7 @@ class Lanes:
         return state
 
     def rebase(self, state: AbstractState, by: int) -> AbstractState:
-        """The state with all its ids moved on."""
+        """Return the state with all its ids moved on."""
         return state._replace(
             driver=self.rebased(DRIVER, state.driver, by),
             occupied=frozenset(self.rebased(WORKER, n, by) for n in state.occupied),
@@ -194,7 +197,7 @@ class Lanes:
         return first < 0 or (first == 0 and self.info(role, number).terminal)
 
     def _drop(self, state: AbstractState, group: int) -> AbstractState:
-        """The state without the first collective of a group."""
+        """Return the state without the first collective of a group."""
         dead = (d._replace(at=d.at - 1) if d.group == group else d for d in state.dead)
         heaps = tuple(at - 1 for at in state.heaps[group] if at)
         return state._replace(
@@ -263,8 +266,10 @@ class Lanes:
         return any(self.step(e) for e in waits)
 
     def _fold(self, state: AbstractState, group: int, at: int) -> AbstractState:
-        """The broadcast at this place and the next as one, of which the second stays. Whoever had the first to go is
-        moved on as if it had had it, and so is all that lies before."""
+        """Return the state with the broadcast at this place and the next as one, of which the second stays.
+
+        Whoever had the first to go is moved on as if it had had it, and so is all that lies before.
+        """
         driver = self.lane(DRIVER, state.driver)
         by = self.step(driver.columns[group][at])
         column = self._folded(driver.columns[group], at, by)

@@ -1,4 +1,4 @@
-"""Steps that nobody sees: a rank that has one way to go, and whom nothing but its end can hold up, is there already.
+"""Skips steps that nobody sees: a rank that has one way to go, and that only its end can hold up, is there already.
 
 Whatever others can do while it is on its way they can do once it has arrived, for all that it does to them is to
 issue what they may wait for. So there are fewer lanes, those in which ranks wait or choose, and nothing is lost.
@@ -40,7 +40,7 @@ def refuse(protocol: Protocol) -> None:
 
 
 class LocalSteps:
-    """A lane to the one at which its rank next waits, chooses or ends, and what is seen on the way."""
+    """Maps a lane to the one at which its rank next waits, chooses or ends, and to what is seen on the way."""
 
     def __init__(self, lanes: Lanes, kinds: Faults) -> None:
         self.lanes, self.kinds = lanes, kinds
@@ -62,7 +62,7 @@ class LocalSteps:
         return found
 
     def stepped(self, role: int, number: int, step: Step) -> int:
-        """The lane after a step that does not fail."""
+        """Return the lane after a step that does not fail."""
         if step.contribution is None:
             return self.lanes.put(role, number, step.target)
         op = step.contribution.op
@@ -74,7 +74,7 @@ class LocalSteps:
         return self.lanes.put(role, number, step.target, group, (*column, self.lanes.contributions(step.contribution)))
 
     def _only_way(self, role: int, number: int) -> tuple[Step, ...]:
-        """The one step that leads on from a lane, and then those that lead nowhere; nothing where there is a choice."""
+        """Return the one step that leads on from a lane, then those that lead nowhere; none where there is a choice."""
         lts, local = self.lanes.lts[role], self.lanes.lane(role, number).local
         info = lts.info(local)
         if info.terminal or info.stalled or info.op is not None or info.state in self._points:

@@ -1,4 +1,4 @@
-"""`genlock check --any-world-size`: safety and freedom from deadlock for every number of workers, in one search.
+"""Proves safety and freedom from deadlock for every number of workers in one search: `genlock check --any-world-size`.
 
 Every state of a network of any size is one of the states searched here (`docs/any-world-size.md` has the theorem), so
 that what holds in these holds at every size. What fails here may be a state that no network has: it is looked for on
@@ -38,7 +38,7 @@ CONFIRM_STATES = 400_000
 
 
 def covered(protocol: str) -> tuple[Property, ...]:
-    """The properties of a protocol that a set of workers can show to hold."""
+    """Return the properties of a protocol that a set of workers can show to hold."""
     return (
         NO_DEADLOCK,
         *(p for p in properties_of(protocol) if p.kind == "always" and p not in (NO_STRANDING, NO_LIVELOCK)),
@@ -47,7 +47,7 @@ def covered(protocol: str) -> tuple[Property, ...]:
 
 @dataclass
 class Search:
-    """The states found, how each was first reached, and where each property was first violated."""
+    """Holds the states found, how each was first reached, and where each property was first violated."""
 
     states: list[AbstractState] = field(default_factory=list)
     index: dict[AbstractState, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Search:
     """Why the search did not come to its end."""
 
     def path(self, name: str) -> list[Hop]:
-        """The moves by which a property was first violated."""
+        """Return the moves by which a property was first violated."""
         number, last = self.seen[name]
         moves = [last] if last else []
         while number > 0:
@@ -115,7 +115,10 @@ def explore(
 
 
 def judged(abstraction: AbstractNetwork, state: AbstractState, certain: bool) -> Iterator[str]:
-    """The properties that a state violates by itself. `certain`: somebody is bound to be able to go on."""
+    """Yield the properties that a state violates by itself.
+
+    `certain`: somebody is bound to be able to go on.
+    """
     infos = [
         abstraction.lanes.info(DRIVER, state.driver),
         *(abstraction.lanes.info(WORKER, n) for n in state.workers()),
@@ -161,7 +164,7 @@ class Proof:
 
     @property
     def not_covered(self) -> tuple[Property, ...]:
-        """The properties of the protocol about which nothing is said."""
+        """Return the properties of the protocol about which nothing is said."""
         return tuple(
             p for p in properties_of(self.network.protocol.name) if p not in covered(self.network.protocol.name)
         )
@@ -204,11 +207,11 @@ def prove(
 
 
 class _TooLarge(Exception):
-    """A network has more states than `CONFIRM_STATES`."""
+    """Says that a network has more states than `CONFIRM_STATES`."""
 
 
 def confirm(question: Query, violated: Sequence[Property]) -> tuple[dict[str, Counterexample], int]:
-    """A counterexample to each property on the smallest network that has one, and how many ranks were tried."""
+    """Return a counterexample to each property on the smallest network that has one, and how many ranks were tried."""
     confirmed: dict[str, Counterexample] = {}
     tried = 0
     while tried < CONFIRM_UP_TO and (wanted := [p for p in violated if p.name not in confirmed]):
@@ -234,7 +237,7 @@ def _within_bounds(states: int, depth: int, queue: int) -> None:
 
 
 def _deadlock(result: Result) -> Counterexample | None:
-    """The shortest way to a state in which everybody stands still, with who waits for whom."""
+    """Return the shortest way to a state in which everybody stands still, with the ranks that each waits for."""
     numbers = range(len(result.graph.states))
     state = next((n for n in numbers if stands_still(result.network, result.graph, n)), None)
     if state is None:

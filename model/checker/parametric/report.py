@@ -1,4 +1,7 @@
-"""Tells what a search over any number of workers found, as text, JSON and JUnit XML. Left out: pictures."""
+"""Reports what a search over any number of workers found, as text, JSON and JUnit XML.
+
+Left out: pictures.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ MARKS = {True: "holds   ", False: "VIOLATED", None: "UNKNOWN "}
 
 
 def as_json(proof: Proof) -> dict[str, Any]:
-    """The object that `check --any-world-size --format json` prints. `holds` null: possibly spurious."""
+    """Return the object that `check --any-world-size --format json` prints.
+
+    `holds` null: possibly spurious.
+    """
     question, search, example = proof.question, proof.search, proof.counterexample
     kinds = proof.network.kinds.items()
     return {
@@ -47,7 +53,7 @@ def as_json(proof: Proof) -> dict[str, Any]:
 
 
 def as_text(proof: Proof) -> str:
-    """The verdict, a line a property, what is not covered, and the counterexample as numbered steps."""
+    """Return the verdict, a line a property, what is not covered, and the counterexample as numbered steps."""
     question, search, network = proof.question, proof.search, proof.network
     mutant = f" broken by {question.mutant}" if question.mutant else ""
     stopped = [f"STOPPED: {search.stopped}; what was not searched may violate anything"] if search.stopped else []
@@ -71,7 +77,7 @@ def as_text(proof: Proof) -> str:
 
 
 def as_junit(proof: Proof) -> str:
-    """One test case a property; what is possibly spurious is an error, and no failure."""
+    """Return one test case a property; what is possibly spurious is an error, and no failure."""
     name = f"genlock check {proof.question.protocol} --any-world-size"
     return as_xml(name, (_case(proof, prop) for prop in proof.properties), proof.seconds)
 
