@@ -1,5 +1,6 @@
-"""The errors that a user can meet, what their checks found, and the exit statuses. Nothing is raised from here.
+"""Defines the errors that a user can meet, what their checks found, and the exit statuses.
 
+Nothing is raised from here.
 Each error says what is wrong, where, and what to do; `str(error)` is the one line that a command prints. Programs go
 by its typed fields, `Code` and `Difference`, never by that line. Left out: how a finding is written (`traces.outcome`).
 """
@@ -112,7 +113,7 @@ class UnreadableInput(GenlockError):
 
 
 class CutFile(UnreadableInput):
-    """The file ends in the middle: whoever wrote it was stopped."""
+    """Signals a file that ends in the middle: whoever wrote it was stopped."""
 
 
 class ModelError(GenlockError):
@@ -120,7 +121,7 @@ class ModelError(GenlockError):
 
 
 class Unfinished(GenlockError):
-    """There is no answer yet: the work was interrupted, or there was no room for it."""
+    """Signals that there is no answer yet: the work was interrupted, or there was no room for it."""
 
     exit = Exit.UNKNOWN
 
@@ -156,7 +157,7 @@ class ParityMismatch(ContractViolation):
 
 
 class PeerLost(GenlockError):
-    """The backend reports that a peer is gone."""
+    """Signals that the backend reports a peer to be gone."""
 
     exit = Exit.PEER_DIED
 

@@ -1,4 +1,4 @@
-"""The form of a blame case: one rule that names ranks, with its strength and what it needs to be entailed.
+"""Defines the form of a blame case: one rule that names ranks, with its strength and what it needs to be entailed.
 
 Each layer has a table of them (`protocol.blame`, `collectives.blame`), which docs/diagnosis.md shows row by row: a test
 holds document and code together. Left out: the rules themselves.
@@ -16,7 +16,7 @@ E = TypeVar("E")
 
 
 class Case(NamedTuple, Generic[E]):
-    """One rule."""
+    """Holds one rule."""
 
     name: str
     strength: Strength
@@ -33,7 +33,7 @@ class Case(NamedTuple, Generic[E]):
 
 
 class Table(Generic[E]):
-    """The cases of one layer, in the order in which they are asked."""
+    """Holds the cases of one layer, in the order in which they are asked."""
 
     def __init__(self, title: str) -> None:
         self.title = title

@@ -1,4 +1,7 @@
-"""The verdict on a run, whatever it was recorded with. Left out: how it is reached, and printing it (`report`)."""
+"""Holds the verdict on a run, whatever it was recorded with.
+
+Left out: how it is reached, and printing it (`report`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ Verdict = Literal["conforming", "divergent", "unknown"]
 
 
 class Strength(StrEnum):
-    """How surely a rank is named."""
+    """Says how surely a rank is named."""
 
     CULPRIT = "culprit"
     """No explanation of the evidence does without it."""
@@ -67,7 +70,7 @@ class MissingEvidence(NamedTuple):
 
 
 class WaitingRank(NamedTuple):
-    """A rank that is left waiting in an operation, and the ranks that it waits for."""
+    """Holds a rank that is left waiting in an operation, and the ranks that it waits for."""
 
     rank: int
     operation: str

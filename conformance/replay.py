@@ -1,4 +1,4 @@
-"""The one road from paths to a verdict, whatever recorded the ranks.
+"""Leads from paths to a verdict, on one road whatever recorded the ranks.
 
 Left out: reading (`traces.load`), and judging itself (`protocol`, `collectives`).
 """
@@ -23,7 +23,7 @@ LARGE = 64 << 20
 
 
 class Replayed:
-    """A run that was replayed: the verdict on it, and what was read for that."""
+    """Holds a run that was replayed: the verdict on it, and what was read for that."""
 
     def __init__(self, paths: Sequence[Path], diagnosis: Diagnosis | None = None) -> None:
         self.paths = tuple(paths)
@@ -34,7 +34,7 @@ class Replayed:
 
     @cached_property
     def gathered(self) -> list[Trace] | Recording | Evidence:
-        """All that was read: own traces, a recording, or evidence; of a large one, read when first asked for.
+        """Return all that was read: own traces, a recording, or evidence; of a large one, read when first asked for.
 
         Raises UnreadableInput.
         """
@@ -42,12 +42,18 @@ class Replayed:
 
     @property
     def drawable(self) -> Sequence[Trace] | Recording | None:
-        """Own traces, or a recording of collectives; None where there are logs alone. Raises UnreadableInput."""
+        """Return own traces, or a recording of collectives; None where there are logs alone.
+
+        Raises UnreadableInput.
+        """
         return traced(self.gathered)
 
     @property
     def traces(self) -> Sequence[Trace] | Recording:
-        """What can be drawn. Raises UsageError where there are logs alone, and UnreadableInput."""
+        """Return what can be drawn.
+
+        Raises UsageError where there are logs alone, and UnreadableInput.
+        """
         return drawn(self.gathered, self.paths)
 
 

@@ -1,4 +1,7 @@
-"""A diagnosis as text, JSON and JUnit XML. Left out: pictures."""
+"""Renders a diagnosis as text, JSON and JUnit XML.
+
+Left out: pictures.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def as_text(diagnosis: Diagnosis) -> str:
-    """The verdict in one line, then where, what, and whose fault."""
+    """Return the verdict in one line, then where, what, and whose fault."""
     head = (
         f"{diagnosis.verdict}: {diagnosis.ranks} ranks, {diagnosis.events:,} events, "
         f"{diagnosis.matched_collectives} collectives matched"
@@ -76,7 +79,7 @@ def as_text(diagnosis: Diagnosis) -> str:
 
 
 def as_junit(diagnosis: Diagnosis) -> str:
-    """One test case: the run conforms."""
+    """Return JUnit XML of one test case: the run conforms."""
     case = Case("genlock.replay", "conforming")
     if diagnosis.verdict != "conforming":
         outcome: Outcome = "failure" if diagnosis.verdict == "divergent" else "skipped"
@@ -101,7 +104,7 @@ def _place(found: Divergence) -> str:
 
 
 def _standing_text(diagnosis: Diagnosis) -> list[str]:
-    """Per rank, what came where it ended, and what the model expected; those to blame first."""
+    """Return, per rank, what came where it ended, and what the model expected; those to blame first."""
     why = diagnosis.divergence.why if diagnosis.divergence else ""
     told = sorted(diagnosis.standing, key=lambda s: (s.rank not in diagnosis.culprits, s.rank))
     lines = ["", "Where each rank ended: what came, and what the model expected"] if told else []
@@ -112,7 +115,7 @@ def _standing_text(diagnosis: Diagnosis) -> list[str]:
 
 
 def shortened(text: str) -> str:
-    """One line of a bearable length: a backend's messages have none."""
+    """Return a text as one line of a bearable length: a backend's messages have none."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_WHY else f"{line[: MAX_WHY - 2]} …"
 

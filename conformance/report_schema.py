@@ -1,4 +1,4 @@
-"""The JSON that `genlock replay --format json` prints, as types: schema 2. `report` fills them in.
+"""Defines the JSON that `genlock replay --format json` prints, as types that `report` fills in: schema 2.
 
 All fields of schema 1 keep their names and types. New are `accused` (each rank that is named, how surely, and by which
 case of docs/diagnosis.md) and `missing` (what would tell more). `python -m genlock.conformance.report_schema` prints

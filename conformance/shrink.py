@@ -27,7 +27,7 @@ MAX_LINES = 20_000
 def witness(
     traces: Sequence[Trace], found: Diagnosis, again: Callable[[Sequence[Trace]], Diagnosis] = judge
 ) -> list[Trace]:
-    """The shortest beginnings of the traces that diverge as `found` does. Empty where it does not diverge.
+    """Return the shortest beginnings of the traces that diverge as `found` does; empty where it does not diverge.
 
     `again` says what is to be said of some beginnings.
     """
@@ -52,7 +52,7 @@ def witness(
 
 
 def witness_of_program(paths: Sequence[Path], found: Diagnosis) -> list[Trace]:
-    """Likewise of Genlock's own traces of a program without a protocol; empty where there are too many lines."""
+    """Return the same of Genlock's own traces of a program without a protocol; empty where lines are too many."""
     traces = [read(path) for path in paths]
     if sum(len(t.lines) for t in traces) > MAX_LINES:
         return []
@@ -87,7 +87,10 @@ def _cut(trace: Trace, length: int) -> Trace:
 
 
 def _essence(found: Diagnosis) -> object:
-    """What must stay the same. Logical time is counted anew, and who else was left waiting may be cut away."""
+    """Return what must stay the same.
+
+    Logical time is counted anew, and who else was left waiting may be cut away.
+    """
     divergence = replace(found.divergence, clock=0) if found.divergence else None
     if divergence is not None and divergence.place:  # of a program: what was cut off is told there
         divergence = replace(divergence, why="")
@@ -111,7 +114,7 @@ def _without_ranks(lengths: dict[int, int], found: Diagnosis, shows: Callable[[L
 
 
 def _shortest(lengths: Lengths, rank: int, shows: Callable[[Lengths], bool]) -> int:
-    """How few lines of a rank will do: halved as long as that shows, then one by one."""
+    """Return how few lines of a rank will do: halved as long as that shows, then one by one."""
     low, high = 0, lengths[rank]
     while low < high:
         middle = (low + high) // 2

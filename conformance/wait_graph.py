@@ -1,6 +1,6 @@
-"""Who waits for whom, across all groups: the culprits are the roots of this graph, or a circle in it.
+"""Finds which rank waits for which, across all groups: the culprits are the roots of this graph, or a circle in it.
 
-Ranks that wait in the same operation for the same ranks, and for whom the same ranks wait, are one node, so that a job
+Ranks that wait in the same operation for the same ranks, and for which the same ranks wait, are one node, so that a job
 of thousands is a graph of a few.
 
 Left out: how it is found (`stall`, `match`), and its picture (`drawn`).
@@ -17,7 +17,7 @@ from .diagnosis import Diagnosis
 
 
 class Edge(NamedTuple):
-    """Ranks that wait in one operation for the same ranks."""
+    """Holds the ranks that wait in one operation for the same ranks."""
 
     operation: str
     ranks: tuple[int, ...]
@@ -25,7 +25,7 @@ class Edge(NamedTuple):
 
 
 class Node(NamedTuple):
-    """Ranks that the graph does not tell apart."""
+    """Holds the ranks that the graph does not tell apart."""
 
     ranks: tuple[int, ...]
     role: str
@@ -33,7 +33,7 @@ class Node(NamedTuple):
 
 
 class WaitGraph:
-    """The wait-for graph of a diagnosis."""
+    """Holds the wait-for graph of a diagnosis."""
 
     def __init__(self, found: Diagnosis) -> None:
         self.culprits, self.stall, self.verdict = found.culprits, found.stall, found.verdict
@@ -45,13 +45,13 @@ class WaitGraph:
 
     @cached_property
     def roots(self) -> tuple[int, ...]:
-        """Ranks that others wait for and that wait for nobody."""
+        """Return the ranks that others wait for and that wait for nobody."""
         waiting = {rank for wait in self.waits for rank in wait.ranks}
         return tuple(sorted({rank for wait in self.waits for rank in wait.waits_for} - waiting))
 
     @cached_property
     def circle(self) -> tuple[int, ...]:
-        """Ranks that wait for each other and, in the end, for nobody else; empty if there are roots instead."""
+        """Return the ranks that wait for each other and, in the end, for nobody else; none if there are roots."""
         waits: dict[int, set[int]] = {}
         for wait in self.waits:
             for rank in wait.ranks:
@@ -65,7 +65,7 @@ class WaitGraph:
 
     @cached_property
     def nodes(self) -> list[Node]:
-        """All ranks of the graph, those that it does not tell apart together."""
+        """Return all ranks of the graph, those that it does not tell apart together."""
         places: dict[int, list[tuple[int, str]]] = {rank: [] for rank in self.culprits}
         for number, wait in enumerate(self.waits):
             for end, ranks in (("waits", wait.ranks), ("is due", wait.waits_for)):
@@ -81,13 +81,13 @@ class WaitGraph:
         return next((name for name, ranks in named.items() if rank in ranks), "waiting")
 
     def arrows(self) -> Iterator[tuple[Edge, list[Node], list[Node]]]:
-        """Each wait with the nodes that wait, and those that they wait for."""
+        """Yield each wait with the nodes that wait, and those that they wait for."""
         for wait in self.waits:
             one, other = ([n for n in self.nodes if n.ranks[0] in ranks] for ranks in (wait.ranks, wait.waits_for))
             yield wait, one, other
 
     def as_json(self) -> dict[str, Any]:
-        """What `replay --format json` has as `wait_for_graph`."""
+        """Return what `replay --format json` has as `wait_for_graph`."""
         return {
             "waits": [
                 {"operation": w.operation, "ranks": [*w.ranks], "waiting_for": [*w.waits_for]} for w in self.waits
@@ -97,7 +97,7 @@ class WaitGraph:
         }
 
     def title(self) -> str:
-        """The graph in a line."""
+        """Return the graph in a line."""
         if not self.waits:
             return f"{self.verdict}: nobody is left waiting"
         known = set(self.culprits) == {*self.roots, *self.circle}
@@ -108,7 +108,7 @@ class WaitGraph:
 
 
 def named(ranks: Collection[int]) -> str:
-    """`rank0, rank2 to rank5`."""
+    """Return ranks as in `rank0, rank2 to rank5`."""
     runs: list[list[int]] = []
     for before, rank in pairwise([-2, *sorted(ranks)]):
         runs.append([rank]) if rank != before + 1 else runs[-1].append(rank)

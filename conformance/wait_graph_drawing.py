@@ -1,4 +1,4 @@
-"""The wait-for graph as a picture, for `dot` and Mermaid: who waits, in which operation, for whom, from left to right.
+"""Draws the wait-for graph, for `dot` and Mermaid: who waits, in which operation, for which ranks, left to right.
 
 Left out: the graph itself (`waits`), and how a picture becomes a file (`model.picture`).
 """
@@ -22,7 +22,10 @@ LOOKS: Mapping[str, tuple[str, str, str]] = {
 
 
 def waits_graph(graph: WaitGraph) -> graphviz.Digraph:
-    """The picture for `dot`. In SVG a node of ranks has the id of its first rank, `rank3`."""
+    """Return the picture for `dot`.
+
+    In SVG a node of ranks has the id of its first rank, `rank3`.
+    """
     font = {"fontname": "Helvetica,Arial,sans-serif", "fontcolor": INK}
     drawn = graphviz.Digraph(
         "waits",
@@ -46,7 +49,7 @@ def waits_graph(graph: WaitGraph) -> graphviz.Digraph:
 
 
 def waits_mermaid(graph: WaitGraph) -> str:
-    """The same as text for Mermaid."""
+    """Return the same picture as text for Mermaid."""
     lines = ["---", f'title: "{graph.title()}"', "---", "flowchart LR"]
     for node in graph.nodes:
         lines.append(f'    {_name(node)}["{"<br/>".join(map(plain, _lines(node)))}"]:::{node.role}')
@@ -64,12 +67,12 @@ def _name(node: Node) -> str:
 
 
 def _lines(node: Node) -> list[str]:
-    """The ranks of a node, some to a line, and its role."""
+    """Return the ranks of a node, some to a line, and its role."""
     ranks = named(node.ranks).split(", ")
     return [*(", ".join(ranks[at : at + 4]) for at in range(0, len(ranks), 4)), LOOKS[node.role][2]]
 
 
 def _what(wait: Edge) -> list[str]:
-    """The operation, its group in a line of its own."""
+    """Return the operation, its group in a line of its own."""
     what, of, group = wait.operation.partition(" of ")
     return [what, of.lstrip() + group] if of else [what]

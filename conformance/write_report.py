@@ -1,4 +1,4 @@
-"""What `genlock replay --out` leaves in its folder.
+"""Writes what `genlock replay --out` leaves in its folder.
 
 | file | what |
 |---|---|
@@ -51,7 +51,7 @@ def write_verdict(found: Diagnosis, folder: Path) -> None:
 
 
 def _write_program(recording: Recording, found: Diagnosis, folder: Path) -> None:
-    """The witness of a divergent program, where Genlock recorded it."""
+    """Write the witness of a divergent program, where Genlock recorded it."""
     if found.divergence is None or recording.source != "genlock" or recording.unreadable:
         return
     from .shrink import witness_of_program

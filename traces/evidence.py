@@ -1,4 +1,4 @@
-"""Facts about a job that hung or ended, as logs, stacks and reports of other tools state them.
+"""Defines the facts about a job that hung or ended, as logs, stacks and reports of other tools state them.
 
 Each fact says one thing and where it was read. Facts carry no judgement: a rank that is named in one is not to blame
 for it. `Evidence` holds all facts of a job, and the recording of its collectives where dumps or traces were found too.
@@ -27,7 +27,7 @@ class Source(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A line of source code."""
+    """Names a line of source code."""
 
     file: str
     line: int
@@ -94,7 +94,7 @@ class Operation(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """A rank's counters in a group; -1 where there is none yet."""
+    """Holds a rank's counters in a group; -1 where there is none yet."""
 
     source: Source
     rank: int
@@ -104,7 +104,7 @@ class Counters(NamedTuple):
 
 
 class Waits(NamedTuple):
-    """A rank waits in an operation that did not complete in time, or failed in it."""
+    """Says that a rank waits in an operation that did not complete in time, or failed in it."""
 
     source: Source
     rank: int
@@ -117,7 +117,7 @@ class Waits(NamedTuple):
 
 
 class Issued(NamedTuple):
-    """Ranks of a group issued one operation, and whether they finished it."""
+    """Says that ranks of a group issued one operation, and whether they finished it."""
 
     source: Source
     ranks: tuple[int, ...]
@@ -128,21 +128,21 @@ class Issued(NamedTuple):
 
 
 class Complained(NamedTuple):
-    """A rank was the one whose time-out others heard of: it waited itself."""
+    """Says that a rank was the one whose time-out others heard of: it waited itself."""
 
     source: Source
     rank: int
 
 
 class Heard(NamedTuple):
-    """A rank took part in the end of the job because another rank told it to."""
+    """Says that a rank took part in the end of the job because another rank told it to."""
 
     source: Source
     rank: int
 
 
 class Membership(NamedTuple):
-    """A rank is a member of a group of so many."""
+    """Says that a rank is a member of a group of so many."""
 
     source: Source
     group: GroupName
@@ -153,7 +153,7 @@ class Membership(NamedTuple):
 
 
 class Unlike(NamedTuple):
-    """A rank compared its collective with those of others, and found another's to be unlike its own.
+    """Says that a rank compared its collective with those of others, and found another's to be unlike its own.
 
     Ranks are compared in ascending order, so that all ranks below `peer` had what `rank` has.
     """
@@ -172,7 +172,7 @@ class Unlike(NamedTuple):
 
 
 class NeverCame(NamedTuple):
-    """Ranks that did not come to where `by` waited for them."""
+    """Names the ranks that did not come to where `by` waited for them."""
 
     source: Source
     by: int
@@ -183,7 +183,7 @@ class NeverCame(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """How many of how many clients reached the store."""
+    """Says how many of how many clients reached the store."""
 
     source: Source
     writer: Writer
@@ -192,7 +192,7 @@ class Joined(NamedTuple):
 
 
 class KeyWait(NamedTuple):
-    """A rank waited for a key of the store that another one had to set."""
+    """Says that a rank waited for a key of the store that another one had to set."""
 
     source: Source
     writer: Writer
@@ -200,7 +200,10 @@ class KeyWait(NamedTuple):
 
 
 class PeerLost(NamedTuple):
-    """A process lost its connection to a peer. The one that says so is alive; the peer or the way to it is not."""
+    """Says that a process lost its connection to a peer.
+
+    The process that says so is alive; the peer or the way to it is not.
+    """
 
     source: Source
     writer: Writer
@@ -210,7 +213,7 @@ class PeerLost(NamedTuple):
 
 
 class PeerSilent(NamedTuple):
-    """A process waited in vain for bytes of a peer that is not named."""
+    """Says that a process waited in vain for bytes of a peer that is not named."""
 
     source: Source
     writer: Writer
@@ -218,7 +221,7 @@ class PeerSilent(NamedTuple):
 
 
 class Exited(NamedTuple):
-    """A rank's process ended, as its launcher saw it."""
+    """Says that a rank's process ended, as its launcher saw it."""
 
     source: Source
     rank: int
@@ -234,7 +237,7 @@ class Exited(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """A process raised an exception."""
+    """Says that a process raised an exception."""
 
     source: Source
     writer: Writer
@@ -251,7 +254,7 @@ class Raised(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One call of a stack."""
+    """Holds one call of a stack."""
 
     function: str
     file: str
@@ -259,7 +262,7 @@ class Frame(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """Where the main thread of a process stood, innermost call first."""
+    """Says where the main thread of a process stood, innermost call first."""
 
     source: Source
     writer: Writer
@@ -273,7 +276,7 @@ class Stack(NamedTuple):
 
 
 class Stuck(NamedTuple):
-    """A rank's own monitor found its watchdog or its interpreter not moving."""
+    """Says that a rank's own monitor found its watchdog or its interpreter not moving."""
 
     source: Source
     rank: int
@@ -281,7 +284,7 @@ class Stuck(NamedTuple):
 
 
 class Hang(NamedTuple):
-    """An engine noticed that somebody does not answer; it does not say who."""
+    """Says that an engine noticed that somebody does not answer; it does not say who."""
 
     source: Source
     writer: Writer
@@ -289,7 +292,7 @@ class Hang(NamedTuple):
 
 
 class WorkerDied(NamedTuple):
-    """An engine saw one of its workers end."""
+    """Says that an engine saw one of its workers end."""
 
     source: Source
     rank: int
@@ -297,7 +300,7 @@ class WorkerDied(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A process runs a rank."""
+    """Says that a process runs a rank."""
 
     source: Source
     host: str
@@ -306,7 +309,10 @@ class Process(NamedTuple):
 
 
 class Numbering(NamedTuple):
-    """A rank and the other numbers that its prefixes, or its launcher, give it. Both hold within one file."""
+    """Names a rank and the other numbers that its prefixes, or its launcher, give it.
+
+    Both hold within one file.
+    """
 
     source: Source
     rank: int
@@ -315,7 +321,7 @@ class Numbering(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """Hold what a tool that asks all ranks was told: launches by kind of collective, in one communicator."""
+    """Hold what a tool that asks all ranks heard: launches by kind of collective, in one communicator."""
 
     source: Source
     query: int
@@ -337,7 +343,7 @@ class Counted(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The last operation of a kind that a rank is known to have finished: a lower bound."""
+    """Names the last operation of a kind that a rank is known to have finished: a lower bound."""
 
     source: Source
     group: GroupName
@@ -412,5 +418,5 @@ class Evidence:
     """Files that said something."""
 
     def of(self, kind: type[F]) -> list[F]:
-        """The facts of one type, in the order in which they were read."""
+        """Return the facts of one type, in the order in which they were read."""
         return [fact for fact in self.facts if isinstance(fact, kind)]

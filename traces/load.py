@@ -34,20 +34,21 @@ class Own(NamedTuple):
 
     @property
     def follows(self) -> bool:
-        """True where they follow a protocol."""
+        """Return True if the traces follow a protocol."""
         return any(header.protocol for header in self.headers.values())
 
 
 def load(paths: Sequence[Path]) -> list[Trace] | Recording:
-    """The traces that `paths` stand for: Genlock's own, or a recording. Raises UnreadableInput, UsageError.
+    """Return the traces that `paths` stand for: Genlock's own, or a recording.
 
+    Raises UnreadableInput, UsageError.
     What logs and stacks beside them say is left out: `gather` has it.
     """
     return drawn(gather(paths), paths)
 
 
 def traced(found: list[Trace] | Recording | Evidence) -> list[Trace] | Recording | None:
-    """The traces among what was gathered; None where there are logs alone."""
+    """Return the traces among what was gathered; None where there are logs alone."""
     from .evidence import Evidence
 
     return found.recording if isinstance(found, Evidence) else found
@@ -63,8 +64,9 @@ def drawn(found: list[Trace] | Recording | Evidence, paths: Sequence[Path]) -> l
 
 
 def gather(paths: Sequence[Path]) -> list[Trace] | Recording | Evidence:
-    """All that `paths` stand for: Genlock's own traces, a recording, or evidence. Raises UnreadableInput.
+    """Return all that `paths` stand for: Genlock's own traces, a recording, or evidence.
 
+    Raises UnreadableInput.
     Evidence is what logs and stacks say, with the recording of the same job where there is one.
     """
     files = files_of(paths)
@@ -147,8 +149,9 @@ def _is_own(path: Path) -> bool:
 
 
 def _unpacked(files: Sequence[tuple[Path, bool]]) -> list[tuple[Path, bool]]:
-    """Genlock's own traces that are packed in archives, as files of a folder that goes when the process ends.
+    """Return Genlock's own traces that are packed in archives, as files of a folder.
 
+    The folder goes when the process ends.
     They are read more than once and in several processes, which a member of an archive is not made for.
     """
     found: list[tuple[Path, bool]] = []

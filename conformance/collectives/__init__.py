@@ -1,1 +1,1 @@
-"""Judges ranks by their collectives alone: who differs, who waits, and for whom."""
+"""Judges ranks by their collectives alone: who differs, who waits, and for which ranks."""

@@ -3,7 +3,7 @@
 The bulk is arrays: one sort over all operations, so that a healthy million costs a second. Only what is odd is
 looked at one by one.
 
-Left out: what an odd collective means (`collectives`), and whom it leaves waiting (`stall`).
+Left out: what an odd collective means (`collectives`), and which ranks it leaves waiting (`stall`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGE = 1 << 40
 
 
 class Op(NamedTuple):
-    """One rank's part in one operation; the fields of `traces.collectives.OPS`, and whose it is."""
+    """Holds one rank's part in one operation: the fields of `traces.collectives.OPS`, and whose they are."""
 
     rank: int
     at: int
@@ -42,19 +42,19 @@ class Op(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What identifies a collective across ranks."""
+    """Identifies a collective across ranks."""
 
     group: int
     sequence: int
 
 
 def ops_of(rank: int, ops: Ops, positions: Sequence[int]) -> list[Op]:
-    """Some of a rank's operations, as tuples."""
+    """Return some of a rank's operations, as tuples."""
     return [Op(rank, at, *ops[at].item()) for at in positions]
 
 
 class Aligned:
-    """The collectives of a recording by (group, sequence); rows are sorted by group, sequence and rank."""
+    """Holds the collectives of a recording by (group, sequence), in rows sorted by group, sequence and rank."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -87,21 +87,21 @@ class Aligned:
         return Key(int(self.group[number]), int(self.sequence[number]))
 
     def rows(self, number: int) -> list[Op]:
-        """The members' parts in one collective, by rank."""
+        """Return the members' parts in one collective, by rank."""
         start = int(self.starts[number])
         rows = range(start, start + int(self.counts[number]))
         ranks = self.recording.ranks
         return [Op(int(self.rank[i]), int(self.at[i]), *ranks[int(self.rank[i])].ops[self.at[i]].item()) for i in rows]
 
     def find(self, key: Key) -> list[Op]:
-        """The members' parts in the collective of that key, by rank; none if no member has it."""
+        """Return the members' parts in the collective of that key, by rank; none if no member has it."""
         lo, hi = np.searchsorted(self.group, [key.group, key.group + 1])
         number = int(lo) + int(np.searchsorted(self.sequence[lo:hi], key.sequence))
         return self.rows(number) if number < hi and self.key(number) == key else []
 
     @cached_property
     def unequal(self) -> Flags:
-        """Collectives whose members disagree about kind, dtype or the size that all must agree on."""
+        """Mark the collectives whose members disagree about kind, dtype or the size that all must agree on."""
         wires: dict[tuple[object, ...], int] = {}
         wire = self._by_signature(lambda s: wires.setdefault(s.wire, len(wires)))
         found: Flags = self._fold(np.minimum, wire) != self._fold(np.maximum, wire)
@@ -109,7 +109,7 @@ class Aligned:
 
     @cached_property
     def unbalanced(self) -> Flags:
-        """Collectives of which every member was seen, and what went in, not alike, is not what came out."""
+        """Mark the collectives of which every member was seen, and what went in, not alike, is not what came out."""
         summed = self._by_signature(
             lambda s: int(s.kind in BALANCED and 0 <= s.sent < LARGE and 0 <= s.received < LARGE)
         )
@@ -128,7 +128,7 @@ class Aligned:
 
     @cached_property
     def repeated(self) -> Flags:
-        """Rows whose rank has the same collective in the row before."""
+        """Mark the rows whose rank has the same collective in the row before."""
         same = np.zeros(len(self.rank), dtype=bool)
         same[1:] = np.diff(self.rank) == 0
         same[self.starts] = False
@@ -136,14 +136,14 @@ class Aligned:
 
     @cached_property
     def complete(self) -> Flags:
-        """Collectives that every member issued alike and, where the recorder says how far it came, left."""
+        """Mark the collectives that every member issued alike and, where the recorder says how far it came, left."""
         left = (self.status == Status.COMPLETED) | (self.status == Status.UNSAID)
         good = (self.counts == self.sizes) & ~self.unequal & ~self.unbalanced
         found: Flags = good & (self._fold(np.minimum, left.astype(np.int8)) > 0)
         return found
 
     def _column(self, name: str) -> npt.NDArray[np.int64]:
-        """All ranks' values; in four bytes where they fit, filled in place."""
+        """Return all ranks' values; in four bytes where they fit, filled in place."""
         parts = [r.ops[name] for r in self.recording.ranks.values()]
         wide = any(int(part.max(initial=0)) > SMALL for part in parts)
         column = np.empty(sum(map(len, parts)), OPS[name] if wide or OPS[name].itemsize <= 4 else np.int32)

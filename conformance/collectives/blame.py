@@ -1,4 +1,4 @@
-"""Whose fault it is that a recorded job is broken, or stands still: a table of cases, each with its strength.
+"""Says whose fault it is that a recorded job is broken, or stands still: a table of cases, each with its strength.
 
 Two questions have a table each. Members issued one operation unlike: whose doing is that? An operation can be finished
 by nobody: who is in the way? A *culprit* is a rank without which nothing explains the recording, under the assumptions
@@ -35,7 +35,7 @@ Value = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Unlike:
-    """One operation that those who take part in it did not issue alike."""
+    """Holds one operation that those who take part in it did not issue alike."""
 
     given: Mapping[int, Value]
     """Rank to what it issued."""
@@ -49,7 +49,7 @@ class Unlike:
 
     @cached_property
     def usual(self) -> Value | None:
-        """What more than half of all who take part issued."""
+        """Return what more than half of all who take part issued."""
         [(value, count)] = Counter(self.given.values()).most_common(1)
         return value if 2 * count > self.size and self.size > 2 else None
 
@@ -60,7 +60,7 @@ class Unlike:
 
 @dataclass(frozen=True)
 class Alone:
-    """What a rank's own recording shows, without any other."""
+    """Holds what a rank's own recording shows, without any other."""
 
     contradicting: tuple[int, ...] = ()
     """Ranks whose recording contradicts itself."""
@@ -153,7 +153,7 @@ def unlike_each_other(e: Unlike) -> Iterable[int]:
 
 @dataclass(frozen=True)
 class Stuck:
-    """A job that stands still: who waits for whom, and what is known besides."""
+    """Holds a job that stands still: which rank waits for which, and what is known besides."""
 
     still: Standstill
     in_protocol: Callable[[Key], bool] = lambda key: False
@@ -161,7 +161,7 @@ class Stuck:
 
     @cached_property
     def slip(self) -> OutOfStep | None:
-        """The one rank that is out of step in a group in which others are left waiting."""
+        """Return the one rank that is out of step in a group in which others are left waiting."""
         heads = (head for own in self.still.heads.values() for head in own)
         groups = {head.op.group for head in heads if head.op.peer < 0 and head.never}
         slips = [slip for group in sorted(groups) if (slip := out_of_step_in(self.recording, group)) is not None]
@@ -173,12 +173,12 @@ class Stuck:
 
     @cached_property
     def devices(self) -> frozenset[int]:
-        """Ranks whose own device did not do what others' did, if anybody waits for one of them."""
+        """Return the ranks whose own device did not do what others' did, if anybody waits for one of them."""
         return frozenset(self.still.stuck) if self.still.stuck.keys() & self.still.awaited else frozenset()
 
     @cached_property
     def astray(self) -> tuple[int, ...]:
-        """Ranks that skipped something or did something extra, so that they wait, or are awaited, out of step."""
+        """Return the ranks that skipped something or did something extra, and so wait, or are awaited, out of step."""
         if self.devices:
             return ()
         circles = self.closed or (self.still.circles if self.still.unseen else ())
@@ -186,12 +186,15 @@ class Stuck:
 
     @cached_property
     def closed(self) -> tuple[int, ...]:
-        """The circle of ranks that wait for each other, where nobody else is in the way."""
+        """Return the circle of ranks that wait for each other, where nobody else is in the way."""
         return () if self.devices or self.still.leaves or self.still.unseen else self.still.circle
 
     @cached_property
     def few(self) -> frozenset[int]:
-        """Ranks that wait in what at least as many members never issued: they may be out of step themselves."""
+        """Return the ranks that wait in what at least as many members never issued.
+
+        They may be out of step themselves.
+        """
         return frozenset(
             rank
             for rank, own in self.still.heads.items()
@@ -222,14 +225,14 @@ class Stuck:
 
     @cached_property
     def broke(self) -> Mapping[int, Break]:
-        """Where those of a circle left their own order, if that tells them apart."""
+        """Return where the ranks of a circle left their own order, if that tells them apart."""
         done = {rank: self.recording.ranks[rank].ops[list(SAME)].tolist() for rank in self.closed}
         breaks = {rank: at for rank, ops in done.items() if (at := first_break(ops)) is not None}
         return breaks if len(breaks) < len(self.closed) else {}
 
     @cached_property
     def settled(self) -> frozenset[int]:
-        """Ranks that some case holds to be culprits."""
+        """Return the ranks that some case holds to be culprits."""
         return frozenset(a.rank for a in culprits_of(self))
 
 
@@ -396,7 +399,7 @@ def culprits_of(e: Stuck) -> tuple[Accusation, ...]:
 
 
 def accused_of(e: Stuck) -> tuple[Accusation, ...]:
-    """Return all whom the table names, each by the first case that does."""
+    """Return all ranks that the table names, each by the first case that does."""
     suspects = [case(e) for case in STUCK.cases if case.strength is SUSPECT]
     return _merged([culprits_of(e), *suspects])
 
@@ -424,7 +427,7 @@ def _unexplained(e: Stuck) -> Iterator[int]:
 
 
 def _anywhere(e: Stuck) -> frozenset[int]:
-    """Return the ranks without a recording that may be at the root: those awaited, and whom these may wait for."""
+    """Return the ranks without a recording that may be at the root: those awaited, and all that these may wait for."""
     if not e.still.unseen:
         return frozenset()
     everybody = frozenset(range(e.recording.world))

@@ -91,7 +91,7 @@ Kind = Literal["host", "device"] | None
 def _first(
     conflicts: Sequence[Conflict], e: Stuck, words: Words
 ) -> tuple[Divergence | None, tuple[Accusation, ...], Kind]:
-    """Return the divergence that the recording shows, if it does; whom it is laid to; and where a culprit is stuck."""
+    """Return the divergence that the recording shows, if it does; the accused ranks; and where a culprit is stuck."""
     if conflicts:
         first = min(conflicts, key=lambda c: (c.op.time, c.op.rank, c.op.at))
         return _divergence(first, words), blamed(conflicts), None
@@ -125,7 +125,7 @@ def _never(e: Stuck, accused: Sequence[Accusation]) -> bool:
 
 
 def _diagnose_windows(recording: Recording, words: Words) -> Diagnosis:
-    """The verdict on stretches of time without sequence numbers."""
+    """Return the verdict on stretches of time without sequence numbers."""
     laid = lay(recording)
     found: Divergence | None = None
     culprits: list[int] = []
@@ -208,7 +208,7 @@ def _at_slip(odd: OutOfStep, words: Words) -> Divergence:
 
 
 def _next_due(culprit: int, owed: Sequence[Head], recording: Recording) -> Head:
-    """Of the operations that others wait in, the one that the culprit's own past leads to expect next."""
+    """Return the operation that the culprit's own past leads to expect next, of those that others wait in."""
     kinds = [signature.kind for signature in recording.signatures]
     mirrored = {"send": "recv", "recv": "send"}
     first = sorted(owed, key=lambda h: (h.op.peer >= 0, h.op.time, h.op.rank))
@@ -220,12 +220,12 @@ def _next_due(culprit: int, owed: Sequence[Head], recording: Recording) -> Head:
 
 
 def _end(op: Op) -> int:
-    """Whom the other end of a send or receive names as its peer."""
+    """Return the rank that the other end of a send or receive names as its peer."""
     return op.rank if op.peer >= 0 else -1
 
 
 def _crashed(rank: int, words: Words) -> Divergence:
-    """A rank that raised when nobody waited for it any more."""
+    """Return the divergence of a rank that raised when nobody waited for it any more."""
     record = words.recording.ranks[rank]
     ops = ops_of(rank, record.ops, [len(record.ops) - 1] if len(record.ops) else [])
     after = f"after {words.short(ops[0])}" if ops else "before any operation"
@@ -297,7 +297,7 @@ def _lost(recording: Recording) -> list[str]:
 
 
 def _open(recording: Recording, still: Standstill, words: Words) -> list[str]:
-    """Return what has not come to an end, though nobody can be told to be in the way of it."""
+    """Return what has not come to an end, though nobody can be said to be in the way of it."""
     reasons = []
     for key in dict.fromkeys((h.op.group, h.op.sequence, h.op.peer) for h in still.joint):
         head = next(h for h in still.joint if (h.op.group, h.op.sequence, h.op.peer) == key)

@@ -1,10 +1,10 @@
-"""How the ranks' recordings end, which Genlock's own traces tell: whose file is torn, who failed.
+"""Finds how the ranks' recordings end, which Genlock's own traces tell: whose file is torn, who failed.
 
 A trace is written line by line, before anything happens. So a rank that was killed, or stands still, leaves all that
-it did, and no last word; but so does a file that somebody cut between two lines. The two are told apart by the
-others: if one of them completed what cannot be completed without this rank, its file is torn.
+it did, and no last word; but so does a file that somebody cut between two lines. The others tell the two
+apart: if one of them completed what cannot be completed without this rank, its file is torn.
 
-Left out: who waits for whom (`stall`).
+Left out: which rank waits for which (`stall`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FROM_ROOT = ("broadcast", "scatter")
 
 
 def settled(recording: Recording) -> Recording:
-    """The recording, with what its ranks say of each other: files that end too early are marked as torn."""
+    """Return the recording with the files marked as torn that end too early, by what its ranks say of each other."""
     opened = {rank for rank, record in recording.ranks.items() if record.ended is Ended.OPEN}
     torn = {rank for rank in opened if rank in _passed(recording, opened) | _received(recording, opened)}
     if not torn:
@@ -33,7 +33,7 @@ def settled(recording: Recording) -> Recording:
 
 
 def _passed(recording: Recording, opened: set[int]) -> set[int]:
-    """Ranks without which others completed a collective that they are due in."""
+    """Return the ranks without which others completed a collective that they are due in."""
     if not opened:
         return set()
     last = {(rank, group): 0 for rank in opened for group in range(len(recording.groups))}
@@ -61,7 +61,7 @@ def _passed(recording: Recording, opened: set[int]) -> set[int]:
 
 
 def _received(recording: Recording, opened: set[int]) -> set[int]:
-    """Ranks from which others received what they are not seen to have sent."""
+    """Return the ranks from which others received what they are not seen to have sent."""
     alone = Pairs(recording).alone if opened else {}
     return {
         int(record.ops["peer"][at])
@@ -73,7 +73,7 @@ def _received(recording: Recording, opened: set[int]) -> set[int]:
 
 
 def limits(recording: Recording) -> list[str]:
-    """What is not known because of how recordings end."""
+    """Return what is not known because of how recordings end."""
     reasons = []
     for rank, record in recording.ranks.items():
         if record.dropped:
@@ -86,7 +86,7 @@ def limits(recording: Recording) -> list[str]:
 
 
 def word(recording: Recording, rank: int) -> str:
-    """What is known of how a rank ended, as half a sentence; empty where nothing is."""
+    """Return what is known of how a rank ended, as half a sentence; empty where nothing is."""
     record = recording.ranks.get(rank)
     ended = Ended.UNSAID if record is None else record.ended
     return {

@@ -1,7 +1,7 @@
-"""What was done before, held against what came: programs are loops, so what came last time comes again.
+"""Holds what was done before against what came: programs are loops, so what came last time comes again.
 
 This never makes a verdict. It tells which of several ranks is out of its own order, where the recording has
-shown already that one of them is. Where the past says nothing, or speaks for several, no one is told apart.
+shown already that one of them is. Where the past says nothing, or speaks for several, no one is singled out.
 
 Left out: what other ranks did at that place (`order`).
 """
@@ -37,7 +37,7 @@ def expected(past: Sequence[T], among: Iterable[T], times: int = 1) -> T | None:
 
 
 class Break(NamedTuple):
-    """Where something came that had never come after what was before it; positions."""
+    """Says where something came that had never come after what was before it; in positions."""
 
     at: int
     usual: int
@@ -45,7 +45,7 @@ class Break(NamedTuple):
 
 
 def first_break(done: Sequence[T]) -> Break | None:
-    """The first break of habit among the last things that were done."""
+    """Return the first break of habit among the last things that were done."""
     skipped = max(0, len(done) - PAST)
     done = done[skipped:]
     for at in range(max(1, len(done) - RECENT), len(done)):
@@ -57,7 +57,7 @@ def first_break(done: Sequence[T]) -> Break | None:
 
 
 def _followers(past: Sequence[T]) -> dict[int, dict[T, int]]:
-    """Length of a stretch that ends the past and was there before, to what came after it, and where that was last."""
+    """Map the length of a stretch that ends the past and was there before to what came after it, and where last."""
     return {length: {past[at]: at for at in places} for length, places in _stretches(past).items()}
 
 

@@ -1,4 +1,4 @@
-"""What does not fit together in a recording: entries that contradict it, collectives that members issued unlike.
+"""Finds what does not fit together in a recording: entries that contradict it, collectives issued unlike.
 
 Left out: operations that nobody can finish (`stall`).
 """
@@ -27,7 +27,7 @@ Shape = Callable[[Signature], tuple[object, ...]]
 
 
 class Conflict(NamedTuple):
-    """A place where what was recorded does not fit together, and whose doing it may be."""
+    """Names a place where what was recorded does not fit together, and whose doing it may be."""
 
     op: Op
     accused: tuple[Accusation, ...]
@@ -56,7 +56,7 @@ class Words:
         return f"{kind} #{op.sequence}{towards} of {self.group(op.group)}"
 
     def call(self, op: Op) -> str:
-        """Likewise without its number."""
+        """Return the same without its number."""
         signature, (_, towards) = self.recording.signatures[op.signature], self._towards(op)
         return f"{signature}{towards} of {self.group(op.group)}"
 
@@ -65,7 +65,7 @@ class Words:
         return kind, f" {'to' if kind == 'send' else 'from'} rank{op.peer}" if op.peer >= 0 else ""
 
     def due(self, op: Op) -> str:
-        """What the other ranks owe to `op`: itself or, to one end of a send, the other end."""
+        """Return what the other ranks owe to `op`: itself or, to one end of a send, the other end."""
         if op.peer < 0:
             return self.short(op)
         send = self.recording.signatures[op.signature].kind == "send"
@@ -76,7 +76,7 @@ class Words:
 
     @cached_property
     def lifted(self) -> Lifted | None:
-        """The recording as a run of TP v1.1, if it is one."""
+        """Return the recording as a run of TP v1.1, if it is one."""
         if len({s.dtype for s in self.recording.signatures if s.kind == "broadcast"}) < 2:  # header and payload
             return None
         from .recognise_protocol import Lifted  # which brings the tables along
@@ -84,7 +84,7 @@ class Words:
         return Lifted(self.recording) or None
 
     def line(self, op: Op) -> int:
-        """Line of the rank's file in which it was issued; entry of the recording where it is no file of lines."""
+        """Return the line of the rank's file in which it was issued; the entry, where that is no file of lines."""
         record = self.recording.ranks.get(op.rank)
         if record is None or record.ended is Ended.UNSAID:
             return op.at + 1
@@ -122,12 +122,12 @@ def _itself(rank: int) -> tuple[Accusation, ...]:
 
 
 def _held(record: RankRecord) -> int:
-    """How many entries its ring holds at least."""
+    """Return how many entries the rank's ring holds at least."""
     return int(record.ops["entry"][-1] - record.ops["entry"][0]) + 1 if len(record.ops) else 0
 
 
 def _out_of_order(rank: int, record: RankRecord, words: Words) -> Iterator[Conflict]:
-    """A group's sequence numbers rise as a rank issues them."""
+    """Yield the conflict where a group's sequence numbers do not rise as a rank issues them."""
     ops = record.ops
     chosen = np.flatnonzero(ops["peer"] < 0)
     order = chosen[np.argsort(ops["group"][chosen], kind="stable")]
@@ -139,7 +139,7 @@ def _out_of_order(rank: int, record: RankRecord, words: Words) -> Iterator[Confl
 
 
 def _holes(aligned: Aligned, words: Words) -> Iterator[Conflict]:
-    """A rank that has what came before and after in the group, but not what its peers have in between."""
+    """Yield each rank that has what came before and after in the group, but not what its peers have in between."""
     recording = aligned.recording
     short = np.flatnonzero(aligned.counts < aligned.sizes)
     if not len(short):
@@ -178,7 +178,7 @@ def _within(span: tuple[int, int] | None, sequence: int) -> bool:
 
 
 def mismatches(aligned: Aligned, order: Order, words: Words) -> Iterator[Conflict]:
-    """The first collective of each group that its members did not issue alike; what follows it is noise."""
+    """Yield the first collective of each group that its members did not issue alike; what follows it is noise."""
     seen: set[int] = set()
     for number in np.flatnonzero(aligned.unequal | aligned.unbalanced).tolist():
         key = aligned.key(number)
@@ -215,7 +215,7 @@ def _mismatch(aligned: Aligned, number: int, order: Order, words: Words) -> Conf
 
 
 def _before(aligned: Aligned, number: int, shape: Shape) -> list[tuple[object, ...]]:
-    """What the group did before, oldest first."""
+    """Return what the group did before, oldest first."""
     signatures, group = aligned.recording.signatures, aligned.key(number).group
     first = int(np.searchsorted(aligned.group, group))
     starts = aligned.starts[max(first, number - PAST) : number]
@@ -233,7 +233,10 @@ def _sizes(signature: Signature) -> tuple[object, ...]:
 def _siblings(
     aligned: Aligned, key: Key, shape: Shape, given: set[tuple[object, ...]], order: Order
 ) -> tuple[object, ...] | None:
-    """What sibling groups of ranks that run the same program issued there, if they agree and some member here did."""
+    """Return what sibling groups of ranks that run the same program issued there.
+
+    Nothing is returned unless they agree, and some member here issued the same.
+    """
     members, likeness = aligned.recording.groups[key.group].members, order.likeness
     values = {
         shape(aligned.recording.signatures[op.signature])

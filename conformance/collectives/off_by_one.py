@@ -19,7 +19,7 @@ from .alignment import Op, ops_of
 
 
 class OutOfStep(NamedTuple):
-    """A rank that is one operation short (or ahead) in a group, from `op` on, which its others issued at `site`."""
+    """Names a rank that is one operation short (or ahead) in a group, from `op` on; its others issued it at `site`."""
 
     op: Op
     site: int

@@ -1,4 +1,4 @@
-"""How far each rank came, and what it has not completed, as far as its recording says.
+"""Finds how far each rank came, and what it has not completed, as far as its recording says.
 
 Left out: whose fault that is (`stall`).
 """
@@ -16,7 +16,7 @@ from .send_recv import Pairs
 
 
 class Progress:
-    """How far each rank came in each group, as far as the recording says."""
+    """Says how far each rank came in each group, as far as the recording says."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -33,7 +33,7 @@ class Progress:
 
     @cache  # noqa: B019 - lives as long as one diagnosis
     def last_issued(self, rank: int, group: int) -> int | None:
-        """The last collective that the rank issued in the group, 0 for none; None where nobody knows."""
+        """Return the last collective that the rank issued in the group, 0 for none; None where it is not known."""
         record = self.recording.ranks.get(rank)
         if record is None:
             return None
@@ -44,19 +44,19 @@ class Progress:
         return max(seen or 0, told or 0)
 
     def issued_by_all(self, group: int) -> int | None:
-        """The last collective that every member is known to have issued; None if no member's progress is known."""
+        """Return the last collective that all members are known to have issued; None if nobody's progress is known."""
         members = [m for m in self.recording.groups[group].members if not self.torn(m)]
         known = [last for m in members if (last := self.last_issued(m, group)) is not None]
         return min(known, default=None)
 
     def torn(self, rank: int) -> bool:
-        """Whether the rank may have issued more than its recording shows."""
+        """Return True if the rank may have issued more than its recording shows."""
         record = self.recording.ranks.get(rank)
         return record is not None and record.ended is Ended.TORN
 
 
 class Queues:
-    """What each rank has not completed."""
+    """Holds what each rank has not completed."""
 
     def __init__(self, recording: Recording, progress: Progress, pairs: Pairs) -> None:
         self.recording, self.progress, self.pairs = recording, progress, pairs
@@ -73,7 +73,7 @@ class Queues:
             self.states[rank] = dict(zip(keys, ops["status"].tolist(), strict=True))
 
     def _pending(self, record: RankRecord, reached: Mapping[int, int | None]) -> Sequence[int]:
-        """Positions of what has not completed; where the recorder does not say, of what not all have issued."""
+        """Return the positions of what has not completed or, if the recorder does not say, of what not all issued."""
         ops = record.ops
         if record.ended is Ended.TORN:
             return []
@@ -86,7 +86,7 @@ class Queues:
         return np.flatnonzero(said | beyond | (alone & (ops["status"] == Status.UNSAID))).tolist()
 
     def heads(self, rank: int) -> list[Op]:
-        """The rank's first pending operation in each group, and towards each peer."""
+        """Return the rank's first pending operation in each group, and towards each peer."""
         ops = self.recording.ranks[rank].ops
         seen: dict[tuple[int, int, int], int] = {}
         for at in self.pending[rank]:
@@ -100,13 +100,13 @@ class Queues:
         return -1 if signature < 0 else int(self.recording.signatures[signature].kind == "send")
 
     def channel(self, rank: int, group: int, peer: int, kind: str, tag: int) -> list[int]:
-        """Positions of the rank's sends to, or receives from, a peer in a group."""
+        """Return the positions of the rank's sends to, or receives from, a peer in a group."""
         ops = self.recording.ranks[rank].ops
         found = np.flatnonzero((ops["group"] == group) & (ops["peer"] == peer) & (ops["tag"] == tag))
         return [at for at in found.tolist() if self.recording.signatures[int(ops["signature"][at])].kind == kind]
 
     def finished(self, rank: int, key: Key) -> bool:
-        """Whether the rank is known to have completed a collective."""
+        """Return True if the rank is known to have completed a collective."""
         if key in self.states[rank]:
             return False
         last = self.progress.last_issued(rank, key.group)
@@ -116,11 +116,11 @@ class Queues:
         return at < 0 or self.recording.ranks[rank].ops["status"][at] != Status.UNSAID
 
     def place(self, rank: int, key: Key) -> int:
-        """Where among what is listed of it the rank issued a collective, or -1."""
+        """Return the place, among what is listed of the rank, at which it issued a collective, or -1."""
         return self.at(rank, key.group, -1, key.sequence)
 
     def at(self, rank: int, group: int, peer: int, sequence: int) -> int:
-        """Likewise of any operation."""
+        """Return the place, likewise, of any operation."""
         ops = self.recording.ranks[rank].ops
         found = np.flatnonzero((ops["sequence"] == sequence) & (ops["group"] == group) & (ops["peer"] == peer))
         return int(found[0]) if len(found) else -1

@@ -2,7 +2,7 @@
 
 A signature says which line of the schedule an operation may be. A role's table is then walked by these alone: its
 steps without a collective are taken as they may come, guards unasked, for a recording does not show what they ask.
-A generate call is any number of reductions, so calls are not told apart.
+A generate call is any number of reductions, so nothing tells calls apart.
 
 Left out: verdicts. A recording that does not fit is no TP v1.1, or a broken one: `collectives` says what is wrong.
 """
@@ -29,7 +29,7 @@ DTYPES = {
 
 
 class Place(NamedTuple):
-    """What a collective is in the protocol."""
+    """Says what a collective is in the protocol."""
 
     line: Collective
     chunk: int | None
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 
 class Lifted:
-    """A recording as a run of TP v1.1; false if it is none."""
+    """Reads a recording as a run of TP v1.1; false if it is none."""
 
     def __init__(self, recording: Recording, protocol: Protocol = TP_V1_1) -> None:
         self.recording, self.protocol = recording, protocol
@@ -51,11 +51,11 @@ class Lifted:
         return bool(self.places)
 
     def summary(self) -> str:
-        """`tp_v1.1, 3 chunks`; empty for a recording that is none."""
+        """Return a text like `tp_v1.1, 3 chunks`; empty for a recording that is none."""
         return f"{self.protocol.name}, {self.chunks} chunk{'s' * (self.chunks != 1)}" if self else ""
 
     def state(self, rank: int, key: Key) -> str | None:
-        """The state in which the rank's table takes part in that collective, if there is but one."""
+        """Return the state in which the rank's table takes part in that collective, if there is but one."""
         place = self.places.get(key)
         rows = [row for row in self.protocol.role(rank).rows if place is not None and row.op is place.line]
         if place is not None and place.line is HEADER and place.chunk is not None:
@@ -63,18 +63,18 @@ class Lifted:
         return rows[0].state if len(rows) == 1 else None
 
     def _leads(self, state: str, line: Collective) -> bool:
-        """Whether the next collective after a state may be of that line, on either role."""
+        """Return True if the next collective after a state may be of that line, on either role."""
         roles = [role for role in self.protocol.roles if state in role.by_name]
         return any(row.op is line for role in roles for at in _ahead(role, state) for row in role.leaving[at])
 
     @cached_property
     def _lines(self) -> list[Collective | None]:
-        """Of each signature, the line of the schedule that it may be."""
+        """Return, for each signature, the line of the schedule that it may be."""
         return [next((c for c in self.protocol.schedule if _fits(s, c)), None) for s in self.recording.signatures]
 
     @cached_property
     def _groups(self) -> dict[int, str]:
-        """Recorded group to the one of the schedule: those with headers, and with payloads, of all ranks."""
+        """Map a recorded group to the one of the schedule: those with headers, and with payloads, of all ranks."""
         lines = self._lines
         if HEADER not in lines or PAYLOAD not in lines:
             return {}
@@ -87,7 +87,7 @@ class Lifted:
         return found if set(found.values()) == set(self.protocol.groups) else {}
 
     def _walk(self, rank: int) -> bool:
-        """Whether the rank's operations fit its table, which places them on the way."""
+        """Return True if the rank's operations fit its table, which places them on the way."""
         record, role = self.recording.ranks[rank], self.protocol.role(rank)
         begins = not (record.lost or record.pending_only)
         states = _ahead(role, role.initial) if begins else frozenset(s.name for s in role.states)
@@ -100,7 +100,7 @@ class Lifted:
         return True
 
     def _steps(self, record: RankRecord) -> list[tuple[Key, Collective]]:
-        """The rank's collectives in the two groups; what is none of the schedule fits nothing."""
+        """Return the rank's collectives in the two groups; what is none of the schedule fits nothing."""
         ops = record.ops[np.isin(record.ops["group"], list(self._groups)) & (record.ops["peer"] < 0)]
         steps = []
         for group, sequence, signature in ops[["group", "sequence", "signature"]].tolist():
@@ -133,7 +133,7 @@ def _fits(signature: Signature, line: Collective) -> bool:
 
 @cache
 def _ahead(role: Role, state: str) -> frozenset[str]:
-    """States that are reached from one without a collective, and it."""
+    """Return the states that are reached from one without a collective, and it."""
     found, new = {state}, [state]
     while new:
         for row in role.leaving[new.pop()]:
@@ -145,6 +145,6 @@ def _ahead(role: Role, state: str) -> frozenset[str]:
 
 @cache
 def _after(role: Role, states: frozenset[str], line: Collective) -> frozenset[str]:
-    """States after a collective."""
+    """Return the states after a collective."""
     targets = {row.target for state in states for row in role.leaving[state] if row.op is line}
     return frozenset(after for target in targets for after in _ahead(role, target))

@@ -21,7 +21,7 @@ CHANNEL = ("group", "source", "target", "tag")
 
 
 class Pairs:
-    """The sends and receives of a recording that can be numbered."""
+    """Holds the sends and receives of a recording that can be numbered."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -38,7 +38,7 @@ class Pairs:
 
     @cached_property
     def alone(self) -> dict[int, list[int]]:
-        """Rank to the positions of its sends and receives that nobody met."""
+        """Map a rank to the positions of its sends and receives that nobody met."""
         single = np.ones(len(self.rows), bool)
         single[self.seconds] = single[self.seconds - 1] = False
         found: dict[int, list[int]] = {}
@@ -48,26 +48,26 @@ class Pairs:
 
     @cached_property
     def other(self) -> dict[tuple[int, int], int]:
-        """(rank, position) of one end to the position of the other, at its peer."""
+        """Map (rank, position) of one end to the position of the other, at its peer."""
         ends = self.rows[["rank", "at"]]
         sends, receives = ends[self.seconds - 1].tolist(), ends[self.seconds].tolist()
         both = zip(sends, receives, strict=True)
         return {one: there[1] for a, b in both for one, there in ((a, b), (b, a))}
 
     def judged(self, rank: int, group: int, peer: int, kind: str) -> bool:
-        """Whether that channel can be numbered."""
+        """Return True if that channel can be numbered."""
         ranks = self.recording.ranks
         target = peer if kind == "send" else rank
         whole = all(r in ranks and ranks[r].whole for r in (rank, peer))
         return whole and group not in ranks[target].listens
 
     def matched(self) -> int:
-        """Pairs that carry the same, and that both ends left as far as their recorders say."""
+        """Count the pairs that carry the same, and that both ends left as far as their recorders say."""
         left = (self.rows["status"] == Status.COMPLETED) | (self.rows["status"] == Status.UNSAID)
         return int((self._equal & left[self.seconds] & left[self.seconds - 1]).sum())
 
     def unequal(self) -> list[tuple[Op, Op, list[tuple[object, ...]]]]:
-        """Per channel, the first pair whose ends disagree: send, receive, and what the pairs before it carried."""
+        """Return the first pair a channel whose ends disagree: send, receive, and what the pairs before it carried."""
         seen: set[tuple[int, ...]] = set()
         found = []
         for at in self.seconds[~self._equal].tolist():
@@ -120,7 +120,7 @@ ROWS = np.dtype(
 
 
 def _changes(rows: npt.NDArray[np.void], names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
-    """Where any of the columns differs from the row before; the first row differs."""
+    """Return where any of the columns differs from the row before; the first row differs."""
     found = np.zeros(len(rows), bool)
     found[:1] = True
     for name in names:

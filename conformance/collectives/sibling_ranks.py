@@ -1,4 +1,4 @@
-"""What ranks that run the same program have shown, held against a rank that does not do what others wait for.
+"""Holds what ranks that run the same program have shown against one that does not do what others wait for.
 
 In a job whose ranks run one program, a sibling group (same description, same size) does at the same sequence number
 what this group does. Two questions are answered by such witnesses, and by them alone:
@@ -29,7 +29,7 @@ UNNAMED = ("", "undefined")
 
 
 class Likeness:
-    """Which ranks run the same program, by their places in groups."""
+    """Says which ranks run the same program, by their places in groups."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -42,7 +42,7 @@ class Likeness:
 
     @cached_property
     def _directed(self) -> set[tuple[str, int]]:
-        """Kinds of group in which ranks send to each other: there, a rank's place decides what it does."""
+        """Return the kinds of group in which ranks send to each other: there, a rank's place decides what it does."""
         found = set()
         for record in self.recording.ranks.values():
             for number in np.unique(record.ops["group"][record.ops["peer"] >= 0]).tolist():
@@ -53,7 +53,7 @@ class Likeness:
 
     @cache  # noqa: B019 - lives as long as one diagnosis
     def alike(self, one: int, other: int) -> bool:
-        """Whether two ranks have groups of the same kinds, and the same place wherever the place matters."""
+        """Return True if two ranks have groups of the same kinds, and the same place wherever the place matters."""
         a, b = self._groups.get(one, {}), self._groups.get(other, {})
         return a.keys() == b.keys() and all(self._place(one, a[k]) == self._place(other, b[k]) for k in self._directed)
 
@@ -61,20 +61,20 @@ class Likeness:
         return -1 if group is None else self.recording.groups[group].members.index(rank)
 
     def counterpart(self, rank: int, group: int) -> int | None:
-        """The rank's own group of the kind of `group`."""
+        """Return the rank's own group of the kind of `group`."""
         of = self.recording.groups[group]
         return group if rank in of.members else self._groups.get(rank, {}).get((of.description, len(of.members)))
 
     @cache  # noqa: B019
     def witnesses(self, rank: int) -> tuple[int, ...]:
-        """Ranks, recorded, that run what this one runs: the next ones up, and round to the lowest."""
+        """Return the recorded ranks that run what this one runs: the next ones up, and round to the lowest."""
         told = (r for r, record in self.recording.ranks.items() if record.ended is not Ended.TORN)
         ranks = sorted(told, key=lambda other: (other < rank, other))
         return tuple(islice((r for r in ranks if r != rank and self.alike(rank, r)), WITNESSES))
 
 
 class Due(NamedTuple):
-    """A rank, the operations that it waits in, and a collective that others wait for it in."""
+    """Holds a rank, the operations that it waits in, and a collective that others wait for it in."""
 
     rank: int
     heads: Sequence[Op]
@@ -82,14 +82,14 @@ class Due(NamedTuple):
 
 
 class Order:
-    """The two questions, for one recording."""
+    """Answers the two questions, for one recording."""
 
     def __init__(self, queues: Queues, likeness: Likeness) -> None:
         self.queues, self.likeness = queues, likeness
         self.recording = queues.recording
 
     def held(self, due: Due) -> bool:
-        """Whether its own pending operations may hold up the rank's host, for all that witnesses show."""
+        """Return True if a rank's own pending operations may hold up its host, for all that witnesses show."""
         return not any(self._went_on(witness, due) for witness in self.likeness.witnesses(due.rank))
 
     def _went_on(self, witness: int, due: Due) -> bool:
@@ -103,7 +103,7 @@ class Order:
         )
 
     def astray(self, suspects: Iterable[int]) -> tuple[int, ...]:
-        """Those that had issued more or fewer operations in some group, when they came to a place, than all witnesses.
+        """Return the suspects that, at some place, had issued more or fewer operations in a group than all witnesses.
 
         At least two witnesses must have come to that place, and agree.
         """
@@ -166,7 +166,7 @@ class Order:
         return False
 
     def _last_of_each(self, rank: int) -> list[Op]:
-        """Per group and direction, the last operations that the rank issued."""
+        """Return the last operations that the rank issued, per group and direction."""
         ops = self.recording.ranks[rank].ops
         found: dict[tuple[int, int], list[int]] = {}
         for at in range(len(ops) - 1, -1, -1):
@@ -176,12 +176,12 @@ class Order:
         return ops_of(rank, ops, sorted(at for own in found.values() for at in own))
 
     def _own_groups(self, rank: int) -> set[int]:
-        """Its groups of more than one member that have counterparts."""
+        """Return the rank's groups of more than one member that have counterparts."""
         groups = self.recording.groups
         return {g for g in range(len(groups)) if rank in groups[g].members and len(groups[g].members) > 1}
 
     def _count(self, rank: int, group: int | None, at: int) -> int | None:
-        """How many collectives the rank had issued in the group, before the operation at that place."""
+        """Return how many collectives the rank had issued in the group, before the operation at that place."""
         if group is None:
             return None
         ops = self.recording.ranks[rank].ops
@@ -192,13 +192,13 @@ class Order:
         return int(after.min()) - 1 if len(after) else self.queues.progress.last_issued(rank, group)
 
     def _issued_at(self, rank: int, key: Key) -> int | None:
-        """Where among what is listed of it the rank issued its counterpart of a collective."""
+        """Return where, among what is listed of it, the rank issued its counterpart of a collective."""
         group = self.likeness.counterpart(rank, key.group)
         at = -1 if group is None else self.queues.place(rank, Key(group, key.sequence))
         return None if at < 0 else at
 
     def _counterpart(self, op: Op, rank: int, witness: int) -> int | None:
-        """Where the witness issued what `op` is to `rank`."""
+        """Return where the witness issued what `op` is to `rank`."""
         group = self.likeness.counterpart(witness, op.group)
         if group is None:
             return None

@@ -1,7 +1,7 @@
-"""Finds out who waits for whom in a recording of a job that stands still. docs/diagnosis.md has the argument.
+"""Finds out which rank waits for which in a recording of a job that stands still. docs/diagnosis.md has the argument.
 
 A rank waits at the head of each of its queues: its first operation in a group (or towards a peer) that has not
-completed. Whom it waits for follows from what the others did about that operation:
+completed. What it waits for follows from what the others did about that operation:
 
 - they never issued it: the wait is for them;
 - they issued it behind something of their own that has not completed: likewise;
@@ -27,7 +27,7 @@ from .sibling_ranks import Due, Order
 
 
 class Head(NamedTuple):
-    """The operation that a rank waits in, in one of its queues, and what the other members did about it."""
+    """Holds the operation that a rank waits in, in one of its queues, and what the other members did about it."""
 
     op: Op
     never: tuple[int, ...] = ()
@@ -47,12 +47,12 @@ class Head(NamedTuple):
 
     @property
     def may_wait_for(self) -> tuple[int, ...]:
-        """All who may keep it from completing, for all that is known."""
+        """Return all who may keep the operation from completing, for all that is known."""
         return self.never + self.absent + self.behind + self.unsure
 
 
 class Standstill:
-    """The wait-for graph of a recording."""
+    """Holds the wait-for graph of a recording."""
 
     def __init__(self, recording: Recording, order: Order) -> None:
         self.recording, self.order = recording, order
@@ -79,24 +79,24 @@ class Standstill:
 
     @cached_property
     def awaited(self) -> frozenset[int]:
-        """Ranks that others wait for."""
+        """Return the ranks that others wait for."""
         return frozenset[int]().union(*self.waits.values())
 
     @cached_property
     def unseen(self) -> frozenset[int]:
-        """Ranks that are awaited and may be anywhere: without a recording, or with one that does not say so much."""
+        """Return the awaited ranks that may be anywhere: without a recording, or with one that does not say so much."""
         ranks, torn = self.recording.ranks, self.queues.progress.torn
         return frozenset(rank for rank in self.awaited if rank not in ranks or torn(rank))
 
     @cached_property
     def leaves(self) -> tuple[int, ...]:
-        """Ranks that are awaited, are seen, and whose host waits in nothing."""
+        """Return the ranks that are awaited, are seen, and whose host waits in nothing."""
         idle = (rank for rank in self.awaited - self.unseen if not self.waits.get(rank) and rank not in self.stuck)
         return tuple(sorted(rank for rank in idle if rank not in self.queues.first or rank in self.free))
 
     @cached_property
     def circle(self) -> tuple[int, ...]:
-        """Ranks that wait for each other, and in the end for nobody else."""
+        """Return the ranks that wait for each other, and in the end for nobody else."""
         if not self.awaited:
             return ()
         import networkx as nx  # not needed by most, and slow to load
@@ -107,7 +107,7 @@ class Standstill:
 
     @cached_property
     def circles(self) -> frozenset[int]:
-        """Ranks that may wait for each other, whomever else they wait for."""
+        """Return the ranks that may wait for each other, whatever other ranks they wait for."""
         if not self.awaited:
             return frozenset()
         import networkx as nx  # not needed by most, and slow to load
@@ -167,7 +167,7 @@ def _heads(queues: Queues) -> dict[int, list[Head]]:
 
 
 def _dues(heads: Mapping[int, Sequence[Head]]) -> list[Due]:
-    """Each rank that others wait for in a collective, with what it waits in itself."""
+    """Return each rank that others wait for in a collective, with what it waits in itself."""
     found: dict[tuple[int, Key], None] = {}
     for head in (head for own in heads.values() for head in own if head.op.peer < 0):
         for rank in head.never:
@@ -177,7 +177,7 @@ def _dues(heads: Mapping[int, Sequence[Head]]) -> list[Due]:
 
 
 class _Collectives:
-    """What each member did about a collective, found out once for all who wait in it."""
+    """Finds what each member did about a collective, once for all who wait in it."""
 
     def __init__(self, queues: Queues) -> None:
         self.queues = queues
@@ -226,7 +226,7 @@ def _p2p_head(op: Op, queues: Queues) -> Head:
 
 
 def _other_end(op: Op, kind: str, queues: Queues) -> tuple[int | None, bool]:
-    """Where the peer issued the other end, if that is listed; else whether it must have, and is done with it.
+    """Return where the peer issued the other end, if that is listed; else whether it must have, and is done with it.
 
     Where both recordings are whole, the place among all of them tells; in a group of two, both count the same
     operations; else the first that is pending here goes with the first there.

@@ -21,7 +21,7 @@ Order = tuple[tuple[object, ...], ...]
 
 
 class Odd(NamedTuple):
-    """A rank that left the order of the others, with its operation there (or its last one) and theirs."""
+    """Names a rank that left the order of the others, with its operation there (or its last one) and theirs."""
 
     rank: int
     op: Op
@@ -31,7 +31,7 @@ class Odd(NamedTuple):
 
 
 class Laid(NamedTuple):
-    """What laying them side by side has shown."""
+    """Holds what laying the stretches side by side has shown."""
 
     odd: tuple[Odd, ...]
     cut: tuple[int, ...]
@@ -67,7 +67,10 @@ def _wire(op: Op, recording: Recording) -> tuple[object, ...]:
 
 
 def _first(rank: int, own: Sequence[Op], model: Sequence[Op], recording: Recording) -> Odd:
-    """Where it first differs. In every detail: exchanges differ in nothing else that must be equal."""
+    """Return where the rank first differs.
+
+    It is compared in every detail: exchanges differ in nothing else that must be equal.
+    """
     mine, usual = ([recording.signatures[op.signature] for op in ops] for ops in (own, model))
     at = next((i for i, (a, b) in enumerate(zip(mine, usual, strict=False)) if a != b), min(len(mine), len(usual)))
     here = mine[at] if at < len(mine) else None
@@ -77,7 +80,7 @@ def _first(rank: int, own: Sequence[Op], model: Sequence[Op], recording: Recordi
 
 
 def _cut(rank: int, order: Order, usual: Order, own: Sequence[Op], agree: Sequence[Sequence[Op]], record: Span) -> bool:
-    """Whether the order is a run out of the usual one, and the rest may lie outside of this rank's stretch.
+    """Return True if the order is a run out of the usual one, and the rest may lie outside of this rank's stretch.
 
     The rest lies inside if it would at twice the longest pause that the others took there.
     """
@@ -103,7 +106,10 @@ Span = tuple[int, int] | None
 def _odd_exchange(
     own: Sequence[Op], ops: Mapping[int, Sequence[Op]], orders: Mapping[int, Order], usual: Order, recording: Recording
 ) -> list[Odd]:
-    """All-to-all may be uneven; but where all other ranks, three at least, put in alike, the exchange was even."""
+    """Return a rank's first all-to-all that is unlike that of all other ranks, three at least.
+
+    All-to-all may be uneven; but where all those put in alike, the exchange was even.
+    """
     like = [rank for rank in orders if orders[rank] == usual and rank != own[0].rank]
     for at, op in enumerate(own):
         signature = recording.signatures[op.signature]

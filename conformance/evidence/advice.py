@@ -1,4 +1,4 @@
-"""Words for evidence that is missing: what to fetch, of which ranks, and by which command.
+"""Tells what evidence is missing: what to fetch, of which ranks, and by which command.
 
 Left out: the text of `genlock explain evidence` (`cli`).
 """

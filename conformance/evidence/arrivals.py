@@ -16,7 +16,7 @@ from .stack_state import At, stands_at
 
 
 def arrivals(picture: Picture) -> Iterator[Finding]:
-    """Ranks that others waited for, by barriers, the store and connections."""
+    """Yield the ranks that others waited for, by barriers, the store and connections."""
     yield from _barrier(picture)
     yield from _clients(picture)
     yield from _keys(picture)
@@ -46,7 +46,7 @@ def _barrier(picture: Picture) -> Iterator[Finding]:
 
 
 def _clients(picture: Picture) -> Iterator[Finding]:
-    """The store counts those who came; who they are follows where all of them complain."""
+    """Yield what the store's count of those who came shows; who they are follows where all of them complain."""
     found = picture.evidence.of(facts.Joined)
     short_ = [f for f in found if f.came < f.of]
     if not short_:
@@ -127,7 +127,7 @@ def _peers(picture: Picture) -> Iterator[Finding]:
 
 
 def stacks(picture: Picture) -> Iterator[Finding]:
-    """Ranks whose stack is elsewhere while those of the others wait."""
+    """Yield the ranks whose stack is elsewhere while those of the others wait."""
     states = {rank: picture.at(rank) for rank in picture.stacks}
     waiting = tuple(sorted(r for r, at in states.items() if at is At.WAITING))
     elsewhere = tuple(sorted(r for r, at in states.items() if at is At.ELSEWHERE))
@@ -166,7 +166,7 @@ def _twice(picture: Picture, ranks: tuple[int, ...]) -> bool:
 
 
 def _without_rank(picture: Picture) -> Iterator[Finding]:
-    """Processes that nobody can be told to be which rank."""
+    """Yield the processes whose rank nothing tells."""
     unnamed = [s for s in picture.evidence.of(facts.Stack) if picture.rank_of(s) is None]
     if not unnamed:
         return
@@ -179,7 +179,7 @@ def _without_rank(picture: Picture) -> Iterator[Finding]:
 
 
 def monitors(picture: Picture) -> Iterator[Finding]:
-    """Ranks whose own monitor saw them stand still, and engines that wait for somebody."""
+    """Yield the ranks whose own monitor saw them stand still, and engines that wait for somebody."""
     stuck = picture.evidence.of(facts.Stuck)
     if stuck:
         ranks = tuple(sorted({f.rank for f in stuck} - set(picture.waits))) or tuple(sorted({f.rank for f in stuck}))

@@ -39,7 +39,7 @@ def counts(picture: Picture) -> Iterator[Finding]:
 
 
 def _silent(last: Counted) -> Iterator[Finding]:
-    """Ranks that did not answer: stopped, swapped out, or dead."""
+    """Yield the ranks that did not answer: stopped, swapped out, or dead."""
     if not last.missing:
         return
     dead = last.dead
@@ -135,7 +135,7 @@ def _top(classes: Mapping[Vector, object]) -> Vector:
 
 
 def _vectors(fact: Counted, kinds: Sequence[str]) -> dict[int, Vector]:
-    """Each rank's launches by kind; a rank is left out of which one is not told."""
+    """Return each rank's launches by kind; a rank is left out where one of its counts is not stated."""
     told = [fact.counts[kind] for kind in kinds if fact.counts.get(kind)]
     ranks = set.intersection(*(set(by_rank) for by_rank in told)) if told else set()
     return {r: tuple(fact.counts[k].get(r, 0) if fact.counts.get(k) else 0 for k in kinds) for r in sorted(ranks)}
@@ -152,7 +152,7 @@ def _stood_still(found: Sequence[Counted]) -> bool:
 
 
 def _unnamed(fact: Counted, kinds: Sequence[str]) -> Iterator[Finding]:
-    """Unlike counts of ranks that the answer does not name."""
+    """Yield unlike counts of ranks that the answer does not name."""
     for kind in kinds:
         classes = fact.rest.get(kind, ())
         if len(classes) > 1:
@@ -163,7 +163,10 @@ def _unnamed(fact: Counted, kinds: Sequence[str]) -> Iterator[Finding]:
 
 
 def _completed(picture: Picture) -> Iterator[Finding]:
-    """Whose last completed operation is before that of the others; a lower bound, so that nobody is to blame for it."""
+    """Yield the ranks whose last completed operation is before that of the others.
+
+    That is a lower bound, so that nobody is to blame for it.
+    """
     by_kind: dict[tuple[GroupName, str], dict[int, Finished]] = defaultdict(dict)
     sizes: dict[GroupName, int] = {}
     for fact in picture.evidence.of(Finished):

@@ -20,7 +20,7 @@ SIGNALS = {-9: "SIGKILL", -7: "SIGBUS", -11: "SIGSEGV", -4: "SIGILL", -8: "SIGFP
 
 
 def failures(picture: Picture) -> Iterator[Finding]:
-    """Ranks that raised, crashed or were killed, with how sure that is."""
+    """Yield the ranks that raised, crashed or were killed, with how sure that is."""
     yield from _raised(picture)
     yield from _killed(picture)
     yield from _died(picture)
@@ -82,7 +82,7 @@ def _exception(rank: int, fact: facts.Raised, culprits: tuple[int, ...], suspect
 
 
 def _killed(picture: Picture) -> Iterator[Finding]:
-    """Ranks that a signal ended which is none of torch's or the launcher's."""
+    """Yield the ranks that a signal ended which is none of torch's or the launcher's."""
     exits = [f for f in picture.evidence.of(facts.Exited) if f.code in FATAL_SIGNALS and f.rank not in picture.waits]
     if not exits:
         exits = [f for f in picture.evidence.of(facts.Exited) if f.code > 0 and f.first and f.rank not in picture.waits]
@@ -113,7 +113,7 @@ def _killed(picture: Picture) -> Iterator[Finding]:
 
 
 def _table_row(fact: facts.Exited, picture: Picture) -> Finding:
-    """A rank that the launcher's table alone shows to have failed."""
+    """Return the finding of a rank that the launcher's table alone shows to have failed."""
     from ...traces.importers.logs.tracebacks import follows
 
     type_name, _, message = fact.message.partition(": ")
@@ -134,7 +134,7 @@ def _table_row(fact: facts.Exited, picture: Picture) -> Finding:
 
 
 def _died(picture: Picture) -> Iterator[Finding]:
-    """Workers that an engine saw end, of which nothing else is known."""
+    """Yield the workers that an engine saw end, of which nothing else is known."""
     raised = {picture.rank_of(f) for f in picture.evidence.of(facts.Raised)}
     died = [f for f in picture.evidence.of(facts.WorkerDied) if f.rank not in raised]
     if not died:

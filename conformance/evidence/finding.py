@@ -1,4 +1,7 @@
-"""One thing that the evidence shows, and what is missing to show more. Left out: how it is found."""
+"""Holds one thing that the evidence shows, and what is missing to show more.
+
+Left out: how it is found.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from ..diagnosis import Wanted
 
 
 class Kind(Enum):
-    """Kinds of findings; each decides by itself, in this order."""
+    """Names the kinds of findings; each decides by itself, in this order."""
 
     UNLIKE = "unlike operations at one number"
     RAISED = "a rank raised an exception"
@@ -30,7 +33,7 @@ class Kind(Enum):
 
 
 class Missing(NamedTuple):
-    """Evidence that would decide, and of which ranks."""
+    """Names evidence that would decide, and of which ranks."""
 
     want: Wanted
     ranks: tuple[int, ...] = ()
@@ -56,7 +59,7 @@ class Finding:
 
 
 def ranks_text(ranks: tuple[int, ...] | list[int] | set[int]) -> str:
-    """Ranks by name, runs of them folded: `rank0 to rank3, rank7`."""
+    """Return ranks by name, runs of them folded: `rank0 to rank3, rank7`."""
     runs: list[list[int]] = []
     for rank in sorted(ranks):
         if runs and rank == runs[-1][-1] + 1:
@@ -75,5 +78,5 @@ MAX_RUNS = 12
 
 
 def verb(ranks: tuple[int, ...] | list[int] | set[int], one: str, many: str) -> str:
-    """The form of a verb that goes with so many ranks."""
+    """Return the form of a verb that goes with so many ranks."""
     return one if len(ranks) == 1 else many

@@ -1,4 +1,4 @@
-"""From facts to a verdict: who is to blame, who may be, what is missing to tell, and where it was.
+"""Leads from facts to a verdict: who is to blame, who may be, what is missing to tell, and where it was.
 
 Findings are made by kind and weighed in the order of `Kind`. A verdict names culprits where a finding entails them.
 Else the suspects are those that the findings leave together. Logs never show that a run conforms.
@@ -26,7 +26,7 @@ from .waits import left_waiting, stalls
 
 @dataclass(frozen=True)
 class Judged:
-    """Hold what the facts show. Without culprits, the suspects are those among whom the facts cannot tell."""
+    """Hold what the facts show. Without culprits, the suspects are those that the facts cannot tell apart."""
 
     findings: tuple[Finding, ...]
     culprits: tuple[int, ...]
@@ -42,7 +42,7 @@ class Judged:
 
     @property
     def first(self) -> Finding | None:
-        """The finding that the verdict rests on."""
+        """Return the finding that the verdict rests on."""
         return self.findings[0] if self.findings else None
 
 
@@ -81,7 +81,7 @@ def judge_facts(evidence: Evidence) -> Judged:
 
 
 def _left_together(found: Sequence[Finding]) -> tuple[int, ...]:
-    """The ranks that every finding which names suspects leaves; where they contradict each other, all of both.
+    """Return the ranks that every finding which names suspects leaves; where they contradict each other, all of both.
 
     A finding that explains the hang by itself is narrowed down by others, never widened.
     """
@@ -99,7 +99,7 @@ EXPLAINING = (Kind.UNLIKE, Kind.RAISED, Kind.KILLED)
 
 
 def _with_place(finding: Finding, picture: Picture) -> Finding:
-    """The place at which a blamed rank stands, where there is a stack of it."""
+    """Return the finding with the place at which a blamed rank stands, where there is a stack of it."""
     named = finding.culprits or finding.suspects
     if finding.place is not None or finding.library is not None or not named:
         return finding

@@ -26,7 +26,7 @@ HOST = (Kind.STANDS_STILL, Kind.NEVER_CAME, Kind.STACKS, Kind.COUNTS)
 
 
 def judge_evidence(evidence: Evidence) -> Diagnosis:
-    """The verdict on all that is known of a job."""
+    """Return the verdict on all that is known of a job."""
     recording = evidence.recording
     if recording is None:
         return diagnosis_of(judge_facts(evidence), len(evidence.facts))
@@ -38,12 +38,12 @@ def judge_evidence(evidence: Evidence) -> Diagnosis:
 
 
 def replace_facts(evidence: Evidence, facts: Sequence[Fact]) -> Evidence:
-    """The same evidence with other facts."""
+    """Return the same evidence with other facts."""
     return Evidence(list(facts), evidence.recording, evidence.files)
 
 
 def diagnosis_of(judged: Judged, events: int) -> Diagnosis:
-    """The verdict that facts alone lead to: `divergent` with culprits, else `unknown`."""
+    """Return the verdict that facts alone lead to: `divergent` with culprits, else `unknown`."""
     first = judged.first
     found = None
     if judged.culprits and first is not None:
@@ -77,7 +77,7 @@ def diagnosis_of(judged: Judged, events: int) -> Diagnosis:
 
 
 def _accused(judged: Judged) -> tuple[Accusation, ...]:
-    """Return whom the facts name, by the kind of the finding that the verdict rests on."""
+    """Return the ranks that the facts name, by the kind of the finding that the verdict rests on."""
     case = judged.first.kind.name.lower().replace("_", "-") if judged.first else ""
     if judged.culprits:
         return accusations(judged.culprits, Strength.CULPRIT, case)
@@ -107,7 +107,10 @@ def _divergence(finding: Finding, rank: int) -> Divergence:
 
 
 def together(recorded: Diagnosis, merged: Judged, alone: Judged, events: int) -> Diagnosis:
-    """One verdict of two. `merged` has the facts of both, `alone` those of the logs."""
+    """Return one verdict of two.
+
+    `merged` has the facts of both, `alone` those of the logs.
+    """
     from_logs = diagnosis_of(merged, events)
     if recorded.verdict == "divergent":
         blamed = set(recorded.culprits)
@@ -164,7 +167,7 @@ def _whys(judged: Judged) -> tuple[str, ...]:
 
 
 def _illustrated(recorded: Diagnosis, merged: Judged) -> Diagnosis:
-    """A verdict on a recording, with what stacks and tracebacks say of the same ranks."""
+    """Return a verdict on a recording, with what stacks and tracebacks say of the same ranks."""
     found = recorded.divergence
     for finding in merged.findings:
         about = set(finding.culprits or finding.suspects)

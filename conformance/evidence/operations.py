@@ -25,7 +25,7 @@ Votes = Mapping[int, Operation]
 
 
 def unlike(picture: Picture) -> Iterator[Finding]:
-    """The first operation of each group that its members issued unlike."""
+    """Yield the first operation of each group that its members issued unlike."""
     for state in picture.groups.values():
         if not state.name.shared:
             continue
@@ -56,7 +56,7 @@ def _wire(operation: Operation, fully: bool) -> tuple[object, ...]:
 
 
 def _classes(votes: Votes) -> list[tuple[int, ...]]:
-    """The ranks that agree with each other, the most first."""
+    """Return the ranks that agree with each other, the most first."""
     said = {rank: op for rank, op in votes.items() if op.kind not in (*P2P, "coalesced", "")}
     fully = all(op.kind in ("barrier",) or op.sent >= 0 or op.detail for op in said.values())
     found: dict[tuple[object, ...], list[int]] = defaultdict(list)
@@ -131,7 +131,7 @@ def _wrapper(picture: Picture) -> Iterator[Finding]:
 
 
 def _numbered(operation: Operation, number: int, fact: Unlike) -> Operation:
-    """Where only the numbers differ, they are what differs."""
+    """Return the operation with its number as what differs, where only the numbers differ."""
     if fact.theirs is not None and fact.mine == fact.theirs and fact.number != fact.theirs_number:
         return operation._replace(detail=", ".join(filter(None, (operation.detail, f"number {number}"))))
     return operation
@@ -165,7 +165,7 @@ def _calls(picture: Picture) -> Iterator[Finding]:
 
 
 def ranks_of(members: Sequence[Calls], picture: Picture) -> tuple[list[int], bool]:
-    """The members' ranks in the job, and True; where nothing tells them those in the communicator, and False.
+    """Return the members' ranks in the job, and True; where nothing tells them, those in the communicator, and False.
 
     Of one host with as many devices as ranks, the devices are the ranks.
     """
@@ -184,7 +184,7 @@ def ranks_of(members: Sequence[Calls], picture: Picture) -> tuple[list[int], boo
 
 
 class Laid(NamedTuple):
-    """The calls of all ranks in one communicator, one row each, by number, position at that number, and rank."""
+    """Holds the calls of all ranks in one communicator, one row each, by number, position at that number, and rank."""
 
     number: npt.NDArray[np.int64]
     within: npt.NDArray[np.int64]
@@ -193,7 +193,7 @@ class Laid(NamedTuple):
 
 
 def _laid(ranks: Sequence[int], members: Sequence[Calls]) -> Laid | None:
-    """The ranks' calls side by side; those of one number by their order. None where the numbers tell nothing.
+    """Return the ranks' calls side by side, those of one number by their order; None where the numbers tell nothing.
 
     From NCCL 2.27 on the number stands still within a host. Then the calls can be counted, if their beginning is there
     and no line is torn.
@@ -248,7 +248,7 @@ def _first_unlike(
 
 
 def _behind(last: Mapping[int, int], members: Sequence[Calls]) -> Iterator[Finding]:
-    """Whose log ends before those of the others: a sign, as a log says nothing of its own end."""
+    """Yield the ranks whose log ends before those of the others: a sign, as a log says nothing of its own end."""
     if len(set(last.values())) < 2:
         return
     top = max(last.values())

@@ -60,7 +60,7 @@ class GroupState:
 
 
 class Picture:
-    """All facts of a job, by rank and by group."""
+    """Holds all facts of a job, by rank and by group."""
 
     def __init__(self, evidence: Evidence) -> None:
         evidence = evidence_of_job(evidence)
@@ -134,7 +134,10 @@ class Picture:
                     self.waits[rank].append(facts.Waits(source, rank, name, last, operation))
 
     def group(self, name: GroupName, rank: int) -> GroupState:
-        """The state of a group that a rank is in. Groups of a name that is a rank's own are kept apart."""
+        """Return the state of a group that a rank is in.
+
+        Groups of a name that is a rank's own are kept apart.
+        """
         key = name if name.shared else name._replace(name=f"{name.name} of rank{rank}")
         state = self.groups.get(key)
         if state is None and name.family == "torch" and name.shared:
@@ -156,7 +159,7 @@ class Picture:
         return dict(found)
 
     def rank_of(self, fact: Written) -> int | None:
-        """The rank of the process that wrote something; None where nothing tells it."""
+        """Return the rank of the process that wrote something; None where nothing tells it."""
         return self.identities.rank_of(fact.writer, fact.source.path)[0]
 
     def certain(self, fact: Written) -> bool:
@@ -199,7 +202,7 @@ class Picture:
         return bool(self.waits.get(rank)) or rank in self.complained or self.at(rank) is At.WAITING
 
     def at(self, rank: int) -> At | None:
-        """Where the rank's last stack is; None where there is none."""
+        """Return where the rank's last stack is; None where there is none."""
         return state_of(self.stacks[rank][-1]) if rank in self.stacks else None
 
     def quiet(self, rank: int) -> bool:
@@ -215,16 +218,16 @@ class Picture:
 
     @property
     def gone(self) -> Mapping[int, facts.Exited]:
-        """Ranks that a signal ended which is not the way in which those that wait are ended."""
+        """Return the ranks that a signal ended which is not the way in which those that wait are ended."""
         return {f.rank: f for f in self.evidence.of(facts.Exited) if f.code in FATAL_SIGNALS}
 
     def absent(self) -> Iterator[int]:
-        """Ranks of which nothing is known."""
+        """Yield the ranks of which nothing is known."""
         return (rank for rank in range(self.world) if rank not in self.told and rank not in self.complained)
 
 
 def _ratios(state: GroupState) -> Iterator[int]:
-    """The group's size, as gathers and scatters tell it."""
+    """Yield the group's size, as gathers and scatters tell it."""
     for by_rank in state.operations.values():
         for operation in by_rank.values():
             one, all_ = sorted((operation.sent, operation.received))
@@ -238,7 +241,7 @@ MAX_RATIO = 1 << 17
 
 
 class _Identities:
-    """Which rank a process is."""
+    """Tells which rank a process is."""
 
     def __init__(self, evidence: Evidence) -> None:
         self.by_process: dict[tuple[str, int], int] = {}
@@ -263,7 +266,7 @@ class _Identities:
                 self.axes[axis] = max(self.axes.get(axis, 0), index)
 
     def rank_of(self, writer: Writer, path: Path) -> tuple[int | None, bool]:
-        """The rank of a process, None where nothing tells it; and whether that is certain."""
+        """Return the rank of a process, None where nothing tells it; and whether that is certain."""
         if writer.rank is not None:
             return writer.rank, True
         if writer.pid is not None:
@@ -290,7 +293,7 @@ class _Identities:
 
 
 class Written(Protocol):
-    """A fact that somebody wrote."""
+    """Stands for a fact that somebody wrote."""
 
     @property
     def source(self) -> Source: ...
@@ -308,15 +311,15 @@ def _writers(evidence: Evidence) -> list[Writer]:
 
 
 def stated(ranks: Iterable[int | None]) -> tuple[int, ...]:
-    """The ranks that are known, in order."""
+    """Return the ranks that are known, in order."""
     return tuple(sorted({rank for rank in ranks if rank is not None}))
 
 
 def evidence_of_job(evidence: Evidence) -> Evidence:
-    """The evidence with the ranks of torch's reports as ranks of the job.
+    """Return the evidence with the ranks of torch's reports as ranks of the job.
 
-    They are ranks in the group that was checked. Where the writers show that these are others than the job's, those of
-    whom nothing tells the rank in the job are left out.
+    They are ranks in the group that was checked. Where the writers show that these are others than the job's, ranks
+    are left out where nothing tells which ranks of the job they are.
     """
     places: dict[str, dict[int, int]] = {"desync": {}, "other": {}}
     for fact in evidence.facts:

@@ -36,7 +36,7 @@ DEEP = 14
 
 
 class At(Enum):
-    """Where a process is."""
+    """Says where a process is."""
 
     WAITING = "in a collective, or waiting for its device"
     ELSEWHERE = "in no collective, and not waiting for its device"
@@ -44,7 +44,7 @@ class At(Enum):
 
 
 def state_of(stack: Stack) -> At:
-    """Where the main thread is, as far as its innermost frames tell.
+    """Return where the main thread is, as far as its innermost frames tell.
 
     A line of the program itself may read a value off the device, which shows in native frames alone. A process that
     the system does not run does not spin in such a wait.
@@ -67,5 +67,5 @@ def state_of(stack: Stack) -> At:
 
 
 def stands_at(stack: Stack) -> tuple[Place | None, Place | None]:
-    """The program's line where it stands, and the library's beside it."""
+    """Return the program's line where the thread stands, and the library's beside it."""
     return place_of([(frame.file, frame.line, frame.function) for frame in stack.frames])

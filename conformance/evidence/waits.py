@@ -1,4 +1,4 @@
-"""Finds at whom all waits end: the rank that does not wait itself, ranks of which nothing is known, or a circle.
+"""Finds where all waits end: the rank that does not wait itself, ranks of which nothing is known, or a circle.
 
 A rank that waits in operation n of a group waits for the members that have not issued it. Numbers are compared inside
 of one group alone. Whoever is at the end of all waits is to blame only if it is known not to wait, nobody is missing,
@@ -22,7 +22,7 @@ from .picture import P2P, GroupState, Picture
 
 @dataclass
 class Graph:
-    """Who waits for whom, and where."""
+    """Holds which rank waits for which, and where."""
 
     edges: dict[int, dict[int, Waits]] = field(default_factory=lambda: defaultdict(dict))
     joint: dict[tuple[str, int], list[Waits]] = field(default_factory=lambda: defaultdict(list))
@@ -31,7 +31,7 @@ class Graph:
     """Waits for somebody that the facts do not name."""
 
     def reached(self, start: int) -> set[int]:
-        """The ranks that a rank waits for, however far around."""
+        """Return the ranks that a rank waits for, however far around."""
         found: set[int] = set()
         todo = list(self.edges.get(start, ()))
         while todo:
@@ -43,7 +43,7 @@ class Graph:
 
 
 def graph_of(picture: Picture) -> Graph:
-    """The wait-for graph of all waits that are known."""
+    """Return the wait-for graph of all waits that are known."""
     graph = Graph()
     for rank, waits in picture.waits.items():
         for wait in waits:
@@ -107,7 +107,7 @@ def stalls(picture: Picture) -> Iterator[Finding]:
 
 
 def _owed(culprit: int, graph: Graph) -> Waits:
-    """The operation that most ranks wait in for one."""
+    """Return the operation that most ranks wait in for one."""
     waits = [edges[culprit] for edges in graph.edges.values() if culprit in edges]
     alike = {w: sum(w.number == o.number and w.group == o.group for o in waits) for w in waits}
     # of a send or receive, the other end would be due
@@ -169,7 +169,7 @@ def _nothing_known(
 
 
 def _circle(graph: Graph) -> tuple[int, ...]:
-    """Ranks that wait for each other, and for nobody else."""
+    """Return the ranks that wait for each other, and for nobody else."""
     best: tuple[int, ...] = ()
     for rank in sorted(graph.edges):
         found = graph.reached(rank)
@@ -215,7 +215,10 @@ def _all_together(circle: tuple[int, ...], graph: Graph, picture: Picture) -> bo
 
 
 def _joint(graph: Graph, picture: Picture) -> Finding:
-    """All that are known have joined: the device or the network, or somebody who is not in what was given."""
+    """Return the finding where all that are known have joined.
+
+    It lies with the device or the network, or with somebody who is not in what was given.
+    """
     waits = [w for found in graph.joint.values() for w in found] or graph.open_ended
     wait = min(waits, key=lambda w: (w.number, w.rank))
     left = tuple(sorted({w.rank for w in waits}))
@@ -248,7 +251,7 @@ def _joint(graph: Graph, picture: Picture) -> Finding:
 
 
 def left_waiting(picture: Picture) -> list[WaitingRank]:
-    """Each rank that waits, with where and for whom."""
+    """Return each rank that waits, with where and for which ranks."""
     graph = graph_of(picture)
     found = []
     for rank in sorted(picture.waits):
@@ -259,7 +262,7 @@ def left_waiting(picture: Picture) -> list[WaitingRank]:
 
 
 def name_of(wait: Waits) -> str:
-    """The operation that is waited in, in words."""
+    """Return the operation that is waited in, in words."""
     what = wait.operation.kind or "an operation"
     number = f" #{wait.number}" if wait.number >= 0 else ""
     group = ""

@@ -1,4 +1,4 @@
-"""Whose fault a divergence of a protocol is: a table of cases, each with its strength.
+"""Says whose fault a divergence of a protocol is: a table of cases, each with its strength.
 
 Two questions have a table each. A rank left its table, or ranks do not fit together: whose doing is that? Ranks were
 left waiting or lost a peer, and none left its table: who is missed?
@@ -27,14 +27,14 @@ REJECTED = ("reject_header", "reject_envelope")
 
 @dataclass(frozen=True)
 class Broken:
-    """A divergence, and the ranks that were replayed."""
+    """Holds a divergence, and the ranks that were replayed."""
 
     divergence: Divergence
     ranks: Mapping[int, RankReplay]
 
     @property
     def disputed(self) -> tuple[int, ...]:
-        """Of a collective whose parts do not fit: the ranks whose doing it may be."""
+        """Return the ranks whose doing it may be, where the parts of a collective do not fit."""
         return self.divergence.accused if isinstance(self.divergence, Odd) else ()
 
     @property
@@ -43,17 +43,17 @@ class Broken:
 
     @cached_property
     def named(self) -> tuple[int, ...]:
-        """The ranks that a failed comparison names."""
+        """Return the ranks that a failed comparison names."""
         return () if isinstance(self.divergence, Odd) else accused_by_check(self.divergence, self.world)
 
     @cached_property
     def changed(self) -> tuple[int, ...]:
-        """The ranks whose weights are not those of their own start-up."""
+        """Return the ranks whose weights are not those of their own start-up."""
         return changed_weights(told_of_acks(self.ranks))
 
     @cached_property
     def sender(self) -> tuple[int, ...]:
-        """Whose doing it can be that this rank rejects what it was given: the root's, or its own."""
+        """Return whose doing it can be that this rank rejects what it was given: the root's, or its own."""
         if isinstance(self.divergence, Odd) or self.named or self.divergence.facts.transition not in REJECTED:
             return ()
         return _sender(self.ranks[self.divergence.rank], self.divergence.state, self.ranks)
@@ -151,7 +151,7 @@ def left_its_table(e: Broken) -> Iterable[int]:
 
 @dataclass(frozen=True)
 class Missed:
-    """Ranks that noticed that another is missing, or stand where they wait for it."""
+    """Holds the ranks that noticed that another is missing, or stand where they wait for it."""
 
     noticed: Sequence[Divergence]
     ranks: Mapping[int, RankReplay]
@@ -159,27 +159,27 @@ class Missed:
 
     @cached_property
     def roots(self) -> frozenset[int]:
-        """The roots of the wait-for graph."""
+        """Return the roots of the wait-for graph."""
         return frozenset(roots_of(self.matched.unfinished))
 
     @cached_property
     def untraced(self) -> frozenset[int]:
-        """Roots of which there is no trace to that point: they may have waited themselves."""
+        """Return the roots of which there is no trace to that point: they may have waited themselves."""
         return frozenset(self.roots - self.ranks.keys()) | (self.roots & self.matched.torn)
 
     @cached_property
     def silent(self) -> frozenset[int]:
-        """Ranks whose trace has no end marker."""
+        """Return the ranks whose trace has no end marker."""
         return frozenset(r for r in self.ranks if self.ranks[r].trace.end is None)
 
     @cached_property
     def losers(self) -> frozenset[int]:
-        """Ranks that say that they lost a peer."""
+        """Return the ranks that say that they lost a peer."""
         return frozenset(d.rank for d in self.noticed if d.facts.transition == LOST)
 
     @cached_property
     def by_guardians(self) -> frozenset[int]:
-        """Ranks that guardians blame in end markers."""
+        """Return the ranks that guardians blame in end markers."""
         ends = (replayed.trace.end for replayed in self.ranks.values())
         return frozenset(end.culprit for end in ends if end and end.culprit is not None)
 

@@ -1,4 +1,4 @@
-"""Which transitions of the model traces have witnessed, and which no real run can take.
+"""Tells which transitions of the model traces have witnessed, and which no real run can take.
 
 Left out: what a model checker reaches (`model.checker`): that a row is reachable there says nothing of real ranks.
 """
@@ -17,21 +17,21 @@ Witnessed = Mapping[str, frozenset[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Coverage:
-    """The rows of a protocol, by role, sorted by whether they were seen."""
+    """Holds the rows of a protocol, by role, sorted by whether they were seen."""
 
     protocol: Protocol
     witnessed: Witnessed
 
     def seen(self, role: Role) -> list[Row]:
-        """The rows of the role that the traces show, in the order of the table."""
+        """Return the rows of the role that the traces show, in the order of the table."""
         return [row for row in role.rows if row.key in self.witnessed.get(role.name, frozenset())]
 
     def open(self, role: Role) -> list[Row]:
-        """The rows that the traces do not show, and a real run can take."""
+        """Return the rows that the traces do not show, and a real run can take."""
         return [row for row in self._unseen(role) if beyond(row, role) is None]
 
     def beyond(self, role: Role) -> list[tuple[Row, str]]:
-        """The rows that the traces do not show because no real run can take them, with the reason."""
+        """Return the rows that the traces do not show because no real run can take them, with the reason."""
         return [(row, why) for row in self._unseen(role) if (why := beyond(row, role)) is not None]
 
     def _unseen(self, role: Role) -> list[Row]:
@@ -40,13 +40,13 @@ class Coverage:
 
 
 def merged(*several: Witnessed) -> Witnessed:
-    """What several runs have shown together."""
+    """Return what several runs have shown together."""
     names = {name for witnessed in several for name in witnessed}
     return {name: frozenset().union(*(w.get(name, frozenset()) for w in several)) for name in sorted(names)}
 
 
 def beyond(row: Row, role: Role) -> str | None:
-    """Why no real run can take a row; None where one can."""
+    """Return why no real run can take a row; None where one can."""
     collectives = [r for r in role.leaving[row.state] if r.op is not None]
     if row.by is By.DETECTION and row.event == "peer_lost" and not collectives:
         return "a rank notices a dead peer inside a collective, and none is issued in this state"
@@ -54,7 +54,7 @@ def beyond(row: Row, role: Role) -> str | None:
 
 
 def as_json(coverage: Coverage) -> dict[str, Any]:
-    """Per role: how many rows there are, which were seen, which were not, and which cannot be."""
+    """Return per role: how many rows there are, which were seen, which were not, and which cannot be."""
     roles = {}
     for role in coverage.protocol.roles:
         roles[role.name] = {
@@ -68,7 +68,7 @@ def as_json(coverage: Coverage) -> dict[str, Any]:
 
 
 def as_text(coverage: Coverage) -> str:
-    """Per role one line of figures, then the rows that were not seen, by why."""
+    """Return per role one line of figures, then the rows that were not seen, by why."""
     lines = []
     for role in coverage.protocol.roles:
         seen, left, beyond_it = coverage.seen(role), coverage.open(role), coverage.beyond(role)

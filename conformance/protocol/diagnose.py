@@ -37,7 +37,7 @@ UNTYPED = "format 1 holds what this rank found as text only, which decides nothi
 
 @dataclass(frozen=True)
 class _First:
-    """The divergence that came first, and whom it is laid to."""
+    """Holds the divergence that came first, and the ranks that it is laid to."""
 
     divergence: Divergence
     accused: tuple[Accusation, ...]
@@ -83,7 +83,10 @@ def diagnose(traces: Sequence[Trace]) -> Diagnosis:
 
 
 def protocol_of(traces: Sequence[Trace]) -> Protocol:
-    """The protocol of a run. Raises UnreadableInput where the traces are of several runs, or it is unknown."""
+    """Return the protocol of a run.
+
+    Raises UnreadableInput where the traces are of several runs, or it is unknown.
+    """
     first = traces[0]
     seen: dict[int, Trace] = {}
     for trace in traces:
@@ -171,7 +174,7 @@ def _stood(culprit: RankReplay, culprits: Sequence[int], matched: Matched) -> Di
 
 
 def _stranded(ranks: Mapping[int, RankReplay], matched: Matched) -> Iterator[Divergence]:
-    """Ranks that wait for a rank whose trace is whole without it."""
+    """Yield the ranks that wait for a rank whose trace is whole without it."""
     for wait in matched.unfinished:
         replayed = ranks[wait.rank]
         end = replayed.trace.end

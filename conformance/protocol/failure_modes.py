@@ -125,7 +125,7 @@ def text_alone(divergence: Divergence) -> bool:
 
 
 def accused_by_check(divergence: Divergence, world: int) -> tuple[int, ...]:
-    """Return whom a failed comparison of ranks names; nobody, where it names none.
+    """Return the ranks that a failed comparison names; none, where it names none.
 
     Where as many ranks have the one value as the other, all of them: nothing tells which is right.
     """

@@ -1,4 +1,4 @@
-"""Holds ranks against each other: collectives by (group, sequence), what was delivered, and who waits for whom.
+"""Compares ranks: collectives by (group, sequence), what was delivered, and which rank waits for which.
 
 Left out: whether a rank kept to its own table (`replay_rank`).
 """
@@ -23,7 +23,7 @@ Facts = tuple[tuple[str, object], ...]
 
 @dataclass(frozen=True, slots=True)
 class Odd(Divergence):
-    """A part in a collective that does not fit the others."""
+    """Holds a part in a collective that does not fit the others."""
 
     accused: tuple[int, ...] = ()
     """Whose fault it is: several ranks where nothing tells which of them is right."""
@@ -31,7 +31,7 @@ class Odd(Divergence):
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A rank's part in a collective that it did not leave, and the members that never came."""
+    """Holds a rank's part in a collective that it did not leave, and the members that never came."""
 
     meeting: Meeting
     missing: tuple[int, ...]
@@ -47,7 +47,7 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Matched:
-    """What the ranks' collectives say, taken together."""
+    """Holds what the ranks' collectives say, taken together."""
 
     collectives: int
     """Collectives that every member issued alike and left."""
@@ -94,13 +94,13 @@ def match(ranks: Mapping[int, RankReplay]) -> Matched:
 
 
 def depends_on_members(meeting: Meeting, rank: int, members: Sequence[int]) -> Sequence[int]:
-    """The members of its group that `rank` waits for in this collective."""
+    """Return the members of its group that `rank` waits for in this collective."""
     op, among = meeting.row.op, frozenset(members)
     return [m for m in depends_on(op, rank, max(members) + 1) if m in among] if op else ()
 
 
 def clock_of(clocks: Mapping[int, Sequence[int]], replayed: RankReplay, divergence: Divergence) -> int:
-    """Lamport time of the line at which a rank diverged; 0 where the rank has no lines."""
+    """Return the Lamport time of the line at which a rank diverged; 0 where the rank has no lines."""
     if divergence.line not in replayed.trace.numbers:
         return 0
     return clocks[divergence.rank][replayed.trace.numbers.index(divergence.line)]
@@ -134,7 +134,7 @@ def _members(ranks: Mapping[int, RankReplay], group: str) -> Sequence[int]:
 
 
 def _odd(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Iterator[Odd]:
-    """The members that took part in another collective than the others, or were given something else."""
+    """Yield the members that took part in another collective than the others, or were given something else."""
     for facts, name in ((_shape, "collective"), (_meaning, "part"), (_inside, "inside of the call")):
         values = {rank: facts(part) for rank, part in parts.items()}
         known = {rank: value for rank, value in values.items() if value is not None}
@@ -147,7 +147,7 @@ def _odd(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Itera
 def _minority(
     ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting], known: Mapping[int, Facts], name: str
 ) -> Iterator[Odd]:
-    """The members that differ from more than half; without such a majority, nothing tells who is right."""
+    """Yield the members that differ from more than half; without such a majority, nothing tells who is right."""
     values = list(known.values())
     usual = max(values, key=lambda v: (values.count(v), -values.index(v)))
     tied = tuple(known) if 2 * values.count(usual) <= len(values) else ()
@@ -175,7 +175,7 @@ def _inside(part: Meeting) -> Facts | None:
 
 
 def _differs(value: Facts, usual: Facts) -> str:
-    """`numel is 7 here and 6`: what is not alike, down to the fields of what was sent."""
+    """Return what is not alike, down to the fields of what was sent: `numel is 7 here and 6`."""
     ours, theirs = dict(value), dict(usual)
     told = []
     for name in {**ours, **theirs}:
@@ -189,7 +189,7 @@ def _differs(value: Facts, usual: Facts) -> str:
 
 
 def _delivered(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Iterator[Odd]:
-    """Where members of a broadcast were given something else than its root says that it sent.
+    """Yield what is odd where members of a broadcast were given something else than its root says that it sent.
 
     Members that were given something else are odd one by one, unless all of them were given the same: then, if
     they are several, it is the root that sent it; if there is one, nothing tells which end is wrong, unless it is a
@@ -212,7 +212,7 @@ def _delivered(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) ->
 
 
 def _sent_before(root: RankReplay, part: Meeting) -> bool:
-    """Whether what a member was given is a header that the root says it sent earlier."""
+    """Return True if what a member was given is a header that the root says it sent earlier."""
     if part.row.op is not HEADER or part.exited is None:
         return False
     given = _named(part.exited.data)
@@ -226,7 +226,7 @@ def _sent_before(root: RankReplay, part: Meeting) -> bool:
 
 
 def _named(header: object) -> dict[str, object] | None:
-    """All that a header says, but not how it was found to be; None for one that could not be read."""
+    """Return all that a header says, but not how it was found to be; None for one that could not be read."""
     if not isinstance(header, dict) or not header.get("call_id"):
         return None
     return {name: value for name, value in header.items() if name != "intact"}
@@ -268,7 +268,7 @@ def _at(replayed: RankReplay, part: Meeting, event: Event, at: int, why: str, ac
 
 
 class _Issued:
-    """The members of one collective whose issue has a time already."""
+    """Holds the members of one collective whose issue has a time already."""
 
     def __init__(self, parts: Mapping[int, Meeting]) -> None:
         self.parts = parts
@@ -280,14 +280,14 @@ class _Issued:
         self.latest = max(self.latest, time)
 
     def before(self, needed: Sequence[int]) -> int | None:
-        """The latest issue that a completion depends on; None while one of them has no time yet."""
+        """Return the latest issue that a completion depends on; None while one of them has no time yet."""
         if len(needed) == 1:
             return self.times.get(needed[0]) if needed[0] in self.parts else 0
         return self.latest if len(self.times) >= len(self.parts) else None
 
 
 class _Lane:
-    """The lines of one rank, and which of them are ends of collectives."""
+    """Holds the lines of one rank, and which of them are ends of collectives."""
 
     def __init__(self, replayed: RankReplay, members: Mapping[str, Sequence[int]]) -> None:
         self.rank, self.lines, self.clock = replayed.trace.rank, len(replayed.trace.lines), list[int]()
@@ -321,7 +321,7 @@ class _Lane:
 def _clocks(
     ranks: Mapping[int, RankReplay], meetings: Mapping[Key, Mapping[int, Meeting]]
 ) -> tuple[dict[int, list[int]], bool]:
-    """Lamport times of all lines; a completion comes after the issues that it depends on."""
+    """Return the Lamport times of all lines; a completion comes after the issues that it depends on."""
     issued = {key: _Issued(parts) for key, parts in meetings.items()}
     members = {group: _members(ranks, group) for group, _ in meetings}
     lanes = [_Lane(ranks[rank], members) for rank in sorted(ranks)]

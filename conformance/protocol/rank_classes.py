@@ -44,11 +44,11 @@ class RankClasses:
         self.few = [_among(trace, {t.rank for t in few}) for trace in few] if self.others else list(traces)
 
     def weight(self, rank: int) -> int:
-        """For how many ranks a rank that was kept stands."""
+        """Return how many ranks a rank that was kept stands for."""
         return 1 + len(self.others.get(rank, ()))
 
     def ranks(self, named: Iterable[int]) -> tuple[int, ...]:
-        """With all that were kept of a kind, the others of it."""
+        """Return the named ranks and, where all that were kept of a kind are among them, the others of it."""
         found = set(named)
         for last, kind in self.kinds.items():
             if found.issuperset(kind):
@@ -69,23 +69,23 @@ class RankClasses:
         return tuple(kept + more)
 
     def standings(self, found: Iterable[Standing]) -> tuple[Standing, ...]:
-        """With where each rank ended, where the others did."""
+        """Return where each rank ended, the others of a kind where the kept ones did."""
         told = list(found)
         more = [replace(standing, rank=other) for standing in told for other in self.others.get(standing.rank, ())]
         return tuple(sorted(told + more, key=lambda s: s.rank)) if more else tuple(told)
 
     def each(self, found: Mapping[int, T]) -> list[tuple[int, T]]:
-        """What was found of the ranks that were kept, for every rank."""
+        """Return what was found of the ranks that were kept, for every rank."""
         others = ((other, found[last]) for last, rest in self.others.items() for other in rest)
         return sorted([*found.items(), *others], key=lambda item: item[0]) if self.others else list(found.items())
 
     def given(self) -> set[int]:
-        """All ranks of which there is a trace."""
+        """Return all ranks of which there is a trace."""
         return {trace.rank for trace in self.few} | {rank for others in self.others.values() for rank in others}
 
 
 def _kept(sizes: Sequence[int]) -> list[int]:
-    """How many of each kind it takes, so that a kind larger than all smaller ones together stays so."""
+    """Return how many of each kind it takes, so that a kind larger than all smaller ones together stays so."""
     order = sorted(range(len(sizes)), key=lambda at: sizes[at])
     kept = dict(enumerate(sizes))
     even = smaller = 0  # of so many kinds, the smallest ones, all ranks have to be kept
@@ -101,6 +101,6 @@ def _kept(sizes: Sequence[int]) -> list[int]:
 
 
 def _among(trace: Trace, ranks: set[int]) -> Trace:
-    """The trace, as if nobody but these had been in its groups."""
+    """Return the trace as if nobody but these ranks had been in its groups."""
     groups = {name: tuple(r for r in members if r in ranks) for name, members in trace.header.groups.items()}
     return msgspec.structs.replace(trace, header=msgspec.structs.replace(trace.header, groups=groups))

@@ -191,7 +191,7 @@ class _Rank:
             self.failure = Divergence(*where, event.call_id, event.state, *told, facts=facts)
 
     def leave_open(self, entered: tuple[Event, int, Row, Data]) -> None:
-        """The trace ends inside a collective."""
+        """End the trace inside a collective."""
         self._meet(entered, None)
 
     def _meet(self, entered: tuple[Event, int, Row, Data], exited: tuple[Event, int] | None) -> None:

@@ -1,4 +1,4 @@
-"""A sequence chart of a run, up to where it diverged: a lane a rank, in logical time, drawn as a counterexample is.
+"""Makes a sequence chart of a run, up to where it diverged: a lane a rank, in logical time, like a counterexample.
 
 Left out: drawing (`model.chart`), and everything after the divergence.
 """
@@ -22,7 +22,7 @@ AROUND = 24
 
 
 def chart(traces: Sequence[Trace], found: Diagnosis, around: int = AROUND) -> Counterexample:
-    """The last events before the divergence, and it, as the steps of a counterexample; without one, the last of all.
+    """Return the last events before the divergence, and it, as a counterexample's steps; without one, the last of all.
 
     Of a rank that others wait for, the chart goes on until they wait. Raises UsageError for more ranks than lanes.
     """
@@ -65,7 +65,7 @@ def _ordered(
     divergence: Divergence | None,
     waits: Sequence[WaitingRank],
 ) -> Iterator[tuple[Event, RankReplay]]:
-    """All that happened up to the divergence, or until all who wait for it do; of equal times, it comes last."""
+    """Yield all that happened up to the divergence, or until all who wait for it do; of equal times, it comes last."""
     issued = {w.rank: ranks[w.rank].trace.numbers.index(w.line) for w in waits if w.rank in ranks}
     ends = _ends(ranks, divergence) if divergence else {}
     found = []
@@ -80,7 +80,7 @@ def _ordered(
 
 
 def _ends(ranks: Mapping[int, RankReplay], divergence: Divergence) -> dict[int, int]:
-    """How many lines of a rank can have come before the divergence.
+    """Return how many lines of a rank can have come before the divergence.
 
     The times do not tell: what the diverging rank issued later, no table followed. So no other rank is past a
     collective that needed that.

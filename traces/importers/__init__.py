@@ -1,1 +1,4 @@
-"""Recordings of other tools, and of programs without a protocol, read as collectives. Nothing in them is executed."""
+"""Reads recordings of other tools, and of programs without a protocol, as collectives.
+
+Nothing in them is executed.
+"""

@@ -1,6 +1,7 @@
-"""Opens files that may be packed: gzip, tar and zip, in each other. Nothing is written, and everything is bounded.
+"""Opens files that may be packed: gzip, tar and zip, in each other.
 
-Names of members are told, never used as paths. A member is read as a stream, so that a log of any size takes no memory.
+Nothing is written, and everything is bounded. Names of members are reported, never used as paths. A member is read as
+a stream, so that a log of any size takes no memory.
 
 Left out: what is in the files (`detect`).
 """
@@ -31,7 +32,7 @@ GZIP, ZIP, TAR, TAR_AT = b"\x1f\x8b", b"PK\x03\x04", b"ustar", 257
 
 
 class Opened(NamedTuple):
-    """A file or a member of an archive, opened at its beginning."""
+    """Holds a file or a member of an archive, opened at its beginning."""
 
     path: Path
     stream: BinaryIO
@@ -42,7 +43,7 @@ class Opened(NamedTuple):
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends in an error where more comes out of it than anybody would pack."""
+    """Reads a stream, and ends in an error where more comes out of it than anybody would pack."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path, self.stream, self.left = path, stream, MAX_UNPACKED
@@ -124,7 +125,7 @@ def _within(path: Path, stream: BinaryIO, depth: int) -> Iterator[Opened]:
 
 
 def _tarred(path: Path, stream: BinaryIO, depth: int) -> Iterator[Opened]:
-    """Regular files of an archive."""
+    """Yield the regular files of an archive."""
     import tarfile  # slow to load
 
     try:

@@ -76,7 +76,7 @@ def recorded(files: Sequence[tuple[Path, bool]], paths: Sequence[Path]) -> Recor
 
 
 def evidence_beside(own: Recording, files: Sequence[tuple[Path, bool]]) -> Recording | Evidence:
-    """Genlock's own recording, with what the logs and stacks beside it say. Raises UnreadableInput."""
+    """Return Genlock's own recording, with what the logs and stacks beside it say. Raises UnreadableInput."""
     found = _Gathered()
     found.read(files)
     if found.dumps or found.profiles:
@@ -88,7 +88,7 @@ def evidence_beside(own: Recording, files: Sequence[tuple[Path, bool]]) -> Recor
 
 
 class _Gathered:
-    """All that the files of a job held, apart from Genlock's own traces."""
+    """Holds all that the files of a job held, apart from Genlock's own traces."""
 
     def __init__(self) -> None:
         self.interned = Interned()
@@ -181,7 +181,7 @@ class _Gathered:
             raise _unknown(path)
 
     def collectives(self) -> Recording | None:
-        """The recording that the dumps or profiles are. Raises UsageError."""
+        """Return the recording that the dumps or profiles are. Raises UsageError."""
         records = [*self.dumps, *(p.record for p in self.profiles)]
         if self.dumps and self.profiles:
             where = str(self.profiles[0].record.path)
@@ -197,7 +197,10 @@ class _Gathered:
 
 
 def _by_rank(records: Sequence[RankRecord]) -> dict[int, RankRecord]:
-    """One record a rank; those of several back ends, which share no group, are put together. Raises UsageError."""
+    """Return one record a rank; those of several back ends, which share no group, are put together.
+
+    Raises UsageError.
+    """
     found: dict[int, RankRecord] = {}
     for record in records:
         known = found.get(record.rank)
@@ -314,7 +317,7 @@ SERVED = b"=== Rank "
 
 
 def _served(path: Path, data: bytes) -> list[tuple[int, object]]:
-    """Dumps of several ranks in one file, each behind a line that names the rank; none where they are no dumps."""
+    """Return dumps of several ranks in one file, each behind a line that names the rank; none where they are none."""
     parts = re.split(rb"^=== Rank (\d{1,7}): [^\n]{0,400}===[ \t]*\r?\n", data, flags=re.MULTILINE)
     found: list[tuple[int, object]] = []
     for rank, text in zip(parts[1::2], parts[2::2], strict=True):

@@ -81,7 +81,10 @@ MAX_RANKS = 1_000_000
 
 
 def rank_of(path: Path) -> int:
-    """The rank that a dump's name ends in (`trace_3`, `_dump_3`, `nccl_trace_rank_3.json`). Raises UnreadableInput."""
+    """Return the rank that a dump's name ends in (`trace_3`, `_dump_3`, `nccl_trace_rank_3.json`).
+
+    Raises UnreadableInput.
+    """
     stem = _SUFFIXES.sub("", path.name)
     # a host may stand before it, with dots and numbers of its own
     found = re.search(r"(?:^|_|rank)(\d{1,7})$", stem) or re.search(r"rank_?(\d{1,7})(?!\d)", stem)
@@ -127,8 +130,9 @@ def read_pickle(path: Path, data: bytes, interned: Interned) -> RankRecord:
 
 
 def read_dump(path: Path, dump: object, interned: Interned, rank: int | None = None) -> RankRecord:
-    """One rank's dump, decoded. Raises UnreadableInput with the entry where it stops making sense.
+    """Return one rank's dump, decoded.
 
+    Raises UnreadableInput with the entry where it stops making sense.
     The rank is that of the file's name, where it is not given.
     """
     rank = rank_of(path) if rank is None else rank
@@ -267,7 +271,7 @@ class _Reader:
         return self.interned.signatures(Signature(kind, dtype, _elements(sent), _elements(received)))
 
     def _site(self, frames: Sequence[Mapping[str, Any]]) -> int:
-        """Where the program issued it, with the library's line beside it."""
+        """Return where the program issued it, with the library's line beside it."""
         key = tuple(map(FRAME, frames))
         site = self._sites.get(key)
         if site is None:
@@ -286,8 +290,9 @@ class _Reader:
         return peer
 
     def unbatched(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows without those that end a batch: its sends and receives take their state, its collectives are one.
+        """Return the rows without those that end a batch.
 
+        A batch's sends and receives take the state of its end, its collectives are one.
         Those of a batch come one after another in their group, with one sequence number and the end last. An end
         without members stands for the operation itself, where it says which.
         """
@@ -325,7 +330,7 @@ class _Reader:
             out.append((*row[:4], signature, *row[5:]))
 
     def _whole(self, kind: str, number: int) -> int:
-        """The signature of a collective that was issued in parts, one for each member; of the parts the sum."""
+        """Return the signature of a collective that was issued in parts, one for each member: of the parts the sum."""
         parts = self.interned.signatures.values[number]
         sent, received = (-1, parts.received) if kind == "all_gather" else (parts.sent, -1)
         return self.interned.signatures(Signature(kind, parts.dtype, sent, received))

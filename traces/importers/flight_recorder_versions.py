@@ -32,7 +32,7 @@ def looks_like(dump: object) -> bool:
 
 
 def unified(path: Path, dump: object, rank: int) -> Dump:
-    """The dump with the fields of version 2. Raises UnreadableInput, CutFile."""
+    """Return the dump with the fields of version 2. Raises UnreadableInput, CutFile."""
     if isinstance(dump, list):
         dump = {"version": "1.0", "entries": dump}
     if not looks_like(dump) or not isinstance(dump, dict):
@@ -55,7 +55,7 @@ def unified(path: Path, dump: object, rank: int) -> Dump:
 
 
 def _first_versions(path: Path, entries: Sequence[Any], config: object, rank: int) -> list[Any]:
-    """Entries of torch 2.2 and 2.3."""
+    """Return the entries of torch 2.2 and 2.3."""
     names = _names(entries, config)
     found = []
     for number, entry in enumerate(entries):
@@ -76,7 +76,7 @@ def _first_versions(path: Path, entries: Sequence[Any], config: object, rank: in
 
 
 def _names(entries: Sequence[Any], config: object) -> dict[object, tuple[str, str]]:
-    """`pg_id` to the group's name and description, as far as it is the same on all ranks."""
+    """Map `pg_id` to the group's name and description, as far as it is the same on all ranks."""
     found: dict[object, tuple[str, str]] = {0: ("0", "default_pg")}
     if isinstance(config, dict) and all(isinstance(about, dict) for about in config.values()):
         names = sorted((name for name in config if isinstance(name, str) and name.isdecimal()), key=int)
@@ -115,7 +115,7 @@ def _counts_over_groups(entries: Sequence[Any]) -> bool:
 
 
 def _counted(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[Dump]:
-    """The entries with the number that each has among those of its kind in its group, from 1."""
+    """Return the entries with the number that each has among those of its kind in its group, from 1."""
     if entries[0]["record_id"] != 0:
         what = "its numbers run over all groups, and the ring has lost the beginning: no number in a group is known"
         raise CutFile(what, where=str(path))

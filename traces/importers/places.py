@@ -61,7 +61,7 @@ PROGRAM, PACKAGE, LIBRARY = range(3)
 
 @lru_cache(maxsize=65_536)
 def layer(file: str) -> int:
-    """Whose line it is: PROGRAM, PACKAGE (installed, and no library that is known here) or LIBRARY."""
+    """Return whose line it is: PROGRAM, PACKAGE (installed, and no library that is known here) or LIBRARY."""
     path = file.replace("\\", "/")
     if _MADE.search(path) or _OWN.search(path) or (path.startswith(_HERE) and _own_module(path)):
         return LIBRARY
@@ -93,7 +93,7 @@ def _own_module(path: str) -> bool:
 
 
 def place_of(frames: Sequence[tuple[str, int, str]]) -> tuple[Place | None, Place | None]:
-    """The program's line, and beside it the innermost line of a library that is more than a way to issue something.
+    """Return the program's line, and the innermost line of a library that is more than a way to issue something.
 
     `frames` are (file, line, function), innermost first.
     """
@@ -116,7 +116,7 @@ _PLUMBING = re.compile(
 
 
 def place_text(place: Place | None, library: Place | None) -> str:
-    """The program's line, with the library's beside it; a library's with its path in the library."""
+    """Return the program's line, with the library's beside it; a library's with its path in the library."""
     if library is None:
         return str(place or "")
     path = re.split(r"(?:^|/)(?:site|dist)-packages/", library.file)

@@ -62,7 +62,7 @@ def _row(line: Line, sink: Sink) -> None:
 
 
 def finished(completed: Mapping[Row, tuple[int, Source]]) -> Iterator[Fact]:
-    """The last number of each rank of the job: ranks of smaller communicators go by their processes'."""
+    """Yield the last number of each rank of the job: ranks of smaller communicators go by their processes'."""
     largest = max((key.size for key in completed), default=0)
     ranks: dict[tuple[str, int], int] = {}
     owners: dict[int, tuple[str, int]] = {}

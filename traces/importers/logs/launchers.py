@@ -20,7 +20,7 @@ _ROW = re.compile(r"^\s*\[\d{1,6}\]:\s*$")
 
 
 class _Table:
-    """torchrun's table of failures on one host."""
+    """Reads torchrun's table of failures on one host."""
 
     def __init__(self, first: bool) -> None:
         self.first = first

@@ -1,4 +1,4 @@
-"""Lines of logs: what launchers put in front of them, who wrote them, and where what is read of them goes.
+"""Reads lines of logs: what launchers put in front of them, who wrote them, and where what is read of them goes.
 
 Prefixes nest, and colours may stand anywhere. Lines of many processes tear and run together, so that families match
 anywhere in a line and look for several hits in it.
@@ -46,7 +46,7 @@ RANK = re.compile(r"\[rank(\d{1,7})\]:")
 
 
 class Line(NamedTuple):
-    """One line, without colours."""
+    """Holds one line, without colours."""
 
     text: str
     rest: str
@@ -57,7 +57,7 @@ class Line(NamedTuple):
     source: Source
 
     def rank_at(self, at: int) -> int | None:
-        """The rank that wrote what stands at a position: the last prefix before it that names one."""
+        """Return the rank that wrote what stands at a position: the last prefix before it that names one."""
         found = None
         for match in RANK.finditer(self.text, 0, at):
             found = int(match[1])
@@ -93,7 +93,7 @@ def split(text: str, source: Source) -> Line:
 
 
 class Block(Protocol):
-    """Lines of one writer that belong together."""
+    """Holds the lines of one writer that belong together."""
 
     def feed(self, line: Line, sink: Sink) -> bool:
         """Take the next line of the same writer; False where it does not belong to the block any more."""
@@ -234,7 +234,7 @@ class Row(NamedTuple):
 
 
 class Family(NamedTuple):
-    """One family of lines: words of which each of its lines has one, and what reads such a line."""
+    """Defines one family of lines: words of which each of its lines has one, and what reads such a line."""
 
     markers: tuple[bytes, ...]
     read: Callable[[Line, Sink], None]
@@ -243,11 +243,11 @@ class Family(NamedTuple):
 
 
 def ranks_in(text: str) -> tuple[int, ...]:
-    """The ranks in `1, 2, 5`, with or without brackets."""
+    """Return the ranks in `1, 2, 5`, with or without brackets."""
     return tuple(int(number) for number in re.findall(r"\d{1,7}", text)[:100_000])
 
 
 def short(text: str) -> str:
-    """A message on one line, of a bearable length."""
+    """Return a message on one line, of a bearable length."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 2]} …"

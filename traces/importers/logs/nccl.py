@@ -116,7 +116,7 @@ class NcclCalls:
         return found > 0
 
     def _head(self, data: bytes, end: int) -> tuple[bytes, bytes, bytes] | None:
-        """Host, pid and device in front of a call: the two words before it."""
+        """Return host, pid and device in front of a call: the two words before it."""
         device = data.rfind(b" ", max(end - MAX_HEAD, 0), end)
         least = max(device - MAX_HEAD, 0)
         begin = max(data.rfind(b" ", least, device), data.rfind(b"\n", least, device))
@@ -190,7 +190,7 @@ class NcclCalls:
             )
 
     def _ranks(self) -> dict[tuple[bytes, bytes, bytes], int]:
-        """Each process's rank in the job: that in the largest communicator, if there is but one order of it."""
+        """Return each process's rank in the job: that in the largest communicator, if there is but one order of it."""
         largest = max((s.size for s in self.streams if s.rank is not None), default=0)
         found: dict[tuple[bytes, bytes, bytes], int] = {}
         taken: dict[int, tuple[bytes, bytes, bytes]] = {}

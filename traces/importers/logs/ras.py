@@ -39,7 +39,7 @@ _OURS = re.compile(
 
 
 class _Answer:
-    """The text of one answer."""
+    """Reads the text of one answer."""
 
     def __init__(self, line: Line, query: int) -> None:
         self.source, self.query = line.source, query
@@ -139,7 +139,7 @@ def _text(line: Line, sink: Sink) -> None:
 
 
 class _Json:
-    """The JSON of one answer, over many lines."""
+    """Reads the JSON of one answer, over many lines."""
 
     def __init__(self, line: Line) -> None:
         self.source = line.source

@@ -45,14 +45,17 @@ for _family in FAMILIES:
 
 
 class Logs:
-    """The logs of one job, read one after another."""
+    """Reads the logs of one job, one after another."""
 
     def __init__(self) -> None:
         self.sink = Sink()
         self.nccl = NcclCalls()
 
     def scan(self, path: Path, stream: BinaryIO) -> bool:
-        """Read a log to its end; whether it said anything. `path` names it in what is told of it."""
+        """Read a log to its end; return True if it said anything.
+
+        `path` names it in what is said of it.
+        """
         before = self._said()
         walker = _Walker(path, self.sink, self.nccl)
         tail = b""
@@ -72,7 +75,7 @@ class Logs:
         return len(sink.facts) + len(sink.assumed) + len(sink.completed) + nccl.count + len(nccl.streams)
 
     def finish(self) -> list[Fact]:
-        """All facts, when all files are read."""
+        """Return all facts, when all files are read."""
         self.sink.finish()
         for fact in inspector.finished(self.sink.completed):
             self.sink.add(fact)
@@ -118,7 +121,7 @@ class _Walker:
         self.number += data.count(b"\n")
 
     def _named(self, line: Line) -> Line:
-        """The line, with what the file's name says of who wrote it, where its prefixes do not."""
+        """Return the line, with what the file's name says of who wrote it, where its prefixes do not."""
         writer = line.writer
         if writer.rank is None and not writer.worker:
             if self.rank is not None:
@@ -144,7 +147,7 @@ class _Walker:
 
 
 def _hits(data: bytes) -> dict[int, list[Read]]:
-    """Where the lines begin that a family may know, and which."""
+    """Return where the lines begin that a family may know, and which."""
     hits: dict[int, list[Read]] = {}
     markers = [found for near, markers in _NEAR.items() if near in data for found in markers]
     for marker, read in markers:

@@ -36,7 +36,7 @@ class _Thread:
 
 
 class _Dump:
-    """All threads of one process."""
+    """Holds all threads of one process."""
 
     def __init__(self, line: Line, writer: Writer, crashed: bool = False) -> None:
         self.source, self.writer, self.crashed = line.source, writer, crashed
@@ -107,7 +107,7 @@ def _begin(line: Line, sink: Sink) -> None:
 
 
 def _known(line: Line, sink: Sink) -> Writer:
-    """The writer, with the rank that a header or the file's name gives it."""
+    """Return the writer, with the rank that a header or the file's name gives it."""
     writer = line.writer
     if writer.rank is not None:
         return writer
@@ -116,7 +116,7 @@ def _known(line: Line, sink: Sink) -> Writer:
 
 
 def rank_in_name(path: Path) -> int | None:
-    """The rank that a file's name has: `stacks.rank3.txt`."""
+    """Return the rank that a file's name has: `stacks.rank3.txt`."""
     found = _RANK_NAME.search(path.name)
     return int(found[1]) if found is not None else None
 

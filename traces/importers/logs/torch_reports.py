@@ -34,7 +34,7 @@ WRAPPER = Name("wrapper", "DETAIL")
 
 
 class _Snapshot:
-    """A desync report of one writer, of which the heads of lists stand on lines of their own."""
+    """Reads a desync report of one writer, of which the heads of lists stand on lines of their own."""
 
     def __init__(self) -> None:
         self.number, self.edge = -1, ""
@@ -56,7 +56,7 @@ class _Snapshot:
         return True
 
     def close(self, sink: Sink) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is held back."""
 
 
 MAX_LINES = 20_000

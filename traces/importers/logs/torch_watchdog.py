@@ -4,7 +4,7 @@ Traps of the form, handled here alone:
 
 - `[Rank 3] Watchdog` and `PG … Rank 3` are ranks in the group; the global rank is in `[rank3]:` (2.2 and later);
 - a group is known across ranks by its GUID; `PG ID 1` is another group on another rank, and so is 2.3's `PG 1`;
-- counters are told in a line of their own, after the one that has the operation;
+- counters stand in a line of their own, after the one that has the operation;
 - the line about a dump signal always speaks of the default group, whichever group timed out.
 
 Left out: reports over several lines (`torch_desync`).
@@ -81,7 +81,7 @@ DEFAULT = ("0", "default_pg")
 
 
 def group_of(match: re.Match[str]) -> GroupName | None:
-    """The group that a line's prefix names; None where it has none."""
+    """Return the group that a line's prefix names; None where it has none."""
     given = match.groupdict()
     if given.get("guid") is not None:
         return GroupName("torch", given["guid"], _described(given["desc"]))
@@ -98,7 +98,7 @@ def _described(text: str | None) -> str:
 
 
 def _rank(line: Line, match: re.Match[str]) -> int | None:
-    """The global rank; a rank in the group is it where no other is stated, in the default group alone."""
+    """Return the global rank; a rank in the group is it where no other is stated, in the default group alone."""
     rank = line.rank_at(match.start())
     if rank is None and (group := group_of(match)) is not None and group.name == "0":
         rank = int(match["place"])
@@ -106,7 +106,7 @@ def _rank(line: Line, match: re.Match[str]) -> int | None:
 
 
 def operation_of(name: str, sizes: str) -> Operation:
-    """The operation of `OpType` and the fields behind it."""
+    """Return the operation of `OpType` and the fields behind it."""
     kind = OPERATIONS.get(name, name.lower())
     found = {which: int(number) for which, number in _SIZES.findall(sizes)}
     if found:

@@ -49,7 +49,7 @@ def follows(type_name: str, message: str) -> bool:
 
 
 class _Traceback:
-    """The lines of one traceback, and of those that it is chained to."""
+    """Holds the lines of one traceback, and of those that it is chained to."""
 
     def __init__(self, line: Line, writer: Writer, fatal: bool) -> None:
         self.first, self.writer, self.fatal = line, writer, fatal
@@ -131,7 +131,7 @@ def _spawned(line: Line, sink: Sink) -> None:
 
 
 def _bare(line: Line, sink: Sink) -> None:
-    """An error that a logger wrote without a traceback, by a process that its prefix names."""
+    """Add an error that a logger wrote without a traceback, by a process that its prefix names."""
     if line.level != "ERROR" or line.writer == Writer():
         return
     found = _NAMED.match(line.rest)
