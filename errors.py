@@ -105,11 +105,11 @@ class GenlockError(Exception):
 
 
 class UsageError(GenlockError):
-    """The command or call was used wrongly."""
+    """Signals that the command or call was used wrongly."""
 
 
 class UnreadableInput(GenlockError):
-    """A file is missing, malformed, or of an unknown format or version."""
+    """Signals a file that is missing, malformed, or of an unknown format or version."""
 
 
 class CutFile(UnreadableInput):
@@ -117,7 +117,7 @@ class CutFile(UnreadableInput):
 
 
 class ModelError(GenlockError):
-    """A protocol's tables do not make sense (unknown target, unreachable state, guard that raises)."""
+    """Signals tables of a protocol that do not make sense (unknown target, unreachable state, guard that raises)."""
 
 
 class Unfinished(GenlockError):
@@ -127,7 +127,7 @@ class Unfinished(GenlockError):
 
 
 class ContractViolation(GenlockError):
-    """A rank did, or was about to do, what the contract forbids: the run is poisoned.
+    """Signals that a rank did, or was about to do, what the contract forbids: the run is poisoned.
 
     `code` is the check that failed, `field` what it looked at, `ranks` whom it names, `differences` all fields in
     which it found ranks unlike. Empty where the check has none of it.

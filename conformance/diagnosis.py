@@ -154,7 +154,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The verdict on a run, the same for any order of its files."""
+    """Holds the verdict on a run, the same for any order of its files."""
 
     verdict: Verdict
     ranks: int
@@ -192,7 +192,7 @@ class Diagnosis:
 
     @property
     def named(self) -> tuple[int, ...]:
-        """The culprits; where there is none, the suspects."""
+        """Return the culprits; where there is none, the suspects."""
         return self.culprits or self.suspects
 
     def __repr__(self) -> str:

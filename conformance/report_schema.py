@@ -18,7 +18,7 @@ SCHEMA = 2
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """Where one rank ended, what the model expected there, and what came."""
+    """Says where one rank ended, what the model expected there, and what came."""
 
     rank: int
     line: int
@@ -32,7 +32,7 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """A rank that is left waiting, in which operation, and for whom."""
+    """Names a rank that is left waiting, in which operation, and for which ranks."""
 
     rank: int
     operation: str
@@ -40,7 +40,7 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class Divergence(msgspec.Struct, frozen=True):
-    """Where the run left the model."""
+    """Says where the run left the model."""
 
     rank: int
     chunk: int | None
@@ -63,7 +63,7 @@ class Divergence(msgspec.Struct, frozen=True):
 
 
 class Accused(msgspec.Struct, frozen=True):
-    """A rank that is named, and how surely."""
+    """Names a rank, and says how surely it is named."""
 
     rank: int
     strength: Literal["culprit", "suspect"]
@@ -88,7 +88,7 @@ class Edge(msgspec.Struct, frozen=True):
 
 
 class WaitForGraph(msgspec.Struct, frozen=True):
-    """Who waits for whom."""
+    """Says which rank waits for which."""
 
     waits: tuple[Edge, ...]
     roots: tuple[int, ...]
@@ -98,7 +98,7 @@ class WaitForGraph(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """The verdict on a run."""
+    """Holds the verdict on a run."""
 
     schema: Literal[2]
     verdict: Literal["conforming", "divergent", "unknown"]

@@ -42,7 +42,7 @@ Loss = Literal["write", "recorder"]
 
 
 class Clock(msgspec.Struct, frozen=True):
-    """Two clocks read together, so that the ranks' monotonic times can be laid side by side. In ns."""
+    """Holds two clocks read together, in ns, so that the ranks' monotonic times can be laid side by side."""
 
     wall_ns: int
     monotonic_ns: int
