@@ -94,7 +94,6 @@ def coverage(result: Result, base: Protocol, allowed: Iterable[str], asked: Sequ
     """
     network = result.network
     given = tuple(dict.fromkeys((*base.may_be_unreached, *allowed)))
-    _check_names(network.protocol, result, given)
     taken = _with_what_follows(network, result)
     rows: list[UnreachedRow] = []
     states: list[tuple[str, str]] = []
@@ -124,9 +123,10 @@ def coverage(result: Result, base: Protocol, allowed: Iterable[str], asked: Sequ
     )
 
 
-def _check_names(protocol: Protocol, result: Result, given: Iterable[str]) -> None:
+def refuse_unknown(protocol: Protocol, properties: Iterable[Property], given: Iterable[str]) -> None:
+    """Raise UsageError for a name that is neither a row of the protocol nor a property that is sometimes seen."""
     known = {name for role in protocol.roles for row in role.rows for name in row_names(role, row)}
-    known |= {v.property.name for v in result.verdicts if v.property.kind == "sometimes"}
+    known |= {prop.name for prop in properties if prop.kind == "sometimes"}
     for name in given:
         if name not in known:
             do = "name a row as [ROLE.]STATE.EVENT, or a property that is sometimes seen"

@@ -22,7 +22,7 @@ from ..semantics.query import Query
 from ..semantics.run import Counterexample
 from ..tables import Protocol
 from .counterexample import counterexample
-from .coverage import Coverage, coverage
+from .coverage import Coverage, coverage, refuse_unknown
 from .engine import AUTO, check
 from .formatting import counted, counterexample_json, counterexample_text, scope_json, scope_text
 from .reference import Progress, Result, Verdict
@@ -256,6 +256,7 @@ def run_check(
     """
     network = question.network()
     chosen = _properties(properties, network.protocol)
+    refuse_unknown(network.protocol, chosen, allow_unreached)
     first = find_mutant(question.mutant).killed_by if question.mutant else None
     result = check(
         network,
