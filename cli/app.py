@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import Exit, GenlockError, Unfinished, UsageError
 from . import flags
+from . import lint as lint_flags
 
 if TYPE_CHECKING:
     from ..model.semantics.network import Network
@@ -388,6 +389,25 @@ def explain(topic: flags.Topic) -> None:
     from .explain import explain as text_of
 
     print(text_of(topic), end="")
+
+
+@app.command(epilog="Example: genlock lint src train.py --fail-on warning")
+def lint(
+    paths: lint_flags.Paths = None,
+    select: lint_flags.Select = None,
+    ignore: lint_flags.Ignore = None,
+    exclude: lint_flags.Exclude = None,
+    fail_on: lint_flags.FailOn = None,
+    show: lint_flags.Show = None,
+    baseline: lint_flags.Baseline = None,
+    write_baseline: lint_flags.WriteBaseline = None,
+    explain: lint_flags.Explain = None,
+    report: lint_flags.FormatChoice = lint_flags.Format.text,
+) -> None:
+    """Find collectives that not every rank of a group will reach alike, by reading the program."""
+    raise typer.Exit(
+        lint_flags.lint(paths, select, ignore, exclude, fail_on, show, baseline, write_baseline, explain, report)
+    )
 
 
 @app.command(epilog="Example: genlock render states tp_v1.1 --out states.svg")

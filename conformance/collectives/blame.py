@@ -226,7 +226,10 @@ class Stuck:
     @cached_property
     def broke(self) -> Mapping[int, Break]:
         """Return where the ranks of a circle left their own order, if that tells them apart."""
-        done = {rank: self.recording.ranks[rank].ops[list(SAME)].tolist() for rank in self.closed}
+        records = [self.recording.ranks[rank] for rank in self.closed]
+        if any(record.pending_only for record in records):  # they have no past
+            return {}
+        done = {record.rank: record.ops[list(SAME)].tolist() for record in records}
         breaks = {rank: at for rank, ops in done.items() if (at := first_break(ops)) is not None}
         return breaks if len(breaks) < len(self.closed) else {}
 

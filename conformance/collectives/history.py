@@ -22,11 +22,14 @@ RECENT = 16
 def expected(past: Sequence[T], among: Iterable[T], times: int = 1) -> T | None:
     """Return which of `among` the past leads to expect, if it is one: what came after the longest like stretch before.
 
-    With `times`, no stretch counts that came less often.
+    With `times`, no stretch counts that came less often, and nothing else of `among` may ever have come after even the
+    last thing alone: in a loop of equal operations, only their number tells what is due.
     """
     wanted = set(among)
     past = past[-PAST:]
     seen = _stretches(past)
+    if times > 1 and len(wanted & {past[at] for length, places in seen.items() if length for at in places}) > 1:
+        return None
     followers: dict[T, int] = {}
     for length in sorted(seen, reverse=True):
         for at in seen[length]:

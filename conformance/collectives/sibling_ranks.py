@@ -189,7 +189,11 @@ class Order:
         before, after = ops["sequence"][:at][own[:at]], ops["sequence"][at:][own[at:]]
         if len(before):
             return int(before.max())
-        return int(after.min()) - 1 if len(after) else self.queues.progress.last_issued(rank, group)
+        if len(after):
+            return int(after.min()) - 1
+        # of what is listed nothing is in the group: what is known is how many there were at the end, and not when
+        known = self.recording.ranks[rank].whole or len(self.recording.ranks) == self.recording.world
+        return self.queues.progress.last_issued(rank, group) if known else None
 
     def _issued_at(self, rank: int, key: Key) -> int | None:
         """Return where, among what is listed of it, the rank issued its counterpart of a collective."""

@@ -34,6 +34,7 @@ FLAGS = {
     "record": "--out",
     "replay": "--format --out",
     "explain": "",
+    "lint": "--select --ignore --exclude --fail-on --show --baseline --write-baseline --explain --format",
     "render": "--diff --format --out",
     "docs": "--evidence --out",
     "audit": f"{MODEL} --full --run --require --format",
