@@ -97,7 +97,7 @@ class Calls:
             return value
         return self._unknown_call(node, name, receiver, owner, arguments, keywords)
 
-    def _unknown_call(
+    def _unknown_call(  # noqa: C901  # one branch for each kind of call
         self,
         node: ast.Call,
         name: str,
