@@ -130,7 +130,7 @@ class Calls:
                 self.names[text] = merged(self.names[text], differing(self.names[text], *arguments))
             return NOTHING
         if name in ("int", "bool") and len(arguments) == 1:
-            return replace(arguments[0], group=None, cls=None)
+            return replace(arguments[0], group=None, cls=None, variable=False)
         if vocabulary.PROGRESS_BAR.search(name) and arguments:
             return arguments[0]  # with a bar or without, the same items
         if name in vocabulary.PASS_THROUGH:
@@ -240,11 +240,8 @@ class Calls:
         found = self._quietly(given) if given is not None and name == "new_group" else NOTHING
         self._issue(node, name, names.WORLD, creates_group=True)
         issued = self.block[-1]
-        only_own = (
-            isinstance(given, ast.List) and len(given.elts) == 1 and self._quietly(given.elts[0]).rank is not None
-        )
         differs = any(source.kind is Kind.RANK for source in found.sources)
-        if differs and not only_own and isinstance(issued, Collective):
+        if differs and isinstance(issued, Collective):
             self.analysis.own_groups.append((self.function, issued, found.sources))
         return Value(group=group, members=members)
 
@@ -320,8 +317,9 @@ class Calls:
         if kind is None:
             return None
         asked = node.args[0] if node.args else node.func.value if isinstance(node.func, ast.Attribute) else None
-        if name in v.KIND_OF_PATH and isinstance(asked, ast.Name) and asked.id in self.function.parameters:
-            confidence = Confidence.POSSIBLE  # file or folder: of a path that the caller chose for all
+        handed_in = isinstance(asked, ast.Name) and asked.id in self.function.parameters
+        if name in v.KIND_OF_PATH and (handed_in or isinstance(asked, ast.Attribute)):
+            confidence = Confidence.POSSIBLE  # file or folder: of a path that was chosen for all
         if kind is Kind.DATA and node.args and not isinstance(node.args[0], ast.Name | ast.Attribute | ast.Call):
             confidence = Confidence.POSSIBLE
         if kind is Kind.DATA and self._is_agreed(node):
@@ -482,7 +480,7 @@ class Calls:
 
     def _variable(self, name: object, line: int) -> Value:
         scope = vocabulary.RANK_VARIABLES.get(name) if isinstance(name, str) else None
-        return names.rank_of(scope, f"the variable {name}", line) if scope else NOTHING
+        return replace(names.rank_of(scope, f"the variable {name}", line), variable=True) if scope else NOTHING
 
 
 def names_in(target: ast.AST) -> set[str]:
@@ -521,7 +519,8 @@ def _as_called(summary: Summary, node: ast.expr, name: str, sure: Confidence) ->
     doubt = 0 if _unconditional(summary.steps) else 1  # for each condition on the way
 
     def called(issued: Collective) -> Collective:
-        surely = 1 if len(issued.via) > _FAR else max(1, issued.sure - doubt)
+        far = len(issued.via) > (1 if issued.creates_group else _FAR)  # groups are made once, and kept
+        surely = 1 if far else max(1, issued.sure - doubt)
         return replace(
             issued,
             line=node.lineno,

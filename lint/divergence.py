@@ -163,7 +163,8 @@ class Value:
     `rank` is the scope of a value that is a rank itself, `group` the key of one that is a process group, `members`
     the text of the ranks that make up a group. `unordered` values yield their items in an order of their own;
     `sharded` ones are modules whose forward gathers parameters; `foreign` ones are instances of a class that is
-    none of the package's. `parts` are the values of a tuple's items.
+    none of the package's. `parts` are the values of a tuple's items. A `variable` is one of the
+    environment, as text: to be set is to be true.
     """
 
     sources: tuple[Source, ...] = ()
@@ -179,6 +180,7 @@ class Value:
     sharded: bool = False
     foreign: bool = False
     parts: tuple[Value, ...] = ()
+    variable: bool = False
     version: int = field(default=0, compare=False)
 
 

@@ -209,6 +209,11 @@ class Expressions(Calls):
             dictionary=isinstance(node, ast.DictComp),
         )
 
+    def _list(self, node: ast.List) -> Value:
+        found = [self.value(part) for part in node.elts]
+        alone_in_it = len(found) == 1 and found[0].rank is not None  # a group of its own: all ranks make one alike
+        return NOTHING if alone_in_it else differing(*found)
+
     def _tuple(self, node: ast.Tuple) -> Value:
         parts = tuple(self.value(part) for part in node.elts)
         return replace(differing(*parts), parts=parts)
@@ -245,12 +250,15 @@ class Expressions(Calls):
         """Return the formula of a value that is tested for truth."""
         if value.formula is not None:
             return value.formula
+        if value.variable:
+            return Atom(ast.unparse(node), alone=False)  # set, by a launcher
         if value.rank is not None:
             return negated(self._equal_zero(value, node))
         if isinstance(value.constant, bool | int | str) or value.constant is None:
             return bool(value.constant)
         text = ast.unparse(node)
-        last = last_name(node.func if isinstance(node, ast.Call) else node)
+        named = node.func if isinstance(node, ast.Call) else node.target if isinstance(node, ast.NamedExpr) else node
+        last = last_name(named)
         if value.group is not None or (value.sources and _is_group(last)):
             return Atom(text)  # there for members: what it guards is theirs
         peerless = False if vocabulary.DISTRIBUTED.match(last) else None
@@ -398,6 +406,7 @@ _EVALUATE: dict[type[ast.expr], Callable[[Any, Any], Value]] = {
     ast.SetComp: Expressions._comprehension,
     ast.GeneratorExp: Expressions._comprehension,
     ast.DictComp: Expressions._comprehension,
+    ast.List: Expressions._list,
     ast.Tuple: Expressions._tuple,
     ast.Set: Expressions._set,
     ast.Dict: Expressions._dict,

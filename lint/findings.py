@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
-from . import names
+from . import names, vocabulary
 from .analysis import Analysis, Summary
-from .divergence import Atom, Confidence, Kind, Source
+from .divergence import Atom, Confidence, Formula, Join, Kind, Source, atoms
 from .package import Function
 from .rules import Level
 from .schedule import (
     INNER,
     Attempt,
+    Branch,
     Collective,
     Handler,
     Leave,
@@ -68,6 +69,8 @@ def find(analysis: Analysis) -> list[Finding]:
     """Return all findings, in the order of files and lines; at most one for a place in a file."""
     best: dict[tuple[str, int, str], Finding] = {}
     for function, summary in analysis.walked():
+        if function.name in vocabulary.GROUP_CREATION:
+            continue  # it is one, and tells members from others by itself
         for finding in _of_function(analysis, function, summary):
             place = (finding.path, finding.line, finding.collective)
             known = best.get(place)
@@ -137,7 +140,7 @@ def _decision(function: Function, summary: Summary, atom: Atom, lines: tuple[int
     if _same_ways(yes, no):
         return
     for parting in _partings(yes, no):
-        found = _judge(function, parting, atom, lines)
+        found = _judge(function, summary, parting, atom, lines)
         if found is not None:
             yield found
             if all(source.kind is not Kind.RANK for source in atom.sources):
@@ -251,7 +254,9 @@ def _in_context(steps: list[Step]) -> list[tuple[tuple[str, ...], ...]]:
     return found
 
 
-def _judge(function: Function, parting: _Parting, atom: Atom, lines: tuple[int, ...]) -> Finding | None:
+def _judge(
+    function: Function, summary: Summary, parting: _Parting, atom: Atom, lines: tuple[int, ...]
+) -> Finding | None:
     """Return the finding that a parting makes; None where nobody is left waiting."""
     issued = collectives_of(parting.here) or collectives_of(parting.there)
     leave = _left_early(parting)
@@ -272,6 +277,8 @@ def _judge(function: Function, parting: _Parting, atom: Atom, lines: tuple[int, 
         return None
     verdict, source = judged
     verdict = min(verdict, collective.sure)
+    if _is_alternative(summary, atom):
+        verdict = Confidence(max(1, verdict - 1))  # `configured or rank == 0`: what follows may be told apart by it too
     if leave is not None and leave.how == "raise":
         verdict = Confidence.POSSIBLE  # it is seen, and ends the job as a rule
     number = _rule(source, collective, leave, _loop_of(parting))
@@ -290,6 +297,26 @@ def _judge(function: Function, parting: _Parting, atom: Atom, lines: tuple[int, 
         collective.line,
         lines,
         _line(function, where.line),
+    )
+
+
+def _is_alternative(summary: Summary, atom: Atom) -> bool:
+    """Return whether each branch on this atom is one on an alternative that all ranks decide alike, too."""
+    tests = [node.test for node in walk(summary.nodes) if isinstance(node, Branch)]
+    tests = [test for test in tests if any(part.key == atom.key for part in atoms(test))]
+    return bool(tests) and all(
+        isinstance(test, Join)
+        and any(_is_choice(part) for part in (test, *test.parts) if any(a.key == atom.key for a in atoms(part)))
+        for test in tests
+    )
+
+
+def _is_choice(formula: Formula) -> bool:
+    """Return whether a formula is a disjunction with something in it that all ranks decide alike."""
+    return (
+        isinstance(formula, Join)
+        and not formula.every
+        and any(not part.sources and part.alone is None for part in atoms(formula))
     )
 
 
@@ -429,7 +456,7 @@ def _handler(function: Function, summary: Summary, attempt: Attempt, handler: Ha
     if caught == passed or len(caught) + len(passed) > _LONGEST:
         return
     for parting in _partings(_relevant(caught, atom), _relevant(passed, atom)):
-        found = _judge(function, parting, atom, (attempt.line, handler.line))
+        found = _judge(function, summary, parting, atom, (attempt.line, handler.line))
         if found is not None:
             yield found
 

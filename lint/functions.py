@@ -77,21 +77,33 @@ class Statements(Expressions):
         """Return what is known of the function's value, from all its returns."""
         if not self.returned:
             return NOTHING
-        first, _, texts = self.returned[0]
+        first = self.returned[0][0]
         if len(self.returned) == 1:
             told = first if first.formula is not None else doubtful(first)  # a test is its own answer; others less so
             return replace(told if is_general(told) else replace(told, formula=None), version=0)
-        by = tuple(dict.fromkeys(source for _, some, _ in self.returned for source in some))
-        by = tuple(s if s.kind is Kind.RANK else replace(s, confidence=Confidence.POSSIBLE) for s in by)[:6]
         size = len(first.parts)
         if size and all(len(value.parts) == size for value, _, _ in self.returned):
-            parts = []
-            for place in range(size):
-                same = all(len(items) == size and items[place] == texts[place] for _, _, items in self.returned)
-                parts.append(_one_of([value.parts[place] for value, _, _ in self.returned], () if same else by))
+            parts = [
+                _one_of([value.parts[place] for value, _, _ in self.returned], self._decides_return(place))
+                for place in range(size)
+            ]
             return replace(differing(*parts), parts=tuple(parts))
-        same = all(items == texts for _, _, items in self.returned)
-        return _one_of([value for value, _, _ in self.returned], () if same else by)
+        return _one_of([value for value, _, _ in self.returned], self._decides_return(None))
+
+    def _decides_return(self, place: int | None) -> tuple[Source, ...]:
+        """Return by what ranks can differ in which value they return, or which item of it.
+
+        A return that writes the same as the last one does not differ from it.
+        """
+
+        def written(items: tuple[str, ...]) -> object:
+            return items if place is None else items[place] if place < len(items) else items
+
+        *_, (_, _, last) = self.returned
+        by = dict.fromkeys(
+            source for _, some, items in self.returned if written(items) != written(last) for source in some
+        )
+        return tuple(s if s.kind is Kind.RANK else replace(s, confidence=Confidence.POSSIBLE) for s in by)[:6]
 
     # --- statements ---
 
