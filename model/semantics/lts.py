@@ -32,7 +32,7 @@ from ..tables import (
 )
 from .growth import Growth, growing
 from .properties import observer
-from .rows import arrive, breaks_off
+from .rows import arrive, breaks_off, nothing_wrong
 from .transport import Contribution
 
 T = TypeVar("T", bound=Hashable)
@@ -251,14 +251,16 @@ class Lts:
 
     def _asked(self, what: str, function: Callable[..., Any], row: Row | None, *given: Any) -> Any:
         """Call a function of the model. Raise ModelError, naming the row, for whatever it raises."""
+        of = row.effect if function is arrive and row is not None else function
         try:
             return function(*given)
         except ModelError:
             raise
         except (Exception, SystemExit) as error:
-            why = f"{what} `{named(function)}` raised {type(error).__name__}: {error}"
+            why = f"{what} `{named(of)}` raised {type(error).__name__}: {error}"
             hint = "a rank that has failed has no variables left, unless the protocol `keeps` them"
-            do = hint if given and given[0] is None else ""
+            at = _VARS_AT.get(function, 0)
+            do = hint if len(given) > at and given[at] is None else ""
             raise ModelError(why, where=self._where(row), do=do) from error
 
     def _where(self, row: Row | None) -> str:
@@ -320,7 +322,9 @@ class Lts:
 
     def _arrived(self, row: Row, v: Vars, data: Data) -> tuple[str, Vars]:
         """Return state and variables after the row. Raise ModelError where its effect makes no sense."""
-        state, after = self._asked("its effect", arrive, row, row, v, data)
+        state, after = row.target, v
+        if row.effect is not None:
+            state, after = self._asked("its effect", arrive, row, row, v, data)
         if row.effect is not None and after is None and v is not None:
             do = "return the new variables, or leave the effect out"
             raise ModelError(f"its effect `{named(row.effect)}` returned None", where=self._where(row), do=do)
@@ -357,13 +361,8 @@ class Lts:
 
     def _nothing_wrong(self, row: Row, local: Local, data: Data) -> bool:
         """Return whether a VIOLATION row is out of place here, whatever the slots hold."""
-        if row.by is not By.VIOLATION:
-            return False
-
-        def passes(row: Row) -> bool:
-            return self.role.checks_pass(row, local.vars, data, scope=self.scope)
-
-        return bool(self._asked("a check of its state", passes, row, row))
+        given = (self.role, row, local.vars, data, self.scope)
+        return row.by is By.VIOLATION and bool(self._asked("a check of its state", nothing_wrong, row, *given))
 
     def _checks(self, row: Row, local: Local) -> tuple[Step, ...]:
         """Return the PROTOCOL rows with a `Take` beside a VIOLATION row: what is in their slots decides about it."""
@@ -399,6 +398,8 @@ class Lts:
         return Step(row, edge, target, contribution, seen, sent if goes_on else data, slot)
 
 
+_VARS_AT: dict[Callable[..., Any], int] = {arrive: 1, nothing_wrong: 2}
+"""Which argument the variables are, of a function that steps a rank; of a model's own it is the first."""
 _BY_VALUE = (str, bytes, bool, int, float, complex, tuple, frozenset, type(None))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..tables import By, Data, Role, Row, Vars
+from ..tables import By, Data, Role, Row, Scope, Vars
 
 
 def breaks_off(role: Role, row: Row) -> bool:
@@ -33,6 +33,14 @@ def enabled_rows(role: Role, state: str, v: Vars, data: Data = None, *, inside: 
     for row in role.leaving[state]:
         if enabled_row(role, state, row.event, v, data, inside=inside) is row:
             yield row
+
+
+def nothing_wrong(role: Role, row: Row, v: Vars, data: Data, scope: Scope) -> bool:
+    """Return true for a VIOLATION row that reports what is no violation: a PROTOCOL row of its state applies.
+
+    What slots hold is left open; the network asks for that (`Role.checks_pass`).
+    """
+    return row.by is By.VIOLATION and role.checks_pass(row, v, data, scope=scope)
 
 
 def arrive(row: Row, v: Vars, data: Data) -> tuple[str, Vars]:
