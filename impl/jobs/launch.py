@@ -156,14 +156,15 @@ def launch(
     ranks: int,
     *,
     echo: Callable[[str], None],
-    limit: float = 600.0,
+    limit: float | None = None,
     observe: bool = False,
     agent_per_rank: bool = False,
     oversubscribe: bool = False,
 ) -> RunResult:
     """Run `ranks` ranks, each under its guardian, and wait until all of them are gone.
 
-    `echo` is given each line that a rank or its guardian has for the user. After `limit` seconds everything is killed.
+    `echo` is given each line that a rank or its guardian has for the user. After `limit` seconds everything is killed;
+    by itself the ranks' deadlines alone end a run, as a healthy one may be idle or drain for longer than any limit.
     With `observe` guardians only report. One torchrun starts all ranks, or one each, as on several machines. Called in
     the main thread, it drains the run on the first SIGTERM or Ctrl-C, and ends it on the second.
 
@@ -194,7 +195,7 @@ def launch(
         try:
             threading.Thread(target=_drain, args=(asked, agents, out, ranks), daemon=True).start()
             threading.Thread(target=_release, args=(agents,), daemon=True).start()
-            _follow(agents, said, log.write, echo, begin + limit)
+            _follow(agents, said, log.write, echo, None if limit is None else begin + limit)
         finally:
             said.close()
             _end_all(agents)
@@ -288,11 +289,12 @@ def _follow(
     said: TextIO,
     log: Callable[[str], object],
     echo: Callable[[str], None],
-    until: float,
+    until: float | None,
 ) -> None:
-    watchdog = threading.Timer(until - time.monotonic(), _end_all, (agents,))
+    watchdog = threading.Timer(0 if until is None else until - time.monotonic(), _end_all, (agents,))
     watchdog.daemon = True
-    watchdog.start()
+    if until is not None:
+        watchdog.start()
     for line in said:
         log(line)
         if line.startswith("genlock: "):
