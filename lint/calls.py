@@ -134,7 +134,7 @@ class Calls:
         if vocabulary.PROGRESS_BAR.search(name) and arguments:
             return arguments[0]  # with a bar or without, the same items
         if name in vocabulary.PASS_THROUGH:
-            found = differing(owner, *arguments)
+            found = differing(owner) if name == "get" else differing(owner, *arguments)
             if name in ("list", "tuple", "enumerate", "iter", "reversed", "map", "filter", "zip"):
                 return replace(
                     found,

@@ -151,7 +151,8 @@ class Expressions(Calls):
         peerless = alone(test)
         if peerless is not None:
             return second if peerless else first
-        return merged(first, second, sources(test))
+        shows = any(isinstance(part, ast.Call) and _shows_progress(part) for part in (node.body, node.orelse))
+        return merged(first, second, () if shows else sources(test))
 
     def _boolean(self, node: ast.BoolOp) -> Value:
         every = isinstance(node.op, ast.And)
@@ -339,6 +340,8 @@ class Expressions(Calls):
                 return self._equal_zero(left, own)
             single = operator == "=="
             return Atom(f"rank of {left.rank} {operator} {constant}", found, text, single=single)
+        if operator == "in" and isinstance(other, ast.List | ast.Tuple | ast.Set) and _first_or_alone(other):
+            return self._equal_zero(left, own)
         members = ast.unparse(other) if operator == "in" else ""
         single = operator == "=="
         return Atom(
@@ -355,6 +358,15 @@ def _drop_empty(block: list[Node]) -> None:
         if last.then or last.other:
             break
         block.pop()
+
+
+def _first_or_alone(listed: ast.List | ast.Tuple | ast.Set) -> bool:
+    """Return whether a list holds no ranks but 0, and -1 for a process that was started alone."""
+    return {ast.unparse(part) for part in listed.elts} in ({"0"}, {"0", "-1"})
+
+
+def _shows_progress(call: ast.Call) -> bool:
+    return vocabulary.PROGRESS_BAR.search(last_name(call.func)) is not None
 
 
 def _rows(left: Value, right: Value) -> tuple[Source, ...]:

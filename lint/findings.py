@@ -7,7 +7,7 @@ they part in their collectives because of it. Left out: what a reader has settle
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 
 from . import names, vocabulary
@@ -69,7 +69,7 @@ def find(analysis: Analysis) -> list[Finding]:
     """Return all findings, in the order of files and lines; at most one for a place in a file."""
     best: dict[tuple[str, int, str], Finding] = {}
     for function, summary in analysis.walked():
-        if function.name in vocabulary.GROUP_CREATION:
+        if function.name.strip("_").startswith(tuple(vocabulary.GROUP_CREATION)):
             continue  # it is one, and tells members from others by itself
         for finding in _of_function(analysis, function, summary):
             place = (finding.path, finding.line, finding.collective)
@@ -139,12 +139,21 @@ def _decision(function: Function, summary: Summary, atom: Atom, lines: tuple[int
     yes, no = _relevant(first, atom), _relevant(second, atom)
     if _same_ways(yes, no):
         return
+    both_written = _written_twice(yes, no)
     for parting in _partings(yes, no):
         found = _judge(function, summary, parting, atom, lines)
         if found is not None:
-            yield found
+            yield replace(found, verdict=Confidence.POSSIBLE) if both_written else found
             if all(source.kind is not Kind.RANK for source in atom.sources):
                 return  # one decision about a clock or a file is mended once
+
+
+def _written_twice(yes: list[Step], no: list[Step]) -> bool:
+    """Return whether both sides write the same collectives, at places of their own, under tests of their own."""
+    first, second = collectives_of(yes), collectives_of(no)
+    return [(one.operation, one.group) for one in first] == [(one.operation, one.group) for one in second] and any(
+        one.line != other.line for one, other in zip(first, second, strict=True)
+    )
 
 
 _Ways = frozenset[tuple[tuple[str, ...], ...]]
@@ -278,7 +287,8 @@ def _judge(
     verdict, source = judged
     verdict = min(verdict, collective.sure)
     if _is_alternative(summary, atom):
-        verdict = Confidence(max(1, verdict - 1))  # `configured or rank == 0`: what follows may be told apart by it too
+        # `configured or rank == 0`: what is called then may ask for the same configuration
+        verdict = Confidence.POSSIBLE if collective.via else min(verdict, Confidence.LIKELY)
     if leave is not None and leave.how == "raise":
         verdict = Confidence.POSSIBLE  # it is seen, and ends the job as a rule
     number = _rule(source, collective, leave, _loop_of(parting))

@@ -156,6 +156,8 @@ class Statements(Expressions):
         for target in node.targets:
             if not _same_with_a_bar(target, node.value):
                 self.bind(target, value)
+            if isinstance(node.value, ast.Call) and vocabulary.AGREEING_NAME.search(last_name(node.value.func)):
+                self.settled.add(dotted_name(target))
         return ""
 
     def _assign_each(self, target: ast.expr, value: ast.expr) -> bool:
@@ -224,8 +226,8 @@ class Statements(Expressions):
                 continue
             if first is None or second is None:
                 first, second = first or second or NOTHING, NOTHING
-            counts = vocabulary.COUNT_OF_RANKS.search(name) is not None  # the same on every member
-            joined = merged(first, second, by if first.version != second.version and not counts else ())
+            alike = name in self.settled or vocabulary.COUNT_OF_RANKS.search(name)  # on every member
+            joined = merged(first, second, by if first.version != second.version and not alike else ())
             self.names[name] = replace(joined, version=max(first.version, second.version))
 
     def _for(self, node: ast.For | ast.AsyncFor) -> str:

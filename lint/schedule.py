@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .divergence import Atom, Confidence, Formula, Source, alone, assume, atoms, text
+from .divergence import Atom, Confidence, Formula, Not, Source, alone, assume, atoms, text
 
 
 @dataclass(slots=True)
@@ -146,10 +146,9 @@ def exception_key(attempt: Attempt, handler: Handler) -> str:
 
 @dataclass(slots=True)
 class _Run:
-    """Collects the steps of a rank for which one atom is decided."""
+    """Collects the steps of a rank for which some atoms, by their keys, are decided."""
 
-    key: str
-    outcome: bool
+    decided: dict[str, bool]
     steps: list[Step] = field(default_factory=list)
 
     def block(self, nodes: list[Node], loop: Loop | None) -> str:
@@ -177,13 +176,18 @@ class _Run:
         return ""
 
     def _branch(self, node: Branch, loop: Loop | None) -> str:
-        test = assume(node.test, self.key, self.outcome)
+        test = node.test
+        for key, outcome in self.decided.items():
+            test = assume(test, key, outcome)
         peerless = alone(test)
         if peerless is not None:
             test = not peerless  # a process without peers strands nobody
         if isinstance(test, bool):
             return self.block(node.then if test else node.other, loop)
-        then, other = _Run(self.key, self.outcome), _Run(self.key, self.outcome)
+        if isinstance(test, Not):
+            return self._branch(Branch(test.inner, node.line, node.other, node.then), loop)
+        open_key = test.key if isinstance(test, Atom) else ""
+        then, other = (_Run({**self.decided, open_key: outcome}) for outcome in (True, False))
         left, left_other = then.block(node.then, loop), other.block(node.other, loop)
         if then.steps == other.steps:
             self.steps += then.steps
@@ -192,7 +196,7 @@ class _Run:
         return left if left and left_other else ""
 
     def _loop(self, node: Loop) -> None:
-        inner = _Run(self.key, self.outcome)
+        inner = _Run(self.decided)
         inner.block(node.body, node)
         if any(step.at is not None and step.sign[0] not in INNER for step in inner.steps):
             while inner.steps and inner.steps[-1].sign[0] == "continue":
@@ -201,7 +205,7 @@ class _Run:
 
     def _attempt(self, node: Attempt, loop: Loop | None) -> str:
         for handler in node.handlers:
-            if exception_key(node, handler) == self.key and self.outcome:
+            if self.decided.get(exception_key(node, handler)):
                 self.block(before_risk(node.body), loop)
                 return self.block(handler.body, loop)
         return self.block(node.body, loop)
@@ -223,7 +227,7 @@ def before_risk(nodes: list[Node]) -> list[Node]:
 
 def run(nodes: list[Node], key: str = "", outcome: bool = True) -> list[Step]:
     """Return the steps of a rank for which the atom `key` has that outcome."""
-    collected = _Run(key, outcome)
+    collected = _Run({key: outcome})
     collected.block(nodes, None)
     return collected.steps
 

@@ -287,6 +287,41 @@ LEGAL = {
             for _ in tqdm(range(steps), disable=dist.get_rank() != 0):
                 dist.all_reduce(x)
         """,
+    "the first of a host first": """
+        def first(local_rank):
+            if local_rank not in [-1, 0]:
+                dist.barrier()
+            download()
+            if local_rank == 0:
+                dist.barrier()
+        """,
+    "one test, asked twice": """
+        def log(in_order, rank):
+            if not in_order and rank == 0:
+                print("x")
+            elif in_order:
+                dist.barrier()
+        """,
+    "a rank's own place in a dictionary": """
+        def f(states, x):
+            if states.get(os.getpid()) is not None:
+                dist.all_reduce(x)
+        """,
+    "sent, or received": """
+        def f(rank, items, x):
+            if rank == 0:
+                sizes = [len(item) for item in items]
+                broadcast_list(sizes)
+            else:
+                sizes = broadcast_list(None)
+            for size in sizes:
+                dist.all_reduce(x)
+        """,
+    "set by the launcher": """
+        def f():
+            if os.environ.get("RANK"):
+                dist.barrier()
+        """,
     "a bar or none": """
         from tqdm import tqdm
 
