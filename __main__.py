@@ -1,4 +1,4 @@
-"""`genlock` and `python -m genlock`.
+"""Starts `genlock` and `python -m genlock`.
 
 The version is answered here, before anything slow is imported; the rest is in `cli`.
 """
@@ -11,7 +11,7 @@ from . import __version__
 
 
 def main() -> None:
-    """Do what `sys.argv` asks for, and end the process with the exit status of it."""
+    """Run the command that `sys.argv` names, and end the process with its exit status."""
     if sys.argv[1:2] in (["--version"], ["-V"]):
         print(f"genlock {__version__}")
         return

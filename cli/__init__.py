@@ -1,1 +1,1 @@
-"""The command line, and what it prints, draws and writes."""
+"""Runs the command line: reads flags, calls the rooms that do the work, prints, draws and writes."""

@@ -1,4 +1,4 @@
-"""The command line: a command reads its flags, calls the module that does the work, prints, and exits.
+"""Defines the commands: each reads its flags, calls the module that does the work, prints, and exits.
 
 Left out: the work itself. A command imports its module when it is called, so that neither `--help` nor a
 mistyped flag loads numpy, networkx or torch. `--version` is answered in `__main__`.
@@ -63,7 +63,7 @@ def show(
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[str], None]]:
-    """One live line on a terminal's stderr, gone at the end; nothing where stderr is no terminal."""
+    """Show one live line on a terminal's stderr, gone at the end; nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return
@@ -73,18 +73,18 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"{what}: {text}")
 
 
-def searching(tell: Callable[[str], None]) -> Callable[[int, int, int], None]:
-    """What a search reports, as a live line: states, depth, queue, and with them the rate and the memory so far."""
+def searching(show_line: Callable[[str], None]) -> Callable[[int, int, int], None]:
+    """Return a callback that shows a search as a live line: states, depth, queue, rate and memory so far."""
     begin = time.monotonic()
 
-    def told(states: int, depth: int, queue: int) -> None:
+    def progress_made(states: int, depth: int, queue: int) -> None:
         rate = states / max(time.monotonic() - begin, 1e-3)
         mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (
             1 << 20 if sys.platform == "darwin" else 1 << 10
         )
-        tell(f"{states:,} states, depth {depth}, {queue:,} to expand, {rate:,.0f} states/s, {mebibytes:,} MiB")
+        show_line(f"{states:,} states, depth {depth}, {queue:,} to expand, {rate:,.0f} states/s, {mebibytes:,} MiB")
 
-    return told
+    return progress_made
 
 
 app = typer.Typer(
@@ -333,7 +333,7 @@ def audit(
     out: flags.OutDir = None,
     report: flags.AuditChoice = flags.TextOrJson.text,
 ) -> None:
-    """Ship or do not ship: go through the checklist of TP v1.1, or judge a protocol or runs of your own."""
+    """Go through the checklist of TP v1.1, or judge a protocol or runs of your own: ship or do not ship."""
     from ..contract.audit import TP, write
     from ..contract.audit import audit as audited
 

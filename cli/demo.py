@@ -1,4 +1,4 @@
-"""`genlock demo`: the whole line once, on this machine, each step really run and its outcome checked.
+"""Runs `genlock demo`: the whole line once, on this machine, each step really run and its outcome checked.
 
 Left out: the work itself. What each step must show stands beside it; a step that shows anything else fails
 the demo.
@@ -39,7 +39,7 @@ DEADLINES = {"header": 3.0, "payload": 3.0, "collective": 3.0}
 
 @dataclass(frozen=True)
 class Shown:
-    """One line of the summary."""
+    """Holds one line of the summary."""
 
     step: str
     outcome: str
@@ -47,7 +47,7 @@ class Shown:
 
 
 class NotAsExpected(GenlockError):
-    """A step of the demo did not show what it must show."""
+    """Says that a step of the demo did not show what it must show."""
 
     exit = Exit.VIOLATED
 
@@ -70,7 +70,7 @@ class _Demo:
         self.console.print(Text(f"  {self.outcome}"))
 
     def echo(self, text: str) -> None:
-        """A line from a rank, which is no markup whatever is in it."""
+        """Print a line from a rank, which is no markup whatever is in it."""
         self.console.print(Text(f"  {text}", style="dim"))
 
     def check(self, mutant: str | None = None) -> Report:
@@ -79,7 +79,7 @@ class _Demo:
         return report
 
     def run(self, name: str, injection: Injection | None = None) -> tuple[RunResult, list[Trace], Diagnosis]:
-        """A real run into a folder of its own, and what `replay` says of its traces."""
+        """Run ranks into a folder of their own; return the run, and the verdict of `replay` on its traces."""
         out = self.folder / name
         config = RunConfig(new_run(), str(out.absolute()), "gloo", default(CHUNKS), DEADLINES, injection)
         result = launch(config, RANKS, echo=self.echo)

@@ -1,7 +1,7 @@
-"""What the flags of the command line mean: their choices, their help, and how a repeated one is read.
+"""Defines the flags of the command line: their choices, their help, and how a repeated one is read.
 
 Left out: which fault kinds, break-it rows, properties and parameters there are; the module that a command
-calls says so. What cannot be read is a `UsageError`, one line that names the flag.
+calls says so. A value that cannot be read is a `UsageError`, one line that names the flag.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class PictureFormat(StrEnum):
 
 
 class FaultPoint(NamedTuple):
-    """`KIND[@POINT]`: a fault, and the one place where it may strike; None for any place."""
+    """Holds `KIND[@POINT]`: a fault, and the one place where it may strike; None for any place."""
 
     kind: str
     point: str | None
 
 
 class Injection(NamedTuple):
-    """`ID[,NAME=VALUE]...`: a row of the break-it matrix, and where to apply it."""
+    """Holds `ID[,NAME=VALUE]...`: a row of the break-it matrix, and where to apply it."""
 
     id: str
     settings: dict[str, str]
@@ -249,7 +249,7 @@ OutFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", dir_okay=
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is to be searched: a protocol, its scope, and what may go wrong. Each field is a flag."""
+    """Holds the flags that say what to search: a protocol, its scope, and what may go wrong."""
 
     protocol: ProtocolName = "tp_v1.1"
     ranks: Ranks = 3
@@ -263,7 +263,7 @@ class Asked:
     mutant: Mutant = None
 
     def question(self) -> Query:
-        """The same, read."""
+        """Return the query that these flags make. Raises UsageError for a value that cannot be read."""
         params, points = settings("--param", self.param), fault_points(self.fault)
         from ..model.semantics.query import Query
         from ..model.tables import Scope

@@ -1,4 +1,4 @@
-"""`genlock render`: which picture of what, into which file. Left out: drawing (`model.diagram`, `model.chart`)."""
+"""Runs `genlock render`: which picture of what, into which file. Left out: drawing (`model.diagrams`)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def render(
 
 
 def states(subjects: Sequence[str], format: str, out: Path | None, other: str | None) -> list[Path]:
-    """One state diagram a role of `PROTOCOL [ROLE]...`; with several roles the name of each goes into the file's."""
+    """Draw a state diagram for each role of `PROTOCOL [ROLE]...`; several roles have their names in the files'."""
     protocol = broken_or_named(subjects[0] if subjects else DEFAULT)
     names = [role.name for role in protocol.roles]
     chosen = subjects[1:] or names
@@ -58,12 +58,12 @@ def states(subjects: Sequence[str], format: str, out: Path | None, other: str | 
 
 
 def broken_or_named(name: str) -> Protocol:
-    """A protocol by name, or TP v1.1 broken by the mutant of this name."""
+    """Return a protocol by name, or TP v1.1 broken by the mutant of this name."""
     return MUTANTS[name].edit(named_protocol(DEFAULT)) if name in MUTANTS else named_protocol(name)
 
 
 def counterexamples(subjects: Sequence[str], format: str, out: Path | None, other: str | None) -> list[Path]:
-    """The chart of how a mutant fails."""
+    """Draw the chart of how a mutant fails."""
     report = violated(subjects)
     before = None if other is None else found_in(violated([other]))
     path = out or Path(f"{subjects[0]}.{SUFFIX[format]}")
@@ -71,7 +71,7 @@ def counterexamples(subjects: Sequence[str], format: str, out: Path | None, othe
 
 
 def violated(subjects: Sequence[str]) -> Report:
-    """The check of a mutant at the scope that shows it."""
+    """Check a mutant at the scope that shows it. Raises UsageError where there is no counterexample."""
     if len(subjects) != 1:
         raise UsageError("name one mutant", where="render counterexample", do="for example FM-04")
     report = run_check(Query(DEFAULT, Scope(), mutant=subjects[0]))
@@ -81,13 +81,13 @@ def violated(subjects: Sequence[str]) -> Report:
 
 
 def found_in(report: Report) -> Counterexample:
-    """The counterexample of a check that `violated` has made."""
+    """Return the counterexample of a check that `violated` has made."""
     assert report.counterexample is not None
     return report.counterexample
 
 
 def runs(subjects: Sequence[str], format: str, out: Path | None, other: str | None) -> list[Path]:
-    """The chart of the shortest healthy run of `PROTOCOL [EVENT]` to an event, or to every rank's end."""
+    """Draw the chart of the shortest healthy run of `PROTOCOL [EVENT]` to an event, or to every rank's end."""
     network, example = healthy(subjects)
     before = None if other is None else shortest(network, other)
     path = out or Path(f"{network.protocol.name}-sequence.{SUFFIX[format]}")
@@ -95,14 +95,14 @@ def runs(subjects: Sequence[str], format: str, out: Path | None, other: str | No
 
 
 def healthy(subjects: Sequence[str]) -> tuple[Network, Counterexample]:
-    """The smallest network of a protocol in which nothing goes wrong, and a shortest run of it."""
+    """Return the smallest network of a protocol in which nothing goes wrong, and a shortest run of it."""
     name, *events = [*subjects] or [DEFAULT]
     network = Query(name, Scope(3, 1, 1), faults=0).network()
     return network, shortest(network, events[0] if events else None)
 
 
 def traces(subjects: Sequence[str], format: str, out: Path | None, other: str | None) -> list[Path]:
-    """The chart of a recorded run, around its divergence."""
+    """Draw the chart of a recorded run, around its divergence."""
     path = out or Path(f"trace.{SUFFIX[format]}")
     example, protocol = diverged([Path(subject) for subject in subjects], whole=other is not None)
     before = None if other is None else diverged([Path(other)], whole=True)[0]
@@ -110,7 +110,7 @@ def traces(subjects: Sequence[str], format: str, out: Path | None, other: str | 
 
 
 def diverged(paths: Sequence[Path], *, whole: bool) -> tuple[Counterexample, Protocol]:
-    """A recorded run up to its divergence, or the end of that. Raises UnreadableInput, UsageError."""
+    """Return a recorded run up to its divergence, or only the last part of that. Raises UnreadableInput, UsageError."""
     from ..conformance.protocol.diagnose import diagnose, protocol_of
     from ..conformance.protocol.sequence_chart import AROUND, chart
     from ..traces.collectives import Recording
@@ -126,7 +126,7 @@ def diverged(paths: Sequence[Path], *, whole: bool) -> tuple[Counterexample, Pro
 
 
 def waits(subjects: Sequence[str], format: str, out: Path | None, other: str | None) -> list[Path]:
-    """Who waits for whom in a recorded run, of whatever format. Raises UnreadableInput, UsageError."""
+    """Draw who waits for whom in a recorded run, of whatever format. Raises UnreadableInput, UsageError."""
     if not subjects:
         raise UsageError("name the traces of a run", where="render waits", do="a folder, or one file a rank")
     if other is not None:
@@ -144,7 +144,7 @@ def waits(subjects: Sequence[str], format: str, out: Path | None, other: str | N
 
 
 def page(picture: str, subjects: Sequence[str], out: Path | None) -> Path:
-    """One HTML page to step through; of a protocol, one to walk it by hand."""
+    """Write one HTML page to step through; of a protocol, one to walk it by hand."""
     from ..page import check_page, run_page
     from ..page.html import write
 
@@ -164,7 +164,7 @@ def page(picture: str, subjects: Sequence[str], out: Path | None) -> Path:
 def sequence(
     example: Counterexample, protocol: Protocol, format: str, path: Path, before: Counterexample | None = None
 ) -> Path:
-    """The sequence chart of a run; with another one, of what they do differently."""
+    """Draw the sequence chart of a run; with another one, mark what they do differently."""
     if format == "dot":
         raise UsageError("a sequence chart is no graph", where="--format dot", do="choose svg, png or mermaid")
     if before is not None and before.ranks != example.ranks:
@@ -177,7 +177,10 @@ def sequence(
 
 
 def draw_all(folder: Path, name: str, example: Counterexample) -> tuple[list[Path], bool]:
-    """Both state diagrams and a counterexample, as pictures and as Mermaid; whether `dot` was there to draw."""
+    """Draw both state diagrams and a counterexample, as pictures and as Mermaid.
+
+    Return the files, and True if `dot` was there to draw.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     protocol = named_protocol(DEFAULT)
     can_draw = shutil.which("dot") is not None

@@ -1,4 +1,4 @@
-"""Writes what a check found into a folder: text, JSON, and of a counterexample its chart and a scenario.
+"""Writes the result of a check into a folder: text, JSON, and for a counterexample its chart and a scenario.
 
 | file | holds |
 |---|---|

@@ -1,1 +1,1 @@
-"""One self-contained HTML page to step through a counterexample, a recorded run, or a model by hand."""
+"""Writes one self-contained HTML page to step through a counterexample, a recorded run, or a model by hand."""

@@ -1,4 +1,4 @@
-"""The page of a check: its counterexample on lanes, what the protocol was broken by, and the model to walk by hand.
+"""Makes the page of a check: its counterexample on lanes, how the protocol was broken, and the model to walk by hand.
 
 Left out: the search.
 """
@@ -18,7 +18,7 @@ from ..model.semantics.network import Network, NetworkState
 from ..model.semantics.run import Counterexample, TraceStep
 from ..model.tables import Protocol, Scope
 from .explorer import BOUND, along, steps, walk
-from .view_model import Edge, Finding, Link, Moment, Story
+from .view_model import Edge, Link, Moment, Problem, Story
 
 WHOLE = 60_000
 """States of a page that is for walking alone: all of TP v1.1 with 3 ranks and one chunk."""
@@ -27,7 +27,7 @@ EDGES: dict[str, Edge] = {"issue": "enter", "complete": "exit", "device": "exit"
 
 
 def story_of(report: Report, bound: int = BOUND) -> Story:
-    """The page of a finished check. At most `bound` states can be walked by hand."""
+    """Return the page of a finished check. At most `bound` states can be walked by hand."""
     network, example = report.network, report.counterexample
     broken = f" broken by {report.mutant}" if report.mutant else ""
     title = f"{network.protocol.name}{broken}"
@@ -60,13 +60,13 @@ def story_of(report: Report, bound: int = BOUND) -> Story:
 
 
 def of_protocol(protocol: Protocol, bound: int = WHOLE) -> Story:
-    """A page to walk `protocol` by hand, with one chunk and one crash anywhere."""
+    """Return a page to walk `protocol` by hand, with one chunk and one crash anywhere."""
     network = Network(protocol, Scope(protocol.ranks or 3, 1, 1))
     return _to_walk(network, f"{protocol.name}, to walk by hand", bound)
 
 
 def of_run(network: Network, run: Counterexample) -> Story:
-    """A run in which nothing goes wrong, and a crash anywhere in what may be walked from it."""
+    """Return the page of a run in which nothing goes wrong, from which a crash anywhere may be walked."""
     moments, links = lanes_of(run, network.protocol)
     crashing = Network(network.protocol, network.scope)
     story = _to_walk(crashing, network.protocol.name, BOUND, along(crashing, steps(run)))
@@ -87,7 +87,7 @@ def _to_walk(network: Network, title: str, bound: int, spine: Sequence[NetworkSt
 
 
 def lanes_of(example: Counterexample, protocol: Protocol) -> tuple[list[Moment], list[Link]]:
-    """The steps, one a column, and the collectives by name and number."""
+    """Return the steps, one a column, and the collectives by name and number."""
     operations = {op.name: op for op in protocol.schedule}
     links: dict[tuple[str, int], int] = {}
     found: list[Link] = []
@@ -136,7 +136,7 @@ def _moment(
 
 
 class Cause(NamedTuple):
-    """The step in which a run goes wrong, what should have come instead, and why it did not."""
+    """Names the step in which a run goes wrong, what should have come instead, and why it did not."""
 
     at: int
     expected: tuple[str, ...]
@@ -144,7 +144,7 @@ class Cause(NamedTuple):
 
 
 def _cause(example: Counterexample, report: Report) -> Cause:
-    """Of a mutant, the first step that the unbroken protocol does not have; else the last fault, or the last step."""
+    """Return a mutant's first step that the unbroken protocol does not have; else the last fault, or the last step."""
     broken = None if report.mutant is None else _broken_at(example, report)
     if broken is not None:
         return broken
@@ -155,7 +155,7 @@ def _cause(example: Counterexample, report: Report) -> Cause:
 
 
 def _broken_at(example: Counterexample, report: Report) -> Cause | None:
-    """The first step that the unbroken protocol does not have, or has otherwise; None where there is none."""
+    """Return the first step that the unbroken protocol lacks or has otherwise; None where there is none."""
     broken = report.network
     tables = with_faults(load(report.protocol), broken.kinds)
     whole = Network(
@@ -176,9 +176,9 @@ def _broken_at(example: Counterexample, report: Report) -> Cause | None:
             for move, state in whole.successors(shared[-1])
             if move.rank == rank and move.edge not in FAULTS
         ]
-        told = [f"step {n + 1}, {edit.row.event}: {'; '.join(edit.words)}" for n, edit in edits if n <= at]
+        edited = [f"step {n + 1}, {edit.row.event}: {'; '.join(edit.words)}" for n, edit in edits if n <= at]
         expected = tuple(dict.fromkeys(moves)) or ("to wait",)
-        return Cause(at, expected, "; ".join(told) or "the unbroken protocol has no such step here")
+        return Cause(at, expected, "; ".join(edited) or "the unbroken protocol has no such step here")
     if edits:  # the steps are those of the unbroken protocol, what they carry is not
         at, edit = edits[0]
         return Cause(at, (f"{edit.row.event} as it was",), "; ".join(edit.words))
@@ -186,7 +186,7 @@ def _broken_at(example: Counterexample, report: Report) -> Cause | None:
 
 
 def _edits(example: Counterexample, whole: Protocol, broken: Protocol) -> list[tuple[int, Change]]:
-    """The steps by rows that were edited, and the edit; of an edit its first step."""
+    """Return the first step by each row that was edited, with the edit."""
     changed = [changes(old, new) for old, new in zip(whole.roles, broken.roles, strict=True)]
     states = [_start(broken, example.ranks), *(s.states for s in example.steps)]
     found: dict[tuple[str, str], tuple[int, Change]] = {}
@@ -202,8 +202,8 @@ def _start(protocol: Protocol, ranks: int) -> tuple[str, ...]:
     return tuple(protocol.role(rank).initial for rank in range(ranks))
 
 
-def _finding(example: Counterexample, report: Report, cause: Cause) -> Finding:
-    """Where the run went wrong, and what came of it."""
+def _finding(example: Counterexample, report: Report, cause: Cause) -> Problem:
+    """Describe where the run went wrong, and what came of it."""
     step = example.steps[cause.at]
     calls = [s.sequence for s in example.steps if (s.rank, s.operation, s.edge) == (step.rank, "generate", "issue")]
     facts = [("rank", f"rank{step.rank}"), ("step", str(step.number))]
@@ -215,4 +215,4 @@ def _finding(example: Counterexample, report: Report, cause: Cause) -> Finding:
     if report.mutant:
         head = f"{report.mutant}: {find_mutant(report.mutant).title}"
     waits = tuple(s.text for s in example.stuck) or (example.summary,)
-    return Finding(head, seen, cause.expected, cause.why, tuple(facts), (step.rank,), waits)
+    return Problem(head, seen, cause.expected, cause.why, tuple(facts), (step.rank,), waits)

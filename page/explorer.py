@@ -1,6 +1,6 @@
-"""Every state that a hand can walk to from a run, worked out beforehand: the page asks no program.
+"""Works out beforehand every state that a hand can walk to from a run, so that the page asks no program.
 
-Left out: verdicts. What a state means for a property is the checker's to say; here is only what may happen next.
+Left out: verdicts. The checker says what a state means for a property; this module says what may happen next.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Taken = tuple[int, str, str, str]
 
 
 def along(network: Network, taken: Iterable[Taken | None]) -> list[NetworkState]:
-    """The states of a run, the initial one first, as far as the network has its moves. None: nothing moves."""
+    """Return the states of a run, the initial one first, as far as the network has its moves. None: nothing moves."""
     layers: list[dict[NetworkState, NetworkState | None]] = [{network.initial(): None}]
     for wanted in taken:
         ahead: dict[NetworkState, NetworkState | None] = {}
@@ -48,12 +48,12 @@ def along(network: Network, taken: Iterable[Taken | None]) -> list[NetworkState]
 
 
 def steps(run: Counterexample) -> list[Taken]:
-    """The moves of a run, for `along`."""
+    """Return the moves of a run, for `along`."""
     return [(step.rank, step.event, step.edge, step.states[step.rank]) for step in run.steps]
 
 
 def walk(network: Network, spine: Sequence[NetworkState], bound: int = BOUND) -> dict[str, Any]:
-    """States and moves, breadth first from every state of `spine`, until there are `bound` states.
+    """Collect states and moves, breadth first from every state of `spine`, until there are `bound` states.
 
     `spine` are numbers of states; `views` say where one rank is, `locals` has one of them per rank and state; state s
     has the moves `starts[s]` to `starts[s + 1]`, each a label and the state it leads to. The last states have none,
@@ -100,7 +100,7 @@ def walk(network: Network, spine: Sequence[NetworkState], bound: int = BOUND) ->
 
 
 def _view(network: Network, state: NetworkState, rank: int) -> tuple[str, str, str]:
-    """State, the collective that it waits in, and its variables."""
+    """Return a rank's state, the collective that it waits in, and its variables."""
     info = network.info(state, rank)
     local = network.lts[rank].locals.items[state.locals[rank]]
     name = f"{info.state} (stalled)" if info.stalled else info.state
@@ -108,20 +108,20 @@ def _view(network: Network, state: NetworkState, rank: int) -> tuple[str, str, s
 
 
 def _shown(vars: object) -> str:
-    """`call_id=1 observed=2`: the numbers and flags that are not at zero."""
+    """Return the numbers and flags that are not zero, as in `call_id=1 observed=2`."""
     names = [field.name for field in fields(vars)] if is_dataclass(vars) else getattr(vars, "__struct_fields__", ())
     values = ((name, getattr(vars, name)) for name in names)
     return " ".join(f"{name}={int(value)}" for name, value in values if isinstance(value, int) and value)
 
 
 def _label(network: Network, move: Move) -> tuple[Any, ...]:
-    """Rank, event, edge, collective, whether it commits, whose move it is, and what was decided."""
+    """Return a move for the page: rank, event, edge, collective, if it commits, whose it is, what was decided."""
     data = move.data if move.edge == "step" and (is_dataclass(move.data) or isinstance(move.data, int)) else None
     return (move.rank, move.event, move.edge, move.op, int(move.commits), _whose(network, move), _decided(data))
 
 
 def _whose(network: Network, move: Move) -> str:
-    """`own`, `world` (the environment asks for it), `fault` or `detection`."""
+    """Return who causes a move: `own`, `world` (the environment asks for it), `fault` or `detection`."""
     if move.edge in ("crash", "stall", "resume"):
         return "fault"
     if move.detects:
@@ -139,7 +139,7 @@ def _decided(data: object) -> str:
 
 
 def _waits(network: Network, state: NetworkState) -> str:
-    """`rank1 waits in payload for rank0`, a line each."""
+    """Return a line for each rank that waits, as in `rank1 waits in payload for rank0`."""
     found = (network.waiting(state, rank) for rank in range(network.ranks))
     return "\n".join(
         f"rank{w.rank} waits in {w.operation} for {' and '.join(f'rank{r}' for r in w.waiting_for)}"

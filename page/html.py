@@ -1,6 +1,6 @@
 """Puts a page together: text, style, script, library, diagrams and data in one file that needs no network.
 
-Left out: what the page shows (`story`), and how (`page.html`, `page.css`, `page.js`).
+Left out: what the page shows (`view_model`), and how (`page.html`, `page.css`, `page.js`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write(path: Path, story: Story) -> None:
 
 
 def page(story: Story) -> str:
-    """The whole page as HTML."""
+    """Return the whole page as HTML."""
     parts = {
         "title": escape(f"{story.title}: {story.verdict}"),
         "style": _file("page.css"),
@@ -39,12 +39,12 @@ def page(story: Story) -> str:
 
 
 def embedded(data: str) -> str:
-    """JSON that no HTML parser takes for markup."""
+    """Return JSON that no HTML parser takes for markup."""
     return data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def diagram(role: Role, protocol: Protocol) -> str:
-    """A role as an `svg` whose states have the ids `ROLE.STATE`, or as a list with the same ids."""
+    """Return a role as an `svg` whose states have the ids `ROLE.STATE`, or as a list with the same ids."""
     name = escape(role.name)
     try:
         drawn = state_diagram(role, phase_colours(*protocol.roles), brief=True).pipe("svg", encoding="utf-8")

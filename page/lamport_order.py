@@ -1,6 +1,7 @@
-"""Where recorded events stand from left to right: Lamport times, by which an end comes after what it waits for.
+"""Orders recorded events from left to right by Lamport times: an end comes after everything that it waits for.
 
-Left out: what that says about the run (`conformance.match`). This order goes on past the first divergence.
+Left out: what that says about the run (`conformance.protocol.match_ranks`). This order
+goes on past the first divergence.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ OpEnd = tuple[Any, str, str | None, int | None, tuple[int, ...]]
 
 
 def columns(ranks: Mapping[int, Sequence[OpEnd]]) -> dict[int, list[int]]:
-    """Rank to the column of each of its lines; where ranks wait in a circle, as if the first of them did not."""
+    """Return the column of each line, by rank; where ranks wait in a circle, as if the first of them did not."""
     entered = {(rank, end[0]): at for rank, ends in ranks.items() for at, end in enumerate(ends) if end[1] == "enter"}
     times: dict[int, list[int]] = {rank: [] for rank in ranks}
     waiting = dict.fromkeys(sorted(ranks))
@@ -33,7 +34,7 @@ def columns(ranks: Mapping[int, Sequence[OpEnd]]) -> dict[int, list[int]]:
 def _advance(
     rank: int, ranks: Mapping[int, Sequence[OpEnd]], entered: Mapping[tuple[int, Any], int], times: dict[int, list[int]]
 ) -> bool:
-    """Give times to the rank's lines up to one that waits for a line without a time; whether there were any."""
+    """Give times to a rank's lines, up to one that waits for a line without a time. Return True if any got one."""
     mine, ends = times[rank], ranks[rank]
     start = len(mine)
     while len(mine) < len(ends):
@@ -52,7 +53,7 @@ def _advance(
 
 
 def _needed(rank: int, end: OpEnd) -> Sequence[int]:
-    """The members whose part an operation's end cannot come before."""
+    """Return the members whose part an operation's end cannot come before."""
     _, _, kind, root, members = end
     if root is not None and kind in (Kind.BROADCAST, Kind.GATHER, "scatter", "reduce"):
         gathers = kind in (Kind.GATHER, "reduce")

@@ -1,4 +1,4 @@
-"""The page of a recorded run: each rank's events on its lane, and where the replay says that the model was left.
+"""Makes the page of a recorded run: each rank's events on its lane, and where replay says that it left the model.
 
 Left out: the verdict itself (`conformance`). Of very long or wide runs the page holds the part around the divergence.
 """
@@ -21,18 +21,18 @@ from ..traces.format import Dropped, End, Event, Trace
 from ..traces.load import load
 from .explorer import along, walk
 from .lamport_order import columns
-from .view_model import Finding, Link, Moment, Story
+from .view_model import Link, Moment, Problem, Story
 
 MAX_LANES, MAX_MOMENTS = 32, 120_000
 MAX_WALKED = 1_000
 """A longer run is not followed through the model, so that its page is not for walking."""
 
 Op = tuple[Any, ...]
-"""What an operation is known by on all of its ranks: group, sequence, and of p2p its two ends."""
+"""An operation's identity on all of its ranks: group, sequence, and for p2p its two ends."""
 
 
 def of_paths(paths: Sequence[Path]) -> Story:
-    """The page of the traces that paths stand for. Raises UnreadableInput, UsageError."""
+    """Return the page of the traces that paths stand for. Raises UnreadableInput, UsageError."""
     if not paths:
         raise UsageError("name the traces of a run", where="--format html", do="a folder, or one file a rank")
     found = load(paths)
@@ -40,7 +40,7 @@ def of_paths(paths: Sequence[Path]) -> Story:
 
 
 def story_of(found: Sequence[Trace] | Recording, diagnosis: Diagnosis) -> Story:
-    """The page of what was read, with its verdict."""
+    """Return the page of what was read, with its verdict."""
     report = as_json(diagnosis)
     world = found.world if isinstance(found, Recording) else found[0].header.world
     lanes = shown(range(world), report)
@@ -70,7 +70,7 @@ def story_of(found: Sequence[Trace] | Recording, diagnosis: Diagnosis) -> Story:
 
 
 def _walk(traces: Sequence[Trace], protocol: Protocol | None, moments: Sequence[Moment]) -> dict[str, Any] | None:
-    """The model along the run, as far as it has the run's moves, and what else might have happened on the way.
+    """Return the model along the run, as far as it has the run's moves, and what else might have happened.
 
     None for a run that is too long or not whole.
     """
@@ -89,7 +89,7 @@ def _walk(traces: Sequence[Trace], protocol: Protocol | None, moments: Sequence[
 
 
 def shown(present: Sequence[int], report: Mapping[str, Any]) -> list[int]:
-    """The ranks that have a lane: all, or those that the verdict is about and the first of the others."""
+    """Return the ranks that have a lane: all, or those that the verdict is about and the first of the others."""
     if len(present) <= MAX_LANES:
         return list(present)
     named = report["divergence"] or {}
@@ -99,8 +99,8 @@ def shown(present: Sequence[int], report: Mapping[str, Any]) -> list[int]:
     return sorted(list(ordered)[:MAX_LANES])
 
 
-def finding(report: Mapping[str, Any]) -> Finding | None:
-    """What the replay found, for the page; None where it found nothing."""
+def finding(report: Mapping[str, Any]) -> Problem | None:
+    """Return the divergence as the page shows it; None where there is none."""
     d = report["divergence"]
     if d is None:
         return None
@@ -113,11 +113,11 @@ def finding(report: Mapping[str, Any]) -> Finding | None:
         if w["waiting_for"]
     )
     head = f"{mode}first divergence at rank{d['rank']}"
-    return Finding(head, d["observed"], tuple(d["expected"]), d["why"], facts, tuple(d["culprits"]), waits)
+    return Problem(head, d["observed"], tuple(d["expected"]), d["why"], facts, tuple(d["culprits"]), waits)
 
 
 def of_traces(traces: Sequence[Trace], protocol: Protocol | None) -> tuple[list[Moment], list[Link]]:
-    """The events of Genlock's own traces in logical order, and the collectives that link them."""
+    """Return the events of Genlock's own traces in logical order, and the collectives that link them."""
     ordered = columns({t.rank: [_end_of(t, line) for line in t.lines] for t in traces})
     links: dict[Op, int] = {}
     found: list[Link] = []
@@ -140,7 +140,7 @@ def of_traces(traces: Sequence[Trace], protocol: Protocol | None) -> tuple[list[
 
 
 def operation(trace: Trace, event: Event) -> Op | None:
-    """What `event` is an end of; None for a step."""
+    """Return the operation that `event` is an end of; None for a step."""
     if event.edge == "step" or event.sequence is None:
         return None
     if event.peer is not None and event.op in P2P:
@@ -152,7 +152,7 @@ def operation(trace: Trace, event: Event) -> Op | None:
 def _end_of(
     trace: Trace, line: Event | Dropped | End
 ) -> tuple[Op | None, str, str | None, int | None, tuple[int, ...]]:
-    """What the order of columns depends on: operation, edge, kind, root and members."""
+    """Return what the order of columns depends on: operation, edge, kind, root and members."""
     if not isinstance(line, Event):
         return (None, "step", None, None, ())
     members = trace.groups.get(line.group or "", ())
@@ -201,7 +201,7 @@ def _ending(trace: Trace, line: Dropped | End, last: Moment | None) -> Moment:
 
 
 def of_recording(recording: Recording, lanes: Sequence[int]) -> tuple[list[Moment], list[Link]]:
-    """The operations of a recording, and the collectives that link them; a finished operation is one moment."""
+    """Return the operations of a recording, and the collectives that link them; a finished one is one moment."""
     ops = [
         (int(op["time"]), at, rank, op)
         for rank in lanes
@@ -232,7 +232,7 @@ def of_recording(recording: Recording, lanes: Sequence[int]) -> tuple[list[Momen
 
 
 def _paired(drafts: list[tuple[int, int, Moment, object]]) -> list[Moment]:
-    """The moments in the order in which they are stepped through, each end of an operation knowing the other."""
+    """Order the moments as they are stepped through, and link the two ends of each operation."""
     drafts.sort(key=lambda d: d[:2])
     moments = [moment for _, _, moment, _ in drafts]
     opened: dict[object, int] = {}
@@ -249,7 +249,7 @@ def _paired(drafts: list[tuple[int, int, Moment, object]]) -> list[Moment]:
 
 
 def _focus(moments: Sequence[Moment], report: Mapping[str, Any]) -> int | None:
-    """Where the rank diverged; of a rank that left no event, where the first that waits for it does."""
+    """Return where the rank diverged; if it left no event, where the first that waits for it stands."""
     d = report["divergence"]
     if d is None or not moments:
         return None
@@ -262,7 +262,7 @@ def _focus(moments: Sequence[Moment], report: Mapping[str, Any]) -> int | None:
 
 
 def window(moments: list[Moment], focus: int | None) -> tuple[list[Moment], int | None]:
-    """At most `MAX_MOMENTS` of them, around the focus."""
+    """Keep at most `MAX_MOMENTS` of the moments, around the focus."""
     low = max(0, min((focus or 0) - MAX_MOMENTS // 2, len(moments) - MAX_MOMENTS))
     if len(moments) <= MAX_MOMENTS:
         return moments, focus

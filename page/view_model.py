@@ -1,6 +1,6 @@
-"""What the page shows, whatever it is about: events on lanes, collectives that link them, and what was found.
+"""Holds what a page shows, of a check or of a run: events on lanes, collectives that link them, and the problem.
 
-Nothing here knows where events come from (`checks`, `recorded`) or how they are drawn (`page.js`).
+Nothing here knows where events come from (`check_page`, `run_page`) or how they are drawn (`page.js`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Verdict = Literal["conforming", "divergent", "unknown", "holds", "violated", "wa
 
 
 class Moment(NamedTuple):
-    """One event of one rank. `mate`: of an end of an operation, the index of its other end."""
+    """Holds one event of one rank."""
 
     rank: int
     column: int
-    """Where it stands from left to right: a logical time, by which a collective's end comes after what it waits for."""
+    """Place from left to right: a logical time, by which a collective's end comes after what it waits for."""
     name: str
     edge: Edge
     before: str
@@ -35,11 +35,12 @@ class Moment(NamedTuple):
     call: int | None = None
     """Number of the generator call, from 1."""
     mate: int | None = None
+    """Index of the other end, where this is one end of an operation."""
     link: int | None = None
     """Index of the collective that it is an end of."""
     commits: bool = False
     place: int | None = None
-    """Where to read it: the number of a line of the rank's file, or of a step; `Story.places` says of what."""
+    """Number of the line of the rank's file, or of the step, where to read it; `Story.places` says which."""
     detail: str = ""
 
 
@@ -48,15 +49,15 @@ TEXTS = ("name", "edge", "before", "state", "phase", "detail")
 
 
 class Link(NamedTuple):
-    """A collective, by what is written at it, and the lanes of all its members."""
+    """Names a collective and its members, whose lanes it links."""
 
     name: str
     members: tuple[int, ...]
     root: int | None
 
 
-class Finding(NamedTuple):
-    """What went wrong first, in the words of the page: `head` names it, `facts` are (name, text)."""
+class Problem(NamedTuple):
+    """Tells what went wrong first: `head` names it, `facts` are (name, text)."""
 
     head: str
     seen: str
@@ -68,7 +69,7 @@ class Finding(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A line of a checklist: what is claimed, how that stands, and what it rests on, a line each."""
+    """Holds a line of a checklist: the claim, its status, and its evidence, a line each."""
 
     key: str
     claim: str
@@ -79,7 +80,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """One page."""
+    """Holds everything that one page shows."""
 
     title: str
     verdict: Verdict
@@ -91,9 +92,9 @@ class Story:
     links: Sequence[Link] = ()
     focus: int | None = None
     """Index of the moment at which the page opens."""
-    finding: Finding | None = None
+    finding: Problem | None = None
     notes: Sequence[str] = ()
-    """What the page leaves out, and other reasons for care."""
+    """Reasons for care, such as what the page leaves out."""
     protocol: Protocol | None = None
     walk: Mapping[str, Any] | None = None
     """See `explorer.walk`."""
@@ -102,7 +103,7 @@ class Story:
 
 
 def as_json(story: Story) -> dict[str, Any]:
-    """The object that the page's script reads: moments column by column, each text once."""
+    """Return the object that the page's script reads: moments column by column, each text once."""
     texts: dict[str, int] = {}
 
     def number(text: str) -> int:
@@ -143,10 +144,10 @@ def as_json(story: Story) -> dict[str, Any]:
 
 
 def colours(story: Story) -> dict[str, str]:
-    """Phase to its colour: as in the state diagrams, and for what no table knows in the order of the moments."""
-    told = phase_colours(*_roles(story))
-    others = dict.fromkeys(m.phase for m in story.moments if m.phase not in told)
-    return {**told, **{phase: FILLS[number % len(FILLS)] for number, phase in enumerate(others)}}
+    """Return the colour of each phase: as in the state diagrams, or in order of appearance where no table has it."""
+    known = phase_colours(*_roles(story))
+    others = dict.fromkeys(m.phase for m in story.moments if m.phase not in known)
+    return {**known, **{phase: FILLS[number % len(FILLS)] for number, phase in enumerate(others)}}
 
 
 def _roles(story: Story) -> Sequence[Role]:
