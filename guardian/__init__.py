@@ -1,8 +1,8 @@
-"""The guardian: the parent of one rank, which ends it at once when the run is lost, and says why.
+"""Runs the guardian: the parent of one rank, which ends it at once when the run is lost, and says why.
 
 A process of its own, of the standard library alone: `python -I -S guardian/__main__.py … -- CMD`. It reads the
-page that its rank writes (`page`), talks to the other guardians (`wire`, `links`), knows who waits for whom
-(`judge`), gathers evidence (`evidence`) and kills. docs/guardian.md has the whole of it.
+page that its rank writes (`status_page`), talks to the other guardians (`wire`, `links`), knows who waits for whom
+(`deadlines`), gathers evidence (`evidence`) and kills. docs/guardian.md describes all of it.
 
 No module here imports `typing`, `dataclasses` or `subprocess`: each would cost a megabyte on every rank.
 """
@@ -14,5 +14,5 @@ import sys
 
 
 def command() -> list[str]:
-    """How a guardian is started; flags, `--` and the program follow."""
+    """Return the command that starts a guardian; its flags, `--` and the program follow."""
     return [sys.executable, "-I", "-S", os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")]

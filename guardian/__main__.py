@@ -7,7 +7,7 @@ import sys
 
 
 def start() -> int:
-    """Make this package importable, by its own name, and hand over."""
+    """Make this package importable by its own name, run the guardian, and return its exit status."""
     sys.modules["_hashlib"] = None  # type: ignore[assignment]  # OpenSSL: 4 MB, and hashlib does without it
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     from importlib import import_module

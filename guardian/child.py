@@ -1,7 +1,7 @@
-"""The rank, as a child process: it starts it, tells how it is, and leaves nothing of it.
+"""Runs the rank as a child process: starts it, reports how it is, and leaves nothing of it.
 
-Both ways the kernel sees to it that none outlives the other: when the guardian dies its rank is killed, and when
-the guardian's own parent dies the guardian is told. Linux; elsewhere the kernel does not, and there is no /proc.
+The kernel lets neither outlive the other: when the guardian dies it kills the rank, and when the guardian's own parent
+dies it signals the guardian. On Linux alone; elsewhere the kernel does neither, and there is no /proc.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 LINUX = sys.platform == "linux"
 PDEATHSIG, SUBREAPER = 1, 36
 FLAGS, EXIT_CODE, PF_EXITING = 6, 49, 4
-"""Of /proc/PID/stat: two fields, counted after the name, and a flag in the first."""
+"""Two fields of /proc/PID/stat, counted after the name, and a flag in the first."""
 HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 """Signals that a guardian handles; its child starts with their defaults."""
 become: Callable[[str, list[str], dict[str, str]], object] = os.execvpe
-"""How a child becomes its program."""
+"""Turns the child into its program; tests put something else here."""
 
 
 def _prctl(option: int, value: int) -> None:
@@ -31,14 +31,14 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def tell_when_parent_dies(parent: int) -> bool:
-    """Have SIGHUP sent to this process when its parent dies; whether the parent, by its id, is still there."""
+def watch_parent(parent: int) -> bool:
+    """Have the kernel send SIGHUP to this process when its parent dies. Return True if `parent` still lives."""
     _prctl(PDEATHSIG, signal.SIGHUP)
     return os.getppid() == parent
 
 
 class Child:
-    """A program that runs as this process's child."""
+    """Runs a program as this process's child."""
 
     def __init__(self, program: Sequence[str], environ: Mapping[str, str]) -> None:
         """Raises OSError where it cannot be started."""
@@ -49,8 +49,8 @@ class Child:
         if self.pid == 0:
             _become(program, environ, me, write)
         os.close(write)
-        with os.fdopen(read, "rb") as told:
-            number = told.read()
+        with os.fdopen(read, "rb") as failed:
+            number = failed.read()
         self.status: int | None = None
         self.stopped = False
         if number:
@@ -58,7 +58,7 @@ class Child:
             raise OSError(int(number), os.strerror(int(number)), program[0])
 
     def reap(self) -> bool:
-        """Take notice of what has happened to children; whether the program has ended by now."""
+        """Reap children that have ended. Return True if the program is among them, now or before."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
@@ -80,9 +80,9 @@ class Child:
             os.kill(self.pid, number)  # not reaped, so that the id is still its own
 
     def dying(self) -> int:
-        """How it is about to end, where the kernel has begun to take it down; 0 as long as it has not, or it ends well.
+        """Return the exit status with which the kernel takes the program down; 0 while it does not, or if all is well.
 
-        Giving back gigabytes takes a while, and only then the parent is told.
+        Giving back gigabytes takes a while, and the parent gets its signal only after that.
         """
         if self.status is not None:
             return 0
@@ -96,22 +96,22 @@ class Child:
         return self.status is None and not self.dying()
 
     def gone(self) -> bool:
-        """Kill what it has left behind; whether nothing is left, itself included."""
+        """Kill what the program has left behind. Return True if nothing is left, itself included."""
         left = list(children(os.getpid())) if self.reap() and LINUX else []
         for pid in left:
             _kill(pid)
         return self.status is not None and not left
 
     def end(self, seconds: float = 5.0) -> None:
-        """Kill it, and what it leaves behind, and wait for them."""
+        """Kill the program and what it leaves behind, and wait for their end."""
         self.send(signal.SIGKILL)
         until = time.monotonic() + seconds
         while not self.gone() and time.monotonic() < until:
             time.sleep(0.001)
 
 
-def _become(program: Sequence[str], environ: Mapping[str, str], guardian: int, told: int) -> None:
-    """In the child: die with the guardian, and be the program."""
+def _become(program: Sequence[str], environ: Mapping[str, str], guardian: int, failed: int) -> None:
+    """Turn this child into the program, to die with the guardian. Write the error number to `failed` if that fails."""
     try:
         _prctl(PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guardian:  # it died before the kernel was asked
@@ -121,7 +121,7 @@ def _become(program: Sequence[str], environ: Mapping[str, str], guardian: int, t
             signal.signal(number, signal.SIG_DFL)
         become(program[0], list(program), dict(environ))
     except OSError as error:
-        os.write(told, str(error.errno).encode())
+        os.write(failed, str(error.errno).encode())
     finally:
         os._exit(127)
 
@@ -134,14 +134,14 @@ def _kill(pid: int) -> None:
 
 
 def children(pid: int) -> Iterator[int]:
-    """The processes that `pid` has started, or has been left with, and that are not reaped."""
+    """Yield the processes that `pid` has started or inherited, and that are not reaped."""
     for task in _listed(f"/proc/{pid}/task"):
         for number in read(f"/proc/{pid}/task/{task}/children").split():
             yield int(number)
 
 
 def descends(pid: int, ancestor: int) -> bool:
-    """Whether `pid` is `ancestor`, or was started by it or by its descendants."""
+    """Return True if `pid` is `ancestor`, or was started by it or by its descendants."""
     for _ in range(64):
         if pid == ancestor:
             return True
@@ -154,12 +154,12 @@ def descends(pid: int, ancestor: int) -> bool:
 
 
 def stopped(pid: int) -> bool:
-    """Whether a signal has stopped a process; a debugger's stop is another thing."""
+    """Return True if a signal has stopped a process; a debugger's stop does not count."""
     return pid > 0 and read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] == ["T"]
 
 
 def traced(pid: int) -> bool:
-    """Whether a debugger is attached to a process."""
+    """Return True if a debugger is attached to a process."""
     for line in read(f"/proc/{pid}/status").splitlines():
         if line.startswith("TracerPid:"):
             return line.split()[1] != "0"
@@ -167,7 +167,7 @@ def traced(pid: int) -> bool:
 
 
 def how_it_ended(status: int) -> str:
-    """`died by SIGKILL`, or `exited with 1`."""
+    """Return an exit status in words: `died by SIGKILL`, or `exited with 1`."""
     if status >= 0:
         return f"exited with {status}"
     try:
@@ -177,7 +177,7 @@ def how_it_ended(status: int) -> str:
 
 
 def read(path: str, limit: int = 1 << 16) -> str:
-    """A small file of the kernel; empty where there is none, or it is not for us."""
+    """Read a small file of the kernel. Return an empty text where there is none, or it may not be read."""
     try:
         with open(path, "rb") as file:
             return file.read(limit).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""What is kept of a rank before it is killed, and the end marker in its trace. All of it is bounded in time.
+"""Keeps evidence of a rank before it is killed, and writes the end marker of its trace. All is bounded in time.
 
 Stacks come from the rank itself, by faulthandler, which needs no GIL; a stopped rank cannot give them. Left out:
 what would need root (kernel stacks) or the device's own tools.
@@ -11,7 +11,7 @@ import signal
 import time
 
 from .child import Child, descends, read
-from .deadlines import COLLECTIVE, Finding
+from .deadlines import COLLECTIVE, Failure
 from .status_page import ASKED, DUMPS_STACKS, EVERYONE, HAS_SPOKEN, HAS_WORDS, NOBODY, Page
 
 TYPE_CHECKING = False
@@ -26,11 +26,11 @@ WORDS_TIME = 0.5
 TAIL = 1 << 20
 """No line of a trace is longer."""
 END = ".end"
-"""What follows a trace's name in that of an end marker that has no trace."""
+"""Follows the name of a trace in that of an end marker that has no trace."""
 
 
-class Words:
-    """The pipe by which a rank is asked for its last words: what only itself can keep, as Flight Recorder's dump."""
+class LastWords:
+    """Asks a rank, by a pipe, for its last words: what only the rank itself can save, as Flight Recorder's dump."""
 
     def __init__(self, environ: dict[str, str]) -> None:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -44,7 +44,7 @@ class Words:
                 return
 
     def come(self, page: Page, memory: memoryview, child: Child) -> str:
-        """Whether they have come by now, or come in time; empty where there are none."""
+        """Wait for the last words, `WORDS_TIME` at most. Return in words if they came; empty where there are none."""
         if not page.flags & HAS_WORDS:
             return ""
         until = time.monotonic() + WORDS_TIME
@@ -59,23 +59,23 @@ class Words:
 
 def gather(
     path: str,
-    found: Finding,
+    found: Failure,
     page: Page,
     child: Child,
     stacks: int,
-    words: Words,
+    words: LastWords,
     memory: memoryview,
     environ: Mapping[str, str],
 ) -> bool:
-    """Write what can be known of a rank to a file; whether it could be written."""
+    """Write what can be known of a rank to a file. Return True if it could be written."""
     words.ask(page)
     pid = page.pid if page.pid and descends(page.pid, child.pid) else child.pid
     parts = [found.what, "", *_page(page)]
     if child.alive:
         parts += ["", *_process(pid)]
     parts += ["", *_host(), "", *_stacks(page, pid, child, stacks, STACKS_TIME.get(found.cause, HURRY))]
-    for told in (words.come(page, memory, child), _flight_recorder(environ)):
-        parts += ["", told] if told else []
+    for part in (words.come(page, memory, child), _flight_recorder(environ)):
+        parts += ["", part] if part else []
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
@@ -121,7 +121,7 @@ def _host() -> Iterator[str]:
 
 
 def _stacks(page: Page, pid: int, child: Child, stacks: int, seconds: float) -> Iterator[str]:
-    """The stacks that the rank writes, of all its threads if it is to be ended; otherwise why there are none."""
+    """Yield the stacks that the rank writes, of all threads if it is to be ended; or why there are none."""
     if not page.flags & DUMPS_STACKS:
         yield "no stacks: the rank has not opened its page"
         return
@@ -166,10 +166,10 @@ def _flight_recorder(environ: Mapping[str, str]) -> str:
 
 
 def mark(path: str, cause: str, exit_status: int, message: str, culprit: int) -> bool:
-    """Append the end marker to a rank's trace that has none; whether one was written.
+    """Append the end marker to a rank's trace that has none. Return True if one was written.
 
-    The format is that of `traces.format.End`. A trace that ends in half a line is left as it is. Of a rank that did not
-    come as far as a trace, the marker is left in a file beside it, as END says: who knows the run can begin the trace.
+    The format is that of `traces.format.End`. A trace that ends in half a line is left as it is. If there is no trace
+    yet, the marker goes into a file beside it, named by END: the launcher, which knows the run, can begin the trace.
     """
     import json  # not before it is needed
 
@@ -208,7 +208,7 @@ def _line(fields: Mapping[str, object]) -> bytes:
 
 
 def _next(lines: list[dict[str, object]]) -> int:
-    """The number of the next event: lines of groups have none, and a `dropped` line stands for several."""
+    """Return the number of the next event: lines of groups have none, and a `dropped` line stands for several."""
     for line in reversed(lines):
         if line.get("kind") in ("event", "dropped"):
             return int(str(line["index"])) + int(str(line.get("count", 1)))

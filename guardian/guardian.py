@@ -1,8 +1,8 @@
-"""One guardian: starts its rank, watches its page and its end, and ends it when the run is lost.
+"""Guards one rank: starts it, watches its page and its end, and ends it when the run is lost.
 
-rank0's guardian is where the others meet. Whoever finds something wrong says ABORT before it does anything else;
-everyone gathers evidence, kills its rank, and rank0's guardian, which has heard from all, says whose fault it was.
-Left out: whose clock runs (`judge`), and what is said on the wire (`wire`).
+All guardians connect to rank0's. The first that sees a failure sends ABORT before it does anything else; each gathers
+evidence and kills its rank, and rank0's guardian, which has heard from all, says whose fault it was.
+Left out: whose clock runs (`deadlines`), and what is said on the wire (`wire`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import sys
 import time
 
 from . import evidence
-from .child import HELD, Child, stopped, tell_when_parent_dies, traced
-from .deadlines import Finding, Graph, Local, where
+from .child import HELD, Child, stopped, traced, watch_parent
+from .deadlines import Failure, Graph, Local, where
 from .exit_cause import LAST, USAGE, by_itself, cause_of, status_of, weight_of
 from .links import Caller, Listener
 from .settings import Settings, Wrong, differences
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 TICK = 0.02
 """Seconds between two looks at the page."""
 QUIET = 0.2
-"""Seconds without progress after which a rank's standing is worth telling."""
+"""Seconds without progress after which a rank's standing is sent to rank0's guardian."""
 PING = 1.0
 RETRY = 0.02
 """Seconds between two calls of rank0's guardian."""
 GRACE = 0.1
 """Seconds that rank0's guardian waits for a better explanation before it names the culprit."""
 SEARCH = 0.8
-"""Seconds that it waits where all that is known is that peers were lost: the guardian of one that was will know."""
+"""Seconds that it waits if it only knows that peers were lost: the guardian of the lost one will know more."""
 VERDICT = 2.0
 """Seconds that the others wait for its word; it gathers evidence meanwhile."""
 KILL = 10.0
@@ -45,20 +45,20 @@ KILL = 10.0
 FAREWELL = 2.0
 """Seconds that a guardian with bad news tries to reach rank0's."""
 
-TOLD = ("waiting", "position", "counter", "deadline", "phase", "commit")
-"""What the others are told of a page."""
+SHARED = ("waiting", "position", "counter", "deadline", "phase", "commit")
+"""Fields of a page that are sent to rank0's guardian."""
 
 
 class Guardian:
-    """The guardian of one rank, from the start of its program to its own exit status."""
+    """Guards one rank, from the start of its program to the guardian's own exit status."""
 
     def __init__(self, settings: Settings, environ: dict[str, str]) -> None:
         self.settings, self.environ = settings, environ
         self.rank, self.world = settings.rank, settings.world
         self.selector = selectors.DefaultSelector()
         self.graph = Graph(self.world, settings.deadlines)
-        self.finding: Finding | None = None
-        self.findings: list[tuple[int, float, Finding]] = []
+        self.finding: Failure | None = None
+        self.findings: list[tuple[int, float, Failure]] = []
         self.begun = self.lost_at = time.monotonic()
         self.sealed = self.gone = self.asked = self.paused = self.stopped = False
         self.reported: set[int] = set()
@@ -66,20 +66,20 @@ class Guardian:
         self.kept = ""
         self._said = self._pinged = self._called = 0.0
         self._quiet = False
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     # ── start ───────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, parent: int) -> None:
         """Hold signals, start the rank, and meet the others. Raises OSError where there is no such program."""
         self._hold_signals()
-        if not tell_when_parent_dies(parent):
+        if not watch_parent(parent):
             raise Wrong("the launcher has died before the rank was started")
         self.parent = parent
         self.memory = mmap.mmap(self._shared(VARIABLE, SIZE), SIZE)
         self.stacks = self._shared(STACKS, 0)
         self.environ[SPARED] = str(int(self.settings.observe))
-        self.words = evidence.Words(self.environ)
+        self.words = evidence.LastWords(self.environ)
         self.child = Child(self.settings.program, self.environ)
         self.page = Page()
         self.local = Local(self.rank, self.settings.deadlines, time.monotonic())
@@ -106,7 +106,7 @@ class Guardian:
         self.selector.register(inbox, selectors.EVENT_READ, self._signalled)
 
     def _shared(self, name: str, size: int) -> int:
-        """Memory that the rank reaches by a path in its environment, whatever it does to inherited descriptors."""
+        """Make memory that the rank reaches by a path in its environment, whatever it does to inherited descriptors."""
         number = os.memfd_create(name)
         os.ftruncate(number, size)
         self.environ[name] = f"/proc/{os.getpid()}/fd/{number}"
@@ -121,7 +121,7 @@ class Guardian:
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> int:
-        """To the end of the rank and of what has to be said about it; returns the exit status."""
+        """Watch until the rank has ended and its end is explained. Return the exit status."""
         while not self._over():
             busy = self.finding is not None or (self.rank > 0 and not self.links.ranks)
             for key, _ in self.selector.select(0.005 if busy else TICK):
@@ -143,20 +143,20 @@ class Guardian:
         if self.child.status is None and self.finding is None:
             self._read_page(now)
         if self.hub is not None and self.finding is None:
-            stuck = self.graph.judge(now)
+            stuck = self.graph.overdue(now)
             if stuck is not None:
                 self.find(stuck)
         self._watch_guardians(now)
 
     def _expect_all(self, now: float) -> None:
-        """Guardians have met by their deadline."""
+        """Fail the run if a guardian has not connected by the deadline `meet`."""
         late = now - self.begun > self.settings.deadlines["meet"]
         missing = {0} if self.rank else {*range(1, self.world)}
         missing -= self.met
         if late and missing and self.finding is None:
             rank, at = min(missing), f"{self.settings.host}:{self.settings.ports[0]}"
             what = f"the guardian of rank{rank} was not met at {at} within {now - self.begun:.0f} s"
-            self.find(Finding("guardian", rank, what))
+            self.find(Failure("guardian", rank, what))
 
     def _read_page(self, now: float) -> None:
         page = Page.read(memoryview(self.memory))
@@ -170,13 +170,13 @@ class Guardian:
         overdue = self.local.look(page, stopped=self.stopped, paused=self.paused, now=now)
         if overdue is not None and not self._debugged():
             self.find(overdue)
-        self._tell_standing(now)
+        self._send_standing(now)
 
     def _debugged(self) -> bool:
         return traced(self.child.pid) or (self.page.pid != 0 and traced(self.page.pid))
 
-    def _tell_standing(self, now: float) -> None:
-        """What rank0's guardian has to know to judge, when a rank turns quiet or moves on, and now and then."""
+    def _send_standing(self, now: float) -> None:
+        """Send the rank's standing to rank0's guardian when it turns quiet or moves on, and every PING seconds."""
         quiet = now - self._moved > QUIET
         if quiet == self._quiet and now - self._said < PING:
             return
@@ -185,7 +185,7 @@ class Guardian:
         self._quiet, self._said = quiet, now
 
     def _stand(self, quiet: bool, paused: bool) -> None:
-        facts: dict[str, object] = {name: getattr(self.page, name) for name in TOLD}
+        facts: dict[str, object] = {name: getattr(self.page, name) for name in SHARED}
         facts |= {"quiet": quiet, "paused": paused}
         if self.stopped:
             facts["waiting"] = NOBODY
@@ -196,7 +196,7 @@ class Guardian:
 
     def _note(self, rank: int, facts: dict[str, object]) -> None:
         one, page = self.graph.ranks[rank], Page()
-        for name in TOLD:
+        for name in SHARED:
             setattr(page, name, facts[name])
         one.page, one.quiet, one.paused = page, bool(facts["quiet"]), bool(facts["paused"])
 
@@ -207,7 +207,7 @@ class Guardian:
             for link in list(self.links.ranks.values()):
                 silent = now - link.heard
                 if silent > self.settings.deadlines["guardian"]:
-                    self.find(Finding("guardian", link.rank, f"the guardian of rank{link.rank} is silent"))
+                    self.find(Failure("guardian", link.rank, f"the guardian of rank{link.rank} is silent"))
 
     # ── what comes ──────────────────────────────────────────────────────────────────────────────────
 
@@ -221,20 +221,20 @@ class Guardian:
                 self.paused = not self.paused
                 _say(f"rank{self.rank}: deadlines are {'paused' if self.paused else 'in force again'}")
             elif number == signal.SIGHUP and os.getppid() != self.parent:
-                self.find(Finding("launcher", -1, f"the launcher of rank{self.rank} died"))
+                self.find(Failure("launcher", -1, f"the launcher of rank{self.rank} died"))
             elif number != signal.SIGCHLD:
                 self.asked = True
                 self.child.send(number)
 
     def hear(self, rank: int, frame: dict[str, object] | None) -> None:
-        """A frame from another guardian, or None: it is gone."""
+        """Act on a frame from another guardian, or on None: it is gone."""
         if frame is None:
             if rank not in self.met:
                 return  # it gave up before it had heard that it was let in, and calls again
             one = self.graph.ranks[rank]
             known = self.rank == 0 and self.finding is not None and (rank in self.reported or self._best()[0] < LAST)
             if not (self.sealed or one.done or known):
-                self.find(Finding("guardian", rank, f"the guardian of rank{rank} is gone"))
+                self.find(Failure("guardian", rank, f"the guardian of rank{rank} is gone"))
             self.reported.add(rank)
             one.done |= self.settings.observe
             return
@@ -243,7 +243,7 @@ class Guardian:
             self.met.add(rank)
             odd = differences(self.settings.posture, str(frame["posture"]), rank)
             if odd:
-                self.find(Finding("parity", rank, f"guardians differ: {odd}"))
+                self.find(Failure("parity", rank, f"guardians differ: {odd}"))
             elif self.finding is not None:
                 self.links.send(rank, "abort", self._abort(self.finding))
         elif kind == "status":
@@ -261,21 +261,21 @@ class Guardian:
 
     # ── what follows ────────────────────────────────────────────────────────────────────────────────
 
-    def find(self, finding: Finding, weight: int | None = None, source: int = -1) -> None:
-        """The run is lost: say so to the others first, keep the evidence, kill the rank. Once; then only note it.
+    def find(self, finding: Failure, weight: int | None = None, source: int = -1) -> None:
+        """End the run: tell the other guardians, keep the evidence, kill the rank. After the first time, only note it.
 
-        A rank that has ended by itself may be why: others hear of it from its connections, before its guardian looks.
+        A rank that has ended by itself may be the cause: its peers see its connections close before its guardian looks.
         """
-        told = time.monotonic()
+        seen = time.monotonic()
         if self.finding is None:
             self._see_end()
         if source < 0:
-            told = time.monotonic()  # what others say was before the end that has just been seen
+            seen = time.monotonic()  # what others say was before the end that has just been seen
         weight = weight_of(finding) if weight is None else weight
         if self.settings.observe:
             self._observe(finding, source)
             return
-        self.findings.append((weight, told, finding))
+        self.findings.append((weight, seen, finding))
         if self.finding is not None:
             if source < 0:
                 self.links.send_all("abort", self._abort(finding))
@@ -286,7 +286,7 @@ class Guardian:
         self.child.send(signal.SIGKILL)
 
     def _await_end(self, now: float) -> None:
-        """See the rank off; rank0's guardian also gathers what the others have found."""
+        """Wait for the rank's end; rank0's guardian also collects the failures that the others have seen."""
         if not self.gone and self.child.gone():
             self.gone = True
             self.links.send_all("gone")
@@ -300,31 +300,31 @@ class Guardian:
             self.links.send_all("verdict", _fields(self.finding))
             self.sealed = True
 
-    def _best(self) -> tuple[int, float, Finding]:
-        """What explains the others, of all that was found."""
+    def _best(self) -> tuple[int, float, Failure]:
+        """Return the failure that explains the others."""
         return min(self.findings, key=lambda found: found[:2])
 
-    def _pass_on(self, finding: Finding, but: int) -> None:
+    def _pass_on(self, finding: Failure, but: int) -> None:
         self.links.send_all("abort", self._abort(finding), but=but)
 
-    def _abort(self, finding: Finding) -> dict[str, object]:
+    def _abort(self, finding: Failure) -> dict[str, object]:
         return {**_fields(finding), "weight": weight_of(finding)}
 
-    def _observe(self, finding: Finding, source: int) -> None:
-        """Only report, each thing once however long it lasts, and let it go on."""
+    def _observe(self, finding: Failure, source: int) -> None:
+        """Report a failure and let the run go on; each is reported once, however long it lasts."""
         thing = f"{finding.cause} {finding.culprit} {finding.what.rpartition(' in phase ')[2]}"
-        if thing in self._told:
+        if thing in self._printed:
             return
-        self._told.add(thing)
+        self._printed.add(thing)
         if source < 0:
             self._pass_on(finding, but=-1)
             self._keep(finding)
         at = f"; evidence in {self.kept}" if self.kept else ""
         _say(f"rank{self.rank} would have been ended: {finding.what}{at}")
 
-    def _keep(self, finding: Finding) -> None:
+    def _keep(self, finding: Failure) -> None:
         again = [self.settings.restart] if self.settings.restart != "0" else []
-        more = [str(len(self._told))] if len(self._told) > 1 else []
+        more = [str(len(self._printed))] if len(self._printed) > 1 else []
         name = ".".join([f"rank{self.rank}", *again, *more, "evidence.txt"])
         path = os.path.join(self.settings.evidence, name)
         kept = (self.page, self.child, self.stacks, self.words, memoryview(self.memory), self.environ)
@@ -332,7 +332,7 @@ class Guardian:
             self.kept = path
 
     def _see_end(self) -> None:
-        """What follows if the rank, which nobody has killed yet, has ended by itself, or is about to."""
+        """Find out if the rank, which nobody has killed yet, has ended by itself, or is about to."""
         status = self.child.status if self.child.reap() else self.child.dying()
         one = self.graph.ranks[self.rank]
         if one.done or status is None or (status == 0 and self.child.status is None):
@@ -362,8 +362,8 @@ class Guardian:
             return all(one.done for one in self.graph.ranks)
         waited = now - self.lost_at
         patience = VERDICT if self.links.ranks or 0 in self.reported else FAREWELL
-        told = self.sealed or (self.hub is None and waited > patience)
-        return told and (self.gone or waited > KILL)
+        explained = self.sealed or (self.hub is None and waited > patience)
+        return explained and (self.gone or waited > KILL)
 
     def _leave(self) -> int:
         if self.findings and not self.sealed:  # rank0's guardian has not said what it was
@@ -381,26 +381,26 @@ class Guardian:
         return status
 
     def _once(self, what: str) -> None:
-        """One line for each kind of thing that was refused, however often it comes."""
-        if what not in self._told and len(self._told) < 100:
-            self._told.add(what)
+        """Print one line for each kind of refusal, however often it comes."""
+        if what not in self._printed and len(self._printed) < 100:
+            self._printed.add(what)
             _say(f"rank{self.rank}'s guardian: {what}")
 
 
-def _fields(finding: Finding) -> dict[str, object]:
+def _fields(finding: Failure) -> dict[str, object]:
     return {"cause": finding.cause, "culprit": finding.culprit, "what": finding.what}
 
 
-def _finding(frame: dict[str, object]) -> Finding:
-    return Finding(str(frame["cause"]), int(str(frame["culprit"])), str(frame["what"]))
+def _finding(frame: dict[str, object]) -> Failure:
+    return Failure(str(frame["cause"]), int(str(frame["culprit"])), str(frame["what"]))
 
 
 def _nothing(*_: object) -> None:
-    """A handler must exist for the wake-up to be written."""
+    """Do nothing: a handler must exist for the wake-up to be written."""
 
 
 def _say(text: str) -> None:
-    """One line, in one write: other ranks write to the same place."""
+    """Print a line in one write, as other ranks write to the same place."""
     try:
         os.write(2, f"genlock: {text}\n".encode())
     except OSError:
@@ -408,7 +408,7 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """What `genlock guard` becomes."""
+    """Run a guardian, for `genlock guard`. Return its exit status."""
     parent = os.getppid()
     try:
         settings = Settings(arguments, os.environ)

@@ -1,7 +1,7 @@
-"""The connections between guardians: rank0's listens, the others call it, and strangers get nothing.
+"""Connects guardians: rank0's listens, the others call it, and strangers get nothing.
 
-Whoever has proved the token is a link; what comes over it is told as (rank, frame), its end as (rank, None). Left
-out: what a frame means (`watch`).
+A peer that has proved the token is a link; each frame from it calls `on_frame(rank, frame)`, its end
+`on_frame(rank, None)`. Left out: what a frame means (`guardian`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    Told = Callable[[int, dict[str, object] | None], None]
+    OnFrame = Callable[[int, dict[str, object] | None], None]
     Refused = Callable[[str], None]
     Fields = Mapping[str, object]
 
@@ -30,7 +30,7 @@ TRY = 0.25
 
 
 class Link:
-    """A connection to a guardian that has proved itself."""
+    """Holds a connection to a guardian that has proved itself."""
 
     def __init__(self, sock: socket.socket, rank: int, frames: Frames) -> None:
         self.sock, self.rank, self._frames = sock, rank, frames
@@ -38,15 +38,15 @@ class Link:
         sock.settimeout(0.5)  # a guardian that takes nothing for so long is gone
 
     def send(self, kind: str, fields: Fields = NONE) -> bool:
-        """Whether it could be sent."""
+        """Send a frame. Return True if it could be sent."""
         try:
             self.sock.sendall(self._frames.pack(kind, fields))
         except OSError:
             return False
         return True
 
-    def receive(self, told: Told) -> bool:
-        """Take in what has come; False at the end. Raises Malformed."""
+    def receive(self, on_frame: OnFrame) -> bool:
+        """Take in what has come. Return False at the end of the connection. Raises Malformed."""
         try:
             raw = self.sock.recv(BUFFER)
         except TimeoutError:
@@ -57,15 +57,15 @@ class Link:
             return False
         self.heard = time.monotonic()
         for frame in self._frames.feed(raw):
-            told(self.rank, frame)
+            on_frame(self.rank, frame)
         return True
 
 
 class Links:
-    """The links of one guardian, in a selector whose data are the methods to call."""
+    """Holds the links of one guardian, in a selector whose data are the methods to call."""
 
-    def __init__(self, selector: selectors.BaseSelector, told: Told, refused: Refused) -> None:
-        self._selector, self._told, self._refused = selector, told, refused
+    def __init__(self, selector: selectors.BaseSelector, on_frame: OnFrame, refused: Refused) -> None:
+        self._selector, self._on_frame, self._refused = selector, on_frame, refused
         self.ranks: dict[int, Link] = {}
 
     def send(self, rank: int, kind: str, fields: Fields = NONE) -> None:
@@ -83,22 +83,22 @@ class Links:
         self._selector.register(link.sock, selectors.EVENT_READ, lambda: self._read(link))
 
     def drop(self, link: Link) -> None:
-        """The other end is gone: closed, or lost to reason."""
+        """Close a link whose other end is gone, or sends what no guardian sends."""
         if self.ranks.get(link.rank) is link:
             del self.ranks[link.rank]
             self._selector.unregister(link.sock)
             link.sock.close()
-            self._told(link.rank, None)
+            self._on_frame(link.rank, None)
 
     def close(self) -> None:
-        """Leave without a word."""
+        """Close all links, without telling the other ends."""
         for link in self.ranks.values():
             link.sock.close()
         self.ranks.clear()
 
     def _read(self, link: Link) -> None:
         try:
-            open_ = link.receive(self._told)
+            open_ = link.receive(self._on_frame)
         except Malformed as error:
             self._refused(f"the guardian of rank{link.rank} sent {error}")
             open_ = False
@@ -114,18 +114,18 @@ class _Stranger:
 
 
 class Listener(Links):
-    """rank0's end: whoever proves the token becomes a link; one link a rank."""
+    """Listens, at rank0's end: a caller that proves the token becomes a link; one link a rank."""
 
     def __init__(
-        self, selector: selectors.BaseSelector, told: Told, refused: Refused, token: bytes, world: int
+        self, selector: selectors.BaseSelector, on_frame: OnFrame, refused: Refused, token: bytes, world: int
     ) -> None:
-        super().__init__(selector, told, refused)
+        super().__init__(selector, on_frame, refused)
         self._token, self._world = token, world
         self._strangers: dict[int, _Stranger] = {}
         self._socket: socket.socket | None = None
 
     def listen(self, host: str, ports: Sequence[int]) -> int:
-        """Listen on the first of the ports that is free; returns it. Raises OSError where none is."""
+        """Listen on the first of the ports that is free, and return it. Raises OSError where none is."""
         last: OSError | None = None
         for port in ports:
             try:
@@ -145,7 +145,7 @@ class Listener(Links):
                 sock.close()
 
     def tidy(self, now: float) -> None:
-        """Send away who has proved nothing in time."""
+        """Close connections that have proved nothing in time."""
         for stranger in [s for s in self._strangers.values() if now > s.until]:
             self._away(stranger, f"it proved nothing in {PATIENCE:g} s")
 
@@ -196,7 +196,7 @@ class Listener(Links):
         self.add(Link(stranger.sock, rank, frames))
 
     def _away(self, stranger: _Stranger, why: str) -> None:
-        """Nothing is said of one that had said nothing: a guardian that the host kept waiting leaves so, too."""
+        """Close a stranger's connection. One that sent nothing is not reported: a delayed guardian leaves so, too."""
         del self._strangers[stranger.sock.fileno()]
         self._selector.unregister(stranger.sock)
         stranger.sock.close()
@@ -205,10 +205,10 @@ class Listener(Links):
 
 
 class Caller(Links):
-    """The end of every other rank: one link, to rank0."""
+    """Calls, from every other rank: one link, to rank0."""
 
     def call(self, host: str, ports: Sequence[int], token: bytes, rank: int) -> bool:
-        """Try each port once for a guardian that knows the token; whether one was found."""
+        """Try each port once for a guardian that knows the token. Return True if one was found."""
         for port in ports:
             try:
                 # as bytes: of a text Python would make an international name, for 800 kB of tables

@@ -1,4 +1,4 @@
-"""What a guardian is told: by its flags, by the environment that a launcher gives every rank, and by default."""
+"""Reads a guardian's settings: its flags, the environment that a launcher gives every rank, and the defaults."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ DEADLINES: Mapping[str, float] = {
     "meet": 60.0,
     "guardian": 10.0,
 }
-"""Seconds. The first four, and any other name, are phases that a page may name; one without a deadline of its own
+"""Deadlines in seconds. The first four, and any other name, are phases that a page may name; one without a deadline
 has that of `steady`. `collective`: ranks wait for each other alone. `meet`: rank0's guardian is not found.
 `guardian`: a guardian is silent.
 """
 PORTS = 8
-"""So many ports after MASTER_PORT are tried."""
+"""How many ports after MASTER_PORT are tried."""
 LOOPBACK = "127.0.0.1"
 FLAGS = ("--deadline", "--meet", "--interface", "--out")
 
@@ -38,11 +38,11 @@ PARENT = "GENLOCK_LAUNCHER"
 
 
 class Wrong(Exception):
-    """A flag or a variable that cannot be used; the text is for the user."""
+    """Says that a flag or a variable cannot be used; the text is for the user."""
 
 
 class Settings:
-    """What one guardian goes by."""
+    """Holds the settings of one guardian."""
 
     def __init__(self, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
         """Raises Wrong."""
@@ -62,7 +62,7 @@ class Settings:
         self._place(flags, environ)
 
     def _place(self, flags: Mapping[str, list[str]], environ: Mapping[str, str]) -> None:
-        """Where the guardians meet, and the token that they know each other by."""
+        """Set where the guardians meet, and the token by which they know each other. Raises Wrong."""
         local = _number(environ, "LOCAL_WORLD_SIZE", self.world) == self.world
         master = environ.get("MASTER_PORT", "")
         meet = _one(flags, "--meet") or environ.get(MEET, "")
@@ -85,13 +85,13 @@ class Settings:
 
     @property
     def posture(self) -> str:
-        """What must not differ by rank."""
+        """Return the settings that must not differ by rank, as one text."""
         limits = [f"deadline {name}={seconds:g}" for name, seconds in sorted(self.deadlines.items())]
         return ",".join([*limits, f"observe={self.observe}"])
 
 
 def differences(ours: str, theirs: str, rank: int) -> str:
-    """What the posture of rank's guardian has otherwise than rank0's, by name and with both values."""
+    """Return how the posture of a rank's guardian differs from rank0's, by name and with both values."""
     mine, its = (dict(clause.partition("=")[::2] for clause in text.split(",")) for text in (ours, theirs))
     odd = [name for name in sorted({*mine, *its}) if mine.get(name) != its.get(name)]
     return "; ".join(f"`{name}`: rank{rank} has {its.get(name)}, rank0 {mine.get(name)}" for name in odd)
@@ -121,7 +121,7 @@ def _one(flags: Mapping[str, list[str]], name: str) -> str:
 
 
 def limits(given: Sequence[str], where: str) -> dict[str, float]:
-    """Seconds by name, of texts like `steady=30`. Raises Wrong."""
+    """Return seconds by name, from texts like `steady=30`. Raises Wrong."""
     found = {}
     for text in filter(None, given):
         name, _, value = text.partition("=")
@@ -145,7 +145,7 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
 
 
 def address_of(interface: str) -> str:
-    """The IPv4 address of a network interface of this machine. Raises Wrong."""
+    """Return the IPv4 address of a network interface of this machine. Raises Wrong."""
     if sys.platform != "linux":
         raise Wrong("--interface needs Linux")
     import fcntl

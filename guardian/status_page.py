@@ -1,7 +1,7 @@
-"""The page: a record in shared memory that a rank writes and its guardian reads.
+"""Defines the page: a record in shared memory that a rank writes and its guardian reads.
 
-It says where the rank is, how far it has come, and whom it waits for. Nobody ever blocks: `edition` is odd while
-the rank writes, and whoever reads then keeps what was read before. Left out: what follows from it (`judge`).
+It says where the rank is, how far it has come, and which rank it waits for. Neither side blocks: `edition` is odd while
+the rank writes, and a guardian that reads then keeps its last copy. Left out: what follows from it (`deadlines`).
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import struct
 VARIABLE = "GENLOCK_PAGE"
 """Names the page of a rank in its environment."""
 STACKS = "GENLOCK_STACKS"
-"""Names what the rank's stacks are written to on SIGUSR2."""
+"""Names the file to which the rank writes its stacks on SIGUSR2."""
 SPARED = "GENLOCK_SPARED"
-"""`1` where the rank is to live on: only its main thread writes its stack then, as to walk the stacks of threads that
-run may end the process.
+"""`1` where the rank is to live on. Only its main thread then writes its stack: walking the stacks of running threads
+may end the process.
 """
 ASKED = "GENLOCK_ASKED"
-"""Names a pipe: a byte in it asks the rank to keep what only itself can, its last words."""
+"""Names a pipe: a byte in it asks the rank for its last words, what only the rank itself can save."""
 
 NOBODY, EVERYONE = -1, -2
-"""`waiting`: the rank does work of its own; or it waits for whoever has not issued the collective yet."""
+"""Values of `waiting`: the rank does work of its own, or it waits for all that have not issued the collective yet."""
 DUMPS_STACKS, HAS_WORDS, HAS_SPOKEN = 1, 2, 4
-"""In `flags`: SIGUSR2 writes the rank's stacks; it has last words to keep; it has kept them."""
+"""Bits of `flags`: SIGUSR2 writes the rank's stacks; it has last words to save; it has saved them."""
 
 MAGIC = b"GLKPAGE1"
 EDITION = struct.Struct("<I")
@@ -31,7 +31,7 @@ SIZE = 4096
 
 
 class Page:
-    """What a rank says of itself.
+    """Holds what a rank says of itself.
 
     `counter` grows with all progress, `position` with each collective that is issued (0: not counted). `waiting` is a
     rank, NOBODY or EVERYONE. `deadline` in seconds overrides that of the phase; 0: it does not. `commit` is the
@@ -47,7 +47,7 @@ class Page:
         self.phase = self.commit = ""
 
     def write(self, memory: memoryview, edition: int) -> int:
-        """Put the record into the page; returns the next edition."""
+        """Put the record into the page, and return the next edition."""
         EDITION.pack_into(memory, len(MAGIC), edition + 1)
         RECORD.pack_into(
             memory,
@@ -68,7 +68,7 @@ class Page:
 
     @classmethod
     def read(cls, memory: memoryview) -> Page | None:
-        """The record; None where nobody has written one, or somebody is writing one, or it makes no sense."""
+        """Return the record; None where there is none yet, it is being written, or it makes no sense."""
         raw = bytes(memory[: RECORD.size])
         magic, edition, pid, counter, position, waiting, flags, deadline, phase, commit = RECORD.unpack(raw)
         again = EDITION.unpack_from(memory, len(MAGIC))[0]

@@ -1,6 +1,6 @@
-"""What guardians say to each other: a handshake that proves the token both ways, then small signed frames.
+"""Defines what guardians send each other: a handshake that proves the token both ways, then small signed frames.
 
-Whoever listens speaks first, so that nothing is ever sent to a stranger's port. Nonces make a recorded handshake
+The listener speaks first, so that nothing is ever sent to a stranger's port. Nonces make a recorded handshake
 worthless, numbers in the signatures a recorded frame. A frame is at most BODY bytes of text: its kind, then its
 fields, a line each; anything else is `Malformed`, by name. (Not JSON: `re` alone, which json needs, is half a
 megabyte on every rank.) Left out: sockets (`links`).
@@ -22,7 +22,7 @@ GREETING = len(VERSION) + NONCE
 ANSWER = struct.Struct(f"<4sI{NONCE}s{PROOF}s")
 HEAD = struct.Struct(f"<H{SIGNATURE}s")
 BUFFER = 4 * (HEAD.size + BODY)
-"""Bytes that are kept of a peer at most."""
+"""Bytes that are buffered of a peer, at most."""
 
 FIELDS: dict[str, dict[str, type]] = {
     "hello": {"posture": str},
@@ -46,16 +46,16 @@ FIELDS: dict[str, dict[str, type]] = {
 
 
 class Malformed(Exception):
-    """What came is not what a guardian sends."""
+    """Says that what came is not what a guardian sends."""
 
 
 def proof(token: bytes, *parts: bytes) -> bytes:
-    """HMAC-SHA256 of the parts, none of which can be moved into another."""
+    """Return the HMAC-SHA256 of the parts, none of which can be moved into another."""
     return hmac.new(token, b"".join(len(p).to_bytes(4, "little") + p for p in parts), "sha256").digest()
 
 
 class Listening:
-    """The end that greets, as far as one stranger has come."""
+    """Greets a stranger, and checks its answer."""
 
     def __init__(self, token: bytes, world: int) -> None:
         self._token, self._world = token, world
@@ -63,7 +63,7 @@ class Listening:
         self.greeting = VERSION + self._nonce
 
     def answered(self, raw: bytes) -> tuple[int, bytes, Frames]:
-        """The rank that has proved itself, what to send back, and its frames. Raises Malformed."""
+        """Return the rank that has proved itself, the bytes to send back, and its frames. Raises Malformed."""
         version, rank, nonce, proved = ANSWER.unpack(raw)
         if version != VERSION:
             raise Malformed(f"it does not speak {VERSION.decode()}")
@@ -76,7 +76,7 @@ class Listening:
 
 
 class Calling:
-    """The end that is greeted."""
+    """Answers a greeting, and checks the listener's proof."""
 
     def __init__(self, token: bytes, rank: int, greeting: bytes) -> None:
         """Raises Malformed where no guardian greets like that."""
@@ -88,14 +88,14 @@ class Calling:
         self.answer = ANSWER.pack(VERSION, rank, self._nonce, proved)
 
     def accepted(self, proved: bytes) -> Frames:
-        """The frames, once the listener has proved itself too. Raises Malformed."""
+        """Return the frames, once the listener has proved itself too. Raises Malformed."""
         if not hmac.compare_digest(proved, proof(self._token, b"listener", self._theirs, self._nonce)):
             raise Malformed("it does not know the token")
         return Frames(proof(self._token, b"session", self._theirs, self._nonce), b"up", b"down")
 
 
 class Frames:
-    """One end of a session: signs what goes out, and takes in no byte that is not signed and in its place."""
+    """Signs what goes out of one end of a session, and takes in no byte that is not signed and in its place."""
 
     def __init__(self, key: bytes, ours: bytes, theirs: bytes) -> None:
         self._key, self._ours, self._theirs = key, ours, theirs
@@ -103,14 +103,14 @@ class Frames:
         self._buffer = b""
 
     def pack(self, kind: str, fields: Mapping[str, object]) -> bytes:
-        """One frame. Long texts are cut, so that it always fits."""
+        """Return one frame. Long texts are cut, so that it always fits."""
         lines = [str(fields[name]).replace("\n", " ")[:800] for name in FIELDS[kind]]
         body = "\n".join([kind, *lines]).encode()
         self._sent += 1
         return HEAD.pack(len(body), self._sign(self._ours, self._sent, body)) + body
 
     def feed(self, raw: bytes) -> Iterator[dict[str, object]]:
-        """The frames that are complete with these bytes. Raises Malformed."""
+        """Yield the frames that are complete with these bytes. Raises Malformed."""
         self._buffer += raw
         while len(self._buffer) >= HEAD.size:
             size, signature = HEAD.unpack_from(self._buffer)
@@ -129,7 +129,7 @@ class Frames:
 
 
 def checked(body: bytes) -> dict[str, object]:
-    """A frame's fields. Raises Malformed."""
+    """Return a frame's fields. Raises Malformed."""
     try:
         kind, *lines = body.decode().split("\n")
     except UnicodeDecodeError:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from genlock.guardian import wire
-from genlock.guardian.deadlines import Finding, Graph, Local, lags, stuck, waits_for
+from genlock.guardian.deadlines import Failure, Graph, Local, lags, stuck, waits_for
 from genlock.guardian.exit_cause import PEER_DIED, by_itself
 from genlock.guardian.guardian import Guardian
 from genlock.guardian.links import Caller, Listener
@@ -246,9 +246,9 @@ def test_nobody_is_charged_for_waiting_while_somebody_it_waits_for_can_go_on(ran
 @given(RANKS)
 def test_a_verdict_needs_its_time_and_names_no_rank_that_works(ranks: list[Rank]) -> None:
     found = graph(*ranks)
-    assert found.judge(0.0) is None
-    assert found.judge(1.0) is None, "no deadline has passed yet"
-    finding = found.judge(5.1)
+    assert found.overdue(0.0) is None
+    assert found.overdue(1.0) is None, "no deadline has passed yet"
+    finding = found.overdue(5.1)
     assert (finding is not None) == any(stuck(n, found.ranks) or lags(n, found.ranks) for n in range(len(ranks)))
     if finding is not None and finding.culprit >= 0:
         assert ranks[finding.culprit][0] in ("waiting", "done")
@@ -323,7 +323,7 @@ def test_of_two_deaths_the_one_that_was_told_first_is_the_cause(status: int) -> 
 
 def test_a_death_that_is_seen_before_a_deadline_is_charged_is_the_cause() -> None:
     guardian, _ = watching(0, -signal.SIGKILL)
-    guardian.find(Finding("deadline", 0, "rank0 made no progress"))
+    guardian.find(Failure("deadline", 0, "rank0 made no progress"))
     assert guardian._best()[2].cause == "died"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from genlock.guardian import command
 from genlock.guardian.child import children
-from genlock.guardian.deadlines import Finding
+from genlock.guardian.deadlines import Failure
 from genlock.guardian.exit_cause import PEER_DIED, by_itself, weight_of
 from genlock.guardian.links import Caller, Listener
 from genlock.guardian.settings import Settings
@@ -120,7 +120,7 @@ def test_a_guardian_that_was_let_in_too_late_calls_again_and_is_not_missed(tmp_p
         assert rank1.guardian.returncode == 0
 
 
-def abort(found: Finding) -> dict[str, object]:
+def abort(found: Failure) -> dict[str, object]:
     """The fields of an ABORT."""
     return {"cause": found.cause, "culprit": found.culprit, "what": found.what, "weight": weight_of(found)}
 
