@@ -1,4 +1,4 @@
-"""Three small programs that know nothing of Genlock, and seven ways to break one of their ranks.
+"""Runs one of three small programs that know nothing of Genlock, whole or with one of its ranks broken in a known way.
 
     genlock record --out traces -- torchrun --nproc-per-node 4 examples/hang.py pipeline --way skip --rank 1
     genlock replay traces
@@ -29,7 +29,7 @@ BREAKS_AT = 2
 
 
 class Move(NamedTuple):
-    """An operation of the program, and what a broken rank does in its place."""
+    """Holds an operation of the program, and what a broken rank does in its place."""
 
     right: Callable[[], torch.Tensor]
     other: Callable[[], torch.Tensor]
@@ -43,40 +43,40 @@ Way = Callable[[Move], torch.Tensor]
 
 
 def skip(move: Move) -> torch.Tensor:
-    """It leaves one out."""
+    """Leave the operation out."""
     return move.nothing
 
 
 def extra(move: Move) -> torch.Tensor:
-    """It does one more."""
+    """Do the operation once more."""
     move.right()
     return move.right()
 
 
 def other(move: Move) -> torch.Tensor:
-    """It does another operation."""
+    """Do another operation."""
     return move.other()
 
 
 def size(move: Move) -> torch.Tensor:
-    """It has more elements than the others."""
+    """Put in more elements than the other ranks."""
     return move.larger()
 
 
 def stall(move: Move) -> torch.Tensor:
-    """It never comes to it."""
+    """Sleep before the operation, for longer than anyone waits."""
     time.sleep(3600)
     return move.right()
 
 
 def die(move: Move) -> torch.Tensor:
-    """It is killed."""
+    """Die by SIGKILL."""
     os.kill(os.getpid(), signal.SIGKILL)
     return move.right()
 
 
 def fail(move: Move) -> torch.Tensor:
-    """It raises."""
+    """Raise an exception."""
     raise ValueError("no such layer")
 
 
@@ -86,7 +86,7 @@ Do = Callable[[int, Move], torch.Tensor]
 
 
 def train(rank: int, world: int, do: Do) -> None:
-    """Data-parallel: gradients are reduced behind the scenes, the loss for the log."""
+    """Train data-parallel: gradients are reduced behind the scenes, the loss for the log."""
     model = DistributedDataParallel(torch.nn.Linear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for step in range(STEPS):
@@ -99,7 +99,7 @@ def train(rank: int, world: int, do: Do) -> None:
 
 
 def pipeline(rank: int, world: int, do: Do) -> None:
-    """Activations go on, gradients come back; the broken move is the first send of the rank in a step."""
+    """Send activations on and gradients back; the broken move is the rank's first send in a step."""
     before, after, last = rank - 1, rank + 1, rank == world - 1
     for step in range(STEPS):
         x = torch.ones(16)
@@ -119,7 +119,7 @@ def towards(peer: int, x: torch.Tensor, rank: int) -> Move:
 
 
 def sharded(rank: int, world: int, do: Do) -> None:
-    """Each rank keeps a shard: gathered for a step, and its gradient scattered after it."""
+    """Keep a shard on each rank, gathered for a step; its gradient is scattered after it."""
     shard, ranks = torch.ones(4), list(range(world))
 
     def gathered(tensor: torch.Tensor) -> torch.Tensor:
@@ -154,7 +154,7 @@ PROGRAMS: Mapping[str, Callable[[int, int, Do], None]] = {"train": train, "pipel
 
 
 def run(program: str, way: str | None, broken: int, patience: float, **init: object) -> None:
-    """One rank of a program. A rank that waits for a broken one gives up after `patience` seconds."""
+    """Run one rank of a program. A rank that waits for a broken one gives up after `patience` seconds."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=patience), **init)  # type: ignore[arg-type]
     rank = dist.get_rank()
 

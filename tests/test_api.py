@@ -1,4 +1,4 @@
-"""The front door: what `import genlock` offers, how fast, how typed, and that its own examples are true."""
+"""The public interface: what `import genlock` offers, lazily and typed, and that its own examples are true."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the house that import-linter cannot see: what is packaged, and what the guardian leans on."""
+"""Holds the layers that import-linter cannot see: what is packaged, and what the guardian imports."""
 
 from __future__ import annotations
 

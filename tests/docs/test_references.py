@@ -1,6 +1,6 @@
 """A file or module that a document or docstring names exists, so that no name of an earlier tree is left in prose.
 
-These are followed: `room/file.py`; `genlock.room.module.name`, also as `from genlock.room import name`; in code spans
+These are followed: `room/file.py` and `room/folder/`; `genlock.room.module.name`, also as `from genlock.room import name`; in code spans
 `room.module.name` and `module.Name`; and in the docstring of a module names in parentheses, as in "Left out: printing
 (`report`)", which are its neighbours'.
 """
@@ -35,7 +35,7 @@ FOREIGN = {"dist", "torch", "threading", "genlock"}
 """Before a name in a span, what is no module of ours, or is followed already."""
 SPAN = re.compile(r"`([^`\n]+)`")
 NEIGHBOURS = re.compile(r"\(((?:`\w[\w.]*`(?:, | and )?)+)\)")
-SUFFIXES = {"py", "json", "jsonl", "xml", "txt", "html", "css", "js", "svg", "png", "mmd", "pml"}
+SUFFIXES = {"py", "pyi", "json", "jsonl", "xml", "txt", "html", "css", "js", "svg", "png", "mmd", "pml"}
 """Of files: `page.html` is no name in the package `page`."""
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 MODULES = {path.stem for path in ROOT.glob("*.py")}
@@ -98,6 +98,9 @@ def dangling(text: str, near: Path) -> Iterator[str]:
     """The names in a text that lead nowhere."""
     yield from (name for name in FILE.findall(text) if not is_file(name, near))
     yield from (f"genlock{name}" for name in PACKAGE.findall(text) if not is_name(name[1:]))
+    for span in SPAN.findall(text):
+        if re.fullmatch(r"(?:\w+/){2,}", span) and span.partition("/")[0] in PACKAGES and not (ROOT / span).is_dir():
+            yield span
     for package, names in IMPORT.findall(text):
         dotted = (f"{package}.{name}".strip(".") for name in names.replace(" ", "").split(","))
         yield from (f"genlock.{name}" for name in dotted if not is_name(name))
@@ -148,8 +151,8 @@ def test_neighbours_that_a_module_names_exist(path: Path) -> None:
 def test_a_name_that_leads_nowhere_is_found() -> None:
     text = "`impl/serve.py`, model/protocols/tp_v1_1.py, genlock.model.nothing, `traces.format.Trace`, `traces.twins`"
     assert list(dangling(text, ROOT)) == ["impl/serve.py", "genlock.model.nothing", "traces.twins"]
-    text = "from genlock.impl import parity\nfrom genlock import check, Row\n`schema.FIELDS`, `envelope.FIELDS`"
-    assert list(dangling(text, ROOT)) == ["genlock.impl.parity", "envelope.FIELDS"]
+    text = "from genlock.impl import parity\nfrom genlock import check, Row\n`schema.FIELDS`, `envelope.FIELDS`, `impl/seat/`, `impl/rank/`"
+    assert list(dangling(text, ROOT)) == ["impl/seat/", "genlock.impl.parity", "envelope.FIELDS"]
     assert is_name("model.tables.Row")
     assert is_name("check")
     assert not is_name("model.tables.Column")
