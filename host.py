@@ -17,7 +17,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be had without swapping, within the limit of the container; None where nobody says."""
+    """Return the bytes that can still be had without swapping, within the limit of the container; None where nobody says."""
     found = [free for free in (_free(), _container()) if free is not None]
     return min(found, default=None)
 
@@ -36,7 +36,7 @@ def _free() -> int | None:
 
 
 def _container() -> int | None:
-    """What the control group of this process leaves, page cache not counted."""
+    """Return what the control group of this process leaves, page cache not counted."""
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
         cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines()).get(

@@ -12,7 +12,7 @@ Outcome = Literal["passed", "failure", "error", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test case. `message` is a line, `text` all that is known; both are of a case that did not pass."""
+    """Holds one test case. `message` is a line, `text` all that is known; both are of a case that did not pass."""
 
     classname: str
     name: str

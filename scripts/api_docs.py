@@ -20,7 +20,7 @@ WIDTH = 100
 
 
 class Section(NamedTuple):
-    """A chapter of the manual."""
+    """Holds a chapter of the manual."""
 
     title: str
     text: str

@@ -24,7 +24,7 @@ SIZE: ViewportSize = {"width": 1400, "height": 880}
 
 
 class Drawn(NamedTuple):
-    """A picture of `genlock render PICTURE SUBJECT... [--diff OTHER]`."""
+    """Holds a picture of `genlock render PICTURE SUBJECT... [--diff OTHER]`."""
 
     name: str
     picture: str
@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
 
 
 class Screen(NamedTuple):
-    """A picture of a page, after some keys and clicks (a text that starts with `#` or `.` is clicked)."""
+    """Holds a picture of a page, after some keys and clicks (a text that starts with `#` or `.` is clicked)."""
 
     name: str
     picture: str

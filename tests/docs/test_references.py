@@ -1,8 +1,8 @@
 """A file or module that a document or docstring names exists, so that no name of an earlier tree is left in prose.
 
-These are followed: `room/file.py` and `room/folder/`; `genlock.room.module.name`, also as `from genlock.room import name`; in code spans
-`room.module.name` and `module.Name`; and in the docstring of a module names in parentheses, as in "Left out: printing
-(`report`)", which are its neighbours'.
+These are followed: `room/file.py` and `room/folder/`; `genlock.room.module.name`, also as `from genlock.room import
+name`; in code spans `room.module.name` and `module.Name`; and in the docstring of a module names in parentheses, as in
+"Left out: printing (`report`)", which are its neighbours'.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def test_neighbours_that_a_module_names_exist(path: Path) -> None:
 def test_a_name_that_leads_nowhere_is_found() -> None:
     text = "`impl/serve.py`, model/protocols/tp_v1_1.py, genlock.model.nothing, `traces.format.Trace`, `traces.twins`"
     assert list(dangling(text, ROOT)) == ["impl/serve.py", "genlock.model.nothing", "traces.twins"]
-    text = "from genlock.impl import parity\nfrom genlock import check, Row\n`schema.FIELDS`, `envelope.FIELDS`, `impl/seat/`, `impl/rank/`"
+    text = "from genlock.impl import parity\nfrom genlock import check, Row\n`schema.FIELDS`, `envelope.FIELDS`"
+    text += ", `impl/seat/`, `impl/rank/`"
     assert list(dangling(text, ROOT)) == ["impl/seat/", "genlock.impl.parity", "envelope.FIELDS"]
     assert is_name("model.tables.Row")
     assert is_name("check")
