@@ -17,7 +17,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
-    """Return the bytes that can still be had without swapping, within the limit of the container; None where nobody says."""
+    """Return the bytes that can still be had without swapping, within the container's limit; None where unknown."""
     found = [free for free in (_free(), _container()) if free is not None]
     return min(found, default=None)
 
