@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from .traces.collectives import Recording
     from .traces.format import Trace
 
-AnyPath = str | PathLike[str]
-
 
 def check(
-    protocol: AnyPath | Protocol = "tp_v1.1",
+    protocol: str | PathLike[str] | Protocol = "tp_v1.1",
     *,
     ranks: int = 3,
     chunks: int = 2,
@@ -88,7 +86,7 @@ def check(
     )
 
 
-def load_protocol(name: AnyPath, params: Mapping[str, object] | None = None) -> Protocol:
+def load_protocol(name: str | PathLike[str], params: Mapping[str, object] | None = None) -> Protocol:
     """Return a protocol: a built-in one by its name, or one of your own as `FILE.py[:NAME]`, which is run.
 
     NAME (by itself `protocol`) is a `Protocol`, or a function that returns one when it is called with `params`.
@@ -100,7 +98,7 @@ def load_protocol(name: AnyPath, params: Mapping[str, object] | None = None) -> 
     return load(str(name), {key: str(value) for key, value in (params or {}).items()})
 
 
-def load_traces(*paths: AnyPath) -> list[Trace] | Recording:
+def load_traces(*paths: str | PathLike[str]) -> list[Trace] | Recording:
     """Read the traces of one run, whatever recorded it: files, folders, tar archives, packed with gzip or not.
 
     Traces that follow a protocol come as one `Trace` a rank. Recordings that know none (Flight Recorder, Kineto,
@@ -113,7 +111,7 @@ def load_traces(*paths: AnyPath) -> list[Trace] | Recording:
     return load(_paths(paths))
 
 
-def replay(*paths: AnyPath) -> Diagnosis:
+def replay(*paths: str | PathLike[str]) -> Diagnosis:
     """Hold the recorded ranks of one run against the model, and return the verdict: the same for any order of files.
 
     `conforming`: every rank kept to its table, and all collectives match. `divergent`: the diagnosis says where, and
@@ -155,7 +153,7 @@ def _one_of(name: str, given: str, *choices: str) -> None:
         raise UsageError(f"no {name} `{given}`", where="genlock.check", do=f"choose from {', '.join(choices)}")
 
 
-def _paths(paths: Sequence[AnyPath]) -> list[Path]:
+def _paths(paths: Sequence[str | PathLike[str]]) -> list[Path]:
     if not paths:
         raise UsageError("no traces are named", do="name a file or a folder")
     return [Path(path) for path in paths]

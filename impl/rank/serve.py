@@ -1,11 +1,12 @@
 """Serves your own generator and pipeline, given as plain callables, on ranks that torchrun starts on any nodes.
 
-    def build(group, device) -> RankModel: ...        # on every rank: your model, sharded over `group`
+    def build(group, device) -> RankModel: ...   # on every rank: your model, sharded over `group`
     def application(driver: Driver) -> None: ... # on rank0 alone: your pipeline
     sys.exit(serve(build, application, out="traces"))
 
-Every rank is held to the tables, fenced, and recorded; examples/language_model.py is a whole one. Warm up with
-`Driver.warm_up`: a generator that is called past it finds its first collective refused, since no peer would answer.
+Every rank is held to the tables, and recorded; a collective that is not due is refused. examples/language_model.py is
+a whole program. Warm up with `Driver.warm_up`: a generator that is called past it finds its first collective refused,
+since no peer would answer.
 Left out: phases A and C of a video (`pipeline`), and faults to inject (`rank`).
 """
 
@@ -36,7 +37,7 @@ PhaseB = Callable[[Fields], Generator[None, None, Tensor]]
 
 
 class Indices(NamedTuple):
-    """Where a rank's cache stands, in frames (or tokens, or whatever your clock counts); equal on all ranks."""
+    """Holds where a rank's cache stands, in frames (or tokens, or whatever your clock counts); equal on all ranks."""
 
     start_frame: int
     global_end_index: int
@@ -45,38 +46,40 @@ class Indices(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RankModel:
-    """What every rank brings.
-
-    `chunk` is phase B as a Python generator. It is given the envelope's fields by their names, does one generator
-    call up to each `yield`, as many as the plan has, and returns the output. `indices` is asked after each chunk.
-    `shard` and `replica` are the weights that are this rank's own and those that every rank holds in full, `posture`
-    what all of it resolved to, `calls` what one call may issue.
-    """
+    """Holds one rank's part of a model: its generator, cache indices, weights, and what they resolved to."""
 
     chunk: PhaseB
+    """Phase B as a Python generator. It gets the envelope's fields by name, does one generator call up to each
+    `yield`, as many as the plan has, and returns the output, a tensor.
+    """
     indices: Callable[[], tuple[int, int, int]]
+    """Returns `Indices`, in frames or tokens; called after each chunk, and compared across ranks."""
     posture: parity.Posture
+    """Settings that all ranks must share; compared at start-up."""
     shard: Mapping[str, Tensor]
+    """Weights by name that are this rank's own."""
     replica: Mapping[str, Tensor] = field(default_factory=dict)
+    """Weights by name that every rank holds in full."""
     calls: Inside = field(default_factory=Inside)
+    """Collectives that one generator call may issue, as `genlock.impl.rank.collective_guard.Inside`; by itself any."""
 
 
 Build = Callable[[dist.ProcessGroup, torch.device], RankModel]
 
 
 class Driver:
-    """What rank0's application does to the job. Every call involves all ranks; make them from the main thread."""
+    """Drives the job from rank0's application. Every call involves all ranks; make them from the main thread."""
 
     def __init__(self, seat: Seat, rank0: Rank0) -> None:
         self._seat, self._rank0 = seat, rank0
 
     @property
     def draining(self) -> bool:
-        """Whether a signal asks to finish: return from the application then."""
+        """True once a signal asks to finish: return from the application then."""
         return self._seat.drain.requested.is_set()
 
     def chunk(self, fields: Fields) -> Tensor:
-        """One chunk through all ranks; `fields` as `chunk_fields` makes them. Returns the generator's output.
+        """Take one chunk through all ranks, and return the generator's output. `chunk_fields` makes `fields`.
 
         Raises Refused, with nothing sent and nothing changed, where the fields break a rule: the next chunk is as
         free as if this one had never been asked for.
@@ -84,8 +87,10 @@ class Driver:
         return self._seat.run(self._rank0.chunk(fields))
 
     def warm_up(self, fields: Fields) -> None:
-        """A chunk whose output nobody wants, for compilers and kernels to settle. The next one begins with a hard cut,
-        so that nothing of it is left."""
+        """Take one chunk through all ranks and drop its output, for compilers and kernels to settle.
+
+        The next chunk begins with a hard cut, so that nothing of this one is left.
+        """
         self.chunk({**fields, "init_cache": True, "tp_reset_kv_cache": True})
         self._seat.run(self._rank0.hard_cut())
 
@@ -104,10 +109,18 @@ def serve(
     digests: digest.Policy | None = None,
     deadlines: Mapping[str, float] | None = None,
 ) -> int:
-    """Take this rank's seat, to the end of the job; returns the exit status.
+    """Run this rank to the end of the job, and return the exit status: `sys.exit(serve(…))` is a whole program.
 
-    `out` is where the rank's trace goes; `deadlines` are seconds by phase (`scenario.DEADLINES`). Whatever goes wrong
-    ends the process with a status of `errors.Exit`, and one line on stderr.
+    - `build(group, device)` is called on every rank, once its process groups are made, and returns its `RankModel`.
+    - `application(driver)` is called on rank0 alone; when it returns, all ranks shut down.
+    - `out`: the folder for the ranks' traces. `backend`: `gloo` or `nccl`.
+    - `mode`: how conditioning travels. `digests`, a `genlock.impl.chunk.digest.Policy`: what is digested, and how
+      often; None: all, in every chunk.
+    - `deadlines`: seconds by phase (`startup`, `idle`, `preflight`, `header`, `payload`, `generate`, `ack`,
+      `shutdown`), or for `drain` and `collective`. Those not given are as for `genlock run`; under a guardian, its own.
+
+    Rank and world come from the environment, as torchrun sets it. Any failure ends the process with a status of `Exit`,
+    and one line on stderr.
     """
     die_with_parent()
     try:
@@ -151,10 +164,14 @@ def chunk_fields(
     context: Tensor | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    """A chunk's fields, with the usual values for all that is not named; `others` are fields by their own names.
+    """Return the fields of a chunk, with the usual values for all that are not named.
 
-    `latents`, `conditioning` and `context` are bf16 or fp16, `steps` int64[n]: one generator call each. `updated`
-    says that the conditioning is new; a `context` asks for a recompute, which is one more call.
+    - `latents`, `conditioning`: bf16 or fp16, of any shape.
+    - `steps`: int64[n], one generator call each.
+    - `start_frame`: where the chunk begins, in frames (or tokens).
+    - `hard_cut`: empty all caches first. `updated`: the conditioning is new.
+    - `context`: frames, bf16 or fp16, from which to recompute the cache, which is one more call; None: no recompute.
+    - `others`: fields by their own names.
     """
     usual = {
         "tp_plan": TP_PLAN,
@@ -181,7 +198,7 @@ def chunk_fields(
 
 
 class _Served:
-    """A user's generator as a role wants it."""
+    """Adapts a user's generator to what a role calls."""
 
     def __init__(self, mine: RankModel) -> None:
         self._mine = mine
@@ -194,7 +211,7 @@ class _Served:
 
 
 class _Run:
-    """Phase B as a Python generator, held to the number of calls that the plan has."""
+    """Runs phase B, a Python generator, and holds it to the number of calls that the plan has."""
 
     def __init__(self, steps: Generator[None, None, Tensor], planned: int) -> None:
         self._steps, self._made = steps, 0
