@@ -10,32 +10,45 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from genlock.guardian import wire
+from genlock.guardian.child import Watched
 from genlock.guardian.deadlines import Failure, Graph, Local, lags, stuck, waits_for
 from genlock.guardian.exit_cause import PEER_DIED, by_itself
 from genlock.guardian.guardian import Guardian
 from genlock.guardian.links import Caller, Listener
+from genlock.guardian.places import numeric
 from genlock.guardian.settings import Settings, Wrong
-from genlock.guardian.status_page import EVERYONE, NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
+from genlock.guardian.status_page import (
+    CHECK,
+    EVERYONE,
+    NOBODY,
+    RECORD,
+    SIZE,
+    SLOT,
+    SPARED,
+    STACKS,
+    VARIABLE,
+    Page,
+)
 from genlock.impl.rank.heartbeat import Beat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 # ── what comes from strangers ───────────────────────────────────────────────────────────────────────
 
-TOKEN = b"token"
+TOKEN, BOND = b"token", b"10.0.0.1 40000 10.0.0.2 29501"
 
 
 def session() -> tuple[wire.Frames, wire.Frames, bytes, bytes]:
     """Both ends after a handshake, and what was answered to which greeting."""
-    listening = wire.Listening(TOKEN, 3)
-    calling = wire.Calling(TOKEN, 2, listening.greeting)
+    listening = wire.Listening(TOKEN, 3, BOND)
+    calling = wire.Calling(TOKEN, 2, listening.greeting, BOND)
     rank, proved, down = listening.answered(calling.answer)
     assert rank == 2
     return calling.accepted(proved), down, listening.greeting, calling.answer
@@ -53,22 +66,22 @@ def test_frames_arrive_whole_in_any_pieces() -> None:
 def test_no_random_answer_is_accepted(raw: bytes) -> None:
     raw = raw.ljust(wire.ANSWER.size, b"\0")[: wire.ANSWER.size]
     with pytest.raises(wire.Malformed):
-        wire.Listening(TOKEN, 3).answered(raw)
+        wire.Listening(TOKEN, 3, BOND).answered(raw)
     with pytest.raises(wire.Malformed):
-        wire.Listening(TOKEN, 3).answered(wire.VERSION + raw[4:])
+        wire.Listening(TOKEN, 3, BOND).answered(wire.VERSION + raw[4:])
 
 
 def test_a_replayed_a_wrong_and_a_foreign_answer_are_refused_by_name() -> None:
     *_, answer = session()
     with pytest.raises(wire.Malformed, match="does not know the token"):
-        wire.Listening(TOKEN, 3).answered(answer)
+        wire.Listening(TOKEN, 3, BOND).answered(answer)
     for token, rank, why in ((b"other", 2, "does not know the token"), (TOKEN, 3, "no rank3"), (TOKEN, 0, "no rank0")):
-        listening = wire.Listening(TOKEN, 3)
+        listening = wire.Listening(TOKEN, 3, BOND)
         with pytest.raises(wire.Malformed, match=why):
-            listening.answered(wire.Calling(token, rank, listening.greeting).answer)
-    with pytest.raises(wire.Malformed, match="does not speak GLK1"):
-        wire.Calling(TOKEN, 1, b"HTTP/1.1 400 Bad Req")
-    calling = wire.Calling(TOKEN, 1, wire.Listening(TOKEN, 3).greeting)
+            listening.answered(wire.Calling(token, rank, listening.greeting, BOND).answer)
+    with pytest.raises(wire.Malformed, match="does not speak GLK2"):
+        wire.Calling(TOKEN, 1, b"HTTP/1.1 400 Bad Req", BOND)
+    calling = wire.Calling(TOKEN, 1, wire.Listening(TOKEN, 3, BOND).greeting, BOND)
     with pytest.raises(wire.Malformed, match="does not know the token"):
         calling.accepted(bytes(wire.PROOF))
 
@@ -114,21 +127,27 @@ def test_even_a_signed_frame_has_known_fields_only(raw: bytes) -> None:
 def test_a_second_guardian_of_the_same_rank_is_refused() -> None:
     selector, refused = selectors.DefaultSelector(), list[str]()
     listener = Listener(selector, lambda *_: None, refused.append, TOKEN, 3)
-    port = listener.listen("127.0.0.1", [0])
-    callers = [Caller(selector, lambda *_: None, refused.append) for _ in range(2)]
-    found: list[bool] = []
-    for caller in callers:
-        thread = threading.Thread(target=lambda own=caller: found.append(own.call("127.0.0.1", [port], TOKEN, 2)))
-        thread.start()
-        while thread.is_alive():
-            for key, _ in selector.select(0.01):
-                key.data()
-        thread.join()
-    assert found == [True, False]
+    listener.listen(numeric("127.0.0.1", [0]))
+    places = numeric("127.0.0.1", listener.ports)
+    callers = [Caller(selector, lambda *_: None, refused.append, TOKEN, 2) for _ in range(2)]
+    callers[0].call(places, lambda: None)
+    turn(selector, lambda: callers[0].ranks)
+    callers[1].call(places, lambda: None)
+    turn(selector, lambda: refused)
+    assert [bool(caller.ranks) for caller in callers] == [True, False]
     assert refused == ["a stranger was refused: rank2 is here already"]
-    selector.close()
     for one in (listener, *callers):
         one.close()
+    selector.close()
+
+
+def turn(selector: selectors.BaseSelector, over: Callable[[], object], within: float = 20) -> None:
+    """Do what is ready until `over`."""
+    end = time.monotonic() + within
+    while not over():
+        assert time.monotonic() < end, "it did not come to that"
+        for key, _ in selector.select(0.01):
+            key.data()
 
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────
@@ -159,7 +178,8 @@ def test_settings_come_from_flags_then_environment_then_defaults() -> None:
     found = Settings(["--deadline=steady=5", "--interface=lo", "--", "prog", "--flag"],
                      {**AWAY, "GENLOCK_TOKEN": "s", "GENLOCK_DEADLINES": "steady=9,ack=2"})  # fmt: skip
     assert (found.deadlines["steady"], found.deadlines["ack"], found.deadlines["startup"]) == (5, 2, 300)
-    assert (found.host, found.bind, found.program) == ("10.0.0.1", "127.0.0.1", ["prog", "--flag"])
+    assert (found.host, found.program) == ("10.0.0.1", ["prog", "--flag"])
+    assert str(found.bind[0]) == "127.0.0.1:1024"
     assert found.ports == list(range(1024, 1032))
     odd = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "1", "X": ""}
     tokens = {Settings(["--", "x"], {**AWAY, "GENLOCK_TOKEN": "s", key: value}).token for key, value in odd.items()}
@@ -207,8 +227,67 @@ def test_a_page_is_read_as_it_was_written(phase: str, commit: str, rank: int, de
     assert (page.pid, page.counter, page.waiting, page.deadline) == (os.getpid(), 4, rank, deadline)
     assert page.position == (rank == EVERYONE)
     assert phase.replace("\0", "").encode()[:16].decode(errors="replace") == page.phase
-    memory[8] |= 1  # as in the middle of a write
-    assert Page.read(memory) is None
+    assert not page.torn
+
+
+WRITTEN = RECORD.size + CHECK.size
+
+
+@given(st.integers(0, WRITTEN - 1), st.booleans())
+def test_of_a_write_that_is_caught_anywhere_the_record_before_is_left(caught: int, wait: bool) -> None:
+    """The rank stalls when so many bytes of a slot are written."""
+    memory = memoryview(bytearray(SIZE))
+    beat = Beat(memory)
+    beat.phase("steady")
+    beat.commit("call_id=1")
+    whole, slot = bytes(memory), Page.read(memory)
+    beat.enter() if wait else beat.commit("call_id=2")
+    after, begin = bytes(memory), next(k for k in (0, SLOT) if memory[k : k + SLOT] != whole[k : k + SLOT])
+    memory[:] = whole
+    memory[begin : begin + caught] = after[begin : begin + caught]
+    page = Page.read(memory)
+    assert page is not None
+    assert slot is not None
+    assert (page.edition, page.counter, page.waiting) == (slot.edition, slot.counter, NOBODY)
+    assert (page.phase, page.commit) == ("steady", "call_id=1")
+    assert page.torn == (memory[begin : begin + SLOT] != whole[begin : begin + SLOT])
+
+
+@given(st.binary(min_size=2 * SLOT, max_size=2 * SLOT).filter(any))
+def test_a_page_that_nobody_can_read_is_torn_and_not_absent(raw: bytes) -> None:
+    page = Page.read(memoryview(bytearray(raw.ljust(SIZE, b"\0"))))
+    assert page is not None
+    assert page.torn
+    assert page.edition == 0
+
+
+def test_whoever_opens_a_page_again_goes_on_where_it_was() -> None:
+    memory = memoryview(bytearray(SIZE))
+    beats = [Beat(memory) for _ in range(2)]
+    for n in range(6):
+        beats[n // 2 % 2].commit(f"call_id={n}")
+        page = Page.read(memory)
+        assert page is not None
+        assert (page.commit, page.edition) == (f"call_id={n}", n + 3)
+
+
+def test_a_rank_is_charged_while_its_page_is_torn_whatever_it_said_before() -> None:
+    guardian, _ = watching(1, 0)
+    guardian.child = Living()
+    guardian.local = Local(1, {"steady": 1.0}, 0.0)
+    beat = Beat(guardian.memory)
+    beat.phase("steady")
+    beat.enter()
+    guardian._read_page(0.0)
+    guardian._read_page(50.0)
+    assert not guardian.findings, "it waits"
+    guardian.memory[0] ^= 1
+    guardian._read_page(50.0)
+    guardian._read_page(50.9)
+    assert not guardian.findings
+    guardian.memory[SLOT] ^= 1  # neither slot can be read
+    guardian._read_page(51.2)
+    assert guardian.findings[0][2].what == "rank1 made no progress for 1.2 s in phase steady (deadline 1 s)"
 
 
 Rank = tuple[str, int, int]
@@ -281,13 +360,27 @@ class Gone:
     """A rank's process that has ended, and of which its guardian has not heard."""
 
     def __init__(self, status: int) -> None:
-        self.status = status
+        self.status: int | None = status
 
     def reap(self) -> bool:
         return True
 
     def send(self, number: int) -> None:
         pass
+
+
+class Living(Gone):
+    """A rank's process that is there."""
+
+    def __init__(self) -> None:
+        self.status = None
+        self.pid, self.stopped = os.getpid(), False
+
+    def reap(self) -> bool:
+        return False
+
+    def dying(self) -> int:
+        return 0
 
 
 class Wires:
@@ -306,7 +399,8 @@ def watching(rank: int, status: int) -> tuple[Any, socket.socket]:
     guardian.child, guardian.memory, guardian.page = Gone(status), bytearray(SIZE), Page()
     guardian.links, guardian.met = Wires(), {1 - rank}
     guardian.hub = guardian.links if rank == 0 else None
-    guardian._keep = lambda found: None
+    guardian._gather = lambda found, then: None
+    guardian.launcher = guardian.supervisor = Watched(0)
     guardian._wake = socket.socketpair()
     guardian._wake[0].setblocking(False)
     return guardian, guardian._wake[1]
@@ -340,6 +434,7 @@ def test_without_a_verdict_what_explains_more_is_told(capfd: pytest.CaptureFixtu
     guardian.hear(0, None)
     assert guardian.finding.cause == "lost"
     assert guardian._leave() == PEER_DIED
+    guardian._finish()
     assert "rank1 was ended: the guardian of rank0 is gone" in capfd.readouterr().err
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from genlock.guardian import command
+from genlock.guardian.child import children, read
+from genlock.guardian.settings import Settings
 from repository import SUPPORT
 
 PROGRAM = SUPPORT / "guarded.py"
@@ -30,6 +32,8 @@ class Job:
         texts = {str(rank): list(steps) for rank, steps in script.items()}
         common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
         common |= {"LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "a job", "SCRIPT": json.dumps(texts)}
+        self.places = Settings(["--", "x"], {**common, "RANK": "0", **(environ or {})}).places
+        """Where its guardians meet."""
         words = list(program) or [sys.executable, str(PROGRAM), self.mark]
         self.guardians = [
             subprocess.Popen(
@@ -54,12 +58,12 @@ class Job:
 
     def ranks(self) -> list[int]:
         """The processes of the ranks themselves, in order."""
-        found = {}
-        for pid in alive(self.mark):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-                found[parent] = pid
-        return [found[g.pid] for g in self.guardians if g.pid in found]
+        watchers = self.watchers()
+        return [pid for watcher in watchers for pid in children(watcher) if self.mark in read(f"/proc/{pid}/cmdline")]
+
+    def watchers(self) -> list[int]:
+        """The guardians proper, in order: what the launcher has started is their supervisor."""
+        return [pid for guardian in self.guardians for pid in children(guardian.pid)]
 
     def started(self) -> None:
         """Wait until every rank is there."""
