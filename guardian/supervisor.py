@@ -12,7 +12,7 @@ import signal
 import time
 from importlib import import_module
 
-from .child import SUBREAPER, children, end_all, prctl
+from .child import PDEATHSIG, SUBREAPER, children, end_all, prctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def supervise(run: Callable[[int], int]) -> int:
     prctl(SUBREAPER, 1)
     guardian = os.fork()
     if guardian == 0:
+        prctl(PDEATHSIG, signal.SIGCONT)  # a guardian that is stopped goes on, sees that it is alone, and ends
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return run(launcher)
     status = _wait(guardian, launcher, {*passed, signal.SIGCHLD})

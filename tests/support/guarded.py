@@ -34,6 +34,13 @@ def loop(_: object) -> None:
         pass
 
 
+def gil(_: object) -> None:
+    """Hold the interpreter in C, whatever signal comes: a mutex that is locked twice."""
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
 def die(_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -75,7 +82,7 @@ WORDS: dict[str, Callable[[Any], Any]] = {
     "kill": die,
     "stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
     "loop": loop,
-    "gil": lambda _: ctypes.PyDLL(None).sleep(600),
+    "gil": gil,
     "exit": sys.exit,
     "raise": fail,
     "helper": helper,
