@@ -164,7 +164,7 @@ class Guardian:
         if not self.settings.places and now - self._resolved > RESOLVE and (self.hub is None or not self.listening):
             host, self._resolved = self.settings.host, now
             work = lambda write: write("\n".join(str(x.address[0]) for x in resolved(host, [0])))  # noqa: E731
-            self.helpers.run(work, RESOLVE, self._found)
+            self.helpers.run(work, RESOLVE, self._found, awaited=False)
         if isinstance(self.links, Caller) and self.places:
             self.links.call(self.places, self._greet)
 

@@ -39,17 +39,18 @@ class Helpers:
 
     @property
     def busy(self) -> bool:
-        """Is True while a helper runs."""
-        return bool(self._running)
+        """Is True while a helper runs whose work is waited for."""
+        return any(one.awaited for one in self._running)
 
-    def run(self, work: Work, seconds: float, then: Then, keep: Sequence[int] = ()) -> None:
+    def run(self, work: Work, seconds: float, then: Then, keep: Sequence[int] = (), *, awaited: bool = True) -> None:
         """Start `work(write)` in a process that has `keep` as its only descriptors.
 
         Call `then(text, whole)` with what it wrote once it has ended, or after so many seconds: `whole` is False where
-        it was cut off, and the text comes as far as it came. If no process can be started, that is at once.
+        it was cut off, and the text comes as far as it came. If no process can be started, that is at once. A guardian
+        ends before work that is not `awaited`.
         """
         try:
-            one = _Helper(work, time.monotonic() + seconds, then, keep)
+            one = _Helper(work, time.monotonic() + seconds, then, keep, awaited)
         except OSError:
             then("", False)
             return
@@ -92,12 +93,12 @@ class Helpers:
         os.close(one.output)
         if not whole and one.pid in self._pids:
             os.kill(one.pid, signal.SIGKILL)  # not reaped, so that the id is still its own
-        one.then(one.text.decode(errors="replace"), whole)
+        one.then(one.text.decode(errors="surrogateescape"), whole)
 
 
 class _Helper:
-    def __init__(self, work: Work, until: float, then: Then, keep: Sequence[int]) -> None:
-        self.until, self.then = until, then
+    def __init__(self, work: Work, until: float, then: Then, keep: Sequence[int], awaited: bool) -> None:
+        self.until, self.then, self.awaited = until, then, awaited
         self.text = b""
         self.ended = False
         self.output, write = os.pipe()
@@ -154,7 +155,7 @@ def _open() -> set[int]:
 
 
 def _write(output: int, text: str) -> None:
-    raw = text.encode(errors="replace")
+    raw = text.encode(errors="surrogateescape")
     while raw:
         raw = raw[os.write(output, raw) :]
 

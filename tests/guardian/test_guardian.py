@@ -14,9 +14,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -41,21 +40,6 @@ from guardian_jobs import BUSY, PROGRAM, Job, Script, alive, free_port, until
 KILLED = 128 + signal.SIGKILL
 MIB_12 = 12 << 10  # in kB
 FOREVER = ("sleep", 100)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    jobs: list[Job] = []
-
-    def begin(script: Script, **more: Any) -> Job:
-        jobs.append(Job(tmp_path, script, **more))
-        return jobs[-1]
-
-    yield begin
-    for job in jobs:
-        for guardian in job.guardians:
-            guardian.kill()
-            guardian.wait()
 
 
 LIMITS = ("--deadline=steady=0.5", "--deadline=collective=1", "--deadline=startup=30")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from genlock.guardian.status_page import EDITIONS, RECORD, SLOT, VARIABLE
 from genlock.impl.rank.heartbeat import Beat
 
 beat = Beat.open()
@@ -39,6 +40,16 @@ def gil(_: object) -> None:
     mutex = ctypes.create_string_buffer(64)
     for _ in range(2):
         ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
+def torn(_: object) -> None:
+    """Stall for ever in the middle of a write of the page: half a slot is written."""
+    half = RECORD.size // 2
+    with open(os.environ[VARIABLE], "r+b", buffering=0) as file:
+        written = file.read(2 * SLOT)
+        file.seek((max(EDITIONS.unpack_from(written)) + 1) % 2 * SLOT + half)
+        file.write(b"?" * half)
+    loop(None)
 
 
 def die(_: object) -> None:
@@ -83,6 +94,7 @@ WORDS: dict[str, Callable[[Any], Any]] = {
     "stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
     "loop": loop,
     "gil": gil,
+    "torn": torn,
     "exit": sys.exit,
     "raise": fail,
     "helper": helper,

@@ -26,7 +26,9 @@ class Job:
     """Guardians of some ranks, started as a launcher would, each with a rank that plays a script."""
 
     def __init__(self, folder: Path, script: Script, world: int = 3, flags: Mapping[int, Sequence[str]] | None = None,
-                 environ: Mapping[str, str] | None = None, program: Sequence[str] = ()) -> None:  # fmt: skip
+                 environ: Mapping[str, str] | None = None, program: Sequence[str] = (),
+                 command: Sequence[str] = tuple(command()), stderr: int = subprocess.PIPE,
+                 before: Callable[[Job], object] = lambda job: None) -> None:  # fmt: skip
         self.folder, self.port = folder, free_port()
         self.mark = str(folder / "guarded")  # in every command line of this job
         texts = {str(rank): list(steps) for rank, steps in script.items()}
@@ -34,13 +36,14 @@ class Job:
         common |= {"LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "a job", "SCRIPT": json.dumps(texts)}
         self.places = Settings(["--", "x"], {**common, "RANK": "0", **(environ or {})}).places
         """Where its guardians meet."""
+        before(self)
         words = list(program) or [sys.executable, str(PROGRAM), self.mark]
         self.guardians = [
             subprocess.Popen(
-                [*command(), f"--out={folder}/out", *(flags or {}).get(rank, (flags or {}).get(-1, ())), "--", *words],
+                [*command, f"--out={folder}/out", *(flags or {}).get(rank, (flags or {}).get(-1, ())), "--", *words],
                 env={**os.environ, **common, "RANK": str(rank), **(environ or {})},
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=stderr,
                 text=True,
             )
             for rank in range(world)
