@@ -37,6 +37,7 @@ class Link:
     def __init__(self, sock: socket.socket, rank: int, frames: Frames) -> None:
         self.sock, self.rank, self._frames = sock, rank, frames
         self.heard = time.monotonic()
+        self.broken = False
 
     def send(self, kind: str, fields: Fields = NONE) -> bool:
         """Send a frame. Return False where it could not be sent at once: a guardian whose buffer is full is gone."""
@@ -47,12 +48,12 @@ class Link:
             return False
 
     def receive(self, on_frame: OnFrame) -> bool:
-        """Take in what has come. Return False at the end of the connection. Raises Malformed."""
+        """Take in what has come. Return False at the end of the connection. Raises Malformed, and BlockingIOError where
+        nothing has come.
+        """
         try:
             raw = self.sock.recv(BUFFER)
-        except BlockingIOError:
-            return True
-        except OSError:
+        except ConnectionError:
             raw = b""
         if not raw:
             return False
@@ -71,8 +72,12 @@ class Links:
 
     def send(self, rank: int, kind: str, fields: Fields = NONE) -> None:
         link = self.ranks.get(rank)
-        if link is not None and not link.send(kind, fields):
-            self.drop(link)
+        if link is None or link.broken or link.send(kind, fields):
+            return
+        link.broken = True
+        while self._hears(link):  # of a guardian that has gone, its last word may have come: the verdict
+            pass
+        self.drop(link)
 
     def send_all(self, kind: str, fields: Fields = NONE, *, but: int = -1) -> None:
         for rank in list(self.ranks):
@@ -98,13 +103,20 @@ class Links:
         self.ranks.clear()
 
     def _read(self, link: Link) -> None:
+        if not self._hears(link, nothing=True):
+            self.drop(link)
+
+    def _hears(self, link: Link, *, nothing: bool = False) -> bool:
+        """Take in what has come over a link. Return False at its end, and `nothing` where nothing has come."""
         try:
-            open_ = link.receive(self._on_frame)
+            return link.receive(self._on_frame)
+        except BlockingIOError:
+            return nothing
+        except OSError:
+            return False
         except Malformed as error:
             self._refused(f"the guardian of rank{link.rank} sent {error}")
-            open_ = False
-        if not open_:
-            self.drop(link)
+            return False
 
 
 def _known(sock: socket.socket) -> None:

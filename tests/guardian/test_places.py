@@ -32,9 +32,9 @@ class Ends:
 
     def __init__(self) -> None:
         self.selector, self.refused = selectors.DefaultSelector(), list[str]()
-        heard: Callable[..., None] = lambda *_: None  # noqa: E731
-        self.listener = Listener(self.selector, heard, self.refused.append, TOKEN, 2)
-        self.caller = Caller(self.selector, heard, self.refused.append, TOKEN, 1)
+        self.heard: list[dict[str, object] | None] = []
+        self.listener = Listener(self.selector, lambda *_: None, self.refused.append, TOKEN, 2)
+        self.caller = Caller(self.selector, lambda _, frame: self.heard.append(frame), self.refused.append, TOKEN, 1)
 
     def turn(self, over: Callable[[], object], within: float = 20) -> None:
         end = time.monotonic() + within
@@ -130,6 +130,18 @@ def test_no_port_is_open_on_one_host(start: Callable[..., Job], tmp_path: Path) 
     assert not any(port in table.read_text() for table in tables if table.exists() for port in ports)
     (tmp_path / "enough").touch()
     assert job.ends() == [0, 0]
+
+
+def test_the_last_word_of_a_guardian_that_has_gone_is_heard(ends: Ends) -> None:
+    """The verdict has come, and what is sent before it is read finds the other end closed."""
+    places = abstract(name())
+    ends.listener.listen(places)
+    ends.meet(places)
+    ends.listener.send(1, "verdict", {"cause": "died", "culprit": 1, "what": "rank1 died"})
+    ends.listener.close()
+    ends.caller.send(0, "gone")
+    assert [frame and frame["kind"] for frame in ends.heard] == ["verdict", None]
+    assert not ends.caller.ranks
 
 
 # ── across hosts ────────────────────────────────────────────────────────────────────────────────────
