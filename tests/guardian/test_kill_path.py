@@ -149,13 +149,16 @@ def test_a_full_stderr_that_nobody_reads_holds_nothing_up(start: Callable[..., J
 def test_a_guardian_outlives_the_thread_that_has_started_it(start: Callable[..., Job], tmp_path: Path) -> None:
     """The kernel's own signal at a parent's end comes at the end of the thread that forked."""
     jobs: list[Job] = []
-    script = {"*": [("say", "here"), ("until", str(tmp_path / "enough"))]}
-    thread = threading.Thread(target=lambda: jobs.append(start(script, world=1)))
+
+    def begin() -> None:
+        jobs.append(start({"*": [("say", "here"), ("until", str(tmp_path / "enough"))]}, world=1))
+        assert jobs[0].guardians[0].stdout
+        assert jobs[0].guardians[0].stdout.readline() == "here\n"
+
+    thread = threading.Thread(target=begin)
     thread.start()
     thread.join()
     [job] = jobs
-    assert job.guardians[0].stdout
-    assert job.guardians[0].stdout.readline() == "here\n"
     (tmp_path / "enough").touch()
     assert job.ends() == [0]
     assert job.said == [""]
@@ -247,19 +250,23 @@ def test_a_program_that_writes_to_a_closed_pipe_dies_of_it(tmp_path: Path) -> No
     assert guardian.returncode == 128 + signal.SIGPIPE
 
 
+PRECIOUS = '{"kind": "event", "index": 1}\n'
+"""What a marker would be added to, if it were the rank's trace."""
+
+
 def test_nothing_is_written_through_a_link_and_all_is_for_the_owner_alone(
     start: Callable[..., Job], tmp_path: Path
 ) -> None:
     out, victims = tmp_path / "out", [tmp_path / f"victim{n}" for n in range(3)]
     out.mkdir()
     for victim in victims:
-        victim.write_text("precious\n")
+        victim.write_text(PRECIOUS)
     (out / "rank0.evidence.txt").symlink_to(victims[0])
     (out / "rank0.trace.jsonl.end").symlink_to(victims[1])
     (out / "rank1.trace.jsonl").symlink_to(victims[2])
     job = start({0: [("kill", None)], 1: BUSY}, world=2, environ={"GENLOCK_TRACES": str(out)})
     assert job.ends() == [KILLED, PEER_DIED]
-    assert [victim.read_text() for victim in victims] == ["precious\n"] * 3
+    assert [victim.read_text() for victim in victims] == [PRECIOUS] * 3
     written = [path for path in out.iterdir() if not path.is_symlink()]
     assert {path.name for path in written} == {"rank0-2.evidence.txt", "rank1.evidence.txt", "rank0.trace.jsonl.end"}
     assert {path.stat().st_mode & 0o777 for path in written} == {0o600}

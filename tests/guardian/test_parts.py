@@ -421,6 +421,42 @@ def test_a_death_that_is_seen_before_a_deadline_is_charged_is_the_cause() -> Non
     assert guardian._best()[2].cause == "died"
 
 
+def test_of_a_rank_that_ends_with_its_launcher_the_launcher_is_the_cause() -> None:
+    guardian, _ = watching(0, -signal.SIGPIPE)
+    with subprocess.Popen(["true"]) as launcher:
+        os.waitid(os.P_PID, launcher.pid, os.WEXITED | os.WNOWAIT)  # it is not reaped
+        guardian.launcher = Watched(launcher.pid)
+        guardian._see_end()
+        without = Watched(launcher.pid)
+        os.close(without.handle)
+        without.handle = -1
+        assert without.ended(), "also where the kernel has no handles of processes"
+    assert [found.cause for _, _, found in guardian.findings] == ["launcher"]
+    assert not Watched(os.getppid()).ended()
+
+
+def test_a_launcher_that_dies_is_the_cause_though_a_rank_was_seen_to_die_before() -> None:
+    """Of `genlock run` the launcher is a torchrun, which dies a moment after the pipes that `genlock run` has read."""
+    guardian, _ = watching(0, -signal.SIGPIPE)
+    guardian._see_end()
+    guardian.find(Failure("launcher", -1, "the launcher of rank1 died"), source=1)
+    assert guardian._best()[2].cause == "launcher"
+
+
+def test_rank0_is_sent_that_a_rank_whose_page_is_torn_does_not_wait() -> None:
+    guardian, _ = watching(1, 0)
+    guardian.child, guardian.local = Living(), Local(1, {"steady": 1.0}, 0.0)
+    sent: list[object] = []
+    guardian.links.send = lambda rank, kind, fields: sent.append(fields["waiting"])
+    Beat(guardian.memory).enter()
+    guardian._read_page(0.0)
+    guardian._read_page(5.0)
+    guardian.memory[0] ^= 1
+    guardian._read_page(10.0)
+    assert sent[-1] == NOBODY
+    assert EVERYONE in sent
+
+
 def test_a_rank_that_its_launcher_ended_has_not_died_of_itself() -> None:
     """The guardian reads of its own signal after the others' word."""
     guardian, signals = watching(1, -signal.SIGTERM)
