@@ -448,7 +448,9 @@ def test_rank0_is_sent_that_a_rank_whose_page_is_torn_does_not_wait() -> None:
     guardian.child, guardian.local = Living(), Local(1, {"steady": 1.0}, 0.0)
     sent: list[object] = []
     guardian.links.send = lambda rank, kind, fields: sent.append(fields["waiting"])
-    Beat(guardian.memory).enter()
+    beat = Beat(guardian.memory)
+    beat.enter()
+    beat.progress()  # both slots say that it waits
     guardian._read_page(0.0)
     guardian._read_page(5.0)
     guardian.memory[0] ^= 1
