@@ -51,8 +51,8 @@ FAREWELL = 2.0
 """Seconds that a guardian with bad news tries to reach rank0's."""
 TWICE = 0.1
 """Seconds in which a signal counts once: sent to the whole group, it also comes from the supervisor."""
-STORE = 2.0
-"""Seconds that a file may take to be written; the rank is dead by then."""
+STORE = 5.0
+"""Seconds that a file may take to be written; the rank is dead by then, and only this process's end waits."""
 RESOLVE = 5.0
 """Seconds that the resolver may take for the name of rank0's host, before it is asked again."""
 POSTURE = 1 << 16

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST = 1 << 20
 """Bytes that a helper may hand over."""
-SPEAKS = 1.0
+SPEAKS = 5.0
 """Seconds that a line may take to be written to stderr."""
 DESCRIPTORS = 1 << 12
 
