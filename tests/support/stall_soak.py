@@ -4,8 +4,8 @@
 
 Two ranks a job, each under its guardian; one of them, in turn, stalls at a random moment: a thread takes the
 interpreter and never gives it back (`gil`), a signal stops the process (`stop`), a signal handler loops for ever
-(`loop`), or a write of the page never ends (`torn`). What counts is when the last rank
-ends. Exit status 1 where that is more than TIME seconds after the deadline, or anything else is named.
+(`loop`), or a write of the page never ends (`torn`). What counts is when the last rank ends. Exit status 1 where that
+is more than TIME seconds after the deadline, or anything else is named.
 """
 
 from __future__ import annotations
@@ -125,7 +125,12 @@ class Job:
             self.open -= 1
         before, self.said[rank] = self.said[rank], self.said[rank] + raw
         if b"\n" in self.said[rank] and b"\n" not in before:
-            handle = os.pidfd_open(int(self.said[rank].split()[0]))
+            try:
+                handle = os.pidfd_open(int(self.said[rank].split()[0]))
+            except ProcessLookupError:  # it has ended already
+                self.last = time.monotonic()
+                return
+            self.begun_ranks += 1
             selector.register(handle, selectors.EVENT_READ, lambda: self._ended(handle, selector))
 
     def _ended(self, handle: int, selector: selectors.BaseSelector) -> None:
@@ -136,10 +141,10 @@ class Job:
 
     def over(self) -> str:
         """What is wrong with its end; empty where all is well."""
-        if self.ended < 2 or self.open:
+        if not self.gone:
             for guardian in self.guardians:
                 guardian.kill()
-            return f"not ended, {self.ended} ranks of 2"
+            return f"not ended: {self.ended} of {self.begun_ranks} ranks, {2 - self.open} of 2 guardians"
         texts = [guardian.stderr.read().decode() for guardian in self.guardians if guardian.stderr]
         statuses = [guardian.wait() for guardian in self.guardians]
         struck = self.said[self.hit].split()[1:]
@@ -149,7 +154,12 @@ class Job:
             return f"wrong: {texts}, {statuses}"
         return "" if self.seconds <= TIME else f"late: {self.seconds:.2f} s after the deadline: {texts}"
 
-    ended, open = 0, 2
+    @property
+    def gone(self) -> bool:
+        """Whether all is over; a rank that is ended before it could say its id ends with its guardian."""
+        return not self.open and self.ended == self.begun_ranks
+
+    ended, begun_ranks, open = 0, 0, 2
     last = 0.0
 
 
@@ -171,7 +181,7 @@ def main() -> int:
                 running[-1].watch(selector)
             for key, _ in selector.select(0.1):
                 key.data()
-            for job in [job for job in running if not job.open or time.monotonic() - job.begun > LOST]:
+            for job in [job for job in running if job.gone or time.monotonic() - job.begun > LOST]:
                 running.remove(job)
                 why = job.over()
                 done[job.kind] += 1
