@@ -283,9 +283,10 @@ def test_each_standstill_that_is_observed_has_its_own_stacks(start: Callable[...
         assert kept.count("most recent call first") == 1
 
 
-def test_a_debugger_suspends_enforcement(start: Callable[..., Job]) -> None:
-    job = start({1: [("phase", "steady"), ("traced", None), ("sleep", 1.5)],
-                 "*": [("phase", "steady"), ("enter", None), ("sleep", 1.5)]}, flags={-1: LIMITS})  # fmt: skip
+def test_a_debugger_suspends_enforcement(start: Callable[..., Job], tmp_path: Path) -> None:
+    here = ("meet", str(tmp_path / "here"))
+    job = start({1: [here, ("phase", "steady"), ("traced", None), ("sleep", 1.5)],
+                 "*": [here, ("phase", "steady"), ("enter", None), ("sleep", 1.5)]}, flags={-1: LIMITS})  # fmt: skip
     assert job.ends() == [0, 0, 0]
 
 
