@@ -234,7 +234,7 @@ class Stuck:
         return breaks if len(breaks) < len(self.closed) else {}
 
     @cached_property
-    def settled(self) -> frozenset[int]:
+    def decided(self) -> frozenset[int]:
         """Return the ranks that some case holds to be culprits."""
         return frozenset(a.rank for a in culprits_of(self))
 
@@ -331,7 +331,7 @@ def left_its_own_order(e: Stuck) -> Iterable[int]:
     "that run the same program, would tell",
 )
 def circle(e: Stuck) -> Iterable[int]:
-    return () if e.settled else e.closed or (e.still.circles if e.still.unseen else ())
+    return () if e.decided else e.closed or (e.still.circles if e.still.unseen else ())
 
 
 @STUCK.case(
@@ -341,7 +341,7 @@ def circle(e: Stuck) -> Iterable[int]:
     needs="it may wait itself, stand still, or be gone: its recording would tell",
 )
 def not_recorded(e: Stuck) -> Iterable[int]:
-    return _unexplained(e) if e.settled else _anywhere(e)
+    return _unexplained(e) if e.decided else _anywhere(e)
 
 
 @STUCK.case(
@@ -351,7 +351,7 @@ def not_recorded(e: Stuck) -> Iterable[int]:
     needs="these may stand still, or those may have done one too many: how the ranks ended, or stacks, would tell",
 )
 def one_too_many_or_too_few(e: Stuck) -> Iterable[int]:
-    if e.settled:
+    if e.decided:
         return ()
     doubtful = {rank for rank in e.still.leaves if not e.goes_on(rank)}
     heads = [head for own in e.still.heads.values() for head in own]
@@ -366,7 +366,7 @@ def one_too_many_or_too_few(e: Stuck) -> Iterable[int]:
     needs="these may wait for it: their recordings would tell",
 )
 def waits_in_nothing(e: Stuck) -> Iterable[int]:
-    if e.settled or not e.still.unseen:
+    if e.decided or not e.still.unseen:
         return ()
     ranks = e.recording.ranks
     return {r for r in ranks if r not in e.still.queues.first and ranks[r].ended is not Ended.STOPPED}
@@ -380,7 +380,7 @@ def waits_in_nothing(e: Stuck) -> Iterable[int]:
     needs="any member's device may stand still, or the network; start times would tell",
 )
 def in_the_same_operation(e: Stuck) -> Iterable[int]:
-    heads = () if e.settled else (*e.still.joint, *_entered_by_all_seen(e), *_finished_by_some(e))
+    heads = () if e.decided else (*e.still.joint, *_entered_by_all_seen(e), *_finished_by_some(e))
     return {rank for head in heads for rank in e.still.members(head.op)}
 
 
@@ -391,7 +391,7 @@ def in_the_same_operation(e: Stuck) -> Iterable[int]:
     needs="its device stands still, or its recorder had not noticed yet",
 )
 def has_not_finished(e: Stuck) -> Iterable[int]:
-    return () if e.settled or e.devices else e.still.stuck
+    return () if e.decided or e.devices else e.still.stuck
 
 
 def culprits_of(e: Stuck) -> tuple[Accusation, ...]:
@@ -422,7 +422,7 @@ def _unexplained(e: Stuck) -> Iterator[int]:
     something before.
     """
     every = [head for own in e.still.heads.values() for head in own]
-    for rank in e.still.unseen - e.settled:
+    for rank in e.still.unseen - e.decided:
         due = any(rank in e.still.members(h.op) and h.never and h.op.peer < 0 for h in every)
         later = all(h.op.at > e.still.queues.first[h.op.rank] for h in every if rank in h.absent)
         if not (due or later):

@@ -38,24 +38,24 @@ from .blame import (
     out_of_step_by_place,
     raised,
 )
-from .endings import limits, settled, word
+from .endings import ending_text, limits, with_torn_marked
 from .history import PAST, expected
-from .mismatches import Conflict, Words, blamed, contradictions, mismatches, unpaired
+from .mismatches import Conflict, OperationNames, blamed, contradictions, mismatches, unpaired
 from .off_by_one import OutOfStep
 from .queues import Progress, Queues
 from .send_recv import Pairs
-from .sibling_ranks import Likeness, Order
+from .sibling_ranks import Order, SameProgram
 from .stall import Head, Standstill
-from .unnumbered import lay
+from .unnumbered import compare_orders
 
 
 def diagnose(recording: Recording) -> Diagnosis:
     """Return the verdict on a recording; the same for any order of its files."""
     if not recording.numbered:
-        return _diagnose_windows(recording, Words(recording))
-    recording = settled(recording)
-    aligned, pairs, words = Aligned(recording), Pairs(recording), Words(recording)
-    order = Order(Queues(recording, Progress(recording), pairs), Likeness(recording))
+        return _diagnose_windows(recording, OperationNames(recording))
+    recording = with_torn_marked(recording)
+    aligned, pairs, words = Aligned(recording), Pairs(recording), OperationNames(recording)
+    order = Order(Queues(recording, Progress(recording), pairs), SameProgram(recording))
     still = Standstill(recording, order)
     conflicts = list(contradictions(aligned, words))
     conflicts = conflicts or [*mismatches(aligned, order, words), *unpaired(pairs, order, words)]
@@ -89,7 +89,7 @@ Kind = Literal["host", "device"] | None
 
 
 def _first(
-    conflicts: Sequence[Conflict], e: Stuck, words: Words
+    conflicts: Sequence[Conflict], e: Stuck, words: OperationNames
 ) -> tuple[Divergence | None, tuple[Accusation, ...], Kind]:
     """Return the divergence that the recording shows, if it does; the accused ranks; and where a culprit is stuck."""
     if conflicts:
@@ -124,9 +124,9 @@ def _never(e: Stuck, accused: Sequence[Accusation]) -> bool:
     )
 
 
-def _diagnose_windows(recording: Recording, words: Words) -> Diagnosis:
+def _diagnose_windows(recording: Recording, words: OperationNames) -> Diagnosis:
     """Return the verdict on stretches of time without sequence numbers."""
-    laid = lay(recording)
+    compared = compare_orders(recording)
     found: Divergence | None = None
     culprits: list[int] = []
     for rank, record in recording.ranks.items():
@@ -135,21 +135,21 @@ def _diagnose_windows(recording: Recording, words: Words) -> Diagnosis:
             why = "the profiler saw a collective here, but not which"
             found = found or _at(op, words, f"operation {record.gap + 1} of its stretch", "nothing", ("a name",), why)
             culprits.append(rank)
-    for odd in laid.odd[: 0 if found else None]:
+    for odd in compared.odd[: 0 if found else None]:
         culprits.append(odd.rank)
         here, usual = str(odd.here or "nothing"), str(odd.usual or "nothing")
         why = f"the others have {usual} here"
         found = found or _at(odd.op, words, f"operation {odd.op.at + 1} of its stretch", here, (usual,), why)
     reasons = _unseen(recording)
-    if not laid.agreed:
+    if not compared.agreed:
         reasons.append("the ranks' stretches show no common order, and the recorder did not number the collectives")
-    if laid.cut:
-        reasons.append(f"the stretch of {_ranks(laid.cut)} is too short to hold what the others did")
+    if compared.cut:
+        reasons.append(f"the stretch of {_ranks(compared.cut)} is too short to hold what the others did")
     return Diagnosis(
         "divergent" if found else ("unknown" if reasons else "conforming"),
         len(recording.ranks),
         recording.entries,
-        laid.matched,
+        compared.matched,
         found,
         None,
         accusations(culprits, Strength.CULPRIT, "unlike-the-majority"),
@@ -160,7 +160,7 @@ def _diagnose_windows(recording: Recording, words: Words) -> Diagnosis:
     )
 
 
-def _divergence(found: Conflict, words: Words) -> Divergence:
+def _divergence(found: Conflict, words: OperationNames) -> Divergence:
     op = found.op
     return _at(op, words, f"{words.short(op)} issued", found.observed, found.expected, found.why)
 
@@ -168,7 +168,7 @@ def _divergence(found: Conflict, words: Words) -> Divergence:
 # ── operations that nobody can finish ───────────────────────────────────────────────────────────────────
 
 
-def _stalled(e: Stuck, accused: Sequence[Accusation], words: Words) -> Divergence:
+def _stalled(e: Stuck, accused: Sequence[Accusation], words: OperationNames) -> Divergence:
     """Return where the first rank that is named stands, and what is due from it."""
     named = next((a for a in accused if a.rank in e.still.leaves), accused[0])
     rank, case = named.rank, named.case
@@ -190,7 +190,7 @@ def _stalled(e: Stuck, accused: Sequence[Accusation], words: Words) -> Divergenc
         return _at(head.op, words, f"in {words.short(head.op)}", words.short(head.op), (), why)
     head = _next_due(rank, owed, words.recording)
     due = words.due(head.op)
-    ended = "" if rank in e.still.heads else word(words.recording, rank)
+    ended = "" if rank in e.still.heads else ending_text(words.recording, rank)
     waiting = sorted({h.op.rank for h in owed})
     why = f"{HOW[case].format(rank)}{ended and f' ({ended})'}; {_ranks(waiting)} "
     why += f"{'wait' if len(waiting) > 1 else 'waits'} for it"
@@ -200,7 +200,7 @@ def _stalled(e: Stuck, accused: Sequence[Accusation], words: Words) -> Divergenc
     return _at(at, words, f"before {due}", "nothing", (due,), why, due)
 
 
-def _at_slip(odd: OutOfStep, words: Words) -> Divergence:
+def _at_slip(odd: OutOfStep, words: OperationNames) -> Divergence:
     what = "left one out before it" if odd.short else "did one more before it"
     why = f"rank{odd.op.rank} {what}: from here on it pairs with what the others issued for something else"
     here, there = (f"{words.short(odd.op)} at {words.recording.sites[s]}" for s in (odd.op.site, odd.site))
@@ -224,7 +224,7 @@ def _end(op: Op) -> int:
     return op.rank if op.peer >= 0 else -1
 
 
-def _crashed(rank: int, words: Words) -> Divergence:
+def _crashed(rank: int, words: OperationNames) -> Divergence:
     """Return the divergence of a rank that raised when nobody waited for it any more."""
     record = words.recording.ranks[rank]
     ops = ops_of(rank, record.ops, [len(record.ops) - 1] if len(record.ops) else [])
@@ -256,7 +256,7 @@ def _waiting(still: Standstill) -> Iterator[tuple[int, Head]]:
 
 
 def _at(
-    op: Op, words: Words, state: str, observed: str, expected: tuple[str, ...], why: str, place: str = ""
+    op: Op, words: OperationNames, state: str, observed: str, expected: tuple[str, ...], why: str, place: str = ""
 ) -> Divergence:
     place = place or words.short(op)
     line, phase, chunk = words.line(op), words.site(op), None
@@ -296,7 +296,7 @@ def _lost(recording: Recording) -> list[str]:
     return reasons
 
 
-def _open(recording: Recording, still: Standstill, words: Words) -> list[str]:
+def _open(recording: Recording, still: Standstill, words: OperationNames) -> list[str]:
     """Return what has not come to an end, though nobody can be said to be in the way of it."""
     reasons = []
     for key in dict.fromkeys((h.op.group, h.op.sequence, h.op.peer) for h in still.joint):

@@ -22,7 +22,7 @@ FROM_ROOT = ("broadcast", "scatter")
 """Kinds that nobody else can finish before the root has taken part."""
 
 
-def settled(recording: Recording) -> Recording:
+def with_torn_marked(recording: Recording) -> Recording:
     """Return the recording with the files marked as torn that end too early, by what its ranks say of each other."""
     opened = {rank for rank, record in recording.ranks.items() if record.ended is Ended.OPEN}
     torn = {rank for rank in opened if rank in _passed(recording, opened) | _received(recording, opened)}
@@ -85,7 +85,7 @@ def limits(recording: Recording) -> list[str]:
     return reasons
 
 
-def word(recording: Recording, rank: int) -> str:
+def ending_text(recording: Recording, rank: int) -> str:
     """Return what is known of how a rank ended, as half a sentence; empty where nothing is."""
     record = recording.ranks.get(rank)
     ended = Ended.UNSAID if record is None else record.ended

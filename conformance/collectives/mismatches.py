@@ -36,7 +36,7 @@ class Conflict(NamedTuple):
     why: str
 
 
-class Words:
+class OperationNames:
     """Names of what is found."""
 
     def __init__(self, recording: Recording) -> None:
@@ -94,7 +94,7 @@ class Words:
 # ── recordings that contradict themselves ───────────────────────────────────────────────────────────────
 
 
-def contradictions(aligned: Aligned, words: Words) -> Iterator[Conflict]:
+def contradictions(aligned: Aligned, words: OperationNames) -> Iterator[Conflict]:
     recording = aligned.recording
     capacity = 0 if recording.window else max((_held(r) for r in recording.ranks.values()), default=0)
     for rank, record in recording.ranks.items():
@@ -126,7 +126,7 @@ def _held(record: RankRecord) -> int:
     return int(record.ops["entry"][-1] - record.ops["entry"][0]) + 1 if len(record.ops) else 0
 
 
-def _out_of_order(rank: int, record: RankRecord, words: Words) -> Iterator[Conflict]:
+def _out_of_order(rank: int, record: RankRecord, words: OperationNames) -> Iterator[Conflict]:
     """Yield the conflict where a group's sequence numbers do not rise as a rank issues them."""
     ops = record.ops
     chosen = np.flatnonzero(ops["peer"] < 0)
@@ -138,7 +138,7 @@ def _out_of_order(rank: int, record: RankRecord, words: Words) -> Iterator[Confl
         yield Conflict(op, _itself(rank), words.short(op), (), "its sequence number is lower than the one before")
 
 
-def _holes(aligned: Aligned, words: Words) -> Iterator[Conflict]:
+def _holes(aligned: Aligned, words: OperationNames) -> Iterator[Conflict]:
     """Yield each rank that has what came before and after in the group, but not what its peers have in between."""
     recording = aligned.recording
     short = np.flatnonzero(aligned.counts < aligned.sizes)
@@ -177,7 +177,7 @@ def _within(span: tuple[int, int] | None, sequence: int) -> bool:
 # ── members that issued unlike ──────────────────────────────────────────────────────────────────────────
 
 
-def mismatches(aligned: Aligned, order: Order, words: Words) -> Iterator[Conflict]:
+def mismatches(aligned: Aligned, order: Order, words: OperationNames) -> Iterator[Conflict]:
     """Yield the first collective of each group that its members did not issue alike; what follows it is noise."""
     seen: set[int] = set()
     for number in np.flatnonzero(aligned.unequal | aligned.unbalanced).tolist():
@@ -187,7 +187,7 @@ def mismatches(aligned: Aligned, order: Order, words: Words) -> Iterator[Conflic
             yield _mismatch(aligned, number, order, words)
 
 
-def _mismatch(aligned: Aligned, number: int, order: Order, words: Words) -> Conflict:
+def _mismatch(aligned: Aligned, number: int, order: Order, words: OperationNames) -> Conflict:
     signatures, key, rows = aligned.recording.signatures, aligned.key(number), aligned.rows(number)
     shape = _wire if aligned.unequal[number] else _sizes
     given = {op.rank: shape(signatures[op.signature]) for op in rows}
@@ -247,7 +247,7 @@ def _siblings(
     return values.pop() if len(values) == 1 and values <= given else None
 
 
-def unpaired(pairs: Pairs, order: Order, words: Words) -> Iterator[Conflict]:
+def unpaired(pairs: Pairs, order: Order, words: OperationNames) -> Iterator[Conflict]:
     """Sends and receives that meet, but not in what they carry; and those that meet nobody, all having ended well."""
     recording = pairs.recording
     for send, receive, carried in pairs.unequal():

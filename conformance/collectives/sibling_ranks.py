@@ -28,7 +28,7 @@ from .queues import Queues
 UNNAMED = ("", "undefined")
 
 
-class Likeness:
+class SameProgram:
     """Says which ranks run the same program, by their places in groups."""
 
     def __init__(self, recording: Recording) -> None:
@@ -84,7 +84,7 @@ class Due(NamedTuple):
 class Order:
     """Answers the two questions, for one recording."""
 
-    def __init__(self, queues: Queues, likeness: Likeness) -> None:
+    def __init__(self, queues: Queues, likeness: SameProgram) -> None:
         self.queues, self.likeness = queues, likeness
         self.recording = queues.recording
 

@@ -20,7 +20,7 @@ from .alignment import Op, ops_of
 Order = tuple[tuple[object, ...], ...]
 
 
-class Odd(NamedTuple):
+class OutOfOrder(NamedTuple):
     """Names a rank that left the order of the others, with its operation there (or its last one) and theirs."""
 
     rank: int
@@ -30,10 +30,10 @@ class Odd(NamedTuple):
     usual: Signature | None
 
 
-class Laid(NamedTuple):
+class OrderComparison(NamedTuple):
     """Holds what laying the stretches side by side has shown."""
 
-    odd: tuple[Odd, ...]
+    odd: tuple[OutOfOrder, ...]
     cut: tuple[int, ...]
     """Ranks whose stretch is too short to hold all of what the others did."""
     agreed: bool
@@ -42,15 +42,15 @@ class Laid(NamedTuple):
     """Collectives that all ranks show alike."""
 
 
-def lay(recording: Recording) -> Laid:
+def compare_orders(recording: Recording) -> OrderComparison:
     """Hold each rank's order against that of the majority."""
     ops = {rank: ops_of(rank, record.ops, range(len(record.ops))) for rank, record in recording.ranks.items()}
     orders = {rank: tuple(_wire(op, recording) for op in own) for rank, own in ops.items()}
     usual, count = Counter(orders.values()).most_common(1)[0]
     if 2 * count <= recording.world or not usual:
-        return Laid((), (), False, 0)
+        return OrderComparison((), (), False, 0)
     agree = [ops[rank] for rank in sorted(orders) if orders[rank] == usual]
-    odd: list[Odd] = []
+    odd: list[OutOfOrder] = []
     cut: list[int] = []
     for rank in sorted(orders):
         if orders[rank] == usual:
@@ -59,14 +59,14 @@ def lay(recording: Recording) -> Laid:
             cut.append(rank)
         else:
             odd.append(_first(rank, ops[rank], agree[0], recording))
-    return Laid(tuple(odd), tuple(cut), True, len(usual) if count == recording.world and not odd else 0)
+    return OrderComparison(tuple(odd), tuple(cut), True, len(usual) if count == recording.world and not odd else 0)
 
 
 def _wire(op: Op, recording: Recording) -> tuple[object, ...]:
     return (op.group, *recording.signatures[op.signature].wire)
 
 
-def _first(rank: int, own: Sequence[Op], model: Sequence[Op], recording: Recording) -> Odd:
+def _first(rank: int, own: Sequence[Op], model: Sequence[Op], recording: Recording) -> OutOfOrder:
     """Return where the rank first differs.
 
     It is compared in every detail: exchanges differ in nothing else that must be equal.
@@ -76,7 +76,7 @@ def _first(rank: int, own: Sequence[Op], model: Sequence[Op], recording: Recordi
     here = mine[at] if at < len(mine) else None
     there = usual[at] if at < len(usual) else None
     op = own[min(at, len(own) - 1)] if own else model[at]._replace(rank=rank)
-    return Odd(rank, op, here, there)
+    return OutOfOrder(rank, op, here, there)
 
 
 def _cut(rank: int, order: Order, usual: Order, own: Sequence[Op], agree: Sequence[Sequence[Op]], record: Span) -> bool:
@@ -105,7 +105,7 @@ Span = tuple[int, int] | None
 
 def _odd_exchange(
     own: Sequence[Op], ops: Mapping[int, Sequence[Op]], orders: Mapping[int, Order], usual: Order, recording: Recording
-) -> list[Odd]:
+) -> list[OutOfOrder]:
     """Return a rank's first all-to-all that is unlike that of all other ranks, three at least.
 
     All-to-all may be uneven; but where all those put in alike, the exchange was even.
@@ -115,5 +115,5 @@ def _odd_exchange(
         signature = recording.signatures[op.signature]
         others = {recording.signatures[ops[rank][at].signature] for rank in like}
         if signature.kind == "all_to_all" and len(like) >= 3 and len(others) == 1 and signature not in others:
-            return [Odd(op.rank, op, signature, others.pop())]
+            return [OutOfOrder(op.rank, op, signature, others.pop())]
     return []

@@ -155,8 +155,8 @@ def _calls(picture: Picture) -> Iterator[Finding]:
         ranks, whole = ranks_of(members, picture)
         if len(set(ranks)) != len(ranks):
             continue
-        laid = _laid(ranks, members)
-        for finding in [] if laid is None else _first_unlike(laid, group, ranks, members, picture):
+        aligned = _align(ranks, members)
+        for finding in [] if aligned is None else _first_unlike(aligned, group, ranks, members, picture):
             if whole:
                 yield finding
             else:  # ranks of a smaller communicator are not the job's
@@ -183,7 +183,7 @@ def ranks_of(members: Sequence[Calls], picture: Picture) -> tuple[list[int], boo
     return list(range(len(members))), False
 
 
-class Laid(NamedTuple):
+class AlignedCalls(NamedTuple):
     """Holds the calls of all ranks in one communicator, one row each, by number, position at that number, and rank."""
 
     number: npt.NDArray[np.int64]
@@ -192,7 +192,7 @@ class Laid(NamedTuple):
     operation: npt.NDArray[np.int64]
 
 
-def _laid(ranks: Sequence[int], members: Sequence[Calls]) -> Laid | None:
+def _align(ranks: Sequence[int], members: Sequence[Calls]) -> AlignedCalls | None:
     """Return the ranks' calls side by side, those of one number by their order; None where the numbers tell nothing.
 
     From NCCL 2.27 on the number stands still within a host. Then the calls can be counted, if their beginning is there
@@ -214,24 +214,25 @@ def _laid(ranks: Sequence[int], members: Sequence[Calls]) -> Laid | None:
         parts.append((number, within, np.full(len(number), rank), operation))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = np.lexsort((columns[2], columns[1], columns[0]))
-    return Laid(*(column[order] for column in columns))
+    return AlignedCalls(*(column[order] for column in columns))
 
 
 def _first_unlike(
-    laid: Laid, group: GroupName, ranks: Sequence[int], members: Sequence[Calls], picture: Picture
+    aligned: AlignedCalls, group: GroupName, ranks: Sequence[int], members: Sequence[Calls], picture: Picture
 ) -> Iterator[Finding]:
-    new = np.ones(len(laid.number), dtype=bool)
-    new[1:] = (np.diff(laid.number) != 0) | (np.diff(laid.within) != 0)
+    new = np.ones(len(aligned.number), dtype=bool)
+    new[1:] = (np.diff(aligned.number) != 0) | (np.diff(aligned.within) != 0)
     starts = np.flatnonzero(new)
     if not len(starts):
         return
     ends = np.append(starts[1:], len(new))
-    unequal = np.minimum.reduceat(laid.operation, starts) != np.maximum.reduceat(laid.operation, starts)
+    unequal = np.minimum.reduceat(aligned.operation, starts) != np.maximum.reduceat(aligned.operation, starts)
     table = members[0].table
     for at in np.flatnonzero(unequal).tolist():
         rows = slice(starts[at], ends[at])
         votes = {
-            rank: table[op] for rank, op in zip(laid.rank[rows].tolist(), laid.operation[rows].tolist(), strict=True)
+            rank: table[op]
+            for rank, op in zip(aligned.rank[rows].tolist(), aligned.operation[rows].tolist(), strict=True)
         }
         classes = _classes(votes)
         if len(classes) < 2:
@@ -239,11 +240,11 @@ def _first_unlike(
         many = 2 * (ends - starts)[:at] >= len(ranks)
         if not bool((many & ~unequal[:at]).any()):
             return  # nothing shows that these numbers are the same on all ranks
-        number = int(laid.number[starts[at]])
+        number = int(aligned.number[starts[at]])
         where = f"opCount {number:x} of the communicator of {members[0].size} ranks"
         yield _finding(classes, votes, where, number, members[0].size, members[0].source, picture)
         return
-    last = {rank: int(laid.number[laid.rank == rank].max(initial=-1)) for rank in ranks}
+    last = {rank: int(aligned.number[aligned.rank == rank].max(initial=-1)) for rank in ranks}
     yield from _behind(last, members)
 
 

@@ -16,7 +16,7 @@ from ...traces.outcome import Difference
 from ..cases import Table
 from ..diagnosis import Divergence, Strength
 from .failure_modes import ACKS, accused_by_check, changed_weights, text_alone
-from .match_ranks import Matched, Odd, roots_of
+from .match_ranks import Matched, UnlikePart, roots_of
 from .replay_rank import RankReplay
 
 CULPRIT, SUSPECT = Strength.CULPRIT, Strength.SUSPECT
@@ -35,7 +35,7 @@ class Broken:
     @property
     def disputed(self) -> tuple[int, ...]:
         """Return the ranks whose doing it may be, where the parts of a collective do not fit."""
-        return self.divergence.accused if isinstance(self.divergence, Odd) else ()
+        return self.divergence.accused if isinstance(self.divergence, UnlikePart) else ()
 
     @property
     def world(self) -> int:
@@ -44,7 +44,7 @@ class Broken:
     @cached_property
     def named(self) -> tuple[int, ...]:
         """Return the ranks that a failed comparison names."""
-        return () if isinstance(self.divergence, Odd) else accused_by_check(self.divergence, self.world)
+        return () if isinstance(self.divergence, UnlikePart) else accused_by_check(self.divergence, self.world)
 
     @cached_property
     def changed(self) -> tuple[int, ...]:
@@ -54,7 +54,7 @@ class Broken:
     @cached_property
     def sender(self) -> tuple[int, ...]:
         """Return whose doing it can be that this rank rejects what it was given: the root's, or its own."""
-        if isinstance(self.divergence, Odd) or self.named or self.divergence.facts.transition not in REJECTED:
+        if isinstance(self.divergence, UnlikePart) or self.named or self.divergence.facts.transition not in REJECTED:
             return ()
         return _sender(self.ranks[self.divergence.rank], self.divergence.state, self.ranks)
 
@@ -141,7 +141,7 @@ def sender_or_receiver(e: Broken) -> Iterable[int]:
     needs="its trace and the table alone show it",
 )
 def left_its_table(e: Broken) -> Iterable[int]:
-    if isinstance(e.divergence, Odd) or (e.divergence.facts.transition in COMPARED and text_alone(e.divergence)):
+    if isinstance(e.divergence, UnlikePart) or (e.divergence.facts.transition in COMPARED and text_alone(e.divergence)):
         return ()  # a comparison of which only the text is known says nothing of the rank that made it
     return (e.divergence.rank,)
 

@@ -28,7 +28,7 @@ from ..diagnosis import (
 )
 from .blame import LOST, MISSED, WHOSE, Broken, Missed, differing_acks, told_of_acks
 from .failure_modes import failure_mode, text_alone
-from .match_ranks import Matched, Odd, Unfinished, clock_of, match
+from .match_ranks import Matched, Unfinished, UnlikePart, clock_of, match
 from .rank_classes import RankClasses
 from .replay_rank import NOTHING, RankReplay, replay_rank
 
@@ -129,7 +129,7 @@ def _first(ranks: Mapping[int, RankReplay], matched: Matched) -> _First | None:
         accused = {id(d): WHOSE.first(Broken(d, ranks)) for d in broken}
         named = {key: {accusation.rank for accusation in found} for key, found in accused.items()}
         # a tie that something else has settled is told of the rank that is to blame
-        told = [d for d in broken if not (isinstance(d, Odd) and d.rank not in named[id(d)])]
+        told = [d for d in broken if not (isinstance(d, UnlikePart) and d.rank not in named[id(d)])]
         first = min(told or broken, key=lambda d: (d.clock, d.rank not in named[id(d)], d.rank))
         return _First(first, accused[id(first)])
     noticed = noticed or list(_stranded(ranks, matched))

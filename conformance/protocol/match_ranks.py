@@ -22,7 +22,7 @@ Facts = tuple[tuple[str, object], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Odd(Divergence):
+class UnlikePart(Divergence):
     """Holds a part in a collective that does not fit the others."""
 
     accused: tuple[int, ...] = ()
@@ -53,7 +53,7 @@ class Matched:
     """Collectives that every member issued alike and left."""
     incomplete: Key | None
     """One that is not such."""
-    odd: tuple[Odd, ...]
+    odd: tuple[UnlikePart, ...]
     unfinished: tuple[Unfinished, ...]
     torn: frozenset[int]
     """Ranks whose trace ends before what others completed with them: what they did last is not in it."""
@@ -70,7 +70,7 @@ def match(ranks: Mapping[int, RankReplay]) -> Matched:
         for meeting in replayed.meetings:
             meetings.setdefault((meeting.group, meeting.sequence), {})[rank] = meeting
     clocks, cyclic = _clocks(ranks, meetings)
-    found: list[Odd] = []
+    found: list[UnlikePart] = []
     complete = 0
     incomplete: Key | None = None
     unfinished = []
@@ -133,7 +133,7 @@ def _members(ranks: Mapping[int, RankReplay], group: str) -> Sequence[int]:
 # ── parts that do not fit ───────────────────────────────────────────────────────────────────────────────
 
 
-def _odd(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Iterator[Odd]:
+def _odd(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Iterator[UnlikePart]:
     """Yield the members that took part in another collective than the others, or were given something else."""
     for facts, name in ((_shape, "collective"), (_meaning, "part"), (_inside, "inside of the call")):
         values = {rank: facts(part) for rank, part in parts.items()}
@@ -146,7 +146,7 @@ def _odd(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Itera
 
 def _minority(
     ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting], known: Mapping[int, Facts], name: str
-) -> Iterator[Odd]:
+) -> Iterator[UnlikePart]:
     """Yield the members that differ from more than half; without such a majority, nothing tells who is right."""
     values = list(known.values())
     usual = max(values, key=lambda v: (values.count(v), -values.index(v)))
@@ -188,7 +188,7 @@ def _differs(value: Facts, usual: Facts) -> str:
     return "; ".join(told)
 
 
-def _delivered(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Iterator[Odd]:
+def _delivered(ranks: Mapping[int, RankReplay], parts: Mapping[int, Meeting]) -> Iterator[UnlikePart]:
     """Yield what is odd where members of a broadcast were given something else than its root says that it sent.
 
     Members that were given something else are odd one by one, unless all of them were given the same: then, if
@@ -236,18 +236,18 @@ def _ranks(ranks: Iterable[int]) -> str:
     return " and ".join(f"rank{r}" for r in ranks)
 
 
-def _at_entry(replayed: RankReplay, part: Meeting, why: str, accused: tuple[int, ...]) -> Odd:
+def _at_entry(replayed: RankReplay, part: Meeting, why: str, accused: tuple[int, ...]) -> UnlikePart:
     return _at(replayed, part, part.entered, part.entered_at, why, accused)
 
 
-def _at_exit(replayed: RankReplay, part: Meeting, why: str, accused: tuple[int, ...]) -> Odd:
+def _at_exit(replayed: RankReplay, part: Meeting, why: str, accused: tuple[int, ...]) -> UnlikePart:
     if part.exited is None or part.exited_at is None:
         return _at_entry(replayed, part, why, accused)
     return _at(replayed, part, part.exited, part.exited_at, why, accused)
 
 
-def _at(replayed: RankReplay, part: Meeting, event: Event, at: int, why: str, accused: tuple[int, ...]) -> Odd:
-    return Odd(
+def _at(replayed: RankReplay, part: Meeting, event: Event, at: int, why: str, accused: tuple[int, ...]) -> UnlikePart:
+    return UnlikePart(
         part.rank,
         replayed.trace.numbers[at],
         event.index,

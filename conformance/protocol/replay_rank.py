@@ -176,7 +176,7 @@ class _Rank:
             return f"it says that it sent {data}, and {entered[3]} is due"
         return self._arrive(at, row, event, data)
 
-    def word(self, at: int, event: Event) -> None:
+    def take_outcome(self, at: int, event: Event) -> None:
         """Take the rank's own word that something is wrong, beyond a gap, where its state is not known."""
         row = self.role.rows_by_key.get((event.state, event.transition))
         if self.failure is None and row is not None and row.by in (By.VIOLATION, By.FAULT):
@@ -311,7 +311,7 @@ def replay_rank(trace: Trace, protocol: Protocol) -> RankReplay:
             unknown = f"{line.count} events from {line.index} on were dropped"
             for later, event in enumerate(trace.lines[at:], at):
                 if isinstance(event, Event):
-                    rank.word(later, event)
+                    rank.take_outcome(later, event)
             break
         if isinstance(line, End):
             if why := rank.ends(at, line):

@@ -21,7 +21,7 @@ from genlock.conformance.collectives.blame import (
 from genlock.conformance.collectives.diagnose import diagnose
 from genlock.conformance.collectives.queues import Progress, Queues
 from genlock.conformance.collectives.send_recv import Pairs
-from genlock.conformance.collectives.sibling_ranks import Likeness, Order
+from genlock.conformance.collectives.sibling_ranks import Order, SameProgram
 from genlock.conformance.collectives.stall import Standstill
 from genlock.conformance.diagnosis import Strength
 from genlock.traces.collectives import OPS, Ended, Group, RankRecord, Recording, Signature, Status
@@ -63,7 +63,7 @@ def recording(
 
 
 def stuck(recorded: Recording) -> Stuck:
-    order = Order(Queues(recorded, Progress(recorded), Pairs(recorded)), Likeness(recorded))
+    order = Order(Queues(recorded, Progress(recorded), Pairs(recorded)), SameProgram(recorded))
     return Stuck(Standstill(recorded, order))
 
 

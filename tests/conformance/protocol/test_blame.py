@@ -12,7 +12,7 @@ import pytest
 from genlock.conformance.diagnosis import Divergence, Observation, Seen, Strength
 from genlock.conformance.protocol.blame import MISSED, WHOSE, Broken, Missed
 from genlock.conformance.protocol.diagnose import diagnose, protocol_of
-from genlock.conformance.protocol.match_ranks import Odd, match
+from genlock.conformance.protocol.match_ranks import UnlikePart, match
 from genlock.conformance.protocol.replay_rank import RankReplay, replay_rank
 from genlock.errors import Code, Difference
 from genlock.traces.format import End, Trace
@@ -47,9 +47,9 @@ def at(transition: str, *differences: Difference, code: Code = Code.PARITY, rank
     return Divergence(rank, 2, 0, 1, "ack", None, 1, "HEADER_CHECK", "seen", (), "some words", facts=facts)
 
 
-def odd(*accused: int, transition: str = "generate") -> Odd:
+def odd(*accused: int, transition: str = "generate") -> UnlikePart:
     facts = Observation(Seen.MOVE, transition, "enter")
-    return Odd(accused[0], 2, 0, 1, "ack", None, 1, "ACK", "seen", (), "", facts=facts, accused=accused)
+    return UnlikePart(accused[0], 2, 0, 1, "ack", None, 1, "ACK", "seen", (), "", facts=facts, accused=accused)
 
 
 def test_left_its_table() -> None:
