@@ -97,7 +97,7 @@ class Calls:
             return value
         return self._unknown_call(node, name, receiver, owner, arguments, keywords)
 
-    def _unknown_call(  # noqa: C901  # one branch for each kind of call
+    def _unknown_call(
         self,
         node: ast.Call,
         name: str,
@@ -116,14 +116,9 @@ class Calls:
             for argument in node.args[:1]:
                 self.bind(argument, Value(sharded=True))
             return Value(sharded=True)
-        if name == "set" or name == "frozenset":
-            return replace(differing(*arguments), unordered=bool(arguments))
-        if name in ("dict", "defaultdict", "OrderedDict", "Counter"):
-            return Value(dictionary=True)
-        if name == "sorted":
-            return replace(differing(*arguments), dictionary=any(value.dictionary for value in arguments))
-        if name in ("items", "keys", "values"):
-            return Value(sources=owner.sources, dictionary=True)
+        container = _container(name, owner, arguments)
+        if container is not None:
+            return container
         if name in ("append", "add", "extend", "update") and any(value.sources for value in arguments):
             text = receiver
             if text in self.names:
@@ -483,6 +478,19 @@ class Calls:
         return replace(names.rank_of(scope, f"the variable {name}", line), variable=True) if scope else NOTHING
 
 
+def _container(name: str, owner: Value, arguments: list[Value]) -> Value | None:
+    """Return the value of a call that makes a set or a dictionary, or goes through one; None for other calls."""
+    if name in ("set", "frozenset"):
+        return replace(differing(*arguments), unordered=bool(arguments))
+    if name in ("dict", "defaultdict", "OrderedDict", "Counter"):
+        return Value(dictionary=True)
+    if name == "sorted":
+        return replace(differing(*arguments), dictionary=any(value.dictionary for value in arguments))
+    if name in ("items", "keys", "values"):
+        return Value(sources=owner.sources, dictionary=True)
+    return None
+
+
 def names_in(target: ast.AST) -> set[str]:
     """Return the names that a target of an assignment binds."""
     return {part.id for part in ast.walk(target) if isinstance(part, ast.Name)}
@@ -519,8 +527,8 @@ def _as_called(summary: Summary, node: ast.expr, name: str, sure: Confidence) ->
     doubt = 0 if _unconditional(summary.steps) else 1  # for each condition on the way
 
     def called(issued: Collective) -> Collective:
-        far = len(issued.via) > (1 if issued.creates_group else _FAR)  # groups are made once, and kept
-        surely = 1 if far else max(1, issued.sure - doubt)
+        kept = issued.creates_group and (doubt or len(issued.via) > 1)  # groups are made once, and kept
+        surely = 1 if kept or len(issued.via) > _FAR else max(1, issued.sure - doubt)
         return replace(
             issued,
             line=node.lineno,

@@ -476,6 +476,11 @@ def test_a_collective_under_a_test_is_not_the_same(tmp_path: Path) -> None:
     assert rules(tmp_path, "def f(rank, flag):\n    if rank == 0 or flag:\n        dist.barrier()\n") == ["GL101"]
 
 
+def test_a_bar_hides_no_count(tmp_path: Path) -> None:
+    source = "from tqdm import tqdm\ndef f(rank, x):\n    for _ in tqdm(range(rank)):\n        dist.all_reduce(x)\n"
+    assert rules(tmp_path, source) == ["GL103"]
+
+
 def levels(folder: Path, source: str) -> list[Level]:
     return [finding.level for finding in linted(folder, program=source).findings]
 
