@@ -17,5 +17,5 @@ def folder(name: str) -> Path:
     """The folder of that name among the recordings; skips the test where it is absent."""
     path = DATA / name
     if not path.exists():
-        pytest.skip(f"{path} is absent: other people's recordings lie beside the checkout, or where {ENVIRONMENT} says")
+        pytest.skip(f"{name} is absent: other people's recordings lie beside the checkout, or where {ENVIRONMENT} says")
     return path

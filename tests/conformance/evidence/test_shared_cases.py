@@ -13,7 +13,7 @@ CASES = DATA.parent / "cases"
 def judged(name: str) -> Diagnosis:
     path = CASES / name
     if not path.exists():
-        pytest.skip(f"{path} is absent: other people's cases lie beside the checkout")
+        pytest.skip(f"{path.name} is absent: other people's cases lie beside the checkout")
     return replay([path]).diagnosis
 
 
