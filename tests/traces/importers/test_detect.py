@@ -223,7 +223,7 @@ FRAMES = {
     "examples/pytorch/train.py": ("/home/me/examples/pytorch/train.py", "train.py:40 (step)"),
     "a folder named torch": ("/home/me/torch/train.py", "train.py:40 (step)"),
     "accelerate": ("/env/lib/python3.11/site-packages/accelerate/accelerator.py", ""),
-    "a checkout of megatron": ("/work/Megatron-LM/megatron/core/pipeline_parallel/schedules.py", ""),
+    "a checkout of megatron": ("/src/Megatron-LM/megatron/core/pipeline_parallel/schedules.py", ""),
     "inductor's cache": ("/tmp/torchinductor_me/ry/cryynb2l.py", ""),
     "a pool of threads": ("/usr/lib/python3.11/concurrent/futures/thread.py", ""),
 }
