@@ -1,4 +1,4 @@
-"""What it costs to read a large log: 100 MB of 64 ranks that write into each other, in at most 10 s and 300 MB.
+"""Measures what reading a large log costs: 100 MB of 64 ranks that write into each other, in at most 10 s and 300 MB.
 
     python bench/logs.py                  # both kinds of log
     python bench/logs.py --mb 20          # smaller ones
@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 RANKS, STILL = 64, 37
 SECONDS, MEGABYTES = 10.0, 300.0
-"""What it may take, for 100 MB."""
+"""Bounds what it may take, for 100 MB."""
 
 
 def training(size: int) -> Iterator[str]:

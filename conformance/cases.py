@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 from .diagnosis import Accusation, Strength, accusations
 
 E = TypeVar("E")
-"""What a rule of a layer looks at."""
+"""Stands for the evidence that a rule of a layer looks at."""
 
 
 class Case(NamedTuple, Generic[E]):

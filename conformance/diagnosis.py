@@ -41,9 +41,9 @@ class Wanted(StrEnum):
     REST = "rest"
     """The part of a rank's recording that was lost, dropped, cut off or left out."""
     START_TIMES = "start_times"
-    """Whether a device had started an operation."""
+    """Tells if a device had started an operation."""
     ENDING = "ending"
-    """How a rank's process ended or where it stands: its log, its stack, its launcher's word."""
+    """Tells how a rank's process ended or where it stands: its log, its stack, its launcher's word."""
     LOG = "log"
     """A rank's log."""
     STACK = "stack"
@@ -53,7 +53,7 @@ class Wanted(StrEnum):
     RANK_NUMBERS = "rank_numbers"
     """The rank of each process."""
     WORLD_SIZE = "world_size"
-    """How many ranks the job has."""
+    """Tells the number of ranks of the job."""
     DETAIL_RUN = "detail_run"
     """A run with TORCH_DISTRIBUTED_DEBUG=DETAIL."""
     DEVICE_HEALTH = "device_health"
@@ -104,10 +104,10 @@ class Observation:
 
     seen: Seen = Seen.OTHER
     transition: str = ""
-    """Of a move; of an end, its cause."""
+    """Names the move; of an end, its cause."""
     edge: str = ""
     outcome: Outcome | None = None
-    """What the rank's own check found there."""
+    """Holds what the rank's own check found there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Diagnosis:
     divergence: Divergence | None
     failure_mode: str | None
     accused: tuple[Accusation, ...]
-    """Whom it names, by rank."""
+    """Names the ranks, how surely and by which case."""
     reasons: tuple[str, ...]
     """Why the verdict is `unknown`, or what limits it."""
     waits: Sequence[WaitingRank]
@@ -174,11 +174,11 @@ class Diagnosis:
     witnessed: Mapping[str, frozenset[tuple[str, str]]]
     """Role name to the (state, event) pairs that the traces have shown."""
     missing: tuple[MissingEvidence, ...] = ()
-    """What would tell more than the evidence does."""
+    """Lists the evidence that would tell more."""
     standing: Sequence[Standing] = ()
-    """Of a run that left its model: where each rank ended."""
+    """Says where each rank ended, for a run that left its model."""
     lifted: str = ""
-    """Of a recording that knows no protocol: the one that its collectives follow, and how many chunks of it."""
+    """Names the protocol that a recording's collectives follow, and how many chunks of it."""
 
     @property
     def culprits(self) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from .wait_graph import WaitGraph, named
 STATUS = {"conforming": Exit.OK, "divergent": Exit.VIOLATED, "unknown": Exit.UNKNOWN}
 """Exit status of a replay, by verdict."""
 SHOWN = 8
-"""Of many waiting ranks, the text names so many."""
+"""The text names so many of the waiting ranks."""
 
 
 def as_json(diagnosis: Diagnosis) -> dict[str, Any]:

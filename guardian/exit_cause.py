@@ -11,7 +11,7 @@ USAGE, CONTRACT, PEER_VIOLATED, PEER_DIED, DEADLINE, PARITY = 2, 10, 11, 12, 13,
 OWN_WORD = {CONTRACT: "contract", PARITY: "parity", DEADLINE: "deadline"}
 """Statuses by which a rank says itself that it is to blame, and of what."""
 WEIGHT = {"died": 0, "deadline": 0, COLLECTIVE: 0, "parity": 0, "contract": 1, "guardian": 1, "launcher": 2, "exit": 2}
-"""Of several failures at once the lightest is the cause, and the others are its consequences."""
+"""The lightest of several failures at once is the cause, and the others are its consequences."""
 LAST = 3
 
 

@@ -28,7 +28,7 @@ has that of `steady`. `collective`: ranks wait for each other alone. `meet`: ran
 `guardian`: a guardian is silent.
 """
 PORTS = 8
-"""How many ports after MASTER_PORT are tried."""
+"""So many ports after MASTER_PORT are tried."""
 LOOPBACK = "127.0.0.1"
 FLAGS = ("--deadline", "--meet", "--interface", "--out")
 

@@ -40,7 +40,7 @@ from .rank.devices import gpus, sharing
 from .rank.parent_death import die_with_parent
 
 READY, ENTER, END = "ready", "enter", "end"
-"""What a rank tells besides results."""
+"""Names what a rank tells besides results."""
 SPREAD = 0.3
 """Seconds for which a rank that dies inside a collective lets its contribution spread. Any length will do."""
 

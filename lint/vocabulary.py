@@ -119,7 +119,7 @@ STAGE = re.compile(
 MEMBER = re.compile(r"^is_rank_in_(?P<group>\w+?)(_group)?$|^is_in_(?P<group2>\w+?)_group$")
 PROGRESS_BAR = re.compile(r"progress|pbar|tqdm", re.IGNORECASE)
 SHOWN = words("is_enabled is_disabled disable disabled")
-"""Of a progress bar, which one rank alone shows."""
+"""Names of a progress bar, which one rank alone shows."""
 RANK_VARIABLES = {
     "RANK": "world",
     "LOCAL_RANK": "local",

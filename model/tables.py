@@ -362,7 +362,7 @@ class Protocol:
     keeps: bool = False
     """Says whether a rank that has ended keeps its variables. They change no verdict, and cost states."""
     ranks: int | None = None
-    """How many ranks it is about, where that is not free to choose."""
+    """Fixes the number of ranks, where that is not free to choose."""
     streams: tuple[str, ...] = ()
     """The groups whose collectives run on a device stream where the transport has one."""
     former_digests: tuple[str, ...] = ()

@@ -74,11 +74,11 @@ class Aligned:
         self.starts = np.flatnonzero(new)
         """Where each collective's rows begin."""
         self.group, self.sequence = group[self.starts], sequence[self.starts]
-        """Of each collective."""
+        """Holds a value for each collective."""
         self.counts = np.diff(np.append(self.starts, len(order)))
         sizes = np.array([len(g.members) for g in recording.groups], dtype=np.int64)
         self.sizes = sizes[self.group]
-        """How many members each collective's group has."""
+        """Counts the members of each collective's group."""
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -25,9 +25,9 @@ from .stall import Head, Standstill
 
 CULPRIT, SUSPECT = Strength.CULPRIT, Strength.SUSPECT
 HABIT = 8
-"""How often a stretch must have come before, to tell what comes after it: the first steps are nobody's habit."""
+"""A stretch must have come so often before it tells what comes after it: the first steps are nobody's habit."""
 Value = tuple[object, ...]
-"""What all who take part must agree on."""
+"""Names the fields that all who take part must agree on."""
 
 
 # ── members that issued unlike ──────────────────────────────────────────────────────────────────────────
@@ -40,7 +40,7 @@ class Unlike:
     given: Mapping[int, Value]
     """Rank to what it issued."""
     size: int
-    """How many take part, recorded or not."""
+    """Counts those who take part, recorded or not."""
     siblings: Callable[[], Value | None]
     """Asks what sibling groups issued at that place, where they agree and somebody here did likewise."""
     past: Callable[[], Sequence[Value]]
@@ -240,7 +240,7 @@ class Stuck:
 
 
 SAME = ("group", "signature", "site", "peer", "tag")
-"""What makes two operations of a rank the same."""
+"""Names the fields that make two operations of a rank the same."""
 
 STUCK: Table[Stuck] = Table("Nobody can finish an operation")
 

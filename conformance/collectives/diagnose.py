@@ -244,7 +244,7 @@ HOW = {
     "circle": CIRCLE,
     "one-too-many-or-one-too-few": "rank{} never issued it, or those who wait did one too many",
 }
-"""What is said of a rank, by the case that names it."""
+"""Says of a rank, by the case that names it, what it did."""
 
 
 def _waiting(still: Standstill) -> Iterator[tuple[int, Head]]:

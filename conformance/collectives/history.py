@@ -44,7 +44,7 @@ class Break(NamedTuple):
 
     at: int
     usual: int
-    """What had come there last time."""
+    """Holds the operation that came there last time."""
 
 
 def first_break(done: Sequence[T]) -> Break | None:

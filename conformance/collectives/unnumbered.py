@@ -37,7 +37,7 @@ class OrderComparison(NamedTuple):
     cut: tuple[int, ...]
     """Ranks whose stretch is too short to hold all of what the others did."""
     agreed: bool
-    """Whether more than half of the job's ranks show one order."""
+    """True where more than half of the job's ranks show one order."""
     matched: int
     """Collectives that all ranks show alike."""
 

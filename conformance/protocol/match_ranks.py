@@ -18,7 +18,7 @@ from .replay_rank import Meeting, RankReplay
 Key = tuple[str, int]
 """Group name and sequence number: what identifies a collective across ranks."""
 Facts = tuple[tuple[str, object], ...]
-"""What must be equal on all members, as (name, value)."""
+"""Holds what must be equal on all members, as (name, value)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Matched:
     clocks: Mapping[int, Sequence[int]]
     """Rank to the Lamport time of each of its lines."""
     cyclic: bool
-    """Whether happens-before has a cycle: the files cannot be of one run."""
+    """True where happens-before has a cycle: the files cannot be of one run."""
 
 
 def match(ranks: Mapping[int, RankReplay]) -> Matched:

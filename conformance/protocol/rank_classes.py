@@ -21,7 +21,7 @@ from ..diagnosis import Accusation, Standing, WaitingRank, accusations
 T = TypeVar("T")
 
 KEPT = 3
-"""Of each kind at least, so that what is said of one of several is told apart from what is said of all."""
+"""Replays so many of each kind at least, so that one of several is told apart from all of them."""
 
 
 class RankClasses:

@@ -129,7 +129,7 @@ def two_phase_commit(managers: int = 3) -> Protocol:
 
 
 def transaction_commit(managers: int = 3) -> Protocol:
-    """What two-phase commit refines: resource managers alone."""
+    """Builds what two-phase commit refines: resource managers alone."""
 
     def after(v: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         for r in range(managers):

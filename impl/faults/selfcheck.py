@@ -272,7 +272,7 @@ def _of_preflight() -> Iterator[Probe]:
 
 
 OTHER_CODES = {"unreadable": Code.EXCEPTION, "dtype_off_map": Code.MESSAGE}
-"""Of probes that no rule of the schema refuses."""
+"""Names the probes that no rule of the schema refuses."""
 
 
 def _refusal(names: str, given: Callable[[], Mapping[str, Any]], step: int, code: Code) -> Callable[[], str]:

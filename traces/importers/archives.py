@@ -27,7 +27,7 @@ MAX_UNPACKED = 8 << 30
 MAX_DEPTH = 4
 HEAD = 4096
 OWN_HEAD = b'{"kind":"header",'
-"""How a trace begins that Genlock wrote."""
+"""Begins every trace that Genlock wrote."""
 GZIP, ZIP, TAR, TAR_AT = b"\x1f\x8b", b"PK\x03\x04", b"ustar", 257
 
 

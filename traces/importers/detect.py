@@ -313,7 +313,7 @@ def _unknown(path: Path) -> UnreadableInput:
 
 
 SERVED = b"=== Rank "
-"""How torch's debug server begins what it has of each rank."""
+"""Begins each rank's part of what torch's debug server gives."""
 
 
 def _served(path: Path, data: bytes) -> list[tuple[int, object]]:

@@ -185,7 +185,7 @@ class _Reader:
         self.gloo = False
         self.batched = False
         self.endless = False
-        """Whether a send or receive was left out whose other end nobody knows."""
+        """True where a send or receive was left out because its other end is not known."""
         self._groups: dict[tuple[str, str], int] = {}
         self._ids: dict[int, int] = {}
         self._closing: dict[int, tuple[str, int]] = {}

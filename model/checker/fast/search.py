@@ -85,7 +85,7 @@ class PackedGraph:
     """The states, [number, word] of uint64; what lies where says `space.layout`."""
     parents: Array
     degrees: Array
-    """How many edges leave each state that was expanded."""
+    """Counts the edges that leave each state that was expanded."""
     targets: Array
     labels: Array
     """Per edge: rank << 3 | ORDINARY | ADVANCES | DETECTS."""
@@ -97,7 +97,7 @@ class PackedGraph:
     stopped: str | None
     """Why the search did not come to its end."""
     seconds: float
-    """How long it took, without the loading of the inner loop."""
+    """Counts the seconds of the search, without the loading of the inner loop."""
 
     @property
     def transitions(self) -> int:

@@ -112,7 +112,7 @@ class Space:
         self._rows: list[Taken | None] = []
         """Per option the row that it takes."""
         self._written = [0, 0, 0]
-        """How many columns of either role, and options, are in their arrays."""
+        """Counts the columns of either role, and the options, that are in their arrays."""
         self._contributions = np.zeros((64, 8), np.int32)
         self._known_contributions = 1
         self.most_options = 0
