@@ -56,11 +56,15 @@ def collect(pids: list[str] | None, out: Path, apart: float, seconds: float, sta
 
 def as_text(done: Collected) -> str:
     """Return what was collected, what was not, and what comes next, for people."""
-    lines = [f"{done.path}: {len(done.ranks)} ranks, in {done.seconds:.1f} s" + (", interrupted" * done.interrupted)]
+    many = "s" * (len(done.ranks) > 1)
+    lines = [f"{done.path}: {len(done.ranks)} rank{many}, in {done.seconds:.1f} s" + ", interrupted" * done.interrupted]
+    had: dict[str, list[str]] = {}
     for one in done.ranks:
-        had = [name for name, there in _parts(one) if there]
-        lines.append(f"  {one.rank.name}: {', '.join(had) or 'nothing'}")
-        lines += [f"    {missing}" for missing in one.missing()]
+        parts = ", ".join(name for name, there in _parts(one) if there) or "nothing"
+        had.setdefault(parts, []).append(one.rank.name)
+        for missing in one.missing():
+            had.setdefault(missing, []).append(one.rank.name)
+    lines += [f"  {_all(names, done)}: {what}" for what, names in had.items()]
     lines += [f"  {missing}" for missing in done.general]
     moving = [one.rank.name for one in done.ranks if one.moved]
     if moving:
@@ -69,9 +73,18 @@ def as_text(done: Collected) -> str:
     lines += [f"which process is which rank is taken from {by}: `--pid PID=RANK` makes it certain" for by in guessed]
     if done.advice:
         lines += ["before the next run:", *(f"  {advice}" for advice in done.advice)]
-    return "\n".join(
-        [*lines, f"next: genlock replay {done.path}   (with the archives of the other nodes, if there are)"]
-    )
+    worlds = {one.rank.world for one in done.ranks if one.rank.world}
+    if len(worlds) == 1 and (world := worlds.pop()) > len(done.ranks):
+        lines.append(
+            f"{len(done.ranks)} of {world} ranks are here: collect on the other nodes, and replay all archives"
+        )
+    return "\n".join([*lines, f"next: genlock replay {done.path}"])
+
+
+def _all(names: list[str], done: Collected) -> str:
+    if len(names) == len(done.ranks) > 1:
+        return "all ranks"
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _parts(one: OfRank) -> tuple[tuple[str, bool], ...]:

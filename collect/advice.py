@@ -17,7 +17,7 @@ NEXT_TIME = {
         "stacks without py-spy: `faulthandler.register(signal.SIGUSR1)` in the program, its stderr in a file, and"
         " `genlock collect --stack-signal SIGUSR1`"
     ),
-    "log": "logs: a file a rank, as by `torchrun --redirects 3 --log-dir logs`; or name yours beside the archive in `replay`",
+    "log": "logs: a file a rank (`torchrun --redirects 3 --log-dir logs`); or replay yours beside the archive",
     "ras": "NCCL: RAS is there from 2.24 on, unless NCCL_RAS_ENABLE=0",
     "rank": "ranks: name each process, `--pid PID=RANK`",
 }

@@ -148,8 +148,10 @@ class Runner:
         return _Running(at, step, pid, read, time.monotonic() + min(step.seconds, self.left))
 
     def _attend(self, running: list[_Running], outcomes: dict[int, Outcome]) -> None:
-        with contextlib.suppress(OSError):
-            select.select([one.pipe for one in running], [], [], TICK)
+        answers = select.poll()
+        for one in running:
+            answers.register(one.pipe, select.POLLIN)
+        answers.poll(TICK * 1000)
         for one in list(running):
             one.read()
             if one.ended():

@@ -64,6 +64,14 @@ class OfRank:
         return len(self.records) > 1 and "" not in positions and len(positions) > 1
 
     @property
+    def still(self) -> bool:
+        """Return True if it is certain that it issued nothing between the looks."""
+        positions = {one.found.get("position", "") for one in self.records}
+        switches = {one.found.get("switches", "") for one in self.stacks}
+        slept = len(self.stacks) > 1 and "" not in switches and len(switches) == 1
+        return not self.moved and (slept or (len(self.records) > 1 and "" not in positions))
+
+    @property
     def shown(self) -> bool:
         """Return True if something says where it stands."""
         return any(one.files for one in (*self.stacks, *self.records)) or self.stopped
@@ -118,6 +126,8 @@ def collect(
             for one in found:
                 tell(redactor.name(describe(one.rank)))
             asked = _look(found, runner, staging, apart, asked_by, tell)
+            if {one.rank.world for one in found} == {len(found)}:
+                general.clear()  # nobody is missing here
             general += list(dict.fromkeys(one.missing for one in asked if one.missing))
             advice = list(_advice(found, asked))
             looked = time.monotonic()
@@ -242,6 +252,7 @@ def _of_rank(one: OfRank) -> dict[str, Any]:
         "states": one.states,
         "stopped": one.stopped,
         "moved": one.moved,
+        "still": one.still,
         "files": [file for outcome in (*one.stacks, *one.records, one.logs) for file in outcome.files],
         "missing": list(one.missing()),
         "environment": environment_shown(rank.seen),

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import stat
+import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -45,10 +46,8 @@ class Process:
         """Raises OSError where there is none, or it may not be looked at."""
         self.pid = pid
         self._folder = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def close(self) -> None:
-        """Let go of the process."""
-        os.close(self._folder)
+        self.close = weakref.finalize(self, os.close, self._folder)
+        """Lets go of the process; so does whoever forgets it."""
 
     def read(self, name: str, limit: int = LIMIT) -> bytes:
         """Return a file of its folder in /proc, at most `limit` bytes. Raises OSError."""
@@ -109,6 +108,15 @@ class Process:
             return self.state not in "ZX"
         except OSError:
             return False
+
+    def switches(self) -> str:
+        """Return how often its main thread was taken off a processor: alike twice, it never ran in between.
+
+        Empty while it runs. Raises OSError.
+        """
+        text = self.read(f"task/{self.pid}/status").decode(errors="replace")
+        counts = [line.split()[-1] for line in text.splitlines() if "ctxt_switches" in line]
+        return "" if re.search(r"^State:\s*R", text, re.MULTILINE) else " ".join(counts)
 
     def status(self, name: str) -> str:
         """Return a field of `status`; empty where it has none. Raises OSError."""

@@ -205,11 +205,12 @@ def find(runner: Runner, named: Mapping[int, int | None]) -> tuple[list[Rank], l
     for pid in named:
         if pid not in seen:
             raise UsageError(f"there is no process {pid} that can be looked at", where="--pid", do="`ps` has them")
+    everyone = seen
     if named:
         seen = {pid: one for pid, one in seen.items() if set(named) & {pid, *_line(seen, pid)}}
     found: list[Choice] = [(seen[pid], number, _world(seen[pid]), "--pid", True) for pid, number in numbered.items()]
     rest = {pid: one for pid, one in seen.items() if not set(numbered) & {pid, *_line(seen, pid)}}
-    found += _choose(rest)
+    found += _choose(rest, everyone)
     if not found:
         found = [(seen[pid], None, None, "", False) for pid in named]
     if not found and runner.interrupted:
@@ -236,9 +237,12 @@ def _world(one: Seen) -> int | None:
     return next((found[1] for names in VARIABLES if (found := one.number(names)) is not None), None)
 
 
-def _choose(seen: Mapping[int, Seen]) -> list[Choice]:
-    """Return the ranks among processes, by the surest sign that any of them has."""
-    recorded = {pid: (one.trace, None) for pid, one in seen.items() if one.trace is not None}
+def _choose(seen: Mapping[int, Seen], everyone: Mapping[int, Seen]) -> list[Choice]:
+    """Return the ranks among processes, by the surest sign that any of them has.
+
+    `everyone` has their parents and siblings too.
+    """
+    recorded = {pid: (one.trace, _world(one)) for pid, one in seen.items() if one.trace is not None}
     if recorded:
         return _topmost(seen, recorded, "its trace")
     for names in VARIABLES:
@@ -255,7 +259,7 @@ def _choose(seen: Mapping[int, Seen]) -> list[Choice]:
             (one, one.axes.get("PP", 0) * width + one.axes.get("TP", 0), None, "its title", False)
             for one in workers.values()
         ]
-    return list(_started(seen))
+    return [choice for choice in _started(everyone) if choice[0].pid in seen]
 
 
 def _topmost(seen: Mapping[int, Seen], numbers: Mapping[int, tuple[int, int | None]], by: str) -> list[Choice]:

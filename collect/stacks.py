@@ -1,8 +1,8 @@
 """Asks a rank for its stacks, in ways that cannot end or stop it.
 
 py-spy reads the memory of the process without pausing it: whoever pauses a process and is ended meanwhile leaves it
-stopped. A signal is sent only where faulthandler is known to answer it, and the process handles that signal: the default
-of most is to end the process. Left out: native frames, for which py-spy would have to pause it.
+stopped. A signal is sent only where faulthandler is known to answer it, and the process handles that signal: the
+default of most is to end the process. Left out: native frames, for which py-spy would have to pause it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,17 @@ def py_spy() -> str | None:
 
 
 def stacks(rank: Rank, look: int, staging: Staging, asked_by: signal.Signals | None) -> Outcome:
-    """Write the stacks of a rank at one look, in the first of the ways that works."""
+    """Write the stacks of a rank at one look, in the first of the ways that works.
+
+    `switches` is read outside of both: alike twice, the main thread stood in both stacks all the time.
+    """
+    before = rank.process.switches()
+    outcome = _stacks(rank, look, staging, asked_by)
+    outcome.found["switches"] = before if look == 1 else rank.process.switches()
+    return outcome
+
+
+def _stacks(rank: Rank, look: int, staging: Staging, asked_by: signal.Signals | None) -> Outcome:
     whys: list[str] = []
     advice: list[str] = []
     for way in (_py_spy, _guarded, _asked, _served):

@@ -321,6 +321,8 @@ class Collected(NamedTuple):
     """True if a signal had stopped it both times."""
     moved: bool
     """True if it issued operations in between."""
+    still: bool
+    """True if it is certain that it issued none."""
     torch: str = ""
     """Version of its torch; empty where it is not known."""
 

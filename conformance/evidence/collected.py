@@ -9,7 +9,7 @@ Left out: where the ranks stood (`arrivals.stacks`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from ...traces.evidence import Collected, Evidence
@@ -31,7 +31,7 @@ def stopped(picture: Picture) -> Iterator[Finding]:
     were = verb(ranks, "was", "were")
     why = f"{ranks_text(ranks)} {were} stopped by a signal at both looks (`kill -CONT` lets it go on)"
     why += f", while {ranks_text(waiting)} {verb(waiting, 'waits', 'wait')}" if waiting else ""
-    sure = len(ranks) == 1 and bool(waiting) and len(waiting) == len(others) and picture.world_stated
+    sure = len(ranks) == 1 and bool(waiting) and len(waiting) == len(others)
     left = tuple(sorted({*ranks, *picture.absent()}))
     unseen = tuple(rank for rank in others if rank not in waiting)
     yield Finding(
@@ -47,17 +47,28 @@ def stopped(picture: Picture) -> Iterator[Finding]:
     )
 
 
-def beside_stopped(found: list[Finding], picture: Picture) -> list[Finding]:
-    """Return findings, of which those that rest on stacks alone blame nobody where another rank is stopped."""
-    ranks = {fact.rank for fact in picture.evidence.of(Collected) if fact.stopped}
-    if not ranks:
-        return found
-    return [
-        replace(finding, culprits=(), suspects=tuple(sorted({*finding.culprits, *ranks})))
-        if finding.kind is Kind.STACKS and not set(finding.culprits) <= ranks
-        else finding
-        for finding in found
-    ]
+def beside_looks(found: list[Finding], picture: Picture) -> list[Finding]:
+    """Return findings, of which those that rest on stacks alone blame nobody where the looks leave another way.
+
+    That is a rank that is stopped, or one that waits and may have gone on in between: two stacks are alike, too, where
+    it waits for a slow one once more.
+    """
+    looks = {fact.rank: fact for fact in picture.evidence.of(Collected)}
+    halted = {rank for rank, fact in looks.items() if fact.stopped}
+    return [_beside(finding, looks, halted) if finding.kind is Kind.STACKS else finding for finding in found]
+
+
+def _beside(finding: Finding, looks: Mapping[int, Collected], halted: set[int]) -> Finding:
+    culprits = set(finding.culprits)
+    if not culprits:
+        return finding
+    if not halted <= culprits:
+        return replace(finding, culprits=(), suspects=tuple(sorted(culprits | halted)))
+    unsure = tuple(rank for rank, fact in sorted(looks.items()) if rank not in culprits and not fact.still)
+    if not unsure:
+        return finding
+    why = f"{finding.why}; nothing shows that {ranks_text(unsure)} did not go on in between, and wait anew"
+    return replace(finding, culprits=(), suspects=finding.culprits, why=why)
 
 
 def tempered(diagnosis: Diagnosis, evidence: Evidence) -> Diagnosis:

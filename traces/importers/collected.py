@@ -58,6 +58,7 @@ def _rank(source: Source, given: Mapping[str, Any]) -> Collected | None:
         str(given.get("known_by", ""))[:200] if given.get("certain") is not True else "",
         given.get("stopped") is True,
         given.get("moved") is True,
+        given.get("still") is True,
         str(torch)[:20] if isinstance(torch, str) else "",
     )
 
