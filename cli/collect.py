@@ -29,7 +29,8 @@ Out = Annotated[
     ),
 ]
 Apart = Annotated[
-    float, typer.Option("--apart", min=0.0, metavar="SECONDS", help="Time between the two looks at each rank.")
+    float,
+    typer.Option("--apart", min=2.0, metavar="SECONDS", help="Time between two looks: longer than a step of the job."),
 ]
 Within = Annotated[float, typer.Option("--timeout", min=2.0, metavar="SECONDS", help="Pack what there is by then.")]
 StackSignal = Annotated[

@@ -23,21 +23,26 @@ LISTENS = "0A"
 
 
 def ask(ranks: list[Rank], look: int, staging: Staging) -> Outcome:
-    """Ask once, and keep the answers in both forms; JSON is known from NCCL 2.28.7 on."""
+    """Ask once, and keep the answers in both forms; JSON is known from NCCL 2.28.7 on.
+
+    Beside JSON the text is for people, and quoted: read as well, it would pass for the answer to another question.
+    """
     if not any(rank.seen.nccl for rank in ranks):
         return Outcome()
     address = _address(ranks)
     if address is None:
         return Outcome(missing="no RAS: no rank here listens on its port", advice=["ras"])
-    files: list[str] = []
+    answers: dict[str, bytes] = {}
     whys: list[str] = []
-    for form in ("text", "json"):
+    for form in ("json", "text"):
         try:
-            answer = _answer(address, form)
+            answers[form] = _answer(address, form)
         except (OSError, UnreadableInput) as error:
             whys.append(f"{form}: {error.what if isinstance(error, UnreadableInput) else error.strerror or error}")
-            continue
-        files.append(staging.write(f"ras{look}.{'json' if form == 'json' else 'txt'}", answer))
+    if "json" in answers and "text" in answers:
+        answers["text"] = b"".join(b"| " + line for line in answers["text"].splitlines(keepends=True))
+    suffixes = {"json": "json", "text": "txt"}
+    files = [staging.write(f"ras{look}.{suffixes[form]}", answer) for form, answer in answers.items()]
     return Outcome(files, missing="" if files else f"no RAS: {'; '.join(whys)}")
 
 

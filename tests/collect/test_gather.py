@@ -21,6 +21,7 @@ from genlock.collect import stacks
 from genlock.collect.gather import Collected, collect
 from genlock.collect.logs import TAIL
 from genlock.collect.process import Process
+from genlock.conformance.replay import replay
 from genlock.errors import UsageError
 
 Popen = subprocess.Popen[bytes]
@@ -226,6 +227,37 @@ def test_ras_is_asked_where_a_rank_listens(ranks: BareRanks, tmp_path: Path) -> 
     _, files = collected(tmp_path, one)
     assert [name for name in files if name.startswith("ras")] == ["ras1.json", "ras1.txt", "ras2.json", "ras2.txt"]
     assert json.loads(files["ras2.json"])["communicators"][0]["size"] == 3
+    assert b"| #0-0 (0abc) MISMATCH" in files["ras1.txt"], "quoted, so that nobody takes it for another answer"
+    found = replay([tmp_path / "out.zip"]).diagnosis
+    assert (found.verdict, found.culprits) == ("divergent", (1,))
+
+
+def torch_at(folder: Path) -> str:
+    """A file by which a process seems to have loaded torch 2.6."""
+    library = folder / "torch" / "lib" / "libtorch_cpu.so"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"x")
+    (folder / "torch" / "version.py").write_text("__version__ = '2.6.0+cu124'\n")
+    return str(library)
+
+
+def test_of_a_recorded_rank_the_trace_is_taken_up_to_its_last_line(ranks: BareRanks, tmp_path: Path) -> None:
+    trace, beside = tmp_path / "rank5.trace.jsonl", tmp_path / "rank5.stacks"
+    trace.write_bytes(b'{"kind":"header"}\n{"kind":"event"}\n{"kind":"ev')
+    beside.write_bytes(b"kept by the recorder\n")
+    one = ranks.start("loaded", torch_at(tmp_path), "holds", str(trace), RANK="0")
+    done, files = collected(tmp_path, one)
+    assert [rank.rank.name for rank in done.ranks] == ["rank5"], "what it writes says more than what it was told"
+    assert files["rank5.trace.jsonl"] == b'{"kind":"header"}\n{"kind":"event"}\n'
+    assert files["rank5.stacks"] == b"kept by the recorder\n"
+    assert done.ranks[0].still
+
+
+def test_advice_is_that_for_the_version_of_torch(ranks: BareRanks, tmp_path: Path) -> None:
+    one = ranks.start("loaded", torch_at(tmp_path), rank=0)
+    done, files = collected(tmp_path, one)
+    assert manifest(files)["ranks"][0]["torch"] == "2.6"
+    assert any("TORCH_NCCL_TRACE_BUFFER_SIZE=2000 TORCH_NCCL_DEBUG_INFO_PIPE_FILE" in line for line in done.advice)
 
 
 def test_a_port_of_somebody_elses_is_not_spoken_to(ranks: BareRanks, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from .logs.lines import Sink
 
 HEAD = b'"genlock_collect"'
 FORMAT = 1
-MAX_RANKS = 1 << 20
+MAX_NUMBER = 1 << 22
+"""Above every rank, and every process id."""
 
 
 def looks_like(head: bytes) -> bool:
@@ -64,4 +65,4 @@ def _rank(source: Source, given: Mapping[str, Any]) -> Collected | None:
 
 
 def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1 << 31 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_NUMBER else None

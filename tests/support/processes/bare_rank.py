@@ -27,6 +27,14 @@ from collections.abc import Iterator
 KEPT: list[object] = []
 COUNTS = {"nccl_version": "2.28.9", "communicators_count": 1}
 
+TEXT = """NCCL version 2.28.9 compiled with CUDA 12.9
+
+#0-0 (0abc) MISMATCH
+  Communicator ranks have different AllReduce operation counts
+  2 ranks have launched up to operation 7
+  Rank 1 has launched up to operation 6 -- GPU 0 managed by process 4001 on node 10.1.2.3
+"""
+
 
 def comm() -> dict[str, object]:
     ranks = [
@@ -49,10 +57,8 @@ class Ras(socketserver.StreamRequestHandler):
                 form = command.split()[-1] if command.startswith("SET") else form
                 self.wfile.write(b"OK\n")
             elif command == "VERBOSE STATUS":
-                answer = (
-                    json.dumps({**COUNTS, "communicators": [comm()]}, indent=1) if form == "json" else "NCCL version\n"
-                )
-                self.wfile.write(answer.encode())
+                whole = json.dumps({**COUNTS, "communicators": [comm()]}, indent=1)
+                self.wfile.write((whole if form == "json" else TEXT).encode())
                 return
 
 
