@@ -25,7 +25,7 @@ Pids = Annotated[
 Out = Annotated[
     Path,
     typer.Option(
-        "--out", metavar="PATH", help="Archive to write, or a folder for one of a new name.", show_default="."
+        "--out", metavar="PATH", help="Archive to write, a .zip; or a folder, for one of a new name.", show_default="."
     ),
 ]
 Apart = Annotated[

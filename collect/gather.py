@@ -109,7 +109,7 @@ def collect(
     asked_by: signal.Signals | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Collected:
-    """Collect what the ranks on this node show, into an archive: `out`, or a new one in that folder.
+    """Collect what the ranks on this node show, into an archive: `out`, a .zip, or a new one in that folder.
 
     `named` are processes, with their rank where that is known; without any, ranks are looked for. Raises UsageError
     where there are none, OSError where the archive cannot be written.
@@ -204,8 +204,9 @@ def _redactor(ranks: Sequence[Rank]) -> Redactor:
 
 
 def _path(out: Path, redactor: Redactor) -> Path:
-    if not out.is_dir():
+    if out.suffix == ".zip" and not out.is_dir():
         return out
+    out.mkdir(parents=True, exist_ok=True)
     return out / f"genlock-{redactor.host(platform.node())}-{time.strftime('%Y%m%d-%H%M%S')}.zip"
 
 

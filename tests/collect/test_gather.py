@@ -68,9 +68,9 @@ def test_ranks_are_found_by_their_environment_and_helpers_are_none(ranks: BareRa
 
 def test_ranks_are_named_where_nothing_tells_them(ranks: BareRanks, tmp_path: Path) -> None:
     one, two = ranks.start(), ranks.start()
-    done = collect({one.pid: 4, two.pid: 3}, tmp_path, apart=0)
+    done = collect({one.pid: 4, two.pid: 3}, tmp_path / "new", apart=0)
     assert [(one.rank.name, one.rank.process.pid) for one in done.ranks] == [("rank3", two.pid), ("rank4", one.pid)]
-    assert done.path.parent == tmp_path
+    assert done.path.parent == tmp_path / "new"
     assert stat.S_IMODE(done.path.stat().st_mode) == 0o600
 
 
