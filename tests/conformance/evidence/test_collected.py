@@ -124,3 +124,30 @@ def test_a_manifest_that_is_torn_anywhere_is_no_bug(tmp_path: Path) -> None:
         except GenlockError as error:
             verdicts.add(error.exit.name)
     assert verdicts <= {"USAGE", "unknown"}
+
+
+# ── the backward pass, in which Python's stack does not show who waits ──────────────────────────────────
+
+BACKWARD = [("_engine_run_backward", "/env/torch/autograd/graph.py"), ("backward", "/env/torch/autograd/__init__.py")]
+
+
+def placed(tmp_path: Path, *frames: Sequence[tuple[str, str]]) -> Diagnosis:
+    ranks = [about(n, world=len(frames)) for n in range(len(frames))]
+    return replay([archive(tmp_path / "out.zip", ranks, dict(enumerate(frames)))]).diagnosis
+
+
+def test_a_rank_that_loads_while_the_others_are_blocked_in_the_backward_pass_is_a_suspect(tmp_path: Path) -> None:
+    found = placed(tmp_path, BACKWARD, SLEEPS, BACKWARD, BACKWARD)
+    assert (found.verdict, found.suspects) == ("unknown", (1,))
+    assert "data.py:7" in found.reasons[0]
+
+
+def test_a_rank_blocked_in_the_backward_pass_is_no_culprit_by_its_stack(tmp_path: Path) -> None:
+    """It may wait there for an all-reduce of gradients, which the others never do: nothing tells who is right."""
+    found = placed(tmp_path, WAITS, BACKWARD, WAITS, WAITS)
+    assert (found.verdict, found.culprits, found.suspects) == ("unknown", (), (1,))
+
+
+def test_beside_it_a_rank_that_stands_elsewhere_is_a_suspect_only(tmp_path: Path) -> None:
+    found = placed(tmp_path, WAITS, BACKWARD, SLEEPS, WAITS, WAITS)
+    assert (found.verdict, found.suspects) == ("unknown", (1, 2))
