@@ -73,6 +73,7 @@ class Picture:
         self.complained = {f.rank for f in evidence.of(facts.Complained)}
         self.heard = {f.rank for f in evidence.of(facts.Heard)}
         self.stacks = self._stacks()
+        self.elsewhere = {f.rank for f in evidence.of(facts.Collected) if f.elsewhere}
         self._take()
         self.world, self.world_stated = self._world()
         self._complete_groups()
@@ -202,8 +203,11 @@ class Picture:
         return bool(self.waits.get(rank)) or rank in self.complained or self.at(rank) is At.WAITING
 
     def at(self, rank: int) -> At | None:
-        """Return where the rank's last stack is; None where there is none."""
-        return state_of(self.stacks[rank][-1]) if rank in self.stacks else None
+        """Return where the rank's last stack is, and what the kernel had it in; None where there is no stack."""
+        if rank not in self.stacks:
+            return None
+        state = state_of(self.stacks[rank][-1])
+        return At.ELSEWHERE if state is At.UNSURE and rank in self.elsewhere else state
 
     def quiet(self, rank: int) -> bool:
         """Tell whether the rank is known not to wait in a collective, at the time when others gave up on it."""
