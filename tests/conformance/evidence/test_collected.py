@@ -157,3 +157,17 @@ def test_a_rank_blocked_in_the_backward_pass_is_no_culprit_by_its_stack(tmp_path
 def test_beside_it_a_rank_that_stands_elsewhere_is_a_suspect_only(tmp_path: Path) -> None:
     found = placed(tmp_path, WAITS, BACKWARD, SLEEPS, WAITS, WAITS)
     assert (found.verdict, found.suspects) == ("unknown", (1, 2))
+
+
+def test_where_all_wait_it_is_said_where_and_nobody_is_blamed(tmp_path: Path) -> None:
+    found = placed(tmp_path, WAITS, WAITS, WAITS)
+    assert (found.verdict, found.suspects) == ("unknown", ())
+    assert "rank0 to rank2 wait at train.py:7" in found.reasons[0]
+
+
+def test_whoever_waits_at_another_line_than_most_is_a_suspect(tmp_path: Path) -> None:
+    other = [("barrier", "/env/torch/distributed/distributed_c10d.py"), ("save", "/job/checkpoint.py")]
+    found = placed(tmp_path, WAITS, other, WAITS)
+    assert (found.verdict, found.suspects) == ("unknown", (1,))
+    assert "rank1 waits at checkpoint.py:7" in found.reasons[0]
+    assert placed(tmp_path, WAITS, other).suspects == ()
