@@ -118,6 +118,8 @@ class Hang:
     groups: dict[str, tuple[str, tuple[int, ...]]]
     """Name to description and members."""
     crashed: tuple[int, ...] = ()
+    broken: tuple[Step, ...] = ()
+    """The step of each culprit at which it left the program, in the order of `culprits`."""
 
 
 # ── the job ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -286,17 +288,17 @@ def hang(seed: int, fault: str) -> Hang | None:
     several = fault in ("stall", "crash", "device_after") and rng.random() < 0.25
     culprits = sorted(rng.sample(range(mesh.world), 2 if several else 1))
     where = rng.random()
-    for culprit in culprits:
-        _break(ranks[culprit], fault, where, rng, groups)
+    broken = tuple(_break(ranks[culprit], fault, where, rng, groups) for culprit in culprits)
     run(ranks, groups)
     left = [r for r in ranks if r.at < len(r.program) and r.rank not in culprits]
     waiting = [r for r in ranks if any(not i.done for i in r.issued)]
     if not waiting or (not left and fault in ("stall", "crash", "device_after", "device_before")):
         return None
-    return Hang(fault, tuple(culprits), ranks, groups, tuple(culprits) if fault == "crash" else ())
+    return Hang(fault, tuple(culprits), ranks, groups, tuple(culprits) if fault == "crash" else (), broken)
 
 
-def _break(rank: Rank, fault: str, where: float, rng: random.Random, groups: dict[str, Any]) -> None:
+def _break(rank: Rank, fault: str, where: float, rng: random.Random, groups: dict[str, Any]) -> Step:
+    """Break the rank, and return the step at which it leaves the program."""
     moves = [at for at, step in enumerate(rank.program) if step.kind in KINDS + P2P]
     at = moves[int(len(moves) * where)]
     if fault in ("skip", "kind", "size"):
@@ -322,6 +324,7 @@ def _break(rank: Rank, fault: str, where: float, rng: random.Random, groups: dic
         rank.program[at] = replace(step, kind=rng.choice([k for k in KINDS if k != step.kind]))
     elif fault == "size":
         rank.program[at] = replace(step, size=step.size * 2)
+    return step if fault == "skip" else rank.program[at]
 
 
 # ── what torch would have dumped ────────────────────────────────────────────────────────────────────────
