@@ -45,6 +45,8 @@ class GroupState:
     """Number to rank to what it issued as that."""
     sources: dict[tuple[int, int], Source] = field(default_factory=dict)
     """(Number, rank) to where that was read."""
+    vouched: bool = True
+    """False where the size is that of the ranks that were seen: there may be more."""
 
     @property
     def whole(self) -> bool:
@@ -177,7 +179,7 @@ class Picture:
         for unlike in evidence.of(facts.Unlike):
             named |= {unlike.rank} | ({unlike.peer} if unlike.peer is not None else set())
         least = 1 + max(named, default=-1)
-        stated = [f.of for f in evidence.of(facts.Joined)]
+        stated = [f.of for f in evidence.of(facts.Joined)] + [f.size for f in evidence.of(facts.JobSize)]
         stated += [f.size for f in evidence.of(facts.Counted)] + [f.size for f in evidence.of(facts.Finished)]
         stated += [f.size for f in evidence.of(facts.Calls)]
         if evidence.recording is not None:
@@ -193,6 +195,7 @@ class Picture:
             if not state.size:
                 state.size = max((size for size in _ratios(state) if size >= len(state.members)), default=0)
             if state.default or state.size == self.world:
+                state.vouched = self.world_stated
                 state.members, state.size = set(everybody), self.world
 
     # ── what a rank does ────────────────────────────────────────────────────────────────────────────────
@@ -283,6 +286,9 @@ class _Identities:
                 ranks = known.get((path, number), set())
                 if len(ranks) == 1:
                     return next(iter(ranks)), True
+                elsewhere = {rank for (_, other), found in known.items() if other == number for rank in found}
+                if not ranks and len(elsewhere) == 1:
+                    return next(iter(elsewhere)), False  # unless this file is of another host
                 # a number of the launcher's is the rank on one host, or with one task a rank
                 return (number if same and not ranks else None), False
         place = dict(writer.worker)

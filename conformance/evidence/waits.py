@@ -209,9 +209,9 @@ def _around(circle: tuple[int, ...], graph: Graph, picture: Picture) -> Finding:
 
 
 def _all_together(circle: tuple[int, ...], graph: Graph, picture: Picture) -> bool:
-    """Tell whether every group that somebody of the circle waits in has all of its ranks as members."""
+    """Tell whether every group that somebody of the circle waits in has all of its ranks as members, and no others."""
     groups = [picture.group(w.group, w.rank) for r in circle for w in graph.edges[r].values() if w.group is not None]
-    return all(set(circle) <= state.members for state in groups)
+    return all(set(circle) <= state.members and state.vouched for state in groups)
 
 
 def _joint(graph: Graph, picture: Picture) -> Finding:
