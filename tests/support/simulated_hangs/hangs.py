@@ -226,8 +226,9 @@ def program(mesh: Mesh, rank: int, seed: int) -> list[Step]:
     return steps
 
 
-def run(ranks: Sequence[Rank], groups: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    """Until nothing moves any more."""
+def run(ranks: Sequence[Rank], groups: dict[str, tuple[str, tuple[int, ...]]], severed: Severed | None = None) -> None:
+    """Until nothing moves any more. What is `severed` starts, and never ends for those ranks: their network."""
+    severed = severed or {}
     index: Index = {}
     seen = dict.fromkeys(range(len(ranks)), 0)
     left: list[tuple[int, Issued]] = []
@@ -245,20 +246,27 @@ def run(ranks: Sequence[Rank], groups: dict[str, tuple[str, tuple[int, ...]]]) -
             if not op.started and not op.blocked and all(n.done for n in op.needs):
                 op.started = moved = True
         for rank_number, op in left:
-            if op.started and _completes(rank_number, op, index, groups):
+            ends = rank_number not in severed.get(_key(rank_number, op), ()) or (op.step.eager and op.step.kind == "send")
+            if op.started and ends and _completes(rank_number, op, index, groups):
                 op.done = moved = True
         left = [(r, op) for r, op in left if not op.done]
 
 
-Index = dict[tuple[str, str, int, int], dict[int, Issued]]
+Key = tuple[str, str, int, int]
+Severed = dict[Key, tuple[int, ...]]
+Index = dict[Key, dict[int, Issued]]
 
 
-def _key(rank: int, op: Issued) -> tuple[str, str, int, int]:
-    step = op.step
+def _key(rank: int, op: Issued) -> Key:
+    return key_of(rank, op.step, op.number)
+
+
+def key_of(rank: int, step: Step, number: int) -> Key:
+    """Return what all members have in common of an operation that is the rank's `number`th of its group."""
     if step.kind not in P2P:
-        return (step.group, "", op.number, 1)
+        return (step.group, "", number, 1)
     ends = (rank, step.peer) if step.kind == "send" else (step.peer, rank)
-    return (step.group, f"{ends[0]}>{ends[1]}", op.number, 0)
+    return (step.group, f"{ends[0]}>{ends[1]}", number, 0)
 
 
 def _completes(rank: int, op: Issued, index: Index, groups: dict[str, tuple[str, tuple[int, ...]]]) -> bool:
