@@ -19,6 +19,7 @@ from .blame import UNLIKE, Alone, Unlike, Value, recording_contradicts_itself, u
 from .history import PAST
 from .send_recv import Pairs
 from .sibling_ranks import Order
+from .times_there import times_there
 
 if TYPE_CHECKING:
     from .recognise_protocol import Lifted
@@ -205,12 +206,17 @@ def _mismatch(aligned: Aligned, number: int, order: Order, words: OperationNames
     op = next(op for op in rows if op.rank in named)
     others = {str(signatures[o.signature]) for o in rows if (o.rank not in named or not told_apart) and o is not op}
     what = "the other members issued" if told_apart else "the members issued different collectives: elsewhere"
+    why = f"{what} {' and '.join(sorted(others))}"
+    if told_apart and len(named) == 1:
+        usual = [o for o in rows if o.rank not in named]
+        told = times_there(aligned.recording, op.rank, [o.rank for o in usual], key.group, usual[0].site)
+        why += f"; {told}" if told else ""
     return Conflict(
         op,
         accused,
         words.op(op),
         tuple(f"{text} #{key.sequence} of {words.group(key.group)}" for text in sorted(others)),
-        f"{what} {' and '.join(sorted(others))}",
+        why,
     )
 
 

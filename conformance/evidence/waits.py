@@ -201,7 +201,8 @@ def _nothing_known(
     quiet: tuple[int, ...], silent: tuple[int, ...], unsure: tuple[int, ...], graph: Graph, picture: Picture
 ) -> Finding:
     ends, circles = {*quiet, *silent, *unsure}, graph.circles()
-    doubted = {w.rank for rank in ends for w in graph.waiting_for(rank) if not _in_order(w, picture)}
+    due = [*graph.open_ended, *(w for rank in ends for w in graph.waiting_for(rank))]
+    doubted = {w.rank for w in due if not _in_order(w, picture)}
     suspects = tuple(sorted({*ends, *circles, *doubted}))
     wait = _owed(min(ends), graph)
     at = name_of(wait)
@@ -296,7 +297,8 @@ def _joint(graph: Graph, picture: Picture) -> Finding:
     rest = tuple(r for r in range(picture.world) if not picture.waiting(r))
     if not graph.joint and rest:
         in_step = len({(w.number, w.operation.kind) for w in waits}) == 1
-        suspects = rest if in_step else tuple(range(picture.world))
+        alike = in_step and (waits[0].group is None or _in_order(waits[0], picture))
+        suspects = rest if alike else tuple(range(picture.world))
         missing[0] = Missing(Wanted.STACK, rest)
         why += f", and of {ranks_text(rest)} no wait is known"
     elif graph.joint and wait.group is not None:
