@@ -181,7 +181,7 @@ def _within(span: tuple[int, int] | None, sequence: int) -> bool:
 def mismatches(aligned: Aligned, order: Order, words: OperationNames) -> Iterator[Conflict]:
     """Yield the first collective of each group that its members did not issue alike; what follows it is noise."""
     seen: set[int] = set()
-    for number in np.flatnonzero(aligned.unequal | aligned.unbalanced).tolist():
+    for number in np.flatnonzero(aligned.unlike).tolist():
         key = aligned.key(number)
         if key.group not in seen:
             seen.add(key.group)
@@ -190,7 +190,7 @@ def mismatches(aligned: Aligned, order: Order, words: OperationNames) -> Iterato
 
 def _mismatch(aligned: Aligned, number: int, order: Order, words: OperationNames) -> Conflict:
     signatures, key, rows = aligned.recording.signatures, aligned.key(number), aligned.rows(number)
-    shape = _wire if aligned.unequal[number] else _sizes
+    shape = _wire if aligned.unequal[number] else _reduction if aligned.reduced_unlike[number] else _sizes
     given = {op.rank: shape(signatures[op.signature]) for op in rows}
     accused = UNLIKE.first(
         Unlike(
@@ -230,6 +230,10 @@ def _before(aligned: Aligned, number: int, shape: Shape) -> list[tuple[object, .
 
 def _wire(signature: Signature) -> tuple[object, ...]:
     return signature.wire
+
+
+def _reduction(signature: Signature) -> tuple[object, ...]:
+    return (signature.reduce,)
 
 
 def _sizes(signature: Signature) -> tuple[object, ...]:

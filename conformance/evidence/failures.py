@@ -8,10 +8,8 @@ Left out: ranks that stand still (`waits`).
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
-from datetime import datetime
+from collections.abc import Iterator
 
 from ...traces import evidence as facts
 from ..diagnosis import Wanted
@@ -21,43 +19,15 @@ from .picture import FATAL_SIGNALS, Picture
 SIGNALS = {-9: "SIGKILL", -7: "SIGBUS", -11: "SIGSEGV", -4: "SIGILL", -8: "SIGFPE"}
 
 
-ESCALATION = 20
-"""Seconds: torchrun takes the other ranks down by SIGKILL only when this long has passed since the first one ended."""
-
-
-def ended_before(picture: Picture, recorded: Collection[int] = ()) -> dict[int, str]:
-    """Return the ranks that ended before anybody gave up on them, and how: by what launchers and they themselves said.
-
-    Ends by which torch and launchers take a waiting rank down do not count. Where ranks of which there is a recording
-    (`recorded`) ended in the same way, somebody ended the whole job, and it tells nothing of anyone.
-    """
-    exits = [f for f in picture.evidence.of(facts.Exited) if not picture.waits.get(f.rank)]
-    first = {f.host: f for f in exits if f.first}
-    general = {f.code for f in picture.evidence.of(facts.Exited) if f.rank in recorded}
-    found: dict[int, str] = {}
-    for fact in exits:
-        if fact.rank in picture.complained or fact.code in general:
-            continue
-        of_host = first.get(fact.host)
-        if fact.code in FATAL_SIGNALS and of_host is not None and _at_once(of_host, fact):
-            found[fact.rank] = f"ended by {SIGNALS[fact.code]}"
+def ended_before(picture: Picture) -> dict[int, str]:
+    """Return the ranks that ended before anybody gave up on them, and how: by what launchers and they themselves said."""
+    found = {rank: f"ended by {SIGNALS[fact.code]}" for rank, fact in picture.gone.items()}
+    exits = {f.rank: f for f in picture.evidence.of(facts.Exited)}
     for raised in picture.evidence.of(facts.Raised):
         rank = picture.rank_of(raised)
-        own = {f.rank: f for f in exits}
-        if rank is not None and not raised.follows and _ended(rank, [raised], own, picture):
+        if rank is not None and not raised.follows and _ended(rank, [raised], exits, picture):
             found.setdefault(rank, f"raised {raised.type}")
     return found
-
-
-def _at_once(first: facts.Exited, other: facts.Exited) -> bool:
-    """Tell whether a process ended with the first one of its host, and not by its launcher's hand."""
-    if other.first:
-        return True
-    times = [datetime.strptime(f.time, "%Y-%m-%d_%H:%M:%S") for f in (first, other) if _TIME.fullmatch(f.time)]
-    return len(times) == 2 and abs((times[1] - times[0]).total_seconds()) < ESCALATION
-
-
-_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d:\d\d:\d\d")
 
 
 def failures(picture: Picture) -> Iterator[Finding]:

@@ -34,7 +34,7 @@ def judge_evidence(evidence: Evidence) -> Diagnosis:
         return diagnosis_of(judge_facts(evidence), len(evidence.facts))
     if not evidence.facts:
         return diagnose(recording)
-    died = ended_before(Picture(evidence), recording.ranks)
+    died = ended_before(Picture(evidence))
     recorded = diagnose(replace(recording, died={**died, **recording.died}))
     both = replace_facts(evidence, [*evidence.facts, *facts_of(recording)])
     return together(recorded, judge_facts(both), judge_facts(evidence), len(evidence.facts))

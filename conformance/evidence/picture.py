@@ -8,9 +8,12 @@ Left out: who is to blame.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -219,14 +222,41 @@ class Picture:
         )
         return (rank in self.heard or rank in self.gone) and not pending
 
-    @property
+    @cached_property
     def gone(self) -> Mapping[int, facts.Exited]:
-        """Return the ranks that a signal ended which is not the way in which those that wait are ended."""
-        return {f.rank: f for f in self.evidence.of(facts.Exited) if f.code in FATAL_SIGNALS}
+        """Return the ranks that a signal ended before anybody gave up on them.
+
+        Signals by which torch and launchers take down those that wait do not count, nor what came long after the first
+        end on the host. Where ranks that waited, or left a recording, ended by the same signal, somebody ended the
+        whole job, and it tells nothing of anyone.
+        """
+        exits = self.evidence.of(facts.Exited)
+        first = {f.host: f for f in exits if f.first}
+        recorded = self.evidence.recording.ranks if self.evidence.recording is not None else {}
+        others = {r for r in (*self.waits, *self.complained, *recorded) if r in recorded or self.waiting(r)}
+        general = {f.code for f in exits if f.rank in others}
+        return {
+            f.rank: f
+            for f in exits
+            if f.code in FATAL_SIGNALS and f.code not in general and f.host in first and _at_once(first[f.host], f)
+        }
 
     def absent(self) -> Iterator[int]:
         """Yield the ranks of which nothing is known."""
         return (rank for rank in range(self.world) if rank not in self.told and rank not in self.complained)
+
+
+ESCALATION = 20
+"""Seconds: torchrun takes the other ranks down by SIGKILL only when 30 have passed since the first one ended."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d:\d\d:\d\d")
+
+
+def _at_once(first: facts.Exited, other: facts.Exited) -> bool:
+    """Tell whether a process ended with the first one of its host, and not by its launcher's hand."""
+    if other.first:
+        return True
+    times = [datetime.strptime(f.time, "%Y-%m-%d_%H:%M:%S") for f in (first, other) if _TIME.fullmatch(f.time)]  # noqa: DTZ007
+    return len(times) == 2 and abs((times[1] - times[0]).total_seconds()) < ESCALATION
 
 
 def _ratios(state: GroupState) -> Iterator[int]:
