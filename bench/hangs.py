@@ -14,7 +14,7 @@ hangs, `--cases` reports and logs in folders of their own; they are read, and ne
 - unknown: nobody is named; outside: suspects, none of whom was broken;
 - an innocent accused: somebody is called a culprit who was not broken.
 
-The score is the share that those named and those broken have in common: of one culprit, 1/|suspects|. torch's
+The score is the share that those named and those broken have in common, and of reports 1/|suspects|. torch's
 `torchfrtrace` names ranks without a grade of certainty: whom its first report calls culprit or missing counts as
 named, as a set that holds the truth where innocents are among them.
 
@@ -105,11 +105,11 @@ def score(named: Iterable[int], truth: Sequence[int]) -> float:
 
 
 def row(source: str, form: str, name: str, said: Diagnosis, truth: Sequence[int], job: Hang | None = None) -> Row:
-    """Grade a verdict."""
+    """Grade a verdict; of a healthy job, that nobody is named is exact."""
     sure = said.verdict == "divergent" and bool(said.culprits)
     found = grade(said.named, truth, sure=sure)
-    if not truth and said.verdict == "divergent":
-        found = "innocent"
+    if not truth:
+        found = "innocent" if said.verdict == "divergent" else "exact" if found == "unknown" else found
     place, cause = (None, None) if job is None else (_place(said, job), _cause(said, job))
     fault = job.fault if job is not None else ""
     return Row(source, form, fault, name, found, score(said.named, truth), place, cause, None, 0.0)
@@ -318,8 +318,8 @@ def of_cases(folder: Path, *, torch: bool) -> Iterator[Row]:
             yield Row(name.split("/")[0], "", "", name, "refused", 0.0, None, None, None, 0.0)
             continue
         found = row(name.split("/")[0], "", name, said, truth)
-        if torch and said.verdict != "unknown" and set(said.named) == set(truth):
-            found = found._replace(grade="exact")
+        if not said.culprits and said.suspects:  # of several who may have done it, each is one of so many
+            found = found._replace(score=bool(set(said.suspects) & set(truth)) / len(said.suspects))
         read = torch and (folder / name).is_dir() and bool(given := _dumps(folder / name))
         yield with_torch(found, given, truth) if read else found
 
@@ -404,7 +404,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw the grades of both analysers on the same evidence, as bars of shares."""
     from matplotlib.figure import Figure
 
-    kinds = {k: some for k, some in _kinds([r for r in rows if not r.source.startswith("part")]).items()}
+    kinds = _kinds([r for r in rows if not r.source.startswith("part")])
     bars: list[tuple[str, Counter[str]]] = []
     for name, some in reversed(kinds.items()):
         asked = [r for r in some if r.torch is not None]

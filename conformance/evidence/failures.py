@@ -20,7 +20,7 @@ SIGNALS = {-9: "SIGKILL", -7: "SIGBUS", -11: "SIGSEGV", -4: "SIGILL", -8: "SIGFP
 
 
 def ended_before(picture: Picture) -> dict[int, str]:
-    """Return the ranks that ended before anybody gave up on them, and how: by what launchers and they themselves said."""
+    """Return the ranks that ended before anybody gave up on them, and how, as launchers and they themselves said."""
     found = {rank: f"ended by {SIGNALS[fact.code]}" for rank, fact in picture.gone.items()}
     exits = {f.rank: f for f in picture.evidence.of(facts.Exited)}
     for raised in picture.evidence.of(facts.Raised):

@@ -35,7 +35,9 @@ def unlike(picture: Picture) -> Iterator[Finding]:
             if len(classes) > 1:
                 source = state.sources.get((number, min(votes)))
                 place = f"{state.name}, number {number}" if state.name.family != "desync" else f"number {number}"
-                yield _finding(classes, votes, place, number, state.size if state.whole and state.vouched else 0, source, picture)
+                yield _finding(
+                    classes, votes, place, number, state.size if state.whole and state.vouched else 0, source, picture
+                )
                 break
     yield from _wrapper(picture)
     yield from _calls(picture)

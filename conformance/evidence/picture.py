@@ -255,7 +255,7 @@ def _at_once(first: facts.Exited, other: facts.Exited) -> bool:
     """Tell whether a process ended with the first one of its host, and not by its launcher's hand."""
     if other.first:
         return True
-    times = [datetime.strptime(f.time, "%Y-%m-%d_%H:%M:%S") for f in (first, other) if _TIME.fullmatch(f.time)]  # noqa: DTZ007
+    times = [datetime.strptime(f.time, "%Y-%m-%d_%H:%M:%S") for f in (first, other) if _TIME.fullmatch(f.time)]
     return len(times) == 2 and abs((times[1] - times[0]).total_seconds()) < ESCALATION
 
 

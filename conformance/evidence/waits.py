@@ -218,7 +218,9 @@ def _nothing_known(
         parts.append(f"{ranks_text(circles)} wait for each other besides")
     if doubted:
         few = verb(doubted, "is", "are")
-        parts.append(f"or {ranks_text(doubted)} did one operation too many, as no more than half {few} known to be in it")
+        parts.append(
+            f"or {ranks_text(doubted)} did one operation too many, as no more than half {few} known to be in it"
+        )
     why = f"{ranks_text(left)} {verb(left, 'waits', 'wait')} in {at}; " + "; ".join(parts)
     missing = [Missing(Wanted.LOG, silent)] if silent else []
     missing.append(Missing(Wanted.STACK, tuple(sorted(ends))))

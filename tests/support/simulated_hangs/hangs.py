@@ -246,7 +246,9 @@ def run(ranks: Sequence[Rank], groups: dict[str, tuple[str, tuple[int, ...]]], s
             if not op.started and not op.blocked and all(n.done for n in op.needs):
                 op.started = moved = True
         for rank_number, op in left:
-            ends = rank_number not in severed.get(_key(rank_number, op), ()) or (op.step.eager and op.step.kind == "send")
+            ends = rank_number not in severed.get(_key(rank_number, op), ()) or (
+                op.step.eager and op.step.kind == "send"
+            )
             if op.started and ends and _completes(rank_number, op, index, groups):
                 op.done = moved = True
         left = [(r, op) for r, op in left if not op.done]

@@ -91,7 +91,7 @@ def _networks(job: Hang) -> Iterator[Explanation]:
     severed: Severed = {}
     for gone, step, number in _first_undone(job):
         if step.kind in P2P:  # nothing passes between the two any more
-            severed |= {key: (gone, step.peer) for key in _between(job, gone, step.peer)}
+            severed |= dict.fromkeys(_between(job, gone, step.peer), (gone, step.peer))
         else:
             members = job.groups[step.group][1]
             # what the root sends may have come to all others

@@ -33,7 +33,9 @@ def said_of(job: Hang, version: str = "2.6", *, told: bool = True) -> Said:
         if op is not None:
             group, p2p = own[op.step.group], op.step.kind in P2P
             number = op.p2p if p2p else op.collective
-            lines += timed_out(version, rank.rank, group, number, _words(op, group), *_counters(rank, group.guid, p2p=p2p))
+            lines += timed_out(
+                version, rank.rank, group, number, _words(op, group), *_counters(rank, group.guid, p2p=p2p)
+            )
             lines.append(signal(version, rank.rank, rank.rank, issued, done))
         elif waiting:
             lines.append(signal(version, rank.rank, min(waiting), issued, done))

@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...evidence import Fact, Source
-from . import connections, engines, inspector, job_sizes, launchers, ras, stacks, torch_reports, torch_watchdog, tracebacks
+from . import (
+    connections,
+    engines,
+    inspector,
+    job_sizes,
+    launchers,
+    ras,
+    stacks,
+    torch_reports,
+    torch_watchdog,
+    tracebacks,
+)
 from .lines import Family, Line, Sink, split
 from .nccl import NcclCalls
 from .stacks import rank_in_name

@@ -132,7 +132,7 @@ class _Extra(msgspec.Struct):
 
 class _Told(msgspec.Struct):
     message: str = ""
-    extraInfo: _Extra = msgspec.field(default_factory=_Extra)  # noqa: N815 - the name in the file
+    extraInfo: _Extra = msgspec.field(default_factory=_Extra)
 
 
 class _Reply(msgspec.Struct):
