@@ -96,8 +96,8 @@ def _joined(member: int, state: GroupState, wait: Waits, picture: Picture) -> bo
         # of another group it waits in something older
         elsewhere = not own and any(w.group is not None and w.number >= 0 for w in picture.waits.get(member, ()))
         return state.issued[member] >= wait.number and not elsewhere
-    # a rank whose time-out others heard of waits itself; nothing says where
-    return member in picture.complained and member not in picture.told
+    # a rank whose time-out others heard of waits itself, and so does one that lost a peer; nothing says where
+    return (member in picture.complained and member not in picture.told) or member in picture.left
 
 
 def stalls(picture: Picture) -> Iterator[Finding]:
