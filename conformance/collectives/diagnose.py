@@ -353,20 +353,20 @@ def _missing(recording: Recording, still: Standstill, accused: Sequence[Accusati
         found.append(MissingEvidence(Wanted.START_TIMES, together, TIMING))
     doubtful = tuple(rank for rank, case in suspects.items() if case == one_too_many_or_too_few.name)
     if doubtful:
-        text = f"where {_ranks(doubtful)} stand, or how they ended: `py-spy dump --pid PID` of each, or their logs"
+        text = f"where {_ranks(doubtful)} stand, or how they ended: `genlock collect` while they hang, or their logs"
         found.append(MissingEvidence(Wanted.ENDING, doubtful, text))
     return tuple(found)
 
 
 HOW_TO_GET = {
     "genlock": "its file lies where `genlock record --out` wrote the others, or on another host",
-    "": "torch writes it when a time-out has passed; of a job that hangs now, `echo 1 > PREFIX<rank>.pipe` where "
-    "TORCH_NCCL_DEBUG_INFO_PIPE_FILE=PREFIX was set",
+    "": "torch writes it when a time-out has passed; of a job that hangs now, `genlock collect` asks for it where "
+    "TORCH_NCCL_DEBUG_INFO_PIPE_FILE was set",
 }
 LARGER = {
     "genlock": "record again, with room on the disk",
     "": "TORCH_NCCL_TRACE_BUFFER_SIZE=20000, and a dump with completed operations",
 }
 TIMING = (
-    "whose device had started: TORCH_NCCL_ENABLE_TIMING=1 in the next run; of a job that hangs now, `ncclras -v` twice"
+    "whose device had started: TORCH_NCCL_ENABLE_TIMING=1 in the next run; of a job that hangs now, `genlock collect`"
 )

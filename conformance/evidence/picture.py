@@ -186,6 +186,7 @@ class Picture:
             named |= {unlike.rank} | ({unlike.peer} if unlike.peer is not None else set())
         least = 1 + max(named, default=-1)
         stated = [f.of for f in evidence.of(facts.Joined)] + [f.size for f in evidence.of(facts.JobSize)]
+        stated += [f.world for f in evidence.of(facts.Collected)]
         stated += [f.size for f in evidence.of(facts.Counted)] + [f.size for f in evidence.of(facts.Finished)]
         stated += [f.size for f in evidence.of(facts.Calls)]
         if evidence.recording is not None:
