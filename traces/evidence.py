@@ -191,6 +191,13 @@ class Joined(NamedTuple):
     of: int
 
 
+class JobSize(NamedTuple):
+    """Says how many ranks the job has, as its launcher or framework knows it."""
+
+    source: Source
+    size: int
+
+
 class KeyWait(NamedTuple):
     """Says that a rank waited for a key of the store that another one had to set."""
 
@@ -408,6 +415,7 @@ Fact = (
     | Unlike
     | NeverCame
     | Joined
+    | JobSize
     | KeyWait
     | PeerLost
     | PeerSilent
