@@ -245,8 +245,7 @@ def test_ras_is_asked_where_a_rank_listens(ranks: BareRanks, tmp_path: Path) -> 
         port = str(free.getsockname()[1])
     library = tmp_path / "libnccl.so.2"
     library.write_bytes(b"x")
-    given = {"NCCL_RAS_ADDR": f"127.0.0.1:{port}"}
-    one = ranks.start("loaded", str(library), "ras", port, rank=0, **given)
+    one = ranks.start("loaded", str(library), "ras", port, rank=0, NCCL_RAS_ADDR=f"127.0.0.1:{port}")
     _, files = collected(tmp_path, one)
     assert [name for name in files if name.startswith("ras")] == ["ras1.json", "ras1.txt", "ras2.json", "ras2.txt"]
     assert json.loads(files["ras2.json"])["communicators"][0]["size"] == 3
@@ -288,8 +287,8 @@ def test_a_port_of_somebody_elses_is_not_spoken_to(ranks: BareRanks, tmp_path: P
     library.write_bytes(b"x")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
-        given = {"NCCL_RAS_ADDR": f"127.0.0.1:{server.getsockname()[1]}"}
-        one = ranks.start("loaded", str(library), rank=0, **given)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        one = ranks.start("loaded", str(library), rank=0, NCCL_RAS_ADDR=address)
         done, _ = collected(tmp_path, one)
         with pytest.raises(BlockingIOError):
             server.accept()

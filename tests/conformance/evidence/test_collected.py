@@ -118,7 +118,7 @@ def test_what_makes_no_sense_in_a_manifest_is_left_out(tmp_path: Path, ranks: li
 
 def test_a_manifest_that_is_torn_anywhere_is_no_bug(tmp_path: Path) -> None:
     whole = json.dumps({"genlock_collect": 1, "host": "h", "ranks": [about(0)]}, indent=1).encode()
-    verdicts = set()
+    verdicts: set[str] = set()
     for cut in range(0, len(whole), 7):
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as file:
