@@ -23,6 +23,7 @@ from genlock.collect.logs import TAIL
 from genlock.collect.process import Process
 from genlock.conformance.replay import replay
 from genlock.errors import UnreadableInput, UsageError
+from genlock.guardian.status_page import SIZE, SPARED, STACKS, VARIABLE
 
 Popen = subprocess.Popen[bytes]
 
@@ -125,6 +126,27 @@ def test_stacks_come_by_a_signal_that_faulthandler_answers(ranks: BareRanks, tmp
         assert b"before" not in files[f"rank0.stack{look}.txt"]
     assert done.complete
     assert not done.ranks[0].still, "a signal wakes whoever sleeps, so that nothing shows that it slept on"
+
+
+GUARDED = "import sys; from genlock.impl.rank.heartbeat import Beat; Beat.open(); print(); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("spared", ["1", "0"])
+def test_a_guarded_rank_is_asked_only_where_its_stacks_cannot_end_it(tmp_path: Path, spared: str) -> None:
+    """Asked for those of all threads, a rank that runs may die of it."""
+    (tmp_path / "page").write_bytes(bytes(SIZE))
+    (tmp_path / "stacks").touch()
+    given = {VARIABLE: str(tmp_path / "page"), STACKS: str(tmp_path / "stacks"), SPARED: spared, "RANK": "0"}
+    command = [sys.executable, "-uc", GUARDED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **given}) as one:
+        try:
+            assert one.stdout is not None
+            assert one.stdout.readline()
+            done, files = collected(tmp_path, one)
+            assert bool(done.ranks[0].stacks[1].files) == (spared == "1")
+            assert (b"(most recent call first)" in files.get("rank0.stack2.txt", b"")) == (spared == "1")
+        finally:
+            one.kill()
 
 
 def test_a_stopped_rank_is_not_asked_by_a_signal(ranks: BareRanks, tmp_path: Path) -> None:
