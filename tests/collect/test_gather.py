@@ -102,6 +102,20 @@ def test_a_handle_is_never_of_another_process_of_the_same_number(ranks: BareRank
         process.send(signal.SIGUSR1)
 
 
+def test_a_rank_that_ends_meanwhile_is_told(ranks: BareRanks, tmp_path: Path) -> None:
+    one = ranks.start(rank=0)
+
+    def end(said: str) -> None:
+        if said == "look 2 of 2":
+            one.kill()
+            one.wait()
+
+    done = collect({one.pid: None}, tmp_path / "out.zip", apart=0, tell=end)
+    assert list(done.ranks[0].missing()) == ["its process ended meanwhile"]
+    assert not done.complete
+    assert done.advice == []
+
+
 # ── signals ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
