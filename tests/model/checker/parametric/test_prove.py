@@ -338,7 +338,7 @@ def test_a_named_worker_of_a_fault_is_any_worker() -> None:
         one = AbstractNetwork(
             Network(TP_V0, Scope(), kinds={CRASH: frozenset(Point("STARTUP", rank) for rank in ranks)})
         )
-        first, _ = one.initial()
+        first, *_ = one.initial()
         return {hop.who for hop, _ in one.successors(first) if hop.event == CRASH}
 
     assert crashing(3) == crashing(1) == {"a worker"}
