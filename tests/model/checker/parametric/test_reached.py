@@ -104,7 +104,7 @@ def test_a_row_that_need_not_be_taken_makes_nothing_vacuous() -> None:
     proof = proved(Row("B", "idle", "END", guards=(never,)), allow=("B.idle",))
     assert proof.verdict is Answer.HOLDS
     assert "need not be reached: B.idle" in report.as_text(proof)
-    with pytest.raises(UsageError, match="no row `B.other`"):
+    with pytest.raises(UsageError, match=r"no row `B\.other`"):
         proved(allow=("B.other",))
 
 
