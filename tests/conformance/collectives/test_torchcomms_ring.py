@@ -1,4 +1,4 @@
-"""TorchComms numbers a rank's operations over all of its groups: what is known where the ring has lost the beginning."""
+"""TorchComms counts a rank's operations over all of its groups: what is known where the ring has lost the beginning."""
 
 from __future__ import annotations
 
