@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: corpus hangs help demo test test-slow fuzz soak-sim smoke-torch litmus lint types layers check-all bench pictures clean
+.PHONY: corpus hangs help demo test test-slow fuzz soak-sim smoke-torch litmus lint types layers check-all bench pictures clean collect-hangs
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -30,6 +30,9 @@ hangs: $(INSTALLED) ## hangs whose truth is known, beside torch's analyser, half
 	  > build/hangs.txt || [ -e build/hangs/$$seed-$$seed.jsonl ]; done
 	$(BIN)/python bench/hangs.py --rows build/hangs --report --out docs \
 	  $(if $(DATA),--data $(DATA)) $(if $(CASES),--cases $(CASES))
+
+collect-hangs: $(INSTALLED) ## collects and replays real gloo hangs of every launcher, some minutes; result into docs/results
+	PYTHONPATH=tests/support $(BIN)/python tests/support/collect_hangs.py
 
 corpus: $(INSTALLED) ## records the runs of traces/corpus anew, some four minutes
 	PYTHONPATH=tests/support:tests/support/processes $(BIN)/python tests/support/make_corpus.py
