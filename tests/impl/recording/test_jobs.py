@@ -107,7 +107,7 @@ def test_precheck_tells_every_rank_what_differs_and_who_did_not_come(out: Path) 
 def test_an_end_that_does_not_answer_is_named(verdicts: Diagnosis) -> None:
     found = verdicts.jobs[6].diagnosis
     assert found.divergence is not None
-    assert (found.culprits, found.divergence.place) == ((1,), "recv #2 from rank1")
+    assert (found.culprits, found.divergence.place) == ((1,), "send to rank0 of group 0 (our queue)")
 
 
 # ── the import hook ─────────────────────────────────────────────────────────────────────────────────────

@@ -94,12 +94,12 @@ def prechecked(rank: int, store: str) -> None:
             genlock.agree("abort", rank == 1)
         except genlock.ContractViolation as error:
             told.append(str(error))
-        try:
-            with genlock.precheck(deadline=0.3):
-                if rank == 0:
-                    dist.barrier()
-        except genlock.ContractViolation as error:
-            told.append(str(error))
+    try:
+        with genlock.precheck(deadline=0.3):
+            if rank == 0:
+                dist.barrier()
+    except genlock.ContractViolation as error:
+        told.append(str(error))
     with open(f"{store}.told{rank}", "w") as file:
         file.write("\n".join(told))
     os._exit(0)
