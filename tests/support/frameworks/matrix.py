@@ -87,6 +87,9 @@ def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any
         said = process.communicate(timeout=240)[0].decode(errors="replace")
     except subprocess.TimeoutExpired:
         said = "not ended in 240 s"
+        process.terminate()  # which is passed on to the launcher, and by that to its ranks
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=30)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
