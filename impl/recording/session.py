@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import CodeType, FrameType
@@ -45,6 +45,7 @@ from .c10d_intercept import (
 )
 from .command import RecordingSettings
 from .endings import STOPPED, Ending, follow_endings
+from .precheck import precheck_from_now_on
 from .standstill import answer
 
 
@@ -60,6 +61,8 @@ def attach() -> None:
     follow_endings(session.end, session.events)
     os.register_at_fork(after_in_child=session.forked)
     watch(session)
+    if settings.precheck is not None:
+        precheck_from_now_on(settings.precheck)
 
 
 MAX_OPERATIONS = 4096
@@ -97,6 +100,19 @@ class JobTrace:
             self._groups.add(group.name)
         number, place = next(self._made), self.recorder.site(site(frame))
         self.recorder.group(replace(group, number=number, known_by="members" if local else "all", site=place))
+
+    def operation(
+        self, operation: Operation, frame: FrameType | None, failed: Callable[[Exception], None]
+    ) -> OperationRecorder:
+        """Return what records every such operation from that place of the program."""
+        op, group, root, peer, tag, dtype, numel, asynchronous, thread, reduce, splits = operation
+        self.announce(group)
+        left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
+        about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
+        number = self.recorder.site(site(frame))
+        entered = replace(about, edge="enter", thread=thread, site=number, reduce=reduce, splits=splits)
+        counter = self.counter(group.name, op, peer, tag)
+        return self.recorder.operation(entered, replace(left, entered=NUMBER), counter, failed)
 
     def counter(self, group: str, op: str, peer: int | None, tag: int | None) -> Iterator[int]:
         """Return the sequence numbers of an operation."""
@@ -165,21 +181,13 @@ class Session:
         return recorder
 
     def _recorder_of(self, operation: Operation, frame: FrameType | None) -> OperationRecorder | None:
-        op, group, root, peer, tag, dtype, numel, asynchronous, thread, reduce, splits = operation
         with self._lock:
-            trace = self._trace_of(group)
+            trace = self._trace_of(operation.group)
             if trace is None or self._over:
                 return None
-            if trace is not self._now:
-                group = replace(group, name="0")  # its own name says nothing to the other members
-            trace.announce(group)
-            recorder = trace.recorder
-            left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
-            about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
-            number = recorder.site(site(frame))
-            entered = replace(about, edge="enter", thread=thread, site=number, reduce=reduce, splits=splits)
-            counter = trace.counter(group.name, op, peer, tag)
-            return recorder.operation(entered, replace(left, entered=NUMBER), counter, self._give_up)
+            if trace is not self._now:  # its group's name says nothing to the other members
+                operation = operation._replace(group=replace(operation.group, name="0"))
+            return trace.operation(operation, frame, self._give_up)
 
     def _trace_of(self, group: Group) -> JobTrace | None:
         """Return the trace that an operation on a group belongs to."""
