@@ -1,7 +1,8 @@
 """Writes one rank's trace, one line and one write an event, from any thread.
 
-A write that fails (a full disk) is counted, and a `dropped` line says so later: the rank goes on. A forked child has
-its parent's recorder, and writes nothing with it.
+A write that fails (a full disk) is counted, and the rank goes on. A `dropped` line says so at once, in the place of the
+last event, as there may never be room for another line: what ends there without a word could be taken for a rank that
+stands still. A forked child has its parent's recorder, and writes nothing with it.
 Left out: seeing the operations that are recorded (`impl.recording`).
 """
 
@@ -55,7 +56,7 @@ class Recorder:
     def __init__(self, folder: Path, header: TraceHeader) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / name_of(header.rank)
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._shared = array("q", [file, 0, False])
         # a signal handler may record while its thread does
         self._lock = threading.RLock()
@@ -133,13 +134,36 @@ class Recorder:
             self._cut(written)
 
     def _cut(self, written: int) -> None:
-        """Count an event as lost, and take back the `written` bytes of its line."""
+        """Count an event as lost, take back the `written` bytes of its line, and leave a mark of the loss."""
         self._lost += 1
         self._shared[LATE] = True
-        if written:  # half a line would make the next one unreadable
-            with contextlib.suppress(OSError):
-                file = self._shared[FILE]
-                os.ftruncate(file, os.fstat(file).st_size - written)
+        with contextlib.suppress(OSError):
+            file = self._shared[FILE]
+            size = os.fstat(file).st_size - written
+            if written:  # half a line would make the next one unreadable
+                os.ftruncate(file, size)
+            if self._lost == 1:
+                self._mark(file, size)
+
+    def _mark(self, file: int, size: int) -> None:
+        """Put a `dropped` line in the place of the last event, which takes more room; of any other line leave it."""
+        begin = max(size - LONGEST, 0)
+        last = os.pread(file, size - begin, begin).rpartition(b"\n")[0].rpartition(b"\n")[2] + b"\n"
+        if not last.startswith(EVENT):
+            return
+        os.ftruncate(file, size - len(last))
+        self._lost += 1
+        line = encode(Dropped(self._shared[NEXT] - self._lost, self._lost))
+        written = _put(file, line)
+        if written == len(line):
+            self._lost = 0
+        else:
+            os.ftruncate(file, size - len(last))
+
+
+LONGEST = 1 << 16
+"""Bytes at the end of a file, in which its last line is looked for."""
+EVENT = b'{"kind":"event",'
 
 
 class SlowOperationRecorder:
