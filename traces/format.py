@@ -9,6 +9,9 @@ This is format 2. What no field of it says is not recorded: a missing field is n
 does not write yet are marked so; readers take them. Format 1 is read as well, and written no more: it has places and
 outcomes as texts. A fact that it tells by text alone becomes the code `untyped`, and nothing is read out of the text.
 
+Reading is strict, so that a damaged line is never taken for another one: numbers have bounds, a field that is not
+known or stands twice is refused, and so is a line that is anything but one object.
+
 Left out: other people's formats (importers), and what a trace means (`conformance`).
 """
 
@@ -17,9 +20,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from ..errors import CutFile, UnreadableInput
 from .outcome import Code, Outcome
@@ -32,6 +36,12 @@ MAX_RANKS, LARGEST = 1_000_000, 1 << 62
 MAX_LINE = 1 << 20
 """No line that the recorder writes comes near this many bytes; a longer one is not a trace."""
 
+Count = Annotated[int, Meta(ge=0, le=LARGEST)]
+Small = Annotated[int, Meta(ge=0, lt=1 << 31)]
+Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
+Counter = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""Holds what a protocol counts. Its tables say what it may be."""
+
 P2P = ("send", "recv", "recv_any_source")
 """Lists every `Event.op` that involves two ranks instead of a whole group."""
 
@@ -41,39 +51,43 @@ KnownBy = Literal["all", "members"]
 Loss = Literal["write", "recorder"]
 
 
-class Clock(msgspec.Struct, frozen=True):
+class Clock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Holds two clocks read together, in ns, so that the ranks' monotonic times can be laid side by side."""
 
-    wall_ns: int
-    monotonic_ns: int
+    wall_ns: Count
+    monotonic_ns: Count
 
 
-class TraceHeader(msgspec.Struct, frozen=True, tag="header", tag_field="kind", omit_defaults=True):
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", omit_defaults=True):
+    pass
+
+
+class TraceHeader(_Line, frozen=True, tag="header"):
     """Says who wrote this, under which tables: the first line."""
 
     format: int
     run: str
     """Names the run; the same on every rank, and in every attempt of it."""
-    rank: int
-    world: int
+    rank: Rank
+    world: Annotated[int, Meta(ge=1, le=MAX_RANKS)]
     role: str
     backend: str
     protocol: str
     """Name of the protocol; empty where a program was recorded that has none."""
     tables: str
     """Digest of the protocol's tables; empty without a protocol."""
-    groups: dict[str, tuple[int, ...]]
+    groups: dict[str, tuple[Rank, ...]]
     """Group name to its members, by global rank. Later ones come as `Group` lines."""
     clock: Clock
     versions: dict[str, str] = {}
     blind_spots: tuple[str, ...] = ()
     """Names what the recorder could not have seen."""
-    attempt: int = 0
+    attempt: Small = 0
     """Number of the start of the run, from 0: an elastic launcher starts the ranks again. Traces of one attempt belong
     together."""
 
 
-class Group(msgspec.Struct, frozen=True, tag="group", tag_field="kind", omit_defaults=True, cache_hash=True):
+class Group(_Line, frozen=True, tag="group", cache_hash=True):
     """Announces a process group, when it was made or else before the rank's first operation on it.
 
     It has no number among the events.
@@ -82,33 +96,33 @@ class Group(msgspec.Struct, frozen=True, tag="group", tag_field="kind", omit_def
     name: str
     """The same on every member. A name that was used before, for other members, ends in `#2`, `#3` and so on. Empty
     where this rank took part in making the group, is no member, and so has no name for it."""
-    members: tuple[int, ...]
+    members: tuple[Rank, ...]
     """Global ranks, in the order of their ranks in the group."""
     backend: str = ""
     description: str = ""
-    number: int | None = None
+    number: Small | None = None
     """Number among the groups that this process took part in making, from 1, the default group aside. Ranks that make
     the same groups in the same order give one group one number. None: the group was met, not seen in the making."""
     known_by: KnownBy | None = None
     """Says who has to make the call: `all` ranks, or its `members` alone (`use_local_synchronization`)."""
-    site: int | None = None
+    site: Small | None = None
     """Number of the `Site` that made it."""
 
 
-class Site(msgspec.Struct, frozen=True, tag="site", tag_field="kind", omit_defaults=True):
+class Site(_Line, frozen=True, tag="site"):
     """Gives a place of the program a number, before the first line that uses it. It has no number among the events."""
 
-    number: int
+    number: Small
     """From 1, in the order of first use in this file."""
     place: str
     """`file:line` of the program."""
     function: str = ""
     """Not written yet."""
-    caller: int | None = None
+    caller: Small | None = None
     """Number of the site that called it: a short stack is a chain of sites. Not written yet."""
 
 
-class Event(msgspec.Struct, frozen=True, tag="event", tag_field="kind", omit_defaults=True):
+class Event(_Line, frozen=True, tag="event"):
     """Records one move of the rank, or one end of an operation (`enter`: issued, `exit`: completed for this rank).
 
     With an empty `transition`: an operation of torch.distributed that no protocol announced. Its `exit` comes when
@@ -116,85 +130,85 @@ class Event(msgspec.Struct, frozen=True, tag="event", tag_field="kind", omit_def
     host begins to wait for the operation whose handle is `entered` (not written yet).
     """
 
-    index: int
-    time_ns: int
+    index: Count
+    time_ns: Count
     transition: str
     edge: Edge
     state: str
     """The state that it left, as the rank saw itself."""
     phase: str
-    call_id: int = 0
-    chunk: int = 0
-    epoch: int = 0
-    call: int | None = None
+    call_id: Counter = 0
+    chunk: Counter = 0
+    epoch: Counter = 0
+    call: Counter | None = None
     """Number of the generator call, from 1."""
     group: str | None = None
-    sequence: int | None = None
+    sequence: Count | None = None
     """Number of the collective in its group, from 1. For p2p: among those with the same op, peer and tag."""
     op: str | None = None
-    root: int | None = None
+    root: Rank | None = None
     """Global rank."""
-    peer: int | None = None
+    peer: Rank | None = None
     """Global rank of the other end of p2p; None where any may be."""
-    tag: int | None = None
+    tag: Small | None = None
     """Tag of p2p."""
     dtype: str | None = None
     """Several, in order and separated by commas, where tensors of several dtypes are coalesced."""
-    numel: int | None = None
+    numel: Count | None = None
     """Elements that the rank puts in, over all tensors; of a scatter and a recv, those that it is to be given."""
-    entered: int | None = None
+    entered: Count | None = None
     """Handle of the operation that an exit without transition, or a wait, belongs to: the index of its `enter`."""
     asynchronous: bool = False
     """The host need not wait at once, so that a missing exit need not be a wait. Always so for p2p."""
     thread: str | None = None
     """Name of the thread that issued it; None for the main thread."""
-    site: int | None = None
+    site: Small | None = None
     """Number of the `Site` that issued it."""
     outcome: Outcome | None = None
     """None: as it should be. Otherwise what went wrong, or why a move was made; an `enter` that has one was refused
     and never issued."""
     data: Any = None
     """The decision as this rank understood it: what the table's row was given."""
-    inside: dict[str, int] | None = None
+    inside: dict[str, Counter] | None = None
     """Collectives that a generator call issued, and the hash of their sequence."""
     reduce: str | None = None
     """Reduction of a reducing operation: sum, avg, product, min, max, band, bor, bxor, premul_sum; None: unknown."""
     splits: bool | None = None
     """True where the caller of an `all_to_all_single` gave sizes, so that they may rightly be uneven."""
-    batch: int | None = None
+    batch: Count | None = None
     """Operations of one rank with the same number were issued as one batch (`batch_isend_irecv`, a coalescing manager):
     none of them waits for another. Not written yet."""
-    stream: int | None = None
+    stream: Small | None = None
     """Stream of the device that it was enqueued on, as the process counts them. Not written yet."""
 
 
-class Dropped(msgspec.Struct, frozen=True, tag="dropped", tag_field="kind", omit_defaults=True):
+class Dropped(_Line, frozen=True, tag="dropped"):
     """Marks a loss: `count` events, from number `index` on, are not in the file."""
 
-    index: int
-    count: int
+    index: Count
+    count: Annotated[int, Meta(ge=1, le=LARGEST)]
     why: Loss = "write"
     """`write`: the file would not take them; `recorder`: the recorder could not make lines of them."""
 
 
-class End(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_defaults=True):
+class End(_Line, frozen=True, tag="end"):
     """Says why the rank ended, and who it thinks is to blame: the last line."""
 
-    index: int
-    time_ns: int
+    index: Count
+    time_ns: Count
     cause: Cause
     """`detached`: the process goes on, and is recorded no further; nothing follows from what is missing."""
-    exit: int
+    exit: Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
     """-1 where it is not known."""
     message: str = ""
     """One line for people. Nothing decides by it."""
-    culprit: int | None = None
+    culprit: Rank | None = None
 
 
 Line = TraceHeader | Group | Site | Event | Dropped | End
 
 
-class FormerEvent(Event, frozen=True, tag="event", tag_field="kind", omit_defaults=True):
+class FormerEvent(Event, frozen=True, tag="event"):
     """Holds an event as format 1 has it."""
 
     site: str | None = None  # type: ignore[assignment]
@@ -331,7 +345,7 @@ class LineReader:
     """Reads the lines after a header one by one, and keeps the groups and sites that they announce."""
 
     def __init__(self, path: Path, header: TraceHeader) -> None:
-        self.path, self.groups = path, dict(header.groups)
+        self.path, self.world, self.groups = path, header.world, dict(header.groups)
         self.sites: dict[int, str] = {}
         """Number of a site to its `file:line`."""
         self._former: dict[str, int] | None = None if header.format == FORMAT_VERSION else {}
@@ -352,7 +366,7 @@ class LineReader:
         elif isinstance(line, TraceHeader):
             raise _bad(self.path, number, "a second header line")
         elif isinstance(line, Group):
-            check_group(self.path, number, line.name, line.members)
+            check_group(self.path, number, line.name, line.members, self.world)
             if line.name and self.groups.setdefault(line.name, line.members) != line.members:
                 raise _bad(self.path, number, f"group {line.name} had other members before")
         elif isinstance(line, Site) and self.sites.setdefault(line.number, line.place) != line.place:
@@ -368,9 +382,21 @@ def decode(path: Path, number: int, raw: bytes, format: int = FORMAT_VERSION) ->
 
 def _decode(path: Path, number: int, raw: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
     try:
-        return decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _bad(path, number, f"not a line of a trace ({error})") from None
+        line = decoder.decode(raw)
+        if encode(line) != raw:  # not as a recorder writes it: each field has to stand there once all the same
+            json.loads(raw, object_pairs_hook=_once)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _bad(path, number, f"not a line of a trace ({str(error)[:300]})") from None
+    return line
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has `{name[:40]}` twice")
+        found[name] = value
+    return found
 
 
 def to_event(line: Line) -> tuple[Line, str | None]:
@@ -404,17 +430,15 @@ def _header(path: Path, line: Line) -> TraceHeader:
         )
     if not 0 <= line.rank < line.world <= MAX_RANKS:
         raise _bad(path, 1, f"rank {line.rank} is not one of {line.world} ranks, or they are more than {MAX_RANKS:,}")
-    if max(abs(line.clock.wall_ns), abs(line.clock.monotonic_ns)) >= LARGEST:
-        raise _bad(path, 1, "the clock is out of bounds")
     for name, members in line.groups.items():
-        check_group(path, 1, name, members)
+        check_group(path, 1, name, members, line.world)
     return line
 
 
-def check_group(path: Path, number: int, name: str, members: tuple[int, ...]) -> None:
+def check_group(path: Path, number: int, name: str, members: tuple[int, ...], world: int) -> None:
     """Raise UnreadableInput if that cannot be who is in a group."""
-    if len(set(members)) != len(members) or not all(0 <= rank < MAX_RANKS for rank in members):
-        raise _bad(path, number, f"the members of group {name[:80]} are not distinct ranks")
+    if len(set(members)) != len(members) or not all(0 <= rank < world for rank in members):
+        raise _bad(path, number, f"the members of group {name[:80]} are not distinct ranks of a job of {world}")
 
 
 def _bad(path: Path, number: int, what: str) -> UnreadableInput:
