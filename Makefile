@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: corpus help demo test test-slow fuzz soak-sim smoke-torch litmus lint types layers check-all bench pictures clean
+.PHONY: corpus help demo test test-slow fuzz fuzz-readers soak-sim smoke-torch litmus lint types layers check-all bench pictures clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -23,6 +23,11 @@ test-slow: $(INSTALLED) ## the tests of the largest state spaces, some ten minut
 fuzz: $(INSTALLED) ## random networks searched in every way, for hours; NETWORKS=n FIRST=seed; result into docs/results
 	PYTHONPATH=tests/support $(BIN)/python tests/support/networks/fuzz.py --networks $(or $(NETWORKS),200000) \
 	  --first $(or $(FIRST),0) --spin 500 --out docs/results
+
+fuzz-readers: $(INSTALLED) ## damaged files for each reader, guided by coverage; SECONDS=n for each; result into docs/results
+	$(BIN)/pip install -qq --editable '.[fuzz]'
+	PYTHONPATH=tests/support:tests/support/reader_fuzz:tests/support/simulated_hangs \
+	  $(BIN)/python tests/support/reader_fuzz/fuzz_readers.py --seconds $(or $(SECONDS),300) --out docs/results
 
 corpus: $(INSTALLED) ## records the runs of traces/corpus anew, some four minutes
 	PYTHONPATH=tests/support:tests/support/processes $(BIN)/python tests/support/make_corpus.py
