@@ -67,7 +67,7 @@ class TraceHeader(_Line, frozen=True, tag="header"):
 
     format: int
     run: str
-    """Names the run; the same on every rank, and in every attempt of it."""
+    """Names the run; the same on every rank of one start of its ranks."""
     rank: Rank
     world: Annotated[int, Meta(ge=1, le=MAX_RANKS)]
     role: str
@@ -203,6 +203,8 @@ class End(_Line, frozen=True, tag="end"):
     message: str = ""
     """One line for people. Nothing decides by it."""
     culprit: Rank | None = None
+    site: Small | None = None
+    """Number of the `Site` that raised what ended it."""
 
 
 Line = TraceHeader | Group | Site | Event | Dropped | End
@@ -360,7 +362,7 @@ class LineReader:
                 self.sites[self._former[place]] = place
         else:
             line = decode(self.path, number, raw)
-        if isinstance(line, Event):
+        if isinstance(line, Event | End):
             if line.site is not None and line.site not in self.sites:
                 raise _bad(self.path, number, f"nothing says where site {line.site} is")
         elif isinstance(line, TraceHeader):

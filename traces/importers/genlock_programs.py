@@ -155,7 +155,9 @@ class _Shapes:
         if event.op == "all_gather" and "nccl" in self.backend:  # which gathers uneven parts as well
             size = -1
         root = -1 if event.root is None else event.root
-        return Signature(kind, event.dtype or "", -1 if given else size, size if given else -1, root)
+        even = kind == "all_to_all" and event.splits is False
+        sizes = (-1, size) if given else (size, -1)
+        return Signature(kind, event.dtype or "", *sizes, root, event.reduce or "", even)
 
 
 def _untold(event: Event, refused: bool) -> str | None:
@@ -218,6 +220,8 @@ class _Others(NamedTuple):
                 raise _bad(path, number, f"site {line.number} was another place before")
             self.since.setdefault(line.number, before)
         elif isinstance(line, Dropped | End):
+            if isinstance(line, End) and line.site is not None and line.site not in self.sites:
+                raise _bad(path, number, f"nothing says where site {line.site} is")
             self.ends.append(line)
         else:
             raise _bad(path, number, "a second header line")
@@ -351,8 +355,10 @@ class Reader:
             packed(ops),
             lost=False,
             pending_only=False,
+            span=_span(header, lines),
             ended=ended,
             message="" if end is None or stopped else end.message,
+            raised_at="" if end is None or stopped else lines.sites.get(end.site or 0, ""),
             dropped=bool(dropped),
             listens=frozenset(groups[shapes["name"][shapes["listens"]]].tolist()),
         )
@@ -421,6 +427,13 @@ def _announced(met: _Shapes, shapes: Numbers, others: _Others) -> bool:
     return all(name in others.since and others.since[name] <= at for name, at in first.items())
 
 
+def _span(header: TraceHeader, lines: _Lines) -> tuple[int, int]:
+    """Return from when to when a rank was recorded, in ns of its wall clock: to its last event, where it has no end."""
+    last = int(lines.times[-1]) if len(lines.times) else header.clock.monotonic_ns
+    last = last if lines.end is None else lines.end.time_ns
+    return header.clock.wall_ns, header.clock.wall_ns + last - header.clock.monotonic_ns
+
+
 def _whole(path: Path, lines: _Lines) -> None:
     """Raise UnreadableInput if an event is missing or out of its order, though nothing says that it was dropped."""
     index = lines.indices
@@ -458,9 +471,7 @@ def _matched(path: Path, shapes: npt.NDArray[np.void], lines: _Lines) -> None:
         wrong[there] |= (mine[name] != untold) & (mine[name] != theirs[name])
     if wrong.any():
         index = int(lines.indices[exits[int(np.argmax(wrong))]])
-        raise _bad(
-            path, line_of(path, index), f"event {index} ends no operation that was issued before it, or not one like it"
-        )
+        raise _bad(path, line_of(path, index), f"event {index} ends no operation that was issued before it")
 
 
 def _bad(path: Path, number: int, what: str) -> UnreadableInput:
