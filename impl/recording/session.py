@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,20 +26,19 @@ import torch.distributed as dist
 from msgspec.structs import replace
 
 from ...errors import GenlockError
-from ...traces.format import FORMAT_VERSION, NUMBER, P2P, Cause, Clock, Event, Group, TraceHeader
+from ...traces.format import FORMAT_VERSION, P2P, Cause, Clock, Group, RepeatedOperation, TraceHeader
 from ...traces.recorder import OperationRecorder, Recorder
 from .c10d_intercept import (
     BLIND_SPOTS,
     OnComplete,
     Operation,
-    caller,
     forget_observers,
     group_of,
-    site,
     unknown_operators,
     watch,
 )
 from .command import RecordingSettings
+from .stacks import short_stack, stack_key
 
 
 def attach() -> None:
@@ -76,37 +75,36 @@ class Session:
         self._groups: set[str] = set()
         self._made = count(1)
         """The next number of a group in whose making this process takes part."""
-        self._operations: dict[tuple[Operation, int, int], tuple[OperationRecorder, CodeType | None]] = {}
-        """Keyed by operation, the `id` of the code that issues it (which has to live on), and where in that: a line's
-        number takes long to find."""
+        self._operations: dict[tuple[Operation, bytes], OperationRecorder] = {}
+        """Keyed by operation and stack."""
         self._counts: defaultdict[tuple[object, ...], Iterator[int]] = defaultdict(lambda: count(1))
         """The next sequence number of each group, and of each way of p2p."""
 
     def issue(self, operation: Operation) -> OnComplete | None:
         """Write that the operation is issued; returns what writes that it has completed."""
         time_ns = time.monotonic_ns()
-        recorder = self.observer(operation, caller())
+        recorder = self.observer(operation, sys._getframe(1))
         if recorder is None:
             return None
         begun = recorder.begin(time_ns)
         return lambda outcome: recorder.end(begun, time.monotonic_ns(), outcome)
 
-    def observer(self, operation: Operation, frame: FrameType | None) -> OperationRecorder | None:
-        """Return what records every such operation from that place of the program; None where nothing is recorded."""
-        code, at = (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
-        recorder, _ = self._operations.get((operation, id(code), at), (None, None))
+    def observer(self, operation: Operation, frame: FrameType) -> OperationRecorder | None:
+        """Return what records every such operation of that stack; None where nothing is recorded."""
+        key = stack_key(frame)
+        recorder = None if key is None else self._operations.get((operation, key))
         if recorder is None:
             try:
                 recorder = self._recorder_of(operation, frame)
             except Exception as error:
                 self._give_up(error)
-            if recorder is not None:
+            if recorder is not None and key is not None:
                 if len(self._operations) >= MAX_OPERATIONS:
                     self._operations.clear()
-                self._operations[operation, id(code), at] = recorder, code
+                self._operations[operation, key] = recorder
         return recorder
 
-    def _recorder_of(self, operation: Operation, frame: FrameType | None) -> OperationRecorder | None:
+    def _recorder_of(self, operation: Operation, frame: FrameType) -> OperationRecorder | None:
         op, group, root, peer, tag, dtype, numel, asynchronous, thread, reduce, splits = operation
         with self._lock:
             if self._recorder is None:
@@ -117,12 +115,11 @@ class Session:
             if group.name not in self._groups:
                 self._groups.add(group.name)
                 recorder.group(group)
-            left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
-            about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
-            number = recorder.site(site(frame))
-            entered = replace(about, edge="enter", thread=thread, site=number, reduce=reduce, splits=splits)
+            site = recorder.stack(short_stack(frame))
+            facts = {"root": root, "peer": peer, "tag": tag, "dtype": dtype, "numel": numel, "thread": thread}
+            facts |= {"asynchronous": asynchronous, "site": site, "reduce": reduce, "splits": splits}
             counter = self._counts[(group.name, op, peer, tag) if op in P2P else (group.name,)]
-            return recorder.operation(entered, replace(left, entered=NUMBER), counter, self._give_up)
+            return recorder.operation(RepeatedOperation(0, op, group.name, **facts), counter, self._give_up)
 
     def open(self) -> None:
         """Begin the trace, if this process has become a rank since. A process is one rank in its life."""
@@ -166,16 +163,14 @@ class Session:
             group = original(*args, **kwargs)
             try:
                 given = signature.bind(*args, **kwargs).arguments
-                self._announce(
-                    group, given.get("ranks"), bool(given.get("use_local_synchronization")), caller(sys._getframe())
-                )
+                self._announce(group, given.get("ranks"), bool(given.get("use_local_synchronization")), sys._getframe())
             except Exception as error:
                 self._give_up(error)
             return group
 
         _put_in_place_of(original, new_group)
 
-    def _announce(self, group: Any, ranks: Any, local: bool, frame: FrameType | None) -> None:
+    def _announce(self, group: Any, ranks: Any, local: bool, frame: FrameType) -> None:
         with self._lock:
             if self._recorder is None:
                 self.open()
@@ -188,7 +183,7 @@ class Session:
                 described = Group("", tuple(int(rank) for rank in (everyone if ranks is None else ranks)))
             if described.name:  # it may have been announced, without a number, by an operation on it
                 self._groups.add(described.name)
-            number, place = next(self._made), self._recorder.site(site(frame))
+            number, place = next(self._made), self._recorder.stack(short_stack(frame))
             made = replace(described, number=number, known_by="members" if local else "all", site=place)
             self._recorder.group(made)
 
