@@ -9,8 +9,7 @@ This is format 3. What no field of it says is not recorded: a missing field is n
 does not write yet are marked so; readers take them. An operation that a program repeats is described once, by an
 `operation` line; its events are then short lists, `enter`, `wait` and `exit`, which readers get as the `Event` that
 they stand for. Format 2, which has no such lists and no stacks, is read as well. So is format 1: it has places and
-outcomes
-as texts. A fact that it tells by text alone becomes the code `untyped`, and nothing is read out of the text.
+outcomes as texts. A fact that it tells by text alone becomes the code `untyped`, and nothing is read out of the text.
 
 Reading is strict, so that a damaged line is never taken for another one: numbers have bounds, a field that is not
 known or stands twice is refused, and so is a line that is anything but one object.
@@ -424,7 +423,7 @@ class LineReader:
 
     def take(self, number: int, raw: bytes) -> Group | Site | RepeatedOperation | Event | Dropped | End:
         """Return one whole line, a short one as the event that it stands for. Raises UnreadableInput."""
-        line = decode(self.path, number, raw, self._format)
+        line: Any = decode(self.path, number, raw, self._format)
         if isinstance(line, Enter | Wait | Exit):
             return self._event(number, line)
         if self._format == 1:
@@ -445,7 +444,8 @@ class LineReader:
         elif isinstance(line, RepeatedOperation):
             check_operation(self.path, number, line, self.operations)
         self._lossy |= isinstance(line, Dropped)
-        return line
+        known: Group | Site | RepeatedOperation | Event | Dropped | End = line
+        return known
 
     def _event(self, number: int, line: Short) -> Event:
         if isinstance(line, Enter):
@@ -489,7 +489,7 @@ def check_operation(path: Path, number: int, line: RepeatedOperation, known: dic
 def frames_of(sites: Mapping[int, Site], number: int | None) -> list[Site]:
     """Return the short stack that begins at a site, innermost call first; empty of None."""
     frames: list[Site] = []
-    while number in sites and len(frames) < MAX_STACK:
+    while number is not None and number in sites and len(frames) < MAX_STACK:
         frames.append(sites[number])
         number = frames[-1].caller
     return frames

@@ -42,10 +42,8 @@ from .outcome import Outcome
 
 try:
     from ._fast_recorder import FastOperationRecorder as FastOperationRecorder
-    from ._fast_recorder import stack_key as fast_stack_key
 except ImportError:  # it was not built: a compiler was missing
     FastOperationRecorder = None  # type: ignore[assignment, misc]
-    fast_stack_key = None  # type: ignore[assignment]
 
 Begun = tuple[int, int]
 """Identifies an operation that has begun: the index of its first event, and its sequence number."""
@@ -233,7 +231,7 @@ class SlowOperationRecorder:
 
     def wait(self, begun: Begun | None, time_ns: int, /) -> None:
         if begun is not None:
-            self._follow(self.waited, begun[0], time_ns)
+            self._follow(self.waited, begun, time_ns)
 
     def end(self, begun: Begun | None, time_ns: int, outcome: Outcome | None = None, /) -> None:
         if begun is None:
@@ -243,11 +241,12 @@ class SlowOperationRecorder:
         except Exception as error:
             self.failed(error)
         else:
-            self._follow(form, begun[0], time_ns)
+            self._follow(form, begun, time_ns)
 
-    def _follow(self, form: bytes, entered: int, time_ns: int) -> None:
+    def _follow(self, form: bytes, begun: Begun, time_ns: int) -> None:
         recorder = self._recorder
         try:
+            entered, _ = begun
             with recorder._lock:
                 index = recorder._shared[NEXT]
                 recorder._write(index, form % (index, time_ns, entered))

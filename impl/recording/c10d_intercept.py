@@ -118,7 +118,12 @@ def caller(inner: FrameType | None = None) -> FrameType | None:
 
     The search begins at `inner`, else here.
     """
-    return stacks.caller(inner or sys._getframe(1))
+    frame = inner
+    if frame is None:
+        frame = sys._getframe(1)
+        while frame is not None and not stacks.is_ours(frame):
+            frame = frame.f_back
+    return None if frame is None else stacks.caller(frame)
 
 
 class _Interception:

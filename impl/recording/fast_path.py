@@ -190,18 +190,17 @@ class FastMethods:
     def _method(self, path: FastPath) -> Callable[..., Any]:
         original, on_backend, read, op = METHODS[path.method], getattr(_Gloo, path.backends), path.read, path.op
         torchs = getattr(inspect.unwrap(getattr(dist.distributed_c10d, path.function, _ident)), "__code__", None)
-        known_groups, groups, follow = self._groups.known, self._groups, self._works.follow
+        follow = self._works.follow
 
         def method(group: Any, *given: Any, **named: Any) -> Any:
             frame = sys._getframe(1)
-            told = known = None
-            if frame.f_code is torchs and not _modes():
-                known = known_groups.get(id(group)) or groups.of(group)
-                if known.backend is not None:
-                    given, named = (*given, *named.values()), NO_NAMES
-                    told = read(given)
-            if told is None or known is None:
+            taken = None
+            if frame.f_code is torchs:
+                given, named = (*given, *named.values()), NO_NAMES
+                taken = self._takes(group, read, given)
+            if taken is None:
                 return original(group, *given, **named)
+            known, told = taken
             tensor, numel, detail, asynchronous = told
             thread = None if _ident() == MAIN else thread_name()
             about = (op, detail, tensor is None or tensor.dtype, numel, asynchronous, thread, stack_key(frame))
@@ -221,6 +220,14 @@ class FastMethods:
             return work
 
         return method
+
+    def _takes(self, group: Any, read: Read, given: Sequence[Any]) -> tuple[Known, Given] | None:
+        """Return the group and the facts of an operation that may take the fast path; None for any other."""
+        if _modes():
+            return None
+        known = self._groups.known.get(id(group)) or self._groups.of(group)
+        told = None if known.backend is None else read(given)
+        return None if told is None else (known, told)
 
     def _observe(
         self, known: Known, path: FastPath, about: tuple[Any, ...], told: Given, frame: FrameType

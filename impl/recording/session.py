@@ -116,10 +116,9 @@ class Session:
                 self._groups.add(group.name)
                 recorder.group(group)
             site = recorder.stack(short_stack(frame))
-            facts = {"root": root, "peer": peer, "tag": tag, "dtype": dtype, "numel": numel, "thread": thread}
-            facts |= {"asynchronous": asynchronous, "site": site, "reduce": reduce, "splits": splits}
+            about = (root, peer, tag, dtype, numel, asynchronous, thread, site, reduce, splits)
             counter = self._counts[(group.name, op, peer, tag) if op in P2P else (group.name,)]
-            return recorder.operation(RepeatedOperation(0, op, group.name, **facts), counter, self._give_up)
+            return recorder.operation(RepeatedOperation(0, op, group.name, *about), counter, self._give_up)
 
     def open(self) -> None:
         """Begin the trace, if this process has become a rank since. A process is one rank in its life."""

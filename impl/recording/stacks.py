@@ -13,7 +13,12 @@ import struct
 from types import CodeType, FrameType
 
 from ...traces.importers.places import PACKAGE, PROGRAM, layer
-from ...traces.recorder import Frame, fast_stack_key
+from ...traces.recorder import Frame
+
+try:
+    from ...traces._fast_recorder import stack_key as fast_stack_key
+except ImportError:  # it was not built: a compiler was missing
+    fast_stack_key = None  # type: ignore[assignment]
 
 MAX_WALK = 64
 """Frames that are looked at."""
@@ -70,7 +75,7 @@ def short_stack(frame: FrameType | None) -> list[Frame]:
     """Return the calls from a frame to the program, innermost first; without Genlock's own, and bounded."""
     frames: list[FrameType] = []
     while frame is not None and len(frames) < MAX_WALK:
-        if frames or not frame.f_code.co_filename.startswith(_OURS):
+        if frames or not is_ours(frame):
             frames.append(frame)
             if layer(frame.f_code.co_filename) == PROGRAM:
                 break
@@ -78,6 +83,11 @@ def short_stack(frame: FrameType | None) -> list[Frame]:
     at = _program(frames)
     kept = frames[:MAX_FRAMES] if at is None else [*frames[: min(at, MAX_FRAMES - 1)], frames[at]]
     return [(site(each) or "", each.f_code.co_qualname[:200]) for each in kept]
+
+
+def is_ours(frame: FrameType) -> bool:
+    """Return True for a frame of Genlock's own, inside a rank."""
+    return frame.f_code.co_filename.startswith(_OURS)
 
 
 def caller(inner: FrameType) -> FrameType | None:

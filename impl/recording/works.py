@@ -74,7 +74,7 @@ class Works:
         """Return True where a work that nobody has waited for has failed."""
         works = [work for work, _ in [*self.newest.values()]]
         works += [alive() for alive, *_ in [*self.unwaited.values()]]
-        return any(work is not None and _is_completed(work) and not work.is_success() for work in works)
+        return any(work is not None and work.is_completed() and not work.is_success() for work in works)
 
     def follow(self, work: Any, observer: OperationObserver, begun: Any) -> None:
         """Tell the observer when someone waits for a work, and when it has completed."""

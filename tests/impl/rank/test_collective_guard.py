@@ -202,7 +202,7 @@ def test_a_failed_work_that_nobody_waits_for_in_python_counts(failed: bool, monk
     monkeypatch.setattr(collective_guard, "SETTLES", 0.02)
 
     def broken() -> None:
-        c10d_intercept._interception._newest[0] = (Work(failed), lambda outcome: None)
+        c10d_intercept._interception.works.newest[0] = (Work(failed), lambda outcome: None)
         guard._open += 1
         raise RuntimeError("?")
 
