@@ -142,6 +142,8 @@ class _Interception:
         self.watchers = watchers
         self.issue = self.fast.issue = watchers[0].issue if len(watchers) == 1 else partial(_issue_to, watchers)
         self.fast.find_observer = getattr(watchers[0], "observer", None) if len(watchers) == 1 else None
+        self.fast.tick = getattr(watchers[0], "tick", None) if len(watchers) == 1 else None
+        self.fast.due = 0
         self.groups.forget_observers()
         if watchers and self._library is None:
             self.install()

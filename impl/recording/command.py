@@ -32,6 +32,8 @@ class RecordingSettings(msgspec.Struct, frozen=True):
     out: str
     attempt: int = 0
     """Number of the start of the ranks, from 0."""
+    stacks_after: float = 30.0
+    """Seconds without an operation, after which a rank's stacks are written beside its trace."""
 
     @staticmethod
     def inherited() -> RecordingSettings | None:
@@ -44,7 +46,7 @@ class RecordingSettings(msgspec.Struct, frozen=True):
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         if not restart.isdecimal() or restart == "0":
             return self
-        return RecordingSettings(self.run, f"{self.out}/restart{restart}", int(restart))
+        return msgspec.structs.replace(self, out=f"{self.out}/restart{restart}", attempt=int(restart))
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a program that is to be recorded."""

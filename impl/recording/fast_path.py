@@ -162,6 +162,8 @@ FAST_PATHS = (
 METHODS = {path.method: vars(_ProcessGroup)[path.method] for path in FAST_PATHS if path.method in vars(_ProcessGroup)}
 """Keeps the methods as torch has them."""
 
+Tick = Callable[[int], int]
+NEVER = 1 << 62
 MAX_OBSERVERS = 4096
 """Beyond so many operations, the observers of a group are forgotten."""
 
@@ -175,6 +177,10 @@ class FastMethods:
         """Calls the watchers."""
         self.find_observer: FindObserver | None = None
         """Asks the only watcher for an observer, where that one has this."""
+        self.tick: Tick | None = None
+        """Called from time to time while operations are issued, where the only watcher has this."""
+        self.due = NEVER
+        """From when on (monotonic) `tick` is to be called; it returns the next time."""
 
     def install(self) -> None:
         """Take the place of torch's methods."""
@@ -205,7 +211,10 @@ class FastMethods:
             thread = None if _ident() == MAIN else thread_name()
             about = (op, detail, tensor is None or tensor.dtype, numel, asynchronous, thread, stack_key(frame))
             observer = known.observers.get(about) or self._observe(known, path, about, told, frame)
-            begun = observer.begin(_now())
+            now = _now()
+            if now >= self.due and self.tick is not None:
+                self.due = self.tick(now)
+            begun = observer.begin(now)
             try:
                 work = on_backend(known.backend, *given)
                 if not asynchronous:

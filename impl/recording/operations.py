@@ -60,7 +60,8 @@ class Watcher(Protocol):
 
     A watcher may also have `observer(operation, frame)`, to do once what takes time. The fast path calls that for an
     operation and the stack that it was issued from, whose innermost frame this is, and then notifies the observer that
-    it returns; the watcher's `issue` where it returns None.
+    it returns; the watcher's `issue` where it returns None. Where it has `tick(time_ns)`, the fast path calls that from
+    time to time: not before the time that it returned last.
     """
 
     def issue(self, operation: Operation) -> OnComplete | None:

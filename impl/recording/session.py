@@ -39,6 +39,7 @@ from .c10d_intercept import (
 )
 from .command import RecordingSettings
 from .stacks import short_stack, stack_key
+from .standstill import NEVER, Stacks, timer
 
 
 def attach() -> None:
@@ -50,10 +51,12 @@ def attach() -> None:
     session.follow_init()
     session.follow_groups()
     session.follow_end()
+    timer.follow(_put_in_place_of)
     os.register_at_fork(after_in_child=session.forked)
     watch(session)
 
 
+SOON = 1_000_000_000
 MAX_OPERATIONS = 4096
 """Beyond so many distinct operations, those that were met are forgotten: a program may never issue the same twice."""
 
@@ -69,6 +72,9 @@ class Session:
         """Begin anew: this process has written nothing yet, whatever its parent has."""
         self._lock = threading.RLock()
         self._recorder: Recorder | None = None
+        self._stacks: Stacks | None = None
+        self._due = 0
+        """From when on (monotonic) the stacks are to be told that the process goes on."""
         self._who = (-1, 0)
         self._over = False
         forget_observers()
@@ -83,11 +89,21 @@ class Session:
     def issue(self, operation: Operation) -> OnComplete | None:
         """Write that the operation is issued; returns what writes that it has completed."""
         time_ns = time.monotonic_ns()
+        if time_ns >= self._due:
+            self.tick(time_ns)
         recorder = self.observer(operation, sys._getframe(1))
         if recorder is None:
             return None
         begun = recorder.begin(time_ns)
         return lambda outcome: recorder.end(begun, time.monotonic_ns(), outcome)
+
+    def tick(self, time_ns: int) -> int:
+        """Take note that the process goes on; returns from when on this is to be called again."""
+        try:
+            self._due = NEVER if self._stacks is None else self._stacks.moved(time_ns)
+        except OSError:
+            self._due = NEVER
+        return time_ns + SOON if self._stacks is None else self._due
 
     def observer(self, operation: Operation, frame: FrameType) -> OperationRecorder | None:
         """Return what records every such operation of that stack; None where nothing is recorded."""
@@ -129,6 +145,9 @@ class Session:
             self._who = who
             settings = self._settings.restarted()
             self._recorder = Recorder(Path(settings.out), self._header(settings, *who))
+            self._stacks = Stacks(self._recorder.path.with_name(f"rank{who[0]}.stacks.txt"), settings.stacks_after)
+            self._stacks.moved(time.monotonic_ns())
+            self._due = 0
         elif who != self._who:
             self.end("detached", message=f"from here on the process is rank {who[0]} of {who[1]}")
 
@@ -136,6 +155,8 @@ class Session:
         """Write why the process ends, or is recorded no further."""
         if self._recorder is not None and not self._over:
             self._recorder.end(cause, exit, message)
+            if self._stacks is not None:
+                self._stacks.close(keep=cause != "stopped")
         self._over = True
 
     def follow_init(self) -> None:

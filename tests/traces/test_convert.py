@@ -29,7 +29,7 @@ def test_the_command_converts_a_folder_of_runs(tmp_path: Path) -> None:
     assert "outcomes are text alone" in done.stdout
     for path in find(FORMER):
         before, after = read(path), read(tmp_path / path.relative_to(FORMER))
-        assert (before.header.format, after.header.format) == (1, 2)
+        assert (before.header.format, after.header.format) == (1, 3)
         assert (after.lines, after.groups, after.sites) == (before.lines, before.groups, before.sites)
 
 
