@@ -21,7 +21,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is done to the timer; the program's own functions are in the place of faulthandler's."""
     done: list[Any] = []
     shared = standstill._Timer()
-    shared.start = lambda after, **named: done.append((SET, after, named["file"] if "file" in named else "theirs"))  # type: ignore[assignment]
+    shared.start = lambda after, **named: done.append((SET, after, named.get("file", "theirs")))  # type: ignore[assignment]
     shared.stop = lambda: done.append("cancelled")
     monkeypatch.setattr(standstill, "timer", shared)
     shared.follow(lambda original, wrapper: monkeypatch.setattr(faulthandler, NAMES[original is shared.stop], wrapper))
