@@ -1,8 +1,8 @@
 """Writes the stacks of a process that has issued nothing for a while, though nothing in it moves any more.
 
 A thread in Python would stand still with it. The timer of `faulthandler` needs no GIL: it is set anew as the process
-goes on, and fires where it does not. The stacks lie beside the trace, `rank<N>.stacks.txt`, where `genlock replay` finds
-them; a process that goes on takes them back. A process has one such timer: a program that sets it for itself has it.
+goes on, and fires where it does not. The stacks lie beside the trace, `rank<N>.stacks.txt`, where `genlock replay`
+finds them; a process that goes on takes them back. A process has one such timer: a program that sets it has it.
 
 Left out: reading stacks (`traces.importers.logs.stacks`).
 """
