@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import Exit, GenlockError, Unfinished, UsageError
+from . import collect as collect_flags
 from . import flags
 from . import lint as lint_flags
 
@@ -381,6 +382,18 @@ def replay(
             write_page(out / "page.html", story_of(run.drawable, found))
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))
     raise typer.Exit(reports.STATUS[found.verdict])
+
+
+@app.command(epilog="Example: genlock collect --out /shared/hang, on each node; then genlock replay /shared/hang")
+def collect(
+    pids: collect_flags.Pids = None,
+    out: collect_flags.Out = Path(),
+    apart: collect_flags.Apart = 10.0,
+    seconds: collect_flags.Within = 60.0,
+    stack_signal: collect_flags.StackSignal = None,
+) -> None:
+    """Gather what a job that hangs now shows, on this node, into one archive for `replay`. The job is left as it is."""
+    raise typer.Exit(collect_flags.collect(pids, out, apart, seconds, stack_signal))
 
 
 @app.command(epilog="Example: genlock explain evidence")

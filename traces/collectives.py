@@ -65,6 +65,10 @@ class Signature(NamedTuple):
     received: int
     root: int = -1
     """Global rank; -1 where there is none, or the recorder does not say."""
+    reduce: str = ""
+    """Names the reduction; empty where there is none, or the recorder does not say."""
+    even: bool = False
+    """True for an all-to-all that is known to have no splits, so that all members must put in equally much."""
 
     @property
     def wire(self) -> tuple[str, str, int, int]:
@@ -83,7 +87,8 @@ class Signature(NamedTuple):
         sizes = {s for s in (self.sent, self.received) if s >= 0}
         size = f"{max(sizes, default=0):,}" if len(sizes) < 2 else f"{self.sent:,} in, {self.received:,} out"
         root = f" (root rank{self.root})" if self.root >= 0 else ""
-        return self.kind if self.kind == "barrier" else f"{self.kind} of {size} {self.dtype}{root}"
+        reduce = f" ({self.reduce})" if self.reduce not in ("", "sum") else ""
+        return self.kind if self.kind == "barrier" else f"{self.kind} of {size} {self.dtype}{root}{reduce}"
 
 
 P2P = ("send", "recv")

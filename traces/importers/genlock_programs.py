@@ -191,7 +191,9 @@ class _Shapes:
         if event.op == "all_gather" and "nccl" in self.backend:  # which gathers uneven parts as well
             size = -1
         root = -1 if event.root is None else event.root
-        return Signature(kind, event.dtype or "", -1 if given else size, size if given else -1, root)
+        even = kind == "all_to_all" and event.splits is False
+        sizes = (-1, size) if given else (size, -1)
+        return Signature(kind, event.dtype or "", *sizes, root, event.reduce or "", even)
 
 
 def _untold(event: Event, refused: bool) -> str | None:

@@ -9,7 +9,7 @@ Here stands also what a protocol must be for its workers to be a set. Left out: 
 from __future__ import annotations
 
 from ....errors import ModelError
-from ...semantics.lts import Lts, Step
+from ...semantics.lts import Info, Lts, Step
 from ...semantics.network import Faults
 from ...tables import Protocol, Put, Take
 from .abstract_state import Lanes
@@ -44,6 +44,8 @@ class LocalSteps:
 
     def __init__(self, lanes: Lanes, kinds: Faults) -> None:
         self.lanes, self.kinds = lanes, kinds
+        protocol = lanes.protocol
+        self.streams = [g for g in protocol.streams if g in lanes.group and lanes.lts[0].stream]
         self._points = {p.state for points in kinds.values() for p in points or ()}
         self._found: dict[tuple[int, int], tuple[int, tuple[str, ...]]] = {}
 
@@ -85,11 +87,19 @@ class LocalSteps:
         if len(onward) != 1 or any(s.row.gate or s.contribution for s in nowhere):
             return ()
         step, after = onward[0], lts.info(onward[0].target)
-        if step.row.gate is not None or (step.row.syncs and lts.stream):
+        if step.row.gate is not None or (step.row.syncs and lts.stream) or self._looks_away(role, number, after):
             return ()
         if after.terminal or after.failed or after.counter < info.counter or not self._only_ends(lts, local, step):
             return ()
         return (step, *nowhere)
+
+    def _looks_away(self, role: int, number: int, after: Info) -> bool:
+        """Return whether the host would wait elsewhere than its device, which may wait for a rank that has ended."""
+        if after.op is None:
+            return False
+        columns = self.lanes.lane(role, number).columns
+        streams = (self.lanes.group[g] for g in self.streams if g != after.op.group)
+        return any(entry > 0 for group in streams for entry in columns[group])
 
     def _only_ends(self, lts: Lts, local: int, step: Step) -> bool:
         """Return whether faults and detection can do no more to the local than end it, as they can after the step."""
