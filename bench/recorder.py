@@ -133,12 +133,10 @@ def rank(config: dict[str, Any], number: int) -> None:
     for turn in range(config["rounds"]):
         for kind in ORDERS[turn % len(ORDERS)]:
             times[kind].append(median(block(tensor, kinds[kind])))
-    recorded = lambda: watching(session)  # noqa: E731
-    of_ways = ways(recorded) if not nccl else {}
-    of_steps = steps(recorded) if not nccl else {}
+    small = {} if nccl else {kind.__name__: kind(lambda: watching(session)) for kind in (ways, steps)}
     session.end()
     if number == 0:
-        result: dict[str, Any] = {"numel": numel, "ways": of_ways, "steps": of_steps}
+        result: dict[str, Any] = {"numel": numel, "ways": {}, "steps": {}} | small
         for name, kind in (("ratio", 1), ("control", 2)):
             result[name] = median(t / plain for t, plain in zip(times[kind], times[0], strict=True))
         result |= {"plain_us": median(times[0]) * 1e6, "recorded_us": median(times[1]) * 1e6}

@@ -141,6 +141,8 @@ class RankRecord:
     ended: Ended = Ended.UNSAID
     message: str = ""
     """Text of what a failed rank raised; for people alone."""
+    raised_at: str = ""
+    """Place (`file:line`) where a failed rank raised it; empty where that is not recorded."""
     dropped: bool = False
     """True where the recorder had to leave something out in between."""
     listens: frozenset[int] = frozenset()

@@ -73,7 +73,7 @@ class TraceHeader(_Line, frozen=True, tag="header"):
 
     format: int
     run: str
-    """Names the run; the same on every rank, and in every attempt of it."""
+    """Names the run; the same on every rank of one start of its ranks."""
     rank: Rank
     world: Annotated[int, Meta(ge=1, le=MAX_RANKS)]
     role: str

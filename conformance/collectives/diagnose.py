@@ -10,6 +10,7 @@ Left out: how each is found (`findings`, `stall`, `windows`), and a protocol's t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -200,7 +201,8 @@ def _stalled(e: Stuck, accused: Sequence[Accusation], words: OperationNames) -> 
     record = words.recording.ranks.get(rank)
     last = ops_of(rank, record.ops, [len(record.ops) - 1])[0] if record and len(record.ops) else None
     at = head.op._replace(rank=rank, at=last.at if last else 0, entry=last.entry if last else 0)
-    return _at(at, words, f"before {due}", "nothing", (due,), why, due)
+    found = _at(at, words, f"before {due}", "nothing", (due,), why, due)
+    return replace(found, phase=record.raised_at) if record and record.raised_at else found
 
 
 def _at_slip(odd: OutOfStep, words: OperationNames) -> Divergence:
@@ -234,7 +236,7 @@ def _crashed(rank: int, words: OperationNames) -> Divergence:
     after = f"after {words.short(ops[0])}" if ops else "before any operation"
     line, event = (words.line(ops[0]), ops[0].entry) if ops else (1, 0)
     why = f"rank{rank} ended by an exception, with nobody waiting for it"
-    where = words.site(ops[0]) if ops else ""
+    where = record.raised_at or (words.site(ops[0]) if ops else "")
     return Divergence(rank, line, event, None, where, None, None, after, record.message, (), why, place=after)
 
 

@@ -39,11 +39,14 @@ __all__ = [
     "Operation",
     "OperationObserver",
     "any_failed",
+    "begin_job",
     "caller",
     "forget_observers",
     "group_of",
     "site",
+    "store_of",
     "unknown_operators",
+    "unregistered",
     "unwatch",
     "watch",
     "watching",
@@ -61,13 +64,14 @@ BLIND_SPOTS = (
 """Names what passes unseen here."""
 
 
-KEY, _op_names, _unbox_work, _Library = map(
+KEY, _op_names, _unbox_work, _Library, _default_store = map(
     lookup,
     (
         "_C.DispatchKey.BackendSelect",
         "_C._dispatch_get_all_op_names",
         "_C._distributed_c10d.Work.unbox",
         "library.Library",
+        "distributed.distributed_c10d._get_default_store",
     ),
 )
 
@@ -111,6 +115,22 @@ def any_failed() -> bool:
 def group_of(group: dist.ProcessGroup) -> Group:
     """Return what an operation on this group says of it."""
     return _interception.groups.of(group).group
+
+
+def begin_job(*, again: bool) -> None:
+    """Note that this process has joined a job, before any of its groups is named; the same one `again`, or another."""
+    _interception.groups.begin_job(again)
+
+
+def unregistered(name: str) -> Any:
+    """Return the group of that name where torch.distributed does not know it; else None."""
+    alive = _interception.groups.unregistered.get(name)
+    return None if alive is None else alive()
+
+
+def store_of(group: Any) -> Any:
+    """Return the store by which the members of a group found each other; of None, the default group's."""
+    return _default_store() if group is None else group.get_group_store()
 
 
 def caller(inner: FrameType | None = None) -> FrameType | None:

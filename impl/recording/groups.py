@@ -37,10 +37,20 @@ class Groups:
         self.known: dict[int, Known] = {}
         """Keyed by the `id` of a ProcessGroup."""
         self._names: dict[str, int] = {}
+        self._joined = 1
+        """How often this process has joined its job: torch gives the same names to groups again."""
+        self.unregistered: dict[str, ref[Any]] = {}
+        """Groups that torch.distributed does not know, by their names."""
 
     def of(self, group: Any) -> Known:
         """Return what is known of a group."""
         return self.known.get(id(group)) or self._learn(group)
+
+    def begin_job(self, again: bool) -> None:
+        """Name groups anew: torch counts from the beginning when the default group is made."""
+        self._joined = self._joined + 1 if again else 1
+        self._names.clear()
+        self.known.clear()
 
     def forget_observers(self) -> None:
         """Ask the watcher again for its observers."""
@@ -49,13 +59,18 @@ class Groups:
 
     def _learn(self, group: Any) -> Known:
         name, at = str(group.group_name), id(group)
+        if self._joined > 1:
+            name += f"#{self._joined}"
         used = self._names[name] = self._names.get(name, 0) + 1
+        name = name if used == 1 else f"{name}#{used}"
+        alive = ref(group, lambda _: self.known.pop(at, None))
         try:
             members, backend = tuple(dist.get_process_group_ranks(group)), str(dist.get_backend(group))
         except (KeyError, ValueError, AssertionError):  # torch.distributed does not know it
             members, backend = tuple(range(group.size())), ""
-        described = Group(name if used == 1 else f"{name}#{used}", members, backend, group.group_desc)
-        alive = ref(group, lambda _: self.known.pop(at, None))
+            name = f"unregistered {name} {at:x}"
+            self.unregistered[name] = alive
+        described = Group(name, members, backend, group.group_desc)
         known = self.known[at] = Known(alive, described, _gloo_of(group), {})
         return known
 

@@ -1,80 +1,119 @@
-"""Writes the stacks of a process that has issued nothing for a while, though nothing in it moves any more.
+"""Finds out that a recorded job stands still, has its ranks say where, and ends it.
 
-A thread in Python would stand still with it. The timer of `faulthandler` needs no GIL: it is set anew as the process
-goes on, and fires where it does not. The stacks lie beside the trace, `rank<N>.stacks.txt`, where `genlock replay`
-finds them; a process that goes on takes them back. A process has one such timer: a program that sets it has it.
-
-Left out: reading stacks (`traces.importers.logs.stacks`).
+A trace that does not grow is no standstill: ranks may compute, or talk past torch.distributed. So whoever judges traces
+is asked, once a job's have not grown for as long as was given, and says if a rank is left waiting in them.
+Left out: judging (`conformance`), and how long to wait.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import functools
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-NEVER = 1 << 62
-SECOND = 1_000_000_000
+from ...traces.format import SUFFIX, name_of
+from .unseen import descendants
 
+ASK = getattr(signal, "SIGRTMAX", signal.SIGUSR2) - 5
+"""Signal by which a rank is asked for its stacks: one that no program is known to use."""
+STACKS = ".stacks.txt"
+EVERY, PATIENCE = 1.0, 2.0
+"""Seconds between two looks, and for ranks to say where they are."""
 
-class _Timer:
-    """Shares faulthandler's timer with the program."""
-
-    def __init__(self) -> None:
-        self.start, self.stop = faulthandler.dump_traceback_later, faulthandler.cancel_dump_traceback_later
-        self.theirs = False
-        """True while the program has set it for itself."""
-
-    def follow(self, put_in_place_of: Callable[[Any, Any], None]) -> None:
-        """See from now on when the program sets the timer, and when it lets go of it."""
-
-        @functools.wraps(self.start)
-        def dump_traceback_later(*given: Any, **named: Any) -> Any:
-            self.theirs = True
-            return self.start(*given, **named)
-
-        @functools.wraps(self.stop)
-        def cancel_dump_traceback_later() -> Any:
-            self.theirs = False
-            return self.stop()
-
-        put_in_place_of(self.start, dump_traceback_later)
-        put_in_place_of(self.stop, cancel_dump_traceback_later)
+Waits = Callable[[list[Path]], bool]
+"""Says if a rank is left waiting in some traces of one job."""
 
 
-timer = _Timer()
+class Standstill:
+    """Watches the traces below a folder."""
+
+    def __init__(self, root: int, folder: Path, seconds: float, waits: Waits) -> None:
+        self.root, self.folder, self.seconds, self.waits = root, folder, seconds, waits
+        self._sizes: dict[Path, tuple[int, float]] = {}
+        """Folder of a job to the bytes of its traces, and when they last grew."""
+        self._judged: dict[Path, int] = {}
+        self._next = 0.0
+
+    def found(self) -> bool:
+        """Return True once a job stands still; looks from time to time."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + EVERY
+        jobs: dict[Path, list[Path]] = {}
+        for path in sorted(self.folder.rglob(f"*{SUFFIX}")):
+            jobs.setdefault(path.parent, []).append(path)
+        return any(self._stands(job, files, now) for job, files in jobs.items())
+
+    def _stands(self, job: Path, files: list[Path], now: float) -> bool:
+        size = sum(file.stat().st_size for file in files)
+        before, grew = self._sizes.get(job, (-1, now))
+        self._sizes[job] = size, now if size != before else grew
+        if size != before or now - grew < self.seconds or self._judged.get(job) == size:
+            return False
+        self._judged[job] = size
+        return not _held(self.root).isdisjoint(map(str, files)) and self.waits(files)
 
 
-class Stacks:
-    """Writes the stacks of this process to a file, `after` seconds in which `moved` was not called."""
-
-    def __init__(self, path: Path, after: float) -> None:
-        self.path, self._after = path, after
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._process = os.getpid()
-
-    def moved(self, time_ns: int) -> int:
-        """Take note that the process goes on, now (monotonic); returns from when on this is to be called again."""
-        if self._file == -1 or os.getpid() != self._process:
-            return NEVER
-        if not timer.theirs:
-            if os.fstat(self._file).st_size:
-                os.ftruncate(self._file, 0)
-            timer.start(self._after, file=self._file)
-        return time_ns + int(self._after * SECOND / 2)
-
-    def close(self, *, keep: bool) -> None:
-        """Write no stacks any more; those that are written stay where they are to be kept."""
-        file, self._file = self._file, -1
-        if file == -1 or os.getpid() != self._process:
-            return
-        if not timer.theirs:
-            timer.stop()
+def _held(root: int) -> set[str]:
+    """Return the files that processes from `root` down have open: a job whose ranks are gone stands still for good."""
+    found: set[str] = set()
+    for pid in descendants(root):
         with contextlib.suppress(OSError):
-            if not keep or not os.fstat(file).st_size:
-                self.path.unlink()
-        os.close(file)
+            for file in os.listdir(folder := f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    found.add(os.readlink(f"{folder}/{file}"))
+    return found
+
+
+def answer(folder: Path, rank: int) -> None:
+    """Have this process write its stacks beside its rank's trace whenever it is asked."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # not in the main thread, or no such signal here
+        # in force again once Python, on its way out, has let go of faulthandler
+        signal.signal(ASK, signal.SIG_IGN)
+        file = os.open(_stacks(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        faulthandler.register(ASK, file=file, all_threads=True)
+
+
+def _stacks(folder: Path, rank: int) -> Path:
+    return folder / (name_of(rank).removesuffix(SUFFIX) + STACKS)
+
+
+def end(root: int, folder: Path) -> None:
+    """Have the ranks below a process write their stacks, and end all of them with it."""
+    below = descendants(root)
+    for pid in filter(_answers, below):
+        _send(pid, ASK)
+    expected = list(folder.rglob(f"*{STACKS}"))
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until and any(file.stat().st_size == 0 for file in expected):
+        time.sleep(0.05)
+    # none may write what its peers' end does to it: first all are stopped
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in below:
+            _send(pid, number)
+    for pid in descendants(root)[1:]:
+        _send(pid, signal.SIGKILL)
+
+
+def tidy(folder: Path) -> None:
+    """Remove the files of those that were not asked, or could not say."""
+    for file in [file for file in folder.rglob(f"*{STACKS}") if file.stat().st_size == 0]:
+        file.unlink()
+
+
+def _answers(pid: int) -> bool:
+    """Return True where a process has a handler for the signal: else it would end by it."""
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/status") as file:
+        caught = next((line.split()[1] for line in file if line.startswith("SigCgt:")), "0")
+        return bool(int(caught, 16) >> (ASK - 1) & 1)
+    return False
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, number)

@@ -418,8 +418,10 @@ class Reader:
             packed(ops),
             lost=False,
             pending_only=False,
+            span=_span(header, lines),
             ended=ended,
             message="" if end is None or stopped else end.message,
+            raised_at="" if end is None or stopped else _place(lines.sites, end.site or 0),
             dropped=bool(dropped),
             listens=frozenset(groups[shapes["name"][shapes["listens"]]].tolist()),
         )
@@ -445,6 +447,13 @@ def _statuses(entries: Numbers, shapes: npt.NDArray[np.void], unsaid: npt.NDArra
     left = Status.UNSAID if "nccl" in backend else Status.COMPLETED
     statuses[at[fits]] = np.where(exits["failed"][fits], Status.ISSUED, left)
     return statuses
+
+
+def _span(header: TraceHeader, lines: _Lines) -> tuple[int, int]:
+    """Return from when to when a rank was recorded, in ns of its wall clock: to its last event, where it has no end."""
+    last = int(lines.times[-1]) if len(lines.times) else header.clock.monotonic_ns
+    last = last if lines.end is None else lines.end.time_ns
+    return header.clock.wall_ns, header.clock.wall_ns + last - header.clock.monotonic_ns
 
 
 def _place(sites: dict[int, Site], number: int) -> str:

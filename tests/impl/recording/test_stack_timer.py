@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from genlock.impl.recording import standstill
-from genlock.impl.recording.standstill import NEVER, SECOND, Stacks
+from genlock.impl.recording import stack_timer
+from genlock.impl.recording.stack_timer import NEVER, SECOND, StackTimer
 
 SET = "set"
 
@@ -20,10 +20,10 @@ SET = "set"
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is done to the timer; the program's own functions are in the place of faulthandler's."""
     done: list[Any] = []
-    shared = standstill._Timer()
-    shared.start = lambda after, **named: done.append((SET, after, named.get("file", "theirs")))  # type: ignore[assignment]
+    shared = stack_timer._Timer()
+    shared.start = lambda after, **named: done.append((SET, after, named.get("file", "theirs")))
     shared.stop = lambda: done.append("cancelled")
-    monkeypatch.setattr(standstill, "timer", shared)
+    monkeypatch.setattr(stack_timer, "timer", shared)
     shared.follow(lambda original, wrapper: monkeypatch.setattr(faulthandler, NAMES[original is shared.stop], wrapper))
     return done
 
@@ -32,7 +32,7 @@ NAMES = ("dump_traceback_later", "cancel_dump_traceback_later")
 
 
 def test_the_timer_is_set_anew_while_the_process_goes_on(tmp_path: Path, calls: list[Any]) -> None:
-    stacks = Stacks(tmp_path / "rank0.stacks.txt", 10)
+    stacks = StackTimer(tmp_path / "rank0.stacks.txt", 10)
     assert stacks.moved(5) == 5 + 5 * SECOND, "half of the time, so that it does not fire meanwhile"
     stacks.moved(7)
     assert [call[:2] for call in calls] == [(SET, 10)] * 2
@@ -43,7 +43,7 @@ def test_the_timer_is_set_anew_while_the_process_goes_on(tmp_path: Path, calls: 
 
 
 def test_who_goes_on_takes_back_what_was_written(tmp_path: Path, calls: list[Any]) -> None:
-    stacks = Stacks(tmp_path / "rank0.stacks.txt", 10)
+    stacks = StackTimer(tmp_path / "rank0.stacks.txt", 10)
     stacks.path.write_text("Timeout")
     stacks.moved(0)
     assert stacks.path.read_text() == ""
@@ -53,19 +53,19 @@ def test_who_goes_on_takes_back_what_was_written(tmp_path: Path, calls: list[Any
 
 
 def test_stacks_of_a_rank_that_came_to_its_end_are_not_kept(tmp_path: Path, calls: list[Any]) -> None:
-    stacks = Stacks(tmp_path / "rank0.stacks.txt", 10)
+    stacks = StackTimer(tmp_path / "rank0.stacks.txt", 10)
     stacks.path.write_text("Timeout")
     stacks.close(keep=False)
     assert not stacks.path.exists()
 
 
 def test_a_program_that_sets_the_timer_for_itself_has_it(tmp_path: Path, calls: list[Any]) -> None:
-    stacks = Stacks(tmp_path / "rank0.stacks.txt", 10)
+    stacks = StackTimer(tmp_path / "rank0.stacks.txt", 10)
     faulthandler.dump_traceback_later(3)
     stacks.moved(0)
     stacks.close(keep=True)
     assert calls == [(SET, 3, "theirs")]
-    stacks = Stacks(tmp_path / "rank0.stacks.txt", 10)
+    stacks = StackTimer(tmp_path / "rank0.stacks.txt", 10)
     faulthandler.cancel_dump_traceback_later()
     stacks.moved(0)
     assert [call[:2] if call != "cancelled" else call for call in calls[1:]] == ["cancelled", (SET, 10)]
@@ -73,7 +73,7 @@ def test_a_program_that_sets_the_timer_for_itself_has_it(tmp_path: Path, calls: 
 
 
 def test_a_forked_child_leaves_the_file_of_its_parent_alone(tmp_path: Path, calls: list[Any]) -> None:
-    stacks = Stacks(tmp_path / "rank0.stacks.txt", 10)
+    stacks = StackTimer(tmp_path / "rank0.stacks.txt", 10)
     stacks._process = os.getppid()
     assert stacks.moved(0) == NEVER
     stacks.close(keep=False)
@@ -89,7 +89,7 @@ def stopped() -> Iterator[None]:
 
 @pytest.mark.usefixtures("stopped")
 def test_the_stacks_say_where_it_stands(tmp_path: Path) -> None:
-    stacks = Stacks(tmp_path / "rank0.stacks.txt", 0.01)
+    stacks = StackTimer(tmp_path / "rank0.stacks.txt", 0.01)
     stacks.moved(0)
     while not stacks.path.stat().st_size:
         time.sleep(0.01)  # here it stands
