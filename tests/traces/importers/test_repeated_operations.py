@@ -177,3 +177,12 @@ def test_events_of_format_2_may_stand_between_lists(tmp_path: Path) -> None:
     assert isinstance(quick, RankRecord)
     assert same(quick, slow)
     assert quick.ops["status"].tolist()[-1] == Status.COMPLETED
+
+
+@pytest.mark.parametrize("spelt", [b"03", b" 3", b"3.0", b"+3"])
+def test_a_number_that_is_spelt_otherwise_is_not_read_by_the_fast_way_alone(tmp_path: Path, spelt: bytes) -> None:
+    path = written(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b'["enter",3,', b'["enter",%s,' % spelt, 1))
+    quick, slow = by_either(path)
+    assert isinstance(quick, str)
+    assert same(quick, slow)
