@@ -100,8 +100,18 @@ class GenlockError(Exception):
     exit = Exit.USAGE
 
     def __init__(self, what: str, *, where: str = "", do: str = "") -> None:
-        self.what, self.where, self.do = what, where, do
-        super().__init__((f"{where}: " if where else "") + what + (f"; {do}" if do else ""))
+        self.what, self.where, self.do = _one_line(what), where, do
+        super().__init__((f"{_one_line(where)}: " if where else "") + self.what + (f"; {do}" if do else ""))
+
+
+def _one_line(text: str) -> str:
+    """Return a text without line breaks and control characters, of a bearable length: it may quote what was read."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+LONGEST = 4000
 
 
 class UsageError(GenlockError):
