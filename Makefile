@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: corpus help demo test test-slow fuzz soak-sim smoke-torch frameworks litmus lint types layers check-all bench pictures clean
+.PHONY: corpus hangs help demo test test-slow fuzz soak-sim smoke-torch frameworks litmus lint types layers check-all bench pictures clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -23,6 +23,13 @@ test-slow: $(INSTALLED) ## the tests of the largest state spaces, some ten minut
 fuzz: $(INSTALLED) ## random networks searched in every way, for hours; NETWORKS=n FIRST=seed; result into docs/results
 	PYTHONPATH=tests/support $(BIN)/python tests/support/networks/fuzz.py --networks $(or $(NETWORKS),200000) \
 	  --first $(or $(FIRST),0) --spin 500 --out docs/results
+
+hangs: $(INSTALLED) ## hangs whose truth is known, beside torch's analyser, half an hour; FIRST=seed LAST=seed DATA=folder CASES=folder; tables into docs/results
+	@set -e; for seed in $$(seq $(or $(FIRST),3000) $(or $(LAST),3029)); do \
+	  [ -e build/hangs/$$seed-$$seed.jsonl ] || $(BIN)/python bench/hangs.py --seeds $$seed $$seed --rows build/hangs \
+	  > build/hangs.txt || [ -e build/hangs/$$seed-$$seed.jsonl ]; done
+	$(BIN)/python bench/hangs.py --rows build/hangs --report --out docs \
+	  $(if $(DATA),--data $(DATA)) $(if $(CASES),--cases $(CASES))
 
 corpus: $(INSTALLED) ## records the runs of traces/corpus anew, some four minutes
 	PYTHONPATH=tests/support:tests/support/processes $(BIN)/python tests/support/make_corpus.py

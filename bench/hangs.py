@@ -452,6 +452,7 @@ def main() -> int:
         name = "-".join(map(str, given.seeds)) if given.seeds else "others"
         (given.rows / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     if given.report:
+        given.rows.mkdir(parents=True, exist_ok=True)
         rows = [Row(*json.loads(text)) for file in sorted(given.rows.glob("*.jsonl")) for text in file.open()]
     told = report(rows)
     print(told)

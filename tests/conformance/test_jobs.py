@@ -13,7 +13,7 @@ from genlock.conformance.diagnosis import Diagnosis
 from genlock.conformance.replay import replay
 from genlock.conformance.report import as_text
 from genlock.traces import format, journal
-from genlock.traces.format import NUMBER, Clock, Event, Group, TraceHeader
+from genlock.traces.format import FORMAT_VERSION, Clock, Group, RepeatedOperation, TraceHeader
 from genlock.traces.journal import Began, Ended, Job, Unrecorded, append
 from genlock.traces.recorder import Recorder
 
@@ -28,14 +28,11 @@ def fail(error: Exception) -> None:
 def rank(folder: Path, number: int, run: str, numel: int, attempt: int) -> None:
     """Write the trace of one of two ranks that did two all-reduces of so many elements."""
     now = time.monotonic_ns()
-    header = TraceHeader(2, run, number, 2, "", "gloo", "", "", {}, Clock(START, now), attempt=attempt)
+    header = TraceHeader(FORMAT_VERSION, run, number, 2, "", "gloo", "", "", {}, Clock(START, now), attempt=attempt)
     written = Recorder(folder, header)
     written.group(Group("0", (0, 1)))
-    left = Event(NUMBER, NUMBER, "", "exit", "", "", group="0", sequence=NUMBER, op="all_reduce", entered=NUMBER)
-    entered = Event(
-        NUMBER, NUMBER, "", "enter", "", "", group="0", sequence=NUMBER, op="all_reduce", dtype="float32", numel=numel
-    )
-    operation = written.operation(entered, left, count(1), fail)
+    about = RepeatedOperation(0, "all_reduce", "0", dtype="float32", numel=numel)
+    operation = written.operation(about, count(1), fail)
     for turn in range(2):
         operation.end(operation.begin(now + turn), now + turn)
     written.end("stopped", 0)
