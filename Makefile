@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: corpus hangs help demo test test-slow fuzz fuzz-readers soak-sim smoke-torch litmus lint types layers check-all bench pictures clean
+.PHONY: corpus hangs help demo test test-slow fuzz fuzz-readers soak-sim smoke-torch frameworks litmus lint types layers check-all bench pictures clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -44,6 +44,9 @@ soak-sim: $(INSTALLED) ## a million simulated schedules; goes on from FIRST=seed
 
 smoke-torch: ## the control plane's tests with another torch: make smoke-torch VERSION=2.12.0
 	@scripts/smoke_torch $(VERSION)
+
+frameworks: $(INSTALLED) ## frameworks recorded and broken, in an environment of their own, two hours; ONLY=ddp,ray WAYS=ok,kill
+	@ONLY="$(ONLY)" WAYS="$(WAYS)" scripts/frameworks
 
 litmus: $(INSTALLED) ## each litmus program ten times on real gloo ranks
 	$(BIN)/python -m genlock.impl.litmus --repeat 10 --jobs 4

@@ -348,13 +348,15 @@ def guard(
 
 
 @app.command(context_settings=WRAPS, epilog="Example: genlock record --out traces -- python train.py --lr 1")
-def record(program: flags.Program, stall: flags.Stall = None, out: flags.OutDir = None) -> None:
+def record(
+    program: flags.Program, stall: flags.Stall = None, precheck: flags.Precheck = None, out: flags.OutDir = None
+) -> None:
     """Record the collectives of any torch.distributed program, one trace per rank."""
     from ..impl.jobs.launch import new_folder, new_run
     from ..impl.recording import command
 
     folder = (out or new_folder()).absolute()
-    recording = command.RecordingSettings(new_run(), str(folder), stacks=stall is not None)
+    recording = command.RecordingSettings(new_run(), str(folder), stall is not None, precheck)
     status = command.record(program, recording, stall, _left_waiting)
     if status != command.STALLED:
         raise typer.Exit(status)
@@ -393,18 +395,6 @@ def replay(
     raise typer.Exit(reports.STATUS[found.verdict])
 
 
-@app.command(epilog="Example: genlock collect --out /shared/hang, on each node; then genlock replay /shared/hang")
-def collect(
-    pids: collect_flags.Pids = None,
-    out: collect_flags.Out = Path(),
-    apart: collect_flags.Apart = 10.0,
-    seconds: collect_flags.Within = 60.0,
-    stack_signal: collect_flags.StackSignal = None,
-) -> None:
-    """Gather what a job that hangs now shows, on this node, into one archive for `replay`. The job is left as it is."""
-    raise typer.Exit(collect_flags.collect(pids, out, apart, seconds, stack_signal))
-
-
 def _write_replay(run: Replayed, out: Path) -> None:
     """Write the verdict, and what can be drawn of the run; of several jobs, each in a folder of its own."""
     from ..conformance.write_report import write, write_verdict
@@ -419,6 +409,18 @@ def _write_replay(run: Replayed, out: Path) -> None:
 
     write(run.drawable, run.diagnosis, out)
     write_page(out / "page.html", story_of(run.drawable, run.diagnosis))
+
+
+@app.command(epilog="Example: genlock collect --out /shared/hang, on each node; then genlock replay /shared/hang")
+def collect(
+    pids: collect_flags.Pids = None,
+    out: collect_flags.Out = Path(),
+    apart: collect_flags.Apart = 10.0,
+    seconds: collect_flags.Within = 60.0,
+    stack_signal: collect_flags.StackSignal = None,
+) -> None:
+    """Gather what a job that hangs now shows, on this node, into one archive for `replay`. The job is left as it is."""
+    raise typer.Exit(collect_flags.collect(pids, out, apart, seconds, stack_signal))
 
 
 @app.command(epilog="Example: genlock explain evidence")

@@ -78,7 +78,7 @@ class Picture:
         self.complained = {f.rank for f in evidence.of(facts.Complained)}
         self.heard = {f.rank for f in evidence.of(facts.Heard)}
         self.stacks = self._stacks()
-        left = (*evidence.of(facts.PeerLost), *evidence.of(facts.PeerSilent))
+        left: list[Written] = [*evidence.of(facts.PeerLost), *evidence.of(facts.PeerSilent)]
         self.left = {rank for fact in left if (rank := self.rank_of(fact)) is not None}
         """Ranks that another one left: alive, and in an operation, whichever it was."""
         self._take()

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -43,6 +43,7 @@ from .c10d_intercept import (
 )
 from .command import RecordingSettings
 from .endings import STOPPED, Ending, follow_endings
+from .precheck import precheck_from_now_on
 from .stack_timer import NEVER, StackTimer, timer
 from .stacks import short_stack, stack_key
 from .standstill import STACKS, answer
@@ -61,6 +62,8 @@ def attach() -> None:
     os.register_at_fork(after_in_child=session.forked)
     timer.follow(_put_in_place_of)
     watch(session)
+    if settings.precheck is not None:
+        precheck_from_now_on(settings.precheck)
 
 
 SOON = 1_000_000_000
@@ -102,6 +105,17 @@ class JobTrace:
             self._groups.add(group.name)
         number, place = next(self._made), self.recorder.stack(short_stack(frame))
         self.recorder.group(replace(group, number=number, known_by="members" if local else "all", site=place))
+
+    def operation(
+        self, operation: Operation, frame: FrameType | None, failed: Callable[[Exception], None]
+    ) -> OperationRecorder:
+        """Return what records every such operation from that place of the program."""
+        op, group, root, peer, tag, dtype, numel, asynchronous, thread, reduce, splits = operation
+        self.announce(group)
+        place = None if frame is None else self.recorder.stack(short_stack(frame))
+        about = (root, peer, tag, dtype, numel, asynchronous, thread, place, reduce, splits)
+        counter = self.counter(group.name, op, peer, tag)
+        return self.recorder.operation(RepeatedOperation(0, op, group.name, *about), counter, failed)
 
     def counter(self, group: str, op: str, peer: int | None, tag: int | None) -> Iterator[int]:
         """Return the sequence numbers of an operation."""
@@ -184,19 +198,13 @@ class Session:
         return recorder
 
     def _recorder_of(self, operation: Operation, frame: FrameType) -> OperationRecorder | None:
-        op, group, root, peer, tag, dtype, numel, asynchronous, thread, reduce, splits = operation
         with self._lock:
-            trace = self._trace_of(group)
+            trace = self._trace_of(operation.group)
             if trace is None or self._over:
                 return None
-            if trace is not self._now:
-                group = replace(group, name="0")  # its own name says nothing to the other members
-            trace.announce(group)
-            recorder = trace.recorder
-            site = recorder.stack(short_stack(frame))
-            about = (root, peer, tag, dtype, numel, asynchronous, thread, site, reduce, splits)
-            counter = trace.counter(group.name, op, peer, tag)
-            return recorder.operation(RepeatedOperation(0, op, group.name, *about), counter, self._give_up)
+            if trace is not self._now:  # its group's name says nothing to the other members
+                operation = operation._replace(group=replace(operation.group, name="0"))
+            return trace.operation(operation, frame, self._give_up)
 
     def _trace_of(self, group: Group) -> JobTrace | None:
         """Return the trace that an operation on a group belongs to."""
