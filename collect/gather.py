@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ APART = 10.0
 """Seconds between the two looks at a rank: a job that is only slow moves meanwhile."""
 SECONDS = 60.0
 STATE_SECONDS = 3.0
+FILES = re.compile(r"nfs|^rpc_|fuse|request_wait_answer|folio_|page_bit|io_schedule|ceph|ptlrpc|cl_sync_io|gpfs")
+"""Functions of the kernel in which a process waits for a file system."""
 
 
 @dataclass
@@ -67,9 +70,25 @@ class OfRank:
     def still(self) -> bool:
         """Return True if it is certain that it issued nothing between the looks."""
         positions = {one.found.get("position", "") for one in self.records}
+        return not self.moved and (self.slept or (len(self.records) > 1 and "" not in positions))
+
+    @property
+    def slept(self) -> bool:
+        """Return True if its main thread never ran between the looks."""
         switches = {one.found.get("switches", "") for one in self.stacks}
-        slept = len(self.stacks) > 1 and "" not in switches and len(switches) == 1
-        return not self.moved and (slept or (len(self.records) > 1 and "" not in positions))
+        return len(self.stacks) > 1 and "" not in switches and len(switches) == 1
+
+    @property
+    def elsewhere(self) -> bool:
+        """Return True if it lay in one sleep all the time, or waited for a file system: no wait for others is either.
+
+        A sleep of which a thread wakes up now and then may be a library's way to wait.
+        """
+        kernel = [one.found.get("kernel", "") for one in self.stacks]
+        if len(kernel) < 2:
+            return False
+        slept = self.slept and all("nanosleep" in name for name in kernel)
+        return slept or (set(self.states) == {"D"} and all(FILES.search(name) for name in kernel))
 
     @property
     def shown(self) -> bool:
@@ -254,6 +273,8 @@ def _of_rank(one: OfRank) -> dict[str, Any]:
         "stopped": one.stopped,
         "moved": one.moved,
         "still": one.still,
+        "kernel": [outcome.found.get("kernel", "") for outcome in one.stacks],
+        "elsewhere": one.elsewhere,
         "files": [file for outcome in (*one.stacks, *one.records, one.logs) for file in outcome.files],
         "missing": list(one.missing()),
         "environment": environment_shown(rank.seen),

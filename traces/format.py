@@ -496,13 +496,9 @@ def frames_of(sites: Mapping[int, Site], number: int | None) -> list[Site]:
 
 
 def place_in(sites: Mapping[int, Site], number: int | None) -> str:
-    """Return the program's `file:line` of the short stack that begins at a site; empty of None."""
+    """Return `file:line` of the outermost call of the short stack that begins at a site: the program's, as a rule."""
     frames = frames_of(sites, number)
-    if len(frames) < 2 and not any(frame.function for frame in frames):
-        return frames[0].place if frames else ""
-    from .importers.places import recorded_place  # with what it brings along it is slow to load
-
-    return recorded_place(frames)[0]
+    return frames[-1].place if frames else ""
 
 
 def decode(path: Path, number: int, raw: bytes, format: int = FORMAT_VERSION) -> Line:

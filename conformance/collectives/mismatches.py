@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ...traces.collectives import Ended, RankRecord, Recording, Signature
+from ...traces.collectives import BASE, Ended, RankRecord, Recording, Signature
 from ...traces.importers.genlock_programs import line_of
 from ..diagnosis import Accusation, Strength
 from .alignment import Aligned, Key, Op, ops_of
@@ -50,11 +50,15 @@ class OperationNames:
 
     def op(self, op: Op) -> str:
         signature = self.recording.signatures[op.signature]
-        return f"{signature} #{op.sequence} of {self.group(op.group)}"
+        return f"{signature} {self.number(op)} of {self.group(op.group)}"
+
+    def number(self, op: Op) -> str:
+        """Return `#4`; `#last+1` of what comes after the last that completed, where nothing else is known."""
+        return f"#last{op.sequence - BASE:+d}" if self.recording.relative else f"#{op.sequence}"
 
     def short(self, op: Op) -> str:
         kind, towards = self._towards(op)
-        return f"{kind} #{op.sequence}{towards} of {self.group(op.group)}"
+        return f"{kind} {self.number(op)}{towards} of {self.group(op.group)}"
 
     def call(self, op: Op) -> str:
         """Return the same without its number."""

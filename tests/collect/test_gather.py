@@ -22,7 +22,7 @@ from genlock.collect.gather import Collected, collect
 from genlock.collect.logs import TAIL
 from genlock.collect.process import Process
 from genlock.conformance.replay import replay
-from genlock.errors import UsageError
+from genlock.errors import UnreadableInput, UsageError
 
 Popen = subprocess.Popen[bytes]
 
@@ -139,6 +139,13 @@ def test_a_stopped_rank_is_not_asked_by_a_signal(ranks: BareRanks, tmp_path: Pat
     assert Process(one.pid).status("SigPnd") == Process(one.pid).status("ShdPnd") == "0" * 16
 
 
+def test_the_handle_itself_sends_no_signal_that_is_not_handled(ranks: BareRanks) -> None:
+    one = ranks.start(rank=0)
+    with pytest.raises(ProcessLookupError, match="does not handle SIGUSR1"):
+        Process(one.pid).send(signal.SIGUSR1)
+    assert Process(one.pid).alive
+
+
 # ── logs ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -147,6 +154,22 @@ def test_a_pipe_is_not_read(ranks: BareRanks, tmp_path: Path) -> None:
     done, _ = collected(tmp_path, one)
     assert done.ranks[0].logs.missing == "no log: stdout is a pipe and stderr is a pipe"
     assert any("torchrun --redirects 3" in advice for advice in done.advice)
+
+
+def test_the_handle_itself_opens_no_pipe(ranks: BareRanks) -> None:
+    one = ranks.start(rank=0, out=subprocess.PIPE)
+    with pytest.raises(UnreadableInput, match="no regular file"):
+        Process(one.pid).reopen(1)
+
+
+def test_a_log_of_the_launchers_is_nobodys(ranks: BareRanks, tmp_path: Path) -> None:
+    """A rank alone on its node may write into a file into which the ranks of all nodes do."""
+    with (tmp_path / "log").open("ab") as log:
+        log.write(b"line\n")
+        one = ranks.start(rank=0, out=log, shell=True)
+    done, files = collected(tmp_path, one)
+    assert [rank.rank.name for rank in done.ranks] == ["rank0"]
+    assert [name for name in files if name.endswith(".log")] == ["shared1.log"]
 
 
 def test_of_a_huge_log_the_last_lines_are_taken(ranks: BareRanks, tmp_path: Path) -> None:

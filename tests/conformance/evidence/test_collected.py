@@ -21,7 +21,7 @@ SLEEPS = [("load", "/job/data.py"), ("main", "/job/train.py")]
 def about(rank: int, **more: Any) -> dict[str, Any]:
     """What a manifest says of a rank that stands still."""
     plain = {"rank": rank, "world": 3, "pid": 100 + rank, "known_by": "RANK", "certain": True, "torch": "2.13"}
-    return {**plain, "stopped": False, "moved": False, "still": True, **more}
+    return {**plain, "stopped": False, "moved": False, "still": True, "elsewhere": rank == 1, **more}
 
 
 def stack(rank: int, frames: Sequence[tuple[str, str]]) -> bytes:
@@ -48,6 +48,12 @@ def judged(tmp_path: Path, ranks: Sequence[Mapping[str, Any]], asleep: int = 1) 
 def test_a_rank_that_stands_elsewhere_at_both_looks_is_named(tmp_path: Path) -> None:
     found = judged(tmp_path, [about(n) for n in range(3)])
     assert (found.verdict, found.culprits, found.stall) == ("divergent", (1,), "host")
+
+
+def test_whoever_may_wait_in_its_own_line_is_a_suspect(tmp_path: Path) -> None:
+    """`handle.wait()` leaves no frame of Python, and is an innocent's."""
+    found = judged(tmp_path, [about(n, elsewhere=False) for n in range(3)])
+    assert (found.verdict, found.culprits, found.suspects) == ("unknown", (), (1,))
 
 
 def test_whoever_may_have_waited_anew_leaves_it_a_suspect(tmp_path: Path) -> None:
@@ -151,3 +157,17 @@ def test_a_rank_blocked_in_the_backward_pass_is_no_culprit_by_its_stack(tmp_path
 def test_beside_it_a_rank_that_stands_elsewhere_is_a_suspect_only(tmp_path: Path) -> None:
     found = placed(tmp_path, WAITS, BACKWARD, SLEEPS, WAITS, WAITS)
     assert (found.verdict, found.suspects) == ("unknown", (1, 2))
+
+
+def test_where_all_wait_it_is_said_where_and_nobody_is_blamed(tmp_path: Path) -> None:
+    found = placed(tmp_path, WAITS, WAITS, WAITS)
+    assert (found.verdict, found.suspects) == ("unknown", ())
+    assert "rank0 to rank2 wait at train.py:7" in found.reasons[0]
+
+
+def test_whoever_waits_at_another_line_than_most_is_a_suspect(tmp_path: Path) -> None:
+    other = [("barrier", "/env/torch/distributed/distributed_c10d.py"), ("save", "/job/checkpoint.py")]
+    found = placed(tmp_path, WAITS, other, WAITS)
+    assert (found.verdict, found.suspects) == ("unknown", (1,))
+    assert "rank1 waits at checkpoint.py:7" in found.reasons[0]
+    assert placed(tmp_path, WAITS, other).suspects == ()
