@@ -5,8 +5,10 @@ without gaps: a hole that no `dropped` line accounts for means that somebody rem
 protocol (events with a transition), operations of torch.distributed that no protocol announced (events with an empty
 one), or both. docs/recording.md has an example of each.
 
-This is format 2. What no field of it says is not recorded: a missing field is never a `no`. Fields that the recorder
-does not write yet are marked so; readers take them. Format 1 is read as well, and written no more: it has places and
+This is format 3. What no field of it says is not recorded: a missing field is never a `no`. Fields that the recorder
+does not write yet are marked so; readers take them. An operation that a program repeats is described once, by an
+`operation` line; its events are then short lists, `enter`, `wait` and `exit`, which readers get as the `Event` that
+they stand for. Format 2, which has no such lists and no stacks, is read as well. So is format 1: it has places and
 outcomes as texts. A fact that it tells by text alone becomes the code `untyped`, and nothing is read out of the text.
 
 Reading is strict, so that a damaged line is never taken for another one: numbers have bounds, a field that is not
@@ -28,11 +30,15 @@ from msgspec import Meta
 from ..errors import CutFile, UnreadableInput
 from .outcome import Code, Outcome
 
-FORMAT_VERSION = 2
-READABLE = (1, FORMAT_VERSION)
+FORMAT_VERSION = 3
+READABLE = (1, 2, FORMAT_VERSION)
 """Formats that are read."""
 SUFFIX = ".trace.jsonl"
 MAX_RANKS, LARGEST = 1_000_000, 1 << 62
+SHORT = b"["
+"""Begins a line that is a list."""
+MAX_STACK = 64
+"""A short stack has fewer frames."""
 MAX_LINE = 1 << 20
 """No line that the recorder writes comes near this many bytes; a longer one is not a trace."""
 
@@ -82,6 +88,8 @@ class TraceHeader(_Line, frozen=True, tag="header"):
     versions: dict[str, str] = {}
     blind_spots: tuple[str, ...] = ()
     """Names what the recorder could not have seen."""
+    process: str = ""
+    """Names the process, by its host and number: one may be a rank of several jobs."""
     attempt: Small = 0
     """Number of the start of the run, from 0: an elastic launcher starts the ranks again. Traces of one attempt belong
     together."""
@@ -110,24 +118,76 @@ class Group(_Line, frozen=True, tag="group", cache_hash=True):
 
 
 class Site(_Line, frozen=True, tag="site"):
-    """Gives a place of the program a number, before the first line that uses it. It has no number among the events."""
+    """Gives a place a number, before the first line that uses it. It has no number among the events.
+
+    A short stack is a chain of sites: from the innermost call, which an event names, to the program's line.
+    """
 
     number: Small
     """From 1, in the order of first use in this file."""
     place: str
-    """`file:line` of the program."""
+    """`file:line`."""
     function: str = ""
-    """Not written yet."""
     caller: Small | None = None
-    """Number of the site that called it: a short stack is a chain of sites. Not written yet."""
+    """Number of the site that called it; None where the stack ends, in the program as a rule."""
+
+
+class RepeatedOperation(_Line, frozen=True, tag="operation"):
+    """Gives an operation of the program a number, before its first `enter`: all of it that does not change.
+
+    Fields as in `Event`. It has no number among the events.
+    """
+
+    number: Small
+    """From 1, in the order of first use in this file."""
+    op: str
+    group: str
+    root: Rank | None = None
+    peer: Rank | None = None
+    tag: Small | None = None
+    dtype: str | None = None
+    numel: Count | None = None
+    asynchronous: bool = False
+    thread: str | None = None
+    site: Small | None = None
+    reduce: str | None = None
+    splits: bool | None = None
+
+
+class Enter(msgspec.Struct, frozen=True, tag="enter", array_like=True, forbid_unknown_fields=True):
+    """Says that a repeated operation is issued: `["enter",index,time_ns,operation,sequence]`."""
+
+    index: Count
+    time_ns: Count
+    operation: Small
+    """Number of the `RepeatedOperation`."""
+    sequence: Count
+
+
+class Wait(msgspec.Struct, frozen=True, tag="wait", array_like=True, forbid_unknown_fields=True):
+    """Says that the host begins to wait for an operation: `["wait",index,time_ns,entered]`."""
+
+    index: Count
+    time_ns: Count
+    entered: Count
+    """Index of the operation's `Enter`."""
+
+
+class Exit(msgspec.Struct, frozen=True, tag="exit", array_like=True, forbid_unknown_fields=True):
+    """Says that an operation has completed for this rank, as it should: `["exit",index,time_ns,entered]`."""
+
+    index: Count
+    time_ns: Count
+    entered: Count
+    """Index of the operation's `Enter`."""
 
 
 class Event(_Line, frozen=True, tag="event"):
     """Records one move of the rank, or one end of an operation (`enter`: issued, `exit`: completed for this rank).
 
     With an empty `transition`: an operation of torch.distributed that no protocol announced. Its `exit` comes when
-    the host is done waiting, or for an asynchronous one when it has completed; a refused one has no exit. `wait`: the
-    host begins to wait for the operation whose handle is `entered` (not written yet).
+    the host is done waiting, or for one that the host does not wait for when it has completed; a refused one has no
+    exit. `wait`: the host begins to wait for the asynchronous operation whose handle is `entered`.
     """
 
     index: Count
@@ -207,7 +267,8 @@ class End(_Line, frozen=True, tag="end"):
     """Number of the `Site` that raised what ended it."""
 
 
-Line = TraceHeader | Group | Site | Event | Dropped | End
+Short = Enter | Wait | Exit
+Line = TraceHeader | Group | Site | RepeatedOperation | Event | Dropped | End | Enter | Wait | Exit
 
 
 class FormerEvent(Event, frozen=True, tag="event"):
@@ -220,7 +281,10 @@ class FormerEvent(Event, frozen=True, tag="event"):
 
 _former_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(TraceHeader | Group | FormerEvent | Dropped | End)
 _encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+    TraceHeader | Group | Site | RepeatedOperation | Event | Dropped | End
+)
+_short_decoder: msgspec.json.Decoder[Short] = msgspec.json.Decoder(Short)
 
 
 def encode(line: Line) -> bytes:
@@ -229,24 +293,26 @@ def encode(line: Line) -> bytes:
 
 
 NUMBER: Any = msgspec.Raw(b"\0")
-"""Stands for a number of an event, for `blank`. No line has this byte, as JSON escapes it."""
+"""Stands for a number of a line, for `blank`. No line has this byte, as JSON escapes it."""
 
 
-def blank(event: Event) -> bytes:
-    """Return the line of an event, to be filled in by `%` with its numbers: a NUMBER for each, in order of fields."""
-    return encode(event).replace(b"%", b"%%").replace(NUMBER, b"%d")
+def blank(line: Line) -> bytes:
+    """Return a line to be filled in by `%` with its numbers: a NUMBER for each, in order of fields."""
+    return encode(line).replace(b"%", b"%%").replace(NUMBER, b"%d")
 
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of one line. `python -m genlock.traces.format` prints it, for docs/trace.schema.json."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Line)}
+    kinds = (TraceHeader, Group, Site, RepeatedOperation, Event, Dropped, End, Enter, Wait, Exit)
+    schemas, parts = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": [*schemas], "$defs": parts}
 
 
 class Trace(msgspec.Struct, frozen=True):
     """Holds one rank's file, read. `lines[i]` came from line `numbers[i]` of the file; `cut` if its last line is half.
 
-    `groups` are those of the header and of the `Group` lines, and `sites` the `file:line` of the `Site` lines by their
-    number; neither kind is among `lines`.
+    `groups` are those of the header and of the `Group` lines, and `sites` the `Site` lines by their number; neither
+    kind is among `lines`, nor are repeated operations: each event says all that it stands for.
     """
 
     path: Path
@@ -255,7 +321,7 @@ class Trace(msgspec.Struct, frozen=True):
     numbers: tuple[int, ...]
     cut: bool
     groups: dict[str, tuple[int, ...]] = {}
-    sites: Mapping[int, str] = {}
+    sites: Mapping[int, Site] = {}
     same_as: int | None = None
     """Rank whose lines these are, in a large job, because this rank wrote the same at other times."""
 
@@ -279,7 +345,7 @@ class Trace(msgspec.Struct, frozen=True):
 
     def place(self, event: Event) -> str:
         """Return `file:line` of the program that issued the event's operation; empty where it is not recorded."""
-        return self.sites.get(event.site or 0, "")
+        return place_in(self.sites, event.site)
 
 
 def name_of(rank: int) -> str:
@@ -344,41 +410,105 @@ def read(path: Path) -> Trace:
 
 
 class LineReader:
-    """Reads the lines after a header one by one, and keeps the groups and sites that they announce."""
+    """Reads the lines after a header one by one, and keeps what they announce: groups, sites, repeated operations."""
 
     def __init__(self, path: Path, header: TraceHeader) -> None:
-        self.path, self.world, self.groups = path, header.world, dict(header.groups)
-        self.sites: dict[int, str] = {}
-        """Number of a site to its `file:line`."""
-        self._former: dict[str, int] | None = None if header.format == FORMAT_VERSION else {}
+        self.path, self.world, self.groups, self._format = path, header.world, dict(header.groups), header.format
+        self.sites: dict[int, Site] = {}
+        self.operations: dict[int, RepeatedOperation] = {}
+        self._open: dict[int, tuple[RepeatedOperation, int]] = {}
+        """Operations that have not completed, with their sequence numbers, by the index of their `enter`."""
+        self._lossy = False
+        """True where lines are known to be missing."""
+        self._former: dict[str, int] = {}
         """Numbers that the places of a file of format 1 are given."""
 
-    def take(self, number: int, raw: bytes) -> Group | Site | Event | Dropped | End:
-        """Return one whole line. Raises UnreadableInput."""
-        if self._former is not None:
-            line, place = to_event(decode(self.path, number, raw, format=1))
+    def take(self, number: int, raw: bytes) -> Group | Site | RepeatedOperation | Event | Dropped | End:
+        """Return one whole line, a short one as the event that it stands for. Raises UnreadableInput."""
+        line: Any = decode(self.path, number, raw, self._format)
+        if isinstance(line, Enter | Wait | Exit):
+            return self._event(number, line)
+        if self._format == 1:
+            line, place = to_event(line)
             if place is not None:
                 line = msgspec.structs.replace(line, site=self._former.setdefault(place, len(self._former) + 1))
-                self.sites[self._former[place]] = place
-        else:
-            line = decode(self.path, number, raw)
-        if isinstance(line, Event | End):
-            if line.site is not None and line.site not in self.sites:
-                raise _bad(self.path, number, f"nothing says where site {line.site} is")
-        elif isinstance(line, TraceHeader):
+                self.sites[self._former[place]] = Site(self._former[place], place)
+        if isinstance(line, TraceHeader):
             raise _bad(self.path, number, "a second header line")
-        elif isinstance(line, Group):
+        if isinstance(line, Event | RepeatedOperation | End) and line.site is not None and line.site not in self.sites:
+            raise _bad(self.path, number, f"nothing says where site {line.site} is")
+        if isinstance(line, Group):
             check_group(self.path, number, line.name, line.members, self.world)
             if line.name and self.groups.setdefault(line.name, line.members) != line.members:
                 raise _bad(self.path, number, f"group {line.name} had other members before")
-        elif isinstance(line, Site) and self.sites.setdefault(line.number, line.place) != line.place:
-            raise _bad(self.path, number, f"site {line.number} was another place before")
-        return line
+        elif isinstance(line, Site):
+            check_site(self.path, number, line, self.sites)
+        elif isinstance(line, RepeatedOperation):
+            check_operation(self.path, number, line, self.operations)
+        self._lossy |= isinstance(line, Dropped)
+        known: Group | Site | RepeatedOperation | Event | Dropped | End = line
+        return known
+
+    def _event(self, number: int, line: Short) -> Event:
+        if isinstance(line, Enter):
+            about = self.operations.get(line.operation)
+            if about is None:
+                raise _bad(self.path, number, f"nothing says what operation {line.operation} is")
+            self._open[line.index] = about, line.sequence
+            return entered_event(line, about)
+        known = self._open.get(line.entered)
+        if known is None and not self._lossy:
+            raise _bad(self.path, number, f"no operation that is open was issued as {line.entered}")
+        if isinstance(line, Exit):
+            self._open.pop(line.entered, None)
+        facts: dict[str, Any] = {"entered": line.entered}
+        if known is not None:
+            facts |= {"group": known[0].group, "sequence": known[1], "op": known[0].op, "peer": known[0].peer}
+        edge: Edge = "wait" if isinstance(line, Wait) else "exit"
+        return Event(line.index, line.time_ns, "", edge, "", "", **facts)
+
+
+def entered_event(line: Enter, about: RepeatedOperation) -> Event:
+    """Return the event that an `enter` stands for."""
+    facts = {name: getattr(about, name) for name in RepeatedOperation.__struct_fields__[1:]}
+    return Event(line.index, line.time_ns, "", "enter", "", "", sequence=line.sequence, **facts)
+
+
+def check_site(path: Path, number: int, line: Site, sites: dict[int, Site]) -> None:
+    """Take up a site. Raises UnreadableInput where its number is taken, or nothing says what called it."""
+    if line.caller is not None and line.caller not in sites:
+        raise _bad(path, number, f"nothing says where site {line.caller} is")
+    if sites.setdefault(line.number, line) != line:
+        raise _bad(path, number, f"site {line.number} was another place before")
+
+
+def check_operation(path: Path, number: int, line: RepeatedOperation, known: dict[int, RepeatedOperation]) -> None:
+    """Take up a repeated operation. Raises UnreadableInput where its number is taken."""
+    if known.setdefault(line.number, line) != line:
+        raise _bad(path, number, f"operation {line.number} was another before")
+
+
+def frames_of(sites: Mapping[int, Site], number: int | None) -> list[Site]:
+    """Return the short stack that begins at a site, innermost call first; empty of None."""
+    frames: list[Site] = []
+    while number is not None and number in sites and len(frames) < MAX_STACK:
+        frames.append(sites[number])
+        number = frames[-1].caller
+    return frames
+
+
+def place_in(sites: Mapping[int, Site], number: int | None) -> str:
+    """Return `file:line` of the outermost call of the short stack that begins at a site: the program's, as a rule."""
+    frames = frames_of(sites, number)
+    return frames[-1].place if frames else ""
 
 
 def decode(path: Path, number: int, raw: bytes, format: int = FORMAT_VERSION) -> Line:
     """Return one whole line as that format has it. Raises UnreadableInput."""
-    line: Line = _decode(path, number, raw, _decoder if format == FORMAT_VERSION else _former_decoder)
+    short = format == FORMAT_VERSION and raw.startswith(SHORT)
+    line: Line = _decode(path, number, raw, _short_decoder if short else _former_decoder if format == 1 else _decoder)
+    if format == 2 and isinstance(line, RepeatedOperation):
+        raise _bad(path, number, "format 2 has no such line")
     return line
 
 

@@ -24,6 +24,7 @@ from genlock.traces.format import (
     End,
     Event,
     Group,
+    RepeatedOperation,
     TraceHeader,
     blank,
     encode,
@@ -34,7 +35,6 @@ from genlock.traces.format import (
 from genlock.traces.recorder import Recorder
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 from simulated import header
 
 TEXT = st.text(max_size=8)
@@ -114,8 +114,7 @@ def test_recorder_numbers_its_events_and_keeps_the_first_end(tmp_path: Path) -> 
     writer = Recorder(tmp_path, header(2))
     writer.event("a", "step", "S", "s", call_id=7)
     writer.event("b", "enter", "S", "s", group="control", sequence=1)
-    enter = Event(NUMBER, NUMBER, "", "enter", "", "", group="g", sequence=NUMBER, op="barrier")
-    kind = writer.operation(enter, replace(enter, edge="exit", entered=NUMBER), count(1), lambda error: None)
+    kind = writer.operation(RepeatedOperation(0, "barrier", "g"), count(1), lambda error: None)
     begun = kind.begin(7)
     writer.end("deadline", 13, "too late")
     writer.end("stopped", 0)

@@ -3,6 +3,8 @@
 A line is its number, its time, and the rest; in a job, ranks and steps write the same rests again and again, so that
 each is decoded once. A site is a number of its file, so that each file's are translated by themselves.
 
+Of an operation that repeats, the lines are lists of numbers, which are read without being decoded.
+
 There are two ways to read a file: blocks of lines at once, and line by line. The first answers only where the second
 would say the same; what it cannot answer for, the second reads, and refuses it with the line. Every line is accounted
 for: nothing that is not understood is passed over.
@@ -19,26 +21,38 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from ...errors import UnreadableInput
 from ..collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
 from ..format import (
+    FORMAT_VERSION,
     MAX_LINE,
     P2P,
     Dropped,
     End,
+    Enter,
     Event,
+    Exit,
     Line,
+    RepeatedOperation,
     Site,
     TraceHeader,
+    Wait,
     check_group,
+    check_operation,
+    check_site,
     decode,
+    encode,
+    entered_event,
+    frames_of,
     lines_of,
     opening,
     to_event,
 )
 from ..format import Group as GroupLine
 from ..outcome import Code
+from .places import recorded_place
 
 KINDS = {
     "all_gather_into_tensor": "all_gather",
@@ -76,7 +90,7 @@ def line_of(path: Path, index: int, after: int = 0) -> int:
     header = opening(path, rest)
     for number, raw in rest:
         line = decode(path, number, raw, header.format)
-        if isinstance(line, Event | End):
+        if isinstance(line, Event | End | Enter | Wait | Exit):
             after -= 1
             if line.index == index and after < 0:
                 return number
@@ -98,6 +112,7 @@ _SHAPE = np.dtype(
         ("asynchronous", "?"),
         ("failed", "?"),
         ("listens", "?"),  # whether it takes what anybody sends
+        ("waits", "?"),  # whether the host begins to wait for what was issued as `entered`
     ]
 )
 """Lays out all of an event but its number and time."""
@@ -123,12 +138,31 @@ class _Shapes:
         event, place = to_event(decode(path, number, raw, self.format))
         assert isinstance(event, Event)
         row = self._row(path, number, event, -self.interned.sites(place) if place else event.site or 0)
+        return self._keep(rest, row)
+
+    def _keep(self, key: bytes, row: tuple[int | bool, ...]) -> int:
         at = len(self.numbers)
         if at == len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
         self.table[at] = row
-        self.numbers[rest] = at  # last, so that what was refused is refused again
+        self.numbers[key] = at  # last, so that what was refused is refused again
         return at
+
+    def repeated(self, path: Path, number: int, about: RepeatedOperation) -> int:
+        """Take up an operation that repeats; its sequence number is left open. Raises UnreadableInput."""
+        key = b"\0" + encode(replace(about, number=0))
+        at = self.numbers.get(key)
+        if at is None:
+            event = entered_event(Enter(0, 0, about.number, 1), about)
+            at = self._keep(key, self._row(path, number, event, about.site or 0))
+            self.table[at]["sequence"] = 0
+        return at
+
+    def follows(self, waits: bool) -> int:
+        """Return the shape of a short line that says what became of an operation, but for which operation that is."""
+        key = b"\0wait" if waits else b"\0exit"
+        row = (0, 0, -1, 0, 0, -1, -1, False, -1, False, False, False, waits)
+        return self.numbers[key] if key in self.numbers else self._keep(key, row)
 
     def _row(self, path: Path, number: int, event: Event, site: int) -> tuple[int | bool, ...]:
         refused = event.outcome is not None and event.outcome.code in REFUSED
@@ -141,13 +175,15 @@ class _Shapes:
         kind = -1 if event.op is None else self.kinds(event.op)
         sequence = event.sequence or 0
         if not issues:
-            entered = -1 if event.entered is None or not leaves else event.entered
-            return (sequence, 0, -1, 0, site, name, entered, False, kind, False, event.outcome is not None, False)
+            waits = event.edge == "wait"
+            entered = -1 if event.entered is None or not (leaves or waits) else event.entered
+            failed = event.outcome is not None
+            return (sequence, 0, -1, 0, site, name, entered, False, kind, False, failed, False, waits)
         signature = self.interned.signatures(self._signature(event))
         listens = event.op in P2P and event.peer is None
         peer = -1 if event.peer is None else event.peer
         op = (sequence, signature, peer, event.tag or 0, site, name)
-        return (*op, -1, not listens, kind, event.asynchronous, False, listens)
+        return (*op, -1, not listens, kind, event.asynchronous, False, listens, False)
 
     def _signature(self, event: Event) -> Signature:
         kind, size = KINDS.get(str(event.op), str(event.op)), event.numel or 0
@@ -180,14 +216,22 @@ Numbers = npt.NDArray[np.int64]
 NONE: Numbers = np.zeros(0, np.int64)
 
 
+_Columns = tuple[Numbers, ...]
+"""Holds events by shape, index, time, sequence and what they entered, as in `_Lines`."""
+
+
 class _Lines(NamedTuple):
     """Holds a file: its events by shape, index and time, and the lines that are no events."""
 
     groups: dict[str, Group]
-    sites: dict[int, str]
+    sites: dict[int, Site]
     shapes: Numbers
     indices: Numbers
     times: Numbers
+    sequences: Numbers
+    """Of lines that are lists; else 0: the shape says it."""
+    entered: Numbers
+    """Of lines that are lists; else -1: the shape says it."""
     dropped: Sequence[Dropped]
     end: End | None
     cut: bool
@@ -198,12 +242,15 @@ class _Others(NamedTuple):
 
     world: int
     groups: dict[str, Group]
-    sites: dict[int, str]
+    sites: dict[int, Site]
     ends: list[Dropped | End]
+    operations: dict[int, RepeatedOperation]
+    shapes: dict[int, int]
+    """Maps the number of an operation that repeats to its shape."""
     since: dict[str | int, int]
     """Name of a group, or number of a site, to how many events stand before the line that announces it."""
 
-    def take(self, path: Path, number: int, line: Line, before: int) -> None:
+    def take(self, path: Path, number: int, line: Line, before: int, met: _Shapes) -> None:
         """Take up a line that stands behind so many events. Raises UnreadableInput."""
         if self.ended:
             raise _bad(path, number, "a line behind the end")
@@ -215,13 +262,17 @@ class _Others(NamedTuple):
             if group.members != line.members:
                 raise _bad(path, number, f"group {line.name} had other members before")
             self.since.setdefault(line.name, before)
+        elif isinstance(line, RepeatedOperation):
+            check_operation(path, number, line, self.operations)
+            if line.group not in self.groups:
+                raise _bad(path, number, f"nothing says who is in group {line.group[:80]}")
+            if line.site is not None and line.site not in self.sites:
+                raise _bad(path, number, f"nothing says where site {line.site} is")
+            self.shapes[line.number] = met.repeated(path, number, line)
         elif isinstance(line, Site):
-            if self.sites.setdefault(line.number, line.place) != line.place:
-                raise _bad(path, number, f"site {line.number} was another place before")
+            check_site(path, number, line, self.sites)
             self.since.setdefault(line.number, before)
         elif isinstance(line, Dropped | End):
-            if isinstance(line, End) and line.site is not None and line.site not in self.sites:
-                raise _bad(path, number, f"nothing says where site {line.site} is")
             self.ends.append(line)
         else:
             raise _bad(path, number, "a second header line")
@@ -231,16 +282,17 @@ class _Others(NamedTuple):
         """Tell whether the line that says why the rank ended was met."""
         return bool(self.ends) and isinstance(self.ends[-1], End)
 
-    def lines(self, shapes: Numbers, indices: Numbers, times: Numbers, cut: bool) -> _Lines:
+    def lines(self, columns: _Columns, cut: bool) -> _Lines:
         """Return them together with the events."""
         dropped = [line for line in self.ends if isinstance(line, Dropped)]
         end = next((line for line in self.ends if isinstance(line, End)), None)
-        return _Lines(self.groups, self.sites, shapes, indices, times, dropped, end, cut)
+        shapes, indices, times, sequences, entered = columns
+        return _Lines(self.groups, self.sites, shapes, indices, times, sequences, entered, dropped, end, cut)
 
 
 def _others(header: TraceHeader) -> _Others:
     groups = {name: Group(name, "", members) for name, members in header.groups.items()}
-    return _Others(header.world, groups, {}, [], dict.fromkeys(groups, 0))
+    return _Others(header.world, groups, {}, [], {}, {}, dict.fromkeys(groups, 0))
 
 
 def _integers(texts: Sequence[bytes]) -> Numbers:
@@ -273,7 +325,7 @@ class Reader:
     def quickly(self, path: Path, header: TraceHeader, shapes: _Shapes) -> _Lines | None:
         """Read the lines of a file that a recorder wrote; None for any other, which is read line by line."""
         others = _others(header)
-        columns: list[tuple[Numbers, Numbers, Numbers]] = [(NONE, NONE, NONE)]
+        columns: list[_Columns] = [NOTHING]
         before = 0
         with path.open("rb") as file:
             file.readline()
@@ -290,10 +342,8 @@ class Reader:
                     return None
                 columns.append(read)
                 before += len(read[0])
-        found, indices, times = (np.concatenate(column) for column in zip(*columns, strict=True))
-        if not _announced(shapes, found, others):
-            return None
-        return others.lines(found, indices, times, cut=bool(rest))
+        together = _joined(columns)
+        return others.lines(together, cut=bool(rest)) if _announced(shapes, together[0], others) else None
 
     def line_by_line(
         self, path: Path, header: TraceHeader, shapes: _Shapes, lines: Iterator[tuple[int, bytes]]
@@ -301,6 +351,7 @@ class Reader:
         """Read a file line by line. Raises UnreadableInput with the line that makes no sense."""
         others = _others(header)
         found, indices, times = list[int](), list[bytes](), list[bytes]()
+        sequences, entered = list[int](), list[int]()
         cut = False
         for number, raw in lines:
             if not raw.endswith(b"\n"):
@@ -310,8 +361,15 @@ class Reader:
                 index, time, rest = event.groups()
             else:
                 line = decode(path, number, raw, shapes.format)
+                if isinstance(line, Enter | Wait | Exit):
+                    found.append(_shape_of(path, number, line, shapes, others))
+                    indices.append(b"%d" % line.index)
+                    times.append(b"%d" % line.time_ns)
+                    sequences.append(line.sequence if isinstance(line, Enter) else 0)
+                    entered.append(-1 if isinstance(line, Enter) else line.entered)
+                    continue
                 if not isinstance(line, Event):
-                    others.take(path, number, line, len(found))
+                    others.take(path, number, line, len(found), shapes)
                     continue
                 index, time, rest = b"%d" % line.index, b"%d" % line.time_ns, raw
             if others.ended:
@@ -325,12 +383,17 @@ class Reader:
                 raise _bad(path, number, f"nothing says who is in group {shapes.names.values[row['name']][:80]}")
             indices.append(index)
             times.append(time)
-        return others.lines(np.array(found, np.int64), _integers(indices), _integers(times), cut)
+            sequences.append(0)
+            entered.append(-1)
+        columns = tuple(np.array(column, np.int64) for column in (found, sequences, entered))
+        return others.lines((columns[0], _integers(indices), _integers(times), *columns[1:]), cut)
 
     def _record(self, path: Path, header: TraceHeader, met: _Shapes, lines: _Lines) -> RankRecord:
         end, dropped = lines.end, lines.dropped
         _whole(path, lines)
         shapes = met.table[lines.shapes]
+        shapes["sequence"] += lines.sequences
+        shapes["entered"] = np.where(lines.entered >= 0, lines.entered, shapes["entered"])
         _matched(path, shapes, lines)
         members = {name: self.interned.groups(group) for name, group in lines.groups.items()}
         groups = np.array([members.get(name, -1) for name in met.names.values], np.int64)
@@ -358,15 +421,15 @@ class Reader:
             span=_span(header, lines),
             ended=ended,
             message="" if end is None or stopped else end.message,
-            raised_at="" if end is None or stopped else lines.sites.get(end.site or 0, ""),
+            raised_at="" if end is None or stopped else _place(lines.sites, end.site or 0),
             dropped=bool(dropped),
             listens=frozenset(groups[shapes["name"][shapes["listens"]]].tolist()),
         )
 
-    def _sites(self, numbers: Numbers, places: dict[int, str]) -> Numbers:
+    def _sites(self, numbers: Numbers, places: dict[int, Site]) -> Numbers:
         """Return the interned numbers of sites, whose numbers in the file are given."""
         used, back = np.unique(numbers, return_inverse=True)
-        sites = [self.interned.sites(places[n]) if n > 0 else -n for n in used.tolist()]
+        sites = [self.interned.sites(_place(places, n)) if n > 0 else -n for n in used.tolist()]
         interned: Numbers = np.array(sites, np.int64)[back]
         return interned
 
@@ -374,7 +437,9 @@ class Reader:
 def _statuses(entries: Numbers, shapes: npt.NDArray[np.void], unsaid: npt.NDArray[np.bool_], backend: str) -> Numbers:
     """Return how far each operation came, by its exit; `unsaid` are those of which a missing exit says nothing."""
     statuses = np.where(unsaid, Status.UNSAID, Status.ISSUED)
-    exits = shapes[shapes["entered"] >= 0]
+    exits = shapes[(shapes["entered"] >= 0) & ~shapes["waits"]]
+    waited = np.isin(entries, shapes["entered"][shapes["waits"]])
+    statuses[waited] = Status.ISSUED  # without an exit, the host is in it
     at = np.searchsorted(entries, exits["entered"])
     exits, at = exits[at < len(entries)], at[at < len(entries)]
     fits = entries[at] == exits["entered"]
@@ -384,10 +449,84 @@ def _statuses(entries: Numbers, shapes: npt.NDArray[np.void], unsaid: npt.NDArra
     return statuses
 
 
-def _block(
-    path: Path, raw: bytes, met: _Shapes, others: _Others, before: int
-) -> tuple[Numbers, Numbers, Numbers] | None:
-    """Read whole lines of a file that a recorder wrote; return their events, by shape, index and time.
+def _span(header: TraceHeader, lines: _Lines) -> tuple[int, int]:
+    """Return from when to when a rank was recorded, in ns of its wall clock: to its last event, where it has no end."""
+    last = int(lines.times[-1]) if len(lines.times) else header.clock.monotonic_ns
+    last = last if lines.end is None else lines.end.time_ns
+    return header.clock.wall_ns, header.clock.wall_ns + last - header.clock.monotonic_ns
+
+
+def _place(sites: dict[int, Site], number: int) -> str:
+    """Return the place of a recorded stack for people: the program's line, with the library's beside it."""
+    return ", ".join(filter(None, recorded_place(frames_of(sites, number))))
+
+
+NOTHING: _Columns = (NONE, NONE, NONE, NONE, NONE)
+
+
+def _joined(columns: Sequence[_Columns]) -> _Columns:
+    return tuple(np.concatenate(column) for column in zip(*columns, strict=True))
+
+
+def _block(path: Path, raw: bytes, met: _Shapes, others: _Others, before: int) -> _Columns | None:
+    """Read whole lines of a file that a recorder wrote; return their events.
+
+    `before` is how many events stand before them. Raises UnreadableInput.
+    """
+    columns = [NOTHING]
+    for at, part in enumerate(_RUNS.split(raw)):
+        if part:
+            read = _short_lines(part, met, others) if at % 2 else _long_lines(path, part, met, others, before)
+            if read is None:
+                return None
+            columns.append(read)
+            before += len(read[0])
+    return _joined(columns)
+
+
+_RUNS = re.compile(rb'(?m)((?:^\["[^\n]*\n)+)')
+"""Splits lines into those that are lists and the others, by turns."""
+_SHORT = re.compile(
+    rb'(?m)^\["(enter|wait|exit)",(0|[1-9]\d{0,17}),(0|[1-9]\d{0,17}),(0|[1-9]\d{0,17})(?:,([1-9]\d{0,17}))?\]\n'
+)
+
+
+def _short_lines(raw: bytes, met: _Shapes, others: _Others) -> _Columns | None:
+    """Read lines that are lists; None where one is not as a recorder writes it, or names what was not announced."""
+    found = _SHORT.findall(raw)
+    if len(found) != raw.count(b"\n") or met.format != FORMAT_VERSION or others.ended:
+        return None
+    kinds, indices, times, which, last = zip(*found, strict=True)
+    enters = np.array([kind == b"enter" for kind in kinds], bool)
+    numbers = _integers(which)
+    if not np.array_equal(enters, [number != b"" for number in last]):
+        return None
+    operations, back = np.unique(numbers[enters], return_inverse=True)
+    if any(number not in others.shapes for number in operations.tolist()):
+        return None
+    waits = np.array([kind == b"wait" for kind in kinds], bool)
+    shapes = np.where(waits, met.follows(waits=True), met.follows(waits=False))
+    shapes[enters] = np.array([others.shapes[number] for number in operations.tolist()], np.int64)[back]
+    sequences = np.zeros(len(found), np.int64)
+    sequences[enters] = _integers([number for number in last if number])
+    return shapes, _integers(indices), _integers(times), sequences, np.where(enters, -1, numbers)
+
+
+def _shape_of(path: Path, number: int, line: Enter | Wait | Exit, met: _Shapes, others: _Others) -> int:
+    """Return the shape of a line that is a list. Raises UnreadableInput."""
+    if others.ended:
+        raise _bad(path, number, "a line behind the end")
+    if not isinstance(line, Enter):
+        return met.follows(waits=isinstance(line, Wait))
+    if not line.sequence:
+        raise _bad(path, number, "its sequence number is not told")
+    if line.operation not in others.shapes:
+        raise _bad(path, number, f"nothing says what operation {line.operation} is")
+    return others.shapes[line.operation]
+
+
+def _long_lines(path: Path, raw: bytes, met: _Shapes, others: _Others, before: int) -> _Columns | None:
+    """Read lines that are objects.
 
     `before` is how many events stand before them. Raises UnreadableInput.
     """
@@ -403,11 +542,12 @@ def _block(
         for line in between.split(b"\n")[:-1]:
             if len(line) >= MAX_LINE or isinstance(other := decode(path, 0, line + b"\n", met.format), Event):
                 return None
-            others.take(path, 0, other, before + at)
+            others.take(path, 0, other, before + at, met)
         if others.ended and at < len(rests):
             return None
     shapes = np.array([known[rest] for rest in rests], np.int64)
-    return shapes, _integers(parts[1::4]), _integers(parts[2::4])
+    nothing = np.zeros(len(shapes), np.int64)
+    return shapes, _integers(parts[1::4]), _integers(parts[2::4]), nothing, nothing - 1
 
 
 def _used(rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
@@ -425,13 +565,6 @@ def _announced(met: _Shapes, shapes: Numbers, others: _Others) -> bool:
     first: dict[str | int, int] = {n: at for n, at in zip(sites.tolist(), first_sites.tolist(), strict=True) if n > 0}
     first |= {met.names.values[n]: int(used[at]) for n, at in zip(names.tolist(), first_names.tolist(), strict=True)}
     return all(name in others.since and others.since[name] <= at for name, at in first.items())
-
-
-def _span(header: TraceHeader, lines: _Lines) -> tuple[int, int]:
-    """Return from when to when a rank was recorded, in ns of its wall clock: to its last event, where it has no end."""
-    last = int(lines.times[-1]) if len(lines.times) else header.clock.monotonic_ns
-    last = last if lines.end is None else lines.end.time_ns
-    return header.clock.wall_ns, header.clock.wall_ns + last - header.clock.monotonic_ns
 
 
 def _whole(path: Path, lines: _Lines) -> None:
@@ -455,6 +588,7 @@ def _whole(path: Path, lines: _Lines) -> None:
 def _matched(path: Path, shapes: npt.NDArray[np.void], lines: _Lines) -> None:
     """Raise UnreadableInput if an exit is that of no operation, of another one, or there twice."""
     enters, exits = np.flatnonzero(_used(shapes)), np.flatnonzero(shapes["entered"] >= 0)
+    waits = shapes["waits"][exits]
     entered, issued = shapes["entered"][exits], lines.indices[enters]
     at = np.searchsorted(issued, entered)
     there = at < len(issued)
@@ -462,16 +596,18 @@ def _matched(path: Path, shapes: npt.NDArray[np.void], lines: _Lines) -> None:
     wrong = ~there | (entered >= lines.indices[exits])
     for lost in lines.dropped:
         wrong &= (entered < lost.index) | (entered >= lost.index + lost.count)
-    _, first = np.unique(entered, return_index=True)
-    twice = np.ones(len(exits), bool)
-    twice[first] = False
+    _, first = np.unique(entered[~waits], return_index=True)
+    twice = ~waits
+    twice[np.flatnonzero(~waits)[first]] = False
     wrong |= twice
     mine, theirs = shapes[exits[there]], shapes[enters[at[there]]]
     for name, untold in (("kind", -1), ("name", -1), ("sequence", 0)):
         wrong[there] |= (mine[name] != untold) & (mine[name] != theirs[name])
     if wrong.any():
         index = int(lines.indices[exits[int(np.argmax(wrong))]])
-        raise _bad(path, line_of(path, index), f"event {index} ends no operation that was issued before it")
+        raise _bad(
+            path, line_of(path, index), f"event {index} ends no operation that was issued before it, or not one like it"
+        )
 
 
 def _bad(path: Path, number: int, what: str) -> UnreadableInput:
