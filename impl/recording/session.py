@@ -46,6 +46,7 @@ from .c10d_intercept import (
 from .command import RecordingSettings
 from .endings import STOPPED, Ending, follow_endings
 from .standstill import answer
+from .torch_compat import put_in_place_of
 
 
 def attach() -> None:
@@ -248,7 +249,7 @@ class Session:
             except Exception as error:
                 self._give_up(error)
 
-        _put_in_place_of(original, init_process_group)
+        put_in_place_of(original, init_process_group)
 
     def follow_destroy(self) -> None:
         """Write a clean end when the default group is destroyed: from then on, the process is no rank.
@@ -269,7 +270,7 @@ class Session:
                     self._operations.clear()
             original(*args, **kwargs)
 
-        _put_in_place_of(original, destroy_process_group)
+        put_in_place_of(original, destroy_process_group)
 
     def follow_groups(self) -> None:
         """Announce a group when this process has taken part in making it, member or not."""
@@ -287,7 +288,7 @@ class Session:
                 self._give_up(error)
             return group
 
-        _put_in_place_of(original, new_group)
+        put_in_place_of(original, new_group)
         split = dist.split_group
 
         @functools.wraps(split)
@@ -301,7 +302,7 @@ class Session:
                 self._give_up(error)
             return group
 
-        _put_in_place_of(split, split_group)
+        put_in_place_of(split, split_group)
 
     def _announce(self, group: Any, ranks: Any, local: bool, frame: FrameType | None) -> None:
         with self._lock:
@@ -362,11 +363,3 @@ def _header(job: journal.Job, rank: int, backend: str) -> TraceHeader:
         blind_spots=(*BLIND_SPOTS, *unknown),
         attempt=job.attempt,
     )
-
-
-def _put_in_place_of(original: Any, wrapper: Any) -> None:
-    """Put a wrapper wherever a module has the original by its name."""
-    name = original.__name__
-    for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get(name) is original:
-            module.__dict__[name] = wrapper
