@@ -122,5 +122,5 @@ def _is_guarded_rank() -> bool:
 
 
 def _seen_to_end(operation: Operation) -> bool:
-    """Return True if the host sees the end of an operation: of a GPU it is told that it was enqueued."""
+    """Return True if the host sees the end of an operation; of one on a GPU it sees that it was enqueued."""
     return operation.group.backend == "gloo" or not torch.cuda.is_available()

@@ -42,11 +42,35 @@ FRAMES = 400
 """No more frames of a traceback are looked at."""
 
 
-def follow_endings(ended: Ended, written: Callable[[], int]) -> None:
-    """Call `ended` with why this process ends, as early as that is certain; perhaps several times, the truest first.
+class Follower(NamedTuple):
+    """Writes ends."""
 
-    `written` counts what the process has done so far: an exit after which it did more was caught by somebody.
-    """
+    ended: Ended
+    written: Callable[[], int]
+    """Counts what it has written so far: an exit after which there was more was caught by somebody."""
+
+
+_followers: list[Follower] = []
+
+
+def follow_endings(ended: Ended, written: Callable[[], int]) -> None:
+    """Call `ended` with why this process ends, as early as that is certain; perhaps several times, the truest first."""
+    _followers.append(Follower(ended, written))
+    if len(_followers) == 1:
+        _install()
+
+
+def _tell(ending: Ending) -> None:
+    for follower in _followers:
+        follower.ended(ending)
+
+
+def _written() -> int:
+    return sum(follower.written() for follower in _followers)
+
+
+def _install() -> None:
+    ended, written = _tell, _written
     hook, leave, leave_now = sys.excepthook, sys.exit, os._exit
     noted: list[tuple[Ending, int]] = []
 

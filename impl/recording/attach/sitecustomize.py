@@ -7,6 +7,7 @@ unrecorded. Where this Python has no genlock, the one that records is taken, if 
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 import json
@@ -20,14 +21,21 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
 
 
-class _AfterTorch:
-    """Finds torch as it would have been found, and attaches the recorder when torch has been imported.
+ADAPTED = {
+    "vllm.v1.executor.multiproc_executor": "vllm",
+    "vllm.distributed.device_communicators.cpu_communicator": "vllm",
+}
+"""Maps modules of engines to the adapter that records what they do past torch."""
+
+
+class _AfterImport:
+    """Finds torch as it would have been found, and attaches the recorder when torch has been imported; engines alike.
 
     It stays: a program may ask where torch is as often as it likes, and import it later, or never.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "torch":
+        if name != "torch" and name not in ADAPTED:
             return None
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
@@ -37,7 +45,10 @@ class _AfterTorch:
 
             def exec_module(module: Any) -> None:
                 execute(module)
-                _attach()
+                if name == "torch":
+                    _attach()
+                else:
+                    _adapt(name, module)
 
             loader.exec_module = exec_module
         return spec
@@ -83,6 +94,16 @@ def _attach() -> None:
             print(f"genlock: this process does not beat, and may stall unseen: {error}", file=sys.stderr)
 
 
+def _adapt(name: str, module: Any) -> None:
+    try:
+        from genlock.impl.recording import adapters
+
+        importlib.import_module(f"{adapters.__name__}.{ADAPTED[name]}").adapt(module)
+    except Exception as error:
+        print(f"genlock: what {name} does is not recorded: {error}", file=sys.stderr)
+        _mark(f"{name}: {error}")
+
+
 def _find_genlock() -> None:
     """Make `genlock` the package that this file is part of, where there is none."""
     if importlib.util.find_spec("genlock") is None:
@@ -119,5 +140,5 @@ if RECORDED or GUARDED:
     if "torch" in sys.modules:  # a .pth file has imported it
         _attach()
     else:
-        sys.meta_path.insert(0, _AfterTorch())
+        sys.meta_path.insert(0, _AfterImport())
 _run_the_one_that_this_shadows()

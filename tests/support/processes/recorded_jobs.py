@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,7 @@ _importing = threading.Thread(target=__import__, args=("torch",))
 _importing.start()
 _importing.join()
 
+import genlock  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
@@ -78,7 +80,69 @@ def swallowed(rank: int, store: str) -> None:
         sys.exit(3)
 
 
-JOBS: tuple[Callable[[int, str], None], ...] = (killed_when_done, joins_twice, unknown_to_torch, swallowed)
+def prechecked(rank: int, store: str) -> None:
+    """Rank1 issues another collective, and decides otherwise: both ranks keep what they are told."""
+    join(rank, store)
+    told: list[str] = []
+    with genlock.precheck(deadline=20):
+        dist.all_reduce(torch.ones(2))
+        try:
+            dist.all_reduce(torch.ones(2)) if rank == 0 else dist.broadcast(torch.ones(2), 1)  # DIFFERS
+        except genlock.ContractViolation as error:
+            told.append(str(error))
+        try:
+            genlock.agree("abort", rank == 1)
+        except genlock.ContractViolation as error:
+            told.append(str(error))
+    try:
+        with genlock.precheck(deadline=0.3):
+            if rank == 0:
+                dist.barrier()
+    except genlock.ContractViolation as error:
+        told.append(str(error))
+    with open(f"{store}.told{rank}", "w") as file:
+        file.write("\n".join(told))
+    os._exit(0)
+
+
+def by_a_queue(rank: int, store: str) -> None:
+    """Talks by a queue of its own; rank1 is killed with the second message in its hands."""
+    end = genlock.channel("our queue", rank, 2)
+    ours, theirs = f"{store}.{rank}", f"{store}.{1 - rank}"
+    for number in range(2):
+        if rank == 0:
+            end.sent(1)
+            os.mkdir(f"{ours}.{number}")
+            try:
+                with end.receiving(1):
+                    until(f"{theirs}.{number}", 10.0 if number == 0 else 0.5)
+            except TimeoutError:
+                os._exit(1)
+        else:
+            until(f"{theirs}.{number}", 10.0)
+            end.received(0)
+            if number == 1:
+                os.kill(os.getpid(), 9)
+            end.sent(0)
+            os.mkdir(f"{ours}.{number}")
+
+
+def until(path: str, patience: float) -> None:
+    last = time.monotonic() + patience
+    while not os.path.isdir(path):
+        if time.monotonic() > last:
+            raise TimeoutError("no answer")
+        time.sleep(0.005)
+
+
+JOBS: tuple[Callable[[int, str], None], ...] = (
+    killed_when_done,
+    joins_twice,
+    unknown_to_torch,
+    swallowed,
+    prechecked,
+    by_a_queue,
+)
 UNREACHED = (
     "import mmap, sys, time; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=1, flags=2); time.sleep(1.5)"
 )
