@@ -106,9 +106,7 @@ def contradictions(aligned: Aligned, words: OperationNames) -> Iterator[Conflict
         if record.gap is not None and len(record.ops):
             at = int(np.searchsorted(record.ops["entry"], record.gap))
             op = ops_of(rank, record.ops, [min(at, len(record.ops) - 1)])[0]
-            dropped = "a ring drops its oldest entries, none between others"
-            written = "a recorder numbers what it writes, and says what it drops"
-            why = f"entry {record.gap} is missing: {dropped if record.ended is Ended.UNSAID else written}"
+            why = f"entry {record.gap} is missing: a ring drops its oldest entries, none between others"
             yield Conflict(op, _itself(rank), words.short(op), (f"entry {record.gap}",), why)
         elif record.lost and not record.pending_only and _held(record) < capacity:
             op = ops_of(rank, record.ops, [0])[0]
