@@ -88,6 +88,8 @@ class TraceHeader(_Line, frozen=True, tag="header"):
     versions: dict[str, str] = {}
     blind_spots: tuple[str, ...] = ()
     """Names what the recorder could not have seen."""
+    process: str = ""
+    """Names the process, by its host and number: one may be a rank of several jobs."""
     attempt: Small = 0
     """Number of the start of the run, from 0: an elastic launcher starts the ranks again. Traces of one attempt belong
     together."""

@@ -19,7 +19,7 @@ from .blame import UNLIKE, Alone, Unlike, Value, recording_contradicts_itself, u
 from .history import PAST
 from .send_recv import Pairs
 from .sibling_ranks import Order
-from .times_there import times_there
+from .times_there import left_out, times_there
 
 if TYPE_CHECKING:
     from .recognise_protocol import Lifted
@@ -211,8 +211,9 @@ def _mismatch(aligned: Aligned, number: int, order: Order, words: OperationNames
     why = f"{what} {' and '.join(sorted(others))}"
     if told_apart and len(named) == 1:
         usual = [o for o in rows if o.rank not in named]
-        told = times_there(aligned.recording, op.rank, [o.rank for o in usual], key.group, usual[0].site)
-        why += f"; {told}" if told else ""
+        recording = aligned.recording
+        told = times_there(recording, op.rank, [o.rank for o in usual], key.group, usual[0].site)
+        why = "; ".join(filter(None, (why, left_out(recording, op, usual[0]), told)))
     return Conflict(
         op,
         accused,

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import os
+import socket
 import sys
 import threading
 import time
@@ -384,6 +385,7 @@ def _header(job: journal.Job, rank: int, backend: str) -> TraceHeader:
         clock=Clock(time.time_ns(), time.monotonic_ns()),
         versions={"torch": str(torch.__version__), "python": sys.version.split()[0]},
         blind_spots=(*BLIND_SPOTS, *unknown),
+        process=f"{socket.gethostname()}:{os.getpid()}",
         attempt=job.attempt,
     )
 

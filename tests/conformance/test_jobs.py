@@ -148,3 +148,33 @@ def test_a_start_up_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = ended_after(jobs.QUIET + 1)
     assert found.verdict == "unknown"
     assert found.reasons[0].startswith("2 operations of start-up a rank, then nothing was seen for 61 s: ")
+
+
+def stuck(folder: Path, run: str, number: int, process: str, *, issues: bool) -> None:
+    """Write the trace of one of two ranks, which has issued an all-reduce and waits in it, or has not."""
+    now = time.monotonic_ns()
+    written = Recorder(
+        folder, TraceHeader(FORMAT_VERSION, run, number, 2, "", "gloo", "", "", {}, Clock(START, now), process=process)
+    )
+    written.group(Group("0", (0, 1)))
+    operation = written.operation(RepeatedOperation(0, "all_reduce", "0", dtype="float32", numel=1), count(1), fail)
+    operation.end(operation.begin(now), now)
+    if issues:
+        operation.begin(now + 1)
+    written.close()
+
+
+def test_who_waits_in_another_job_is_no_culprit(tmp_path: Path) -> None:
+    """The engine waits for worker 0, which waits, in the workers' own job, for worker 1, which was killed."""
+    for number, process in enumerate(("engine", "worker0")):
+        stuck(tmp_path, "r-queue", number, process, issues=number == 0)
+    for number, process in enumerate(("worker0", "worker1")):
+        stuck(tmp_path / "job2", "r-workers", number, process, issues=number == 0)
+    found = replay([tmp_path]).diagnosis
+    queue, workers = (job.diagnosis for job in found.jobs)
+    assert (queue.verdict, queue.culprits, queue.suspects) == ("unknown", (), (1,))
+    assert queue.reasons[0].startswith(
+        f"rank1 is held up elsewhere: as rank0 of {tmp_path / 'job2'} it waits for rank1"
+    )
+    assert (workers.verdict, workers.culprits) == ("divergent", (1,))
+    assert (found.verdict, found.culprits) == ("divergent", (1,))

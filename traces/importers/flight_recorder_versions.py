@@ -116,6 +116,8 @@ def _counts_over_groups(entries: Sequence[Any], *, torch: bool) -> bool:
         groups = [tuple(map(str, entry["process_group"])) for entry in entries]
         if not entries or any(entry["p2p_seq_id"] != 0 or entry["is_p2p"] for entry in entries):
             return False
+        if not all("profiling_name" in entry for entry in entries):
+            return False
         if any(n - r != numbers[0] - records[0] for n, r in zip(numbers, records, strict=True)):
             return False
     except (KeyError, TypeError):

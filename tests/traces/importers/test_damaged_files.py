@@ -46,6 +46,8 @@ FOUND: dict[str, tuple[str, bytes]] = {
         "flight-recorder-json",
         DUMP[2].replace(b'"1": {', b'"%s": {' % (b"9" * 5000)),
     ),
+    # whose numbers run over all groups was asked for its name
+    "an operation without a name": ("flight-recorder-json", DUMP[3].replace(b'"profiling_name"', b'"name"', 1)),
     # Python reads no number of thousands of digits, and says so in another way than of other malformed JSON
     "a number of thousands of digits": (
         "flight-recorder-json",
