@@ -339,7 +339,7 @@ def _always_again(
 
 
 def _goes_well(graph: Graph, rank: int, prop: Property, judged: Sequence[bool], *, detection: bool) -> list[bool]:
-    """Return, for each state, whether it is as the property asks for `rank`; halts count in states that are `judged`."""
+    """Return, for each state, whether it is as the property asks for `rank`; halts count where states are `judged`."""
     advances = _can_get_to(graph, rank, ADVANCES, detection=detection)
     if prop is NO_STRANDING:
         return advances
