@@ -109,7 +109,7 @@ class Judge:
 
     @cached_property
     def _can_halt(self) -> Array:
-        """Bits by state as in `_can_get_to`: some path leads to a judged state in which the rank never advances again."""
+        """Bits by state as in `_can_get_to`: some path leads to a judged state where the rank never advances."""
         own = ~self._can_advance & np.uint64(self.everybody << 32 | self.everybody)
         if not self.judge_all:
             own[self.failed] = 0
