@@ -51,6 +51,8 @@ Names, each imported when it is first used, so that `import genlock` itself load
 - print a verdict: `as_text`, `as_json`
 - write a protocol: `load_protocol`, `Protocol`, `Role`, `State`, `Row`, `By`, `Scope`, `Collective`, `Kind`, `Slot`,
   `Put`, `Take`, `Meet`
+- record a queue of your own: `channel`, `Channel`
+- compare collectives and decisions before the backend has them: `precheck`, `agree`
 - serve a model: `serve`, `RankModel`, `Driver`, `chunk_fields`, `Posture`, `Mode`
 - errors, each one line that says what, where and what to do: `GenlockError`, `UsageError`, `UnreadableInput`,
   `ModelError`, `Refused`, `ContractViolation`; and the exit statuses of the commands, `Exit`
@@ -71,6 +73,8 @@ _HOMES = {
     "traces.format": "Trace",
     "traces.collectives": "Recording",
     "model.tables": "Protocol Role State Row By Scope Collective Kind Slot Put Take Meet",
+    "impl.recording.channel": "channel Channel",
+    "impl.recording.precheck": "precheck agree",
     "impl.rank.serve": "serve RankModel Driver chunk_fields",
     "impl.chunk.parity": "Posture",
     "impl.chunk.schema": "Mode",

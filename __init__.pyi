@@ -22,6 +22,10 @@ from .impl.rank.serve import Driver as Driver
 from .impl.rank.serve import RankModel as RankModel
 from .impl.rank.serve import chunk_fields as chunk_fields
 from .impl.rank.serve import serve as serve
+from .impl.recording.channel import Channel as Channel
+from .impl.recording.channel import channel as channel
+from .impl.recording.precheck import agree as agree
+from .impl.recording.precheck import precheck as precheck
 from .model.checker.report import Report as Report
 from .model.semantics.run import Counterexample as Counterexample
 from .model.semantics.run import Stuck as Stuck
@@ -70,6 +74,10 @@ __all__ = [  # noqa: RUF022  # in the order of the manual
     "Put",
     "Take",
     "Meet",
+    "channel",
+    "Channel",
+    "precheck",
+    "agree",
     "serve",
     "RankModel",
     "Driver",

@@ -24,10 +24,12 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import Exit, GenlockError, Unfinished, UsageError
+from . import collect as collect_flags
 from . import flags
 from . import lint as lint_flags
 
 if TYPE_CHECKING:
+    from ..conformance.replay import Replayed
     from ..model.semantics.network import Network
     from ..model.semantics.query import Query
 
@@ -348,14 +350,33 @@ def guard(
 
 
 @app.command(context_settings=WRAPS, epilog="Example: genlock record --out traces -- python train.py --lr 1")
-def record(program: flags.Program, out: flags.OutDir = None) -> None:
+def record(
+    program: flags.Program, stall: flags.Stall = None, precheck: flags.Precheck = None, out: flags.OutDir = None
+) -> None:
     """Record the collectives of any torch.distributed program, one trace per rank."""
     from ..impl.jobs.launch import new_folder, new_run
-    from ..impl.recording.command import RecordingSettings
-    from ..impl.recording.command import record as run_recorded
+    from ..impl.recording import command
 
-    recording = RecordingSettings(new_run(), str((out or new_folder()).absolute()))
-    raise typer.Exit(run_recorded(program, recording))
+    folder = (out or new_folder()).absolute()
+    recording = command.RecordingSettings(new_run(), str(folder), stall is not None, precheck)
+    status = command.record(program, recording, stall, _left_waiting)
+    if status != command.STALLED:
+        raise typer.Exit(status)
+    from ..conformance import report as reports
+    from ..conformance.replay import replay as replayed
+
+    print(f"genlock: it stood still for {stall:g} s, and was ended", file=sys.stderr)
+    found = replayed([folder]).diagnosis
+    print(reports.as_text(found))
+    raise typer.Exit(reports.STATUS[found.verdict])
+
+
+def _left_waiting(traces: list[Path]) -> bool:
+    """Return True if a rank is left waiting in traces that do not grow."""
+    from ..conformance.replay import replay as replayed
+
+    found = replayed(traces).diagnosis
+    return bool(found.accused or found.waits) and found.verdict != "conforming"
 
 
 @app.command(epilog="Example: genlock replay traces --format json")
@@ -371,18 +392,37 @@ def replay(
     run = replayed(paths)
     found = run.diagnosis
     if out is not None:
-        from ..conformance.write_report import write, write_verdict
-
-        if run.drawable is None:  # logs have no moves to draw
-            write_verdict(found, out)
-        else:
-            from ..page.html import write as write_page
-            from ..page.run_page import story_of
-
-            write(run.drawable, found, out)
-            write_page(out / "page.html", story_of(run.drawable, found))
+        _write_replay(run, out)
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))
     raise typer.Exit(reports.STATUS[found.verdict])
+
+
+def _write_replay(run: Replayed, out: Path) -> None:
+    """Write the verdict, and what can be drawn of the run; of several jobs, each in a folder of its own."""
+    from ..conformance.write_report import write, write_verdict
+
+    if run.jobs or run.drawable is None:  # logs have no moves to draw
+        write_verdict(run.diagnosis, out)
+        for number, job in enumerate(run.jobs, 1):
+            _write_replay(job.replayed, out / f"job{number}")
+        return
+    from ..page.html import write as write_page
+    from ..page.run_page import story_of
+
+    write(run.drawable, run.diagnosis, out)
+    write_page(out / "page.html", story_of(run.drawable, run.diagnosis))
+
+
+@app.command(epilog="Example: genlock collect --out /shared/hang, on each node; then genlock replay /shared/hang")
+def collect(
+    pids: collect_flags.Pids = None,
+    out: collect_flags.Out = Path(),
+    apart: collect_flags.Apart = 10.0,
+    seconds: collect_flags.Within = 60.0,
+    stack_signal: collect_flags.StackSignal = None,
+) -> None:
+    """Gather what a job that hangs now shows, on this node, into one archive for `replay`. The job is left as it is."""
+    raise typer.Exit(collect_flags.collect(pids, out, apart, seconds, stack_signal))
 
 
 @app.command(epilog="Example: genlock explain evidence")

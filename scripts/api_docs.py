@@ -54,6 +54,16 @@ SECTIONS = (
         ),
     ),
     Section(
+        "Record a queue of your own",
+        "For what passes by torch.distributed; these names need torch ([recording.md](recording.md#channels)).",
+        ("channel", "Channel"),
+    ),
+    Section(
+        "Compare before it hangs",
+        "For bring-up and CI; these names need torch ([recording.md](recording.md#precheck)).",
+        ("precheck", "agree"),
+    ),
+    Section(
         "Serve a model",
         "These names need torch. The guide is [own-pipeline.md](guides/own-pipeline.md), "
         "a whole program [language_model.py](../examples/language_model.py).",

@@ -89,7 +89,7 @@ def surveys(paths: Sequence[Path]) -> list[Survey | None]:
 def _survey(record: RankRecord, interned: Interned) -> Survey | None:
     ops, signatures = record.ops, interned.signatures.values
     left = (ops["status"] == Status.COMPLETED) | (ops["status"] == Status.UNSAID)
-    sound = record.whole and record.ended is Ended.STOPPED and record.gap is None and not record.listens
+    sound = record.whole and record.ended is Ended.STOPPED and not record.listens
     if not sound or not left.all():
         return None
     tokens = np.array([_token(s) for s in signatures], np.uint64)[ops["signature"]]
@@ -119,7 +119,7 @@ def _survey(record: RankRecord, interned: Interned) -> Survey | None:
 def _token(signature: Signature) -> int:
     """Return a number that is equal for operations that agree; of a kind with uneven sizes, all sizes count."""
     sizes = (signature.sent, signature.received) if signature.kind in BALANCED else ()
-    text = repr((signature.wire, sizes)).encode()
+    text = repr((signature.wire, sizes, signature.reduce)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 

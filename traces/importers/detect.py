@@ -24,6 +24,7 @@ from ..collectives import OPS, OWN, Interned, RankRecord, Recording, packed, rec
 from ..evidence import Evidence
 from ..format import SUFFIX, TraceHeader
 from ..parallel_read import in_processes
+from . import collected
 from .archives import OWN_HEAD, Opened, is_packed, opened
 from .flight_recorder import decode_json, rank_of, read_dump, read_pickle
 from .flight_recorder_versions import looks_like
@@ -36,7 +37,10 @@ PICKLE = b"\x80"
 MAX_PICKLE_PROTOCOL = 5
 DUMP_NAME = re.compile(r"(trace|dump|rank)_?\d+(\.json)?$")
 """Names what torch calls its dumps: a file of that name counts as a rank's even where nothing can be read in it."""
-KNOWN = "Genlock's traces, Flight Recorder dumps, profiles, logs of torch, NCCL and engines, RAS answers, and stacks"
+KNOWN = (
+    "Genlock's traces, Flight Recorder dumps, profiles, logs of torch, NCCL and engines, RAS answers, and stacks, "
+    "also packed"
+)
 
 
 def programs(headers: Mapping[Path, TraceHeader], cut: Mapping[Path, CutFile]) -> Recording:
@@ -68,7 +72,7 @@ def recorded(files: Sequence[tuple[Path, bool]], paths: Sequence[Path]) -> Recor
     found.read(files)
     if found.empty:
         where = ", ".join(map(str, paths))
-        do = "name the folder of a run"
+        do = f"name the folder of a run; known are {KNOWN}"
         raise found.error or UnreadableInput("there is no trace of a known format", where=where, do=do)
     collectives = found.collectives()
     facts = found.logs.finish()
@@ -168,6 +172,9 @@ class _Gathered:
             self._text(path, stream, head, named)
 
     def _text(self, path: Path, stream: BinaryIO, head: bytes, named: bool) -> None:
+        if collected.looks_like(head) and collected.read_manifest(path, stream.read(MAX_BYTES + 1), self.logs.sink):
+            self.said.append(path)
+            return
         threads = _is_threads(head) and _threads(path, stream.read(MAX_BYTES + 1), self.logs)
         if head.lstrip().startswith(SERVED) and (served := _served(path, stream.read(MAX_BYTES + 1))):
             for rank, dump in served:
