@@ -30,7 +30,7 @@ ROOT = HERE.parents[2]
 PAGE, KEPT = ROOT / "docs" / "frameworks.md", ROOT / "build" / "frameworks.json"
 WAYS = ("ok", "skip", "extra", "other", "raise", "kill", "stop", "uneven")
 BAD = 1
-STALL = 15
+STALL = 30
 
 
 class Framework(NamedTuple):
