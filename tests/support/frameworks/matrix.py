@@ -115,12 +115,10 @@ def grade(report: dict[str, Any], framework: Framework, way: str) -> dict[str, A
     text = " ".join(str(found.get(part, "")) for part in ("phase", "place", "why", "observed"))
     text += json.dumps(found.get("stack", ""))
     places = sorted({Path(file).name + ":" + line for file, line in re.findall(r"([\w./-]+\.py):(\d+)", text)})
-    right = lines_of(framework.program, way)
     return {
         "named": named,
         "rank": BAD in named,
         "alone": named == [BAD],
-        "line": bool(right & set(places)),
         "places": places,
         "reasons": report["reasons"][:2],
         "case": [a["case"] for a in report["accused"]][:1],
@@ -151,6 +149,7 @@ def page(kept: dict[str, dict[str, Any]], python: str) -> str:
             if cell is None or not shown:
                 row.append("not shown")
                 continue
+            cell["line"] = bool(lines_of(framework.program, way) & set(cell.get("places", ())))
             verdict = cell["verdict"]
             alarms += way == "ok" and verdict == "divergent"
             clear += way != "ok" and verdict == "conforming"
