@@ -177,7 +177,18 @@ def check(
     if any_world_size:
         if asked.ranks is not None:
             raise UsageError("it plays no part in every world size", where="--ranks", do="leave it out")
-        _check_any_world_size(asked.question(), properties, max_states, timeout, out, report)
+        for flag, given in (("--engine", engine), ("--symmetry", symmetry), ("--reduction", reduction)):
+            if given.value != "auto":
+                raise UsageError("it plays no part in every world size", where=flag, do="leave it out")
+        _check_any_world_size(
+            asked.question(),
+            out,
+            report,
+            properties=properties,
+            max_states=max_states,
+            timeout=timeout,
+            allow_unreached=allow_unreached,
+        )
     question = asked.question()
     from ..model.checker.report import run_check
 
@@ -228,21 +239,12 @@ def _check_mutants(asked: flags.Asked, report: flags.ReportFormat) -> NoReturn:
     raise typer.Exit(killed.exit)
 
 
-def _check_any_world_size(
-    question: Query,
-    properties: list[str],
-    max_states: int | None,
-    timeout: float | None,
-    out: Path | None,
-    report: flags.ReportFormat,
-) -> NoReturn:
+def _check_any_world_size(question: Query, out: Path | None, report: flags.ReportFormat, **chosen: Any) -> NoReturn:
     from ..model.checker.parametric import report as of
     from ..model.checker.parametric.prove import prove
 
     with progress("searching every world size") as tell:
-        proof = _unless_interrupted(
-            lambda: prove(question, properties, searching(tell), max_states=max_states, timeout=timeout)
-        )
+        proof = _unless_interrupted(lambda: prove(question, progress=searching(tell), **chosen))
     if out is not None:
         from .write_check import write_proof
 

@@ -145,7 +145,7 @@ class Runner:
             _child(step, write)
         os.close(write)
         os.set_blocking(read, False)
-        return _Running(at, step, pid, read, time.monotonic() + min(step.seconds, self.left))
+        return _Running(at, step, pid, read, time.monotonic() + step.seconds)
 
     def _attend(self, running: list[_Running], outcomes: dict[int, Outcome]) -> None:
         answers = select.poll()

@@ -26,6 +26,8 @@ PIPE_SECONDS = 6.0
 """Time that a rank has to write a dump: torch looks at its pipe once a second."""
 MAX_DUMP = 256 << 20
 MAX_TRACE = 512 << 20
+MAX_SEARCHED = 16 << 20
+"""In longer ones known secrets and names alone are looked for: searching for the forms of others takes its time."""
 HANDLERS = (
     ("dump_nccl_trace_json", ".json"),
     ("fr_trace_json", ".json"),
@@ -65,7 +67,11 @@ def record(rank: Rank, staging: Staging, *, last: bool) -> Outcome:
             whys.append(error.what if isinstance(error, UnreadableInput) else error.__class__.__name__)
             continue
         position = hashlib.sha256(data).hexdigest()[:16]
-        files = [staging.write(f"trace_{rank.number}{suffix}", data, binary=True)] if last else []
+        files = (
+            [staging.write(f"trace_{rank.number}{suffix}", data, binary=not suffix or len(data) > MAX_SEARCHED)]
+            if last
+            else []
+        )
         return Outcome(files, {"position": position if way is not _written else "", "by": way.__name__.strip("_")})
     told = "; ".join(why for why in whys if why) or "nothing was switched on by which it could be asked for"
     return Outcome(missing=f"no Flight Recorder dump: {told}", advice=["flight_recorder"])
@@ -88,13 +94,14 @@ def _trace(rank: Rank, descriptor: int, target: str, staging: Staging, *, last: 
     finally:
         os.close(file)
     name = Path(target).name
-    files = [staging.write(name, data[: data.rfind(b"\n") + 1], binary=True)]
+    lines = data[: data.rfind(b"\n") + 1]
+    files = [staging.write(name, lines, binary=len(lines) > MAX_SEARCHED)]
     stem = name.removesuffix("trace.jsonl")
     folder = Path(rank.process.path(str(Path(target).parent)))
     for beside in sorted(folder.glob(f"{stem}*")) if last else ():
         if beside.name != name and not beside.name.endswith(".jsonl"):
             with contextlib.suppress(OSError, UnreadableInput):
-                files.append(staging.write(beside.name, read_regular(str(beside), MAX_DUMP)))
+                files.append(staging.write(beside.name, read_regular(str(beside), MAX_DUMP, rank)))
     return Outcome(files, found)
 
 
@@ -108,13 +115,18 @@ def read_all(file: int, size: int) -> bytes:
     return b"".join(parts)
 
 
-def read_regular(path: str, limit: int) -> bytes:
-    """Return the contents of a regular file, never of a link, pipe or device. Raises OSError, UnreadableInput."""
+def read_regular(path: str, limit: int, rank: Rank) -> bytes:
+    """Return the contents of a regular file of the rank's own user, never of a link, pipe or device.
+
+    Raises OSError, UnreadableInput. Whoever is root here is not led by a job's paths to what the job may not read.
+    """
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         about = os.fstat(file)
         if not stat.S_ISREG(about.st_mode):
             raise UnreadableInput(f"{os.path.basename(path)} is no regular file")
+        if about.st_uid != rank.process.user != 0:
+            raise UnreadableInput(f"{os.path.basename(path)} is another user's file")
         if about.st_size > limit:
             raise UnreadableInput(f"{os.path.basename(path)} has {about.st_size:,} bytes")
         return read_all(file, about.st_size)
@@ -169,7 +181,7 @@ def _piped(rank: Rank) -> tuple[bytes, str]:
                 if now[1]:
                     time.sleep(0.3)
                     if _changed(dump) == now:
-                        return read_regular(dump, MAX_DUMP), ""
+                        return read_regular(dump, MAX_DUMP, rank), ""
                 before[dump] = (-1, -1)
     raise UnreadableInput(f"asked by its pipe, torch wrote none in {PIPE_SECONDS:g} s: is its recorder on?")
 
@@ -181,7 +193,7 @@ def _written(rank: Rank) -> tuple[bytes, str]:
         path = rank.process.path(dump)
         changed, size = _changed(path)
         if size > 0 and changed / 1e9 >= born:
-            return read_regular(path, MAX_DUMP), ""
+            return read_regular(path, MAX_DUMP, rank), ""
     raise UnreadableInput("")
 
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ APART = 10.0
 """Seconds between the two looks at a rank: a job that is only slow moves meanwhile."""
 SECONDS = 60.0
 STATE_SECONDS = 3.0
+FILES = re.compile(r"nfs|^rpc_|fuse|request_wait_answer|folio_|page_bit|io_schedule|ceph|ptlrpc|cl_sync_io|gpfs")
+"""Functions of the kernel in which a process waits for a file system."""
 
 
 @dataclass
@@ -51,6 +54,8 @@ class OfRank:
     stacks: list[Outcome] = field(default_factory=list)
     records: list[Outcome] = field(default_factory=list)
     logs: Outcome = field(default_factory=Outcome)
+    ended: bool = False
+    """True if its process ended while it was looked at."""
 
     @property
     def stopped(self) -> bool:
@@ -67,9 +72,25 @@ class OfRank:
     def still(self) -> bool:
         """Return True if it is certain that it issued nothing between the looks."""
         positions = {one.found.get("position", "") for one in self.records}
+        return not self.moved and (self.slept or (len(self.records) > 1 and "" not in positions))
+
+    @property
+    def slept(self) -> bool:
+        """Return True if its main thread never ran between the looks."""
         switches = {one.found.get("switches", "") for one in self.stacks}
-        slept = len(self.stacks) > 1 and "" not in switches and len(switches) == 1
-        return not self.moved and (slept or (len(self.records) > 1 and "" not in positions))
+        return len(self.stacks) > 1 and "" not in switches and len(switches) == 1
+
+    @property
+    def elsewhere(self) -> bool:
+        """Return True if it lay in one sleep all the time, or waited for a file system: no wait for others is either.
+
+        A sleep of which a thread wakes up now and then may be a library's way to wait.
+        """
+        kernel = [one.found.get("kernel", "") for one in self.stacks]
+        if len(kernel) < 2:
+            return False
+        slept = self.slept and all("nanosleep" in name for name in kernel)
+        return slept or (set(self.states) == {"D"} and all(FILES.search(name) for name in kernel))
 
     @property
     def shown(self) -> bool:
@@ -78,6 +99,9 @@ class OfRank:
 
     def missing(self) -> Iterator[str]:
         """Yield what could not be had of it, in words."""
+        if self.ended:
+            yield "its process ended meanwhile"
+            return
         for outcomes in (self.stacks, self.records, [self.logs]):
             yield from dict.fromkeys(one.missing for one in outcomes if one.missing)
 
@@ -180,7 +204,7 @@ def _look(
     outcomes = runner.run([Step("logs", ends.SECONDS, partial(ends.logs, rank, staging)) for rank in ranks])
     ends.name_owners(ranks, outcomes, staging)
     for one, outcome in zip(found, outcomes, strict=True):
-        one.logs = outcome
+        one.logs, one.ended = outcome, not one.rank.process.alive
     return asked
 
 
@@ -211,8 +235,9 @@ def _path(out: Path, redactor: Redactor) -> Path:
 
 
 def _advice(found: Sequence[OfRank], asked: Sequence[Outcome]) -> Iterator[str]:
-    keys = [key for one in found for outcome in one.stacks for key in outcome.advice if outcome.missing]
-    keys += [key for one in found for outcome in (*one.records, one.logs) for key in outcome.advice]
+    there = [one for one in found if not one.ended]
+    keys = [key for one in there for outcome in one.stacks for key in outcome.advice if outcome.missing]
+    keys += [key for one in there for outcome in (*one.records, one.logs) for key in outcome.advice]
     keys += [key for outcome in asked for key in outcome.advice]
     yield from next_time(keys, dumps.version(found[0].rank.seen.torch))
 
@@ -252,8 +277,11 @@ def _of_rank(one: OfRank) -> dict[str, Any]:
         "torch": ".".join(map(str, torch)) if torch != (0, 0) else "",
         "states": one.states,
         "stopped": one.stopped,
+        "ended": one.ended,
         "moved": one.moved,
         "still": one.still,
+        "kernel": [outcome.found.get("kernel", "") for outcome in one.stacks],
+        "elsewhere": one.elsewhere,
         "files": [file for outcome in (*one.stacks, *one.records, one.logs) for file in outcome.files],
         "missing": list(one.missing()),
         "environment": environment_shown(rank.seen),

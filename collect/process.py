@@ -118,6 +118,14 @@ class Process:
         counts = [line.split()[-1] for line in text.splitlines() if "ctxt_switches" in line]
         return "" if re.search(r"^State:\s*R", text, re.MULTILINE) else " ".join(counts)
 
+    def waits_in(self) -> str:
+        """Return the function of the kernel in which its main thread waits.
+
+        Empty where it runs, or that may not be looked at. Raises OSError.
+        """
+        name = self.read("wchan").decode(errors="replace").strip("\0\n ")
+        return "" if name == "0" else name
+
     def status(self, name: str) -> str:
         """Return a field of `status`; empty where it has none. Raises OSError."""
         for line in self.read("status").decode(errors="replace").splitlines():

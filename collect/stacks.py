@@ -46,6 +46,7 @@ def stacks(rank: Rank, look: int, staging: Staging, asked_by: signal.Signals | N
     """
     before = rank.process.switches()
     outcome = _stacks(rank, look, staging, asked_by)
+    outcome.found["kernel"] = rank.process.waits_in()
     outcome.found["switches"] = before if look == 1 else rank.process.switches()
     return outcome
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import time
 
 from .child import FLAGS, PF_EXITING, descends, read
@@ -235,8 +234,6 @@ def mark(path: str, cause: str, exit_status: int, message: str, culprit: int) ->
         except FileNotFoundError:
             return _begin(path + END, _line(end))
         with os.fdopen(trace, "rb+", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(trace).st_mode):
-                return False
             size = file.seek(0, os.SEEK_END)
             if not size:
                 return _begin(path + END, _line(end))

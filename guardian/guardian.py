@@ -24,7 +24,7 @@ from .helper import Helpers, say_in_time
 from .links import Caller, Listener
 from .places import numeric, resolved
 from .settings import GuardianSettings, Wrong, differences, digest, listens_at, pieces
-from .status_page import NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
+from .status_page import EVERYONE, NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Guardian:
         self.postures: dict[int, str] = {}
         self._said = self._pinged = self._called = 0.0
         self._resolved = float("-inf")
-        self._quiet = False
+        self._quiet, self._at = False, (NOBODY, 0)
         self._printed: set[str] = set()
         self._passed: dict[int, float] = {}
         pids: set[int] = set()
@@ -269,18 +269,20 @@ class Guardian:
         return traced(self.child.pid) or (self.page.pid != 0 and traced(self.page.pid))
 
     def _send_standing(self, now: float) -> None:
-        """Send the rank's standing to rank0's guardian when it turns quiet or moves on, and every PING seconds."""
-        quiet = now - self._moved > QUIET
-        if quiet == self._quiet and now - self._said < PING:
-            return
-        if quiet != self._quiet or quiet:
+        """Send the rank's standing to rank0's guardian: when it turns quiet or goes on; while it is quiet, every PING
+        seconds; while it is not, when it has entered or left a collective, as others may be in that one still.
+        """
+        quiet, passed = now - self._moved > QUIET, now - self._said
+        at = (self.page.waiting, self.page.position)
+        if quiet != self._quiet or (quiet and passed > PING) or (at != self._at and passed > QUIET):
             self._stand(quiet, self.paused or (quiet and self._debugged()))
-        self._quiet, self._said = quiet, now
+            self._quiet, self._at, self._said = quiet, at, now
 
     def _stand(self, quiet: bool, paused: bool) -> None:
         facts: dict[str, object] = {name: getattr(self.page, name) for name in SHARED}
         facts |= {"quiet": quiet, "paused": paused}
-        if self.stopped or self.page.torn:
+        if self.stopped or self.page.torn:  # it cannot even wait: in a collective it is as if it had not come
+            facts["position"] = self.page.position - (self.page.waiting == EVERYONE)
             facts["waiting"] = NOBODY
         if self.hub is None:
             self.links.send(0, "status", facts)

@@ -147,6 +147,8 @@ class RankRecord:
     """Rank whose process this one found to have ended, which is why it ends; -1 where there is none."""
     dropped: bool = False
     """True where the recorder had to leave something out in between."""
+    unanchored: bool = False
+    """True where its numbers count from where it begins, as the recorder has lost what came before and how much."""
     listens: frozenset[int] = frozenset()
     """Groups in which the rank takes what anybody sends: there, its receives are not among the operations."""
 
@@ -172,6 +174,9 @@ class Recording:
     """True where the recording is a stretch of time: what came before and after it is unknown."""
     numbered: bool = True
     """True where sequence numbers are the recorder's own; else they count from where each rank's recording begins."""
+    relative: bool = False
+    """True where numbers count from the last operation that each rank completed in a group: the same for all of its
+    members where a job stands still, unless it is a device that does."""
     died: Mapping[int, str] = field(default_factory=dict)
     """Rank to how it ended, as its launcher or its host saw it, of ranks that wrote no end themselves."""
 
@@ -229,6 +234,9 @@ def recording(
     numbered: bool = True,
 ) -> Recording:
     """Put the ranks together. Groups that no recorder names the members of are made of those seen in them."""
+    relative = any(r.unanchored for r in records)
+    if relative:
+        records = [_from_the_last_completed(r, interned) for r in records]
     ranks = {r.rank: r for r in sorted(records, key=lambda r: r.rank)}
     told = {rank for group in interned.groups.values for rank in group.members}
     world = max(world, 1 + max({*ranks, *unreadable, *told}, default=-1))
@@ -250,9 +258,24 @@ def recording(
         dict(unreadable),
         window,
         numbered,
+        relative,
     )
 
 
+def _from_the_last_completed(record: RankRecord, interned: Interned) -> RankRecord:
+    """Return the record with numbers by which the last operation that completed is BASE, in each group and way."""
+    ops = record.ops.astype(OPS)
+    sends = np.array([s.kind == "send" for s in interned.signatures.values] or [False])[ops["signature"]]
+    ways = np.stack([ops["group"], ops["peer"], np.where(ops["peer"] >= 0, sends, False)], axis=1)
+    for way in np.unique(ways, axis=0):
+        at = np.flatnonzero((ways == way).all(axis=1))
+        done = np.flatnonzero(ops["status"][at] == Status.COMPLETED)
+        ops["sequence"][at] = BASE + np.arange(len(at)) - (int(done[-1]) if len(done) else -1)
+    return replace(record, ops=packed(ops), issued={}, lost=True)
+
+
+BASE = 1 << 20
+"""More than a ring holds, so that no number falls below 0."""
 DEFAULT_GROUP = "default_pg"
 OWN = "genlock"
 """Names the `source` of Genlock's own traces."""

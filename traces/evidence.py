@@ -330,6 +330,8 @@ class Collected(NamedTuple):
     """True if it issued operations in between."""
     still: bool
     """True if it is certain that it issued none."""
+    elsewhere: bool
+    """True if its main thread lay in one sleep, or waited for a file system, all the time."""
     torch: str = ""
     """Version of its torch; empty where it is not known."""
 

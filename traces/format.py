@@ -498,10 +498,9 @@ def frames_of(sites: Mapping[int, Site], number: int | None) -> list[Site]:
 
 
 def place_in(sites: Mapping[int, Site], number: int | None) -> str:
-    """Return the program's `file:line` of the short stack that begins at a site; empty of None."""
-    from .importers.places import recorded_place  # with what it brings along it is slow to load
-
-    return recorded_place(frames_of(sites, number))[0]
+    """Return `file:line` of the outermost call of the short stack that begins at a site: the program's, as a rule."""
+    frames = frames_of(sites, number)
+    return frames[-1].place if frames else ""
 
 
 def decode(path: Path, number: int, raw: bytes, format: int = FORMAT_VERSION) -> Line:
@@ -519,15 +518,16 @@ def _decode(path: Path, number: int, raw: bytes, decoder: msgspec.json.Decoder[A
         if encode(line) != raw:  # not as a recorder writes it: each field has to stand there once all the same
             json.loads(raw, object_pairs_hook=_once)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _bad(path, number, f"not a line of a trace ({error})") from None
+        raise _bad(path, number, f"not a line of a trace ({str(error)[:300]})") from None
     return line
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for at, (name, _) in enumerate(pairs) if name in dict(pairs[:at]))
-        raise ValueError(f"it has `{twice[:40]}` twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has `{name[:40]}` twice")
+        found[name] = value
     return found
 
 

@@ -1,7 +1,8 @@
 """Writes one rank's trace, one line and one write an event, from any thread.
 
-A write that fails (a full disk) is counted, and a `dropped` line says so later: the rank goes on. A forked child has
-its parent's recorder, and writes nothing with it.
+A write that fails (a full disk) is counted, and the rank goes on. A `dropped` line says so at once, in the place of the
+last event, as there may never be room for another line: what ends there without a word could be taken for a rank that
+stands still. A forked child has its parent's recorder, and writes nothing with it.
 Left out: seeing the operations that are recorded (`impl.recording`).
 """
 
@@ -22,6 +23,7 @@ from msgspec.structs import replace
 from .format import (
     MAX_STACK,
     NUMBER,
+    SHORT,
     Cause,
     Dropped,
     Edge,
@@ -82,7 +84,7 @@ class Recorder:
     def __init__(self, folder: Path, header: TraceHeader) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / name_of(header.rank)
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._shared = array("q", [file, 0, False])
         # a signal handler may record while its thread does
         self._lock = threading.RLock()
@@ -217,13 +219,41 @@ class Recorder:
             self._cut(written)
 
     def _cut(self, written: int) -> None:
-        """Count an event as lost, and take back the `written` bytes of its line."""
+        """Count an event as lost, take back the `written` bytes of its line, and leave a mark of the loss."""
         self._lost += 1
         self._shared[LATE] = True
-        if written:  # half a line would make the next one unreadable
-            with contextlib.suppress(OSError):
-                file = self._shared[FILE]
-                os.ftruncate(file, os.fstat(file).st_size - written)
+        with contextlib.suppress(OSError):
+            file = self._shared[FILE]
+            size = os.fstat(file).st_size - written
+            if written:  # half a line would make the next one unreadable
+                os.ftruncate(file, size)
+            if self._lost == 1:
+                self._mark(file, size)
+
+    def _mark(self, file: int, size: int) -> None:
+        """Put a `dropped` line in the place of the last events, which take more room; any other line is left."""
+        begin = max(size - LONGEST, 0)
+        lines = os.pread(file, size - begin, begin).rpartition(b"\n")[0].split(b"\n")
+        room, count, mark = 0, 0, encode(Dropped(self._shared[NEXT] - self._lost, self._lost))
+        while room < len(mark):
+            if count == len(lines) or not lines[-1 - count].startswith(EVENTS):
+                return
+            count += 1
+            room += len(lines[-count]) + 1
+            mark = encode(Dropped(self._shared[NEXT] - self._lost - count, self._lost + count))
+        os.ftruncate(file, size - room)
+        self._lost += count
+        written = _put(file, mark)
+        if written == len(mark):
+            self._lost = 0
+        else:
+            os.ftruncate(file, size - room)
+
+
+LONGEST = 1 << 16
+"""Bytes at the end of a file, in which its last line is looked for."""
+EVENTS = (b'{"kind":"event",', SHORT)
+"""Begin the lines that events stand in."""
 
 
 class SlowOperationRecorder:

@@ -71,7 +71,7 @@ def diagnose(recording: Recording) -> Diagnosis:
             op = aligned.rows(int(np.flatnonzero(~aligned.complete)[0]))[0]
             reasons.append(f"not every member is known to have finished {words.short(op)}")
     waits = tuple(WaitingRank(rank, words.short(head.op), head.waits_for) for rank, head in _waiting(still))
-    return Diagnosis(
+    diagnosis = Diagnosis(
         "divergent" if found else ("unknown" if reasons else "conforming"),
         len(recording.ranks),
         recording.entries,
@@ -85,6 +85,23 @@ def diagnose(recording: Recording) -> Diagnosis:
         {},
         missing=_missing(recording, still, accused) if found or reasons else (),
         lifted=words.lifted.summary() if words.lifted else "",
+    )
+    return _at_most_unknown(diagnosis) if recording.relative else diagnosis
+
+
+def _at_most_unknown(diagnosis: Diagnosis) -> Diagnosis:
+    """Return a verdict that rests on numbers which are not the recorder's: whoever is named is a suspect."""
+    found = diagnosis.divergence
+    why = "the ring has lost how many operations there were in a group: they are counted from the last that completed"
+    return replace(
+        diagnosis,
+        verdict="unknown",
+        divergence=None,
+        failure_mode=None,
+        stall=None,
+        waits=(),
+        accused=tuple(a._replace(strength=Strength.SUSPECT) for a in diagnosis.accused),
+        reasons=(*(() if found is None else (f"{found.place}: {found.why}",)), why, *diagnosis.reasons),
     )
 
 

@@ -6,9 +6,11 @@ Left out: operations that have numbers (`waits`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ...traces import evidence as facts
+from ...traces.evidence import Place
+from ...traces.importers.places import place_text
 from ..diagnosis import Wanted
 from .finding import Finding, Kind, Missing, ranks_text, verb
 from .picture import Picture, stated
@@ -134,6 +136,9 @@ def stacks(picture: Picture) -> Iterator[Finding]:
     waiting, may_wait = of[At.WAITING], of[At.BACKWARD]
     elsewhere = of[At.ELSEWHERE]
     odd = tuple(elsewhere or of[At.UNSURE] or (may_wait if waiting else ()))
+    if not odd and len(waiting) > 1:
+        yield _all_wait(picture, waiting)
+        return
     if not odd or not (waiting or may_wait):
         yield from _without_rank(picture)
         return
@@ -161,6 +166,32 @@ def stacks(picture: Picture) -> Iterator[Finding]:
         expected=("the collective in which the others wait",),
         source=stack.source,
         missing=(Missing(Wanted.STACK, tuple(sorted({*odd, *absent}))),),
+        place=place,
+        library=library,
+    )
+
+
+def _all_wait(picture: Picture, waiting: Sequence[int]) -> Finding:
+    """Return where ranks wait, all of them: whoever waits at another line than more than half of all is a suspect."""
+    places: dict[tuple[Place | None, Place | None], list[int]] = defaultdict(list)
+    for rank in waiting:
+        places[stands_at(picture.stacks[rank][-1])].append(rank)
+    groups = sorted(places.items(), key=lambda item: (-len(item[1]), item[1]))
+    told = "; ".join(
+        f"{ranks_text(ranks)} {verb(ranks, 'waits', 'wait')} at {place_text(*place)}" for place, ranks in groups[:6]
+    )
+    most = groups[0][1]
+    absent = tuple(picture.absent())
+    odd = [rank for _, ranks in groups[1:] for rank in ranks] if 2 * len(most) > picture.world else []
+    suspects = tuple(sorted({*odd, *absent}))
+    place, library = stands_at(picture.stacks[(odd or most)[0]][-1])
+    return Finding(
+        Kind.STACKS,
+        f"all whose stack is there wait in a collective: {told}; in which one, stacks do not say",
+        suspects=suspects,
+        at=str(place or library or "a collective"),
+        source=picture.stacks[most[0]][-1].source,
+        missing=(Missing(Wanted.RECORDING, suspects or tuple(waiting)), Missing(Wanted.STACK, absent)),
         place=place,
         library=library,
     )

@@ -78,6 +78,7 @@ class Picture:
         self.complained = {f.rank for f in evidence.of(facts.Complained)}
         self.heard = {f.rank for f in evidence.of(facts.Heard)}
         self.stacks = self._stacks()
+        self.elsewhere = {f.rank for f in evidence.of(facts.Collected) if f.elsewhere}
         left: list[Written] = [*evidence.of(facts.PeerLost), *evidence.of(facts.PeerSilent)]
         self.left = {rank for fact in left if (rank := self.rank_of(fact)) is not None}
         """Ranks that another one left: alive, and in an operation, whichever it was."""
@@ -212,8 +213,11 @@ class Picture:
         return bool(self.waits.get(rank)) or rank in self.complained or self.at(rank) is At.WAITING
 
     def at(self, rank: int) -> At | None:
-        """Return where the rank's last stack is; None where there is none."""
-        return state_of(self.stacks[rank][-1]) if rank in self.stacks else None
+        """Return where the rank's last stack is, and what the kernel had it in; None where there is no stack."""
+        if rank not in self.stacks:
+            return None
+        state = state_of(self.stacks[rank][-1])
+        return At.ELSEWHERE if state is At.UNSURE and rank in self.elsewhere else state
 
     def quiet(self, rank: int) -> bool:
         """Tell whether the rank is known not to wait in a collective, at the time when others gave up on it."""

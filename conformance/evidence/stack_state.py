@@ -49,8 +49,8 @@ class At(Enum):
 def state_of(stack: Stack) -> At:
     """Return where the main thread is, as far as its innermost frames tell.
 
-    A line of the program itself may read a value off the device, which shows in native frames alone. A process that
-    the system does not run does not spin in such a wait.
+    A line of the program itself may read a value off the device, or wait for an operation that it issued before, which
+    shows in native frames alone.
     """
     native = any(not frame.file.endswith(".py") and not frame.file.startswith("<") for frame in stack.frames)
     for frame in stack.frames[:DEEP]:
@@ -66,7 +66,7 @@ def state_of(stack: Stack) -> At:
         return At.UNSURE
     if _BACKWARD.search(inner.file) and not stack.active:
         return At.BACKWARD
-    if native or _OUTSIDE.search(inner.file) or (not stack.active and stack.measured):
+    if native or _OUTSIDE.search(inner.file):
         return At.ELSEWHERE
     return At.UNSURE
 

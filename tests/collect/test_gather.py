@@ -22,7 +22,8 @@ from genlock.collect.gather import Collected, collect
 from genlock.collect.logs import TAIL
 from genlock.collect.process import Process
 from genlock.conformance.replay import replay
-from genlock.errors import UsageError
+from genlock.errors import UnreadableInput, UsageError
+from genlock.guardian.status_page import SIZE, SPARED, STACKS, VARIABLE
 
 Popen = subprocess.Popen[bytes]
 
@@ -101,6 +102,20 @@ def test_a_handle_is_never_of_another_process_of_the_same_number(ranks: BareRank
         process.send(signal.SIGUSR1)
 
 
+def test_a_rank_that_ends_meanwhile_is_told(ranks: BareRanks, tmp_path: Path) -> None:
+    one = ranks.start(rank=0)
+
+    def end(said: str) -> None:
+        if said == "look 2 of 2":
+            one.kill()
+            one.wait()
+
+    done = collect({one.pid: None}, tmp_path / "out.zip", apart=0, tell=end)
+    assert list(done.ranks[0].missing()) == ["its process ended meanwhile"]
+    assert not done.complete
+    assert done.advice == []
+
+
 # ── signals ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -127,6 +142,27 @@ def test_stacks_come_by_a_signal_that_faulthandler_answers(ranks: BareRanks, tmp
     assert not done.ranks[0].still, "a signal wakes whoever sleeps, so that nothing shows that it slept on"
 
 
+GUARDED = "import sys; from genlock.impl.rank.heartbeat import Beat; Beat.open(); print(); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("spared", ["1", "0"])
+def test_a_guarded_rank_is_asked_only_where_its_stacks_cannot_end_it(tmp_path: Path, spared: str) -> None:
+    """Asked for those of all threads, a rank that runs may die of it."""
+    (tmp_path / "page").write_bytes(bytes(SIZE))
+    (tmp_path / "stacks").touch()
+    given = {VARIABLE: str(tmp_path / "page"), STACKS: str(tmp_path / "stacks"), SPARED: spared, "RANK": "0"}
+    command = [sys.executable, "-uc", GUARDED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **given}) as one:
+        try:
+            assert one.stdout is not None
+            assert one.stdout.readline()
+            done, files = collected(tmp_path, one)
+            assert bool(done.ranks[0].stacks[1].files) == (spared == "1")
+            assert (b"(most recent call first)" in files.get("rank0.stack2.txt", b"")) == (spared == "1")
+        finally:
+            one.kill()
+
+
 def test_a_stopped_rank_is_not_asked_by_a_signal(ranks: BareRanks, tmp_path: Path) -> None:
     with (tmp_path / "log").open("ab") as log:
         one = ranks.start("signal", str(int(signal.SIGUSR1)), rank=0, out=log)
@@ -139,6 +175,13 @@ def test_a_stopped_rank_is_not_asked_by_a_signal(ranks: BareRanks, tmp_path: Pat
     assert Process(one.pid).status("SigPnd") == Process(one.pid).status("ShdPnd") == "0" * 16
 
 
+def test_the_handle_itself_sends_no_signal_that_is_not_handled(ranks: BareRanks) -> None:
+    one = ranks.start(rank=0)
+    with pytest.raises(ProcessLookupError, match="does not handle SIGUSR1"):
+        Process(one.pid).send(signal.SIGUSR1)
+    assert Process(one.pid).alive
+
+
 # ── logs ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -147,6 +190,22 @@ def test_a_pipe_is_not_read(ranks: BareRanks, tmp_path: Path) -> None:
     done, _ = collected(tmp_path, one)
     assert done.ranks[0].logs.missing == "no log: stdout is a pipe and stderr is a pipe"
     assert any("torchrun --redirects 3" in advice for advice in done.advice)
+
+
+def test_the_handle_itself_opens_no_pipe(ranks: BareRanks) -> None:
+    one = ranks.start(rank=0, out=subprocess.PIPE)
+    with pytest.raises(UnreadableInput, match="no regular file"):
+        Process(one.pid).reopen(1)
+
+
+def test_a_log_of_the_launchers_is_nobodys(ranks: BareRanks, tmp_path: Path) -> None:
+    """A rank alone on its node may write into a file into which the ranks of all nodes do."""
+    with (tmp_path / "log").open("ab") as log:
+        log.write(b"line\n")
+        one = ranks.start(rank=0, out=log, shell=True)
+    done, files = collected(tmp_path, one)
+    assert [rank.rank.name for rank in done.ranks] == ["rank0"]
+    assert [name for name in files if name.endswith(".log")] == ["shared1.log"]
 
 
 def test_of_a_huge_log_the_last_lines_are_taken(ranks: BareRanks, tmp_path: Path) -> None:
@@ -222,8 +281,7 @@ def test_ras_is_asked_where_a_rank_listens(ranks: BareRanks, tmp_path: Path) -> 
         port = str(free.getsockname()[1])
     library = tmp_path / "libnccl.so.2"
     library.write_bytes(b"x")
-    given = {"NCCL_RAS_ADDR": f"127.0.0.1:{port}"}
-    one = ranks.start("loaded", str(library), "ras", port, rank=0, **given)
+    one = ranks.start("loaded", str(library), "ras", port, rank=0, NCCL_RAS_ADDR=f"127.0.0.1:{port}")
     _, files = collected(tmp_path, one)
     assert [name for name in files if name.startswith("ras")] == ["ras1.json", "ras1.txt", "ras2.json", "ras2.txt"]
     assert json.loads(files["ras2.json"])["communicators"][0]["size"] == 3
@@ -265,8 +323,8 @@ def test_a_port_of_somebody_elses_is_not_spoken_to(ranks: BareRanks, tmp_path: P
     library.write_bytes(b"x")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
-        given = {"NCCL_RAS_ADDR": f"127.0.0.1:{server.getsockname()[1]}"}
-        one = ranks.start("loaded", str(library), rank=0, **given)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        one = ranks.start("loaded", str(library), rank=0, NCCL_RAS_ADDR=address)
         done, _ = collected(tmp_path, one)
         with pytest.raises(BlockingIOError):
             server.accept()

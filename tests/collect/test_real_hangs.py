@@ -112,6 +112,14 @@ def test_a_job_that_is_only_slow_blames_nobody(hangs: Hangs, tmp_path: Path) -> 
 
 
 @needs_py_spy
+def test_a_rank_that_waits_by_a_handle_is_innocent(hangs: Hangs, tmp_path: Path) -> None:
+    """It has no frame of Python in which it waits: its stack ends in a line of the program."""
+    done, found = hangs.judged(1, "handle", tmp_path)
+    assert not any(one.elsewhere for one in done.ranks)
+    assert (found.verdict, found.culprits) == ("unknown", ())
+
+
+@needs_py_spy
 def test_where_the_order_of_start_tells_the_ranks_nobody_is_a_culprit(hangs: Hangs, tmp_path: Path) -> None:
     done, found = hangs.judged(1, "sleep", tmp_path, named=False)
     assert [one.rank.certain for one in done.ranks] == [False] * 3

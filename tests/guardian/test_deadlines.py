@@ -105,3 +105,20 @@ def test_rank0_is_sent_that_a_rank_whose_page_is_torn_does_not_wait() -> None:
     guardian._read_page(10.0)
     assert sent[-1] == NOBODY
     assert EVERYONE in sent
+
+
+def test_where_a_rank_is_stopped_in_a_collective_nobody_else_lags_in_it() -> None:
+    """A signal stopped it there; as it cannot wait, it has not left it either."""
+    guardian, _ = watching(1, 0)
+    guardian.child, guardian.local = Living(), WorkClock(1, {"steady": 1.0}, 0.0)
+    sent: list[dict[str, object]] = []
+    guardian.links.send = lambda rank, kind, fields: sent.append(fields)
+    Beat(guardian.memory).enter()
+    guardian.child.stopped = True
+    guardian._read_page(0.0)
+    guardian._read_page(1.0)
+    found = graph(("waiting", EVERYONE, 1), ("working", NOBODY, 0))
+    guardian.graph = found
+    guardian._note(1, sent[-1])
+    assert not lags(0, found.ranks)
+    assert waits_for(0, found.ranks) == {1}

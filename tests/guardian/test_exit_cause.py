@@ -7,6 +7,7 @@ import signal
 import subprocess
 
 import pytest
+from genlock.guardian import child
 from genlock.guardian.child import Watched
 from genlock.guardian.deadlines import Failure
 from genlock.guardian.exit_cause import PEER_DIED, by_itself
@@ -40,6 +41,13 @@ def test_of_a_rank_that_ends_with_its_launcher_the_launcher_is_the_cause() -> No
         assert without.ended(), "also where the kernel has no handles of processes"
     assert [found.cause for _, _, found in guardian.findings] == ["launcher"]
     assert not Watched(os.getppid()).ended()
+
+
+def test_a_launcher_whose_pipes_are_closed_already_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not reaped, nor a zombie yet, and ranks die of its pipes."""
+    launcher = Watched(os.getppid())
+    monkeypatch.setattr(child, "read", lambda path: "1 (a name) S 0 0 0 0 0 4")  # PF_EXITING
+    assert launcher.ended()
 
 
 def test_a_launcher_that_dies_is_the_cause_though_a_rank_was_seen_to_die_before() -> None:

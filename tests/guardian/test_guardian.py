@@ -233,9 +233,11 @@ def test_when_everyone_waits_the_collective_deadline_ends_it_and_nobody_is_blame
 
 
 def test_a_rank_that_does_not_leave_what_others_have_left_is_charged(start: Callable[..., Job]) -> None:
-    """Its main thread cannot go on, though its collective is done: the interpreter is held elsewhere, say."""
-    wait: list[tuple[str, object]] = [("phase", "steady"), ("enter", None), ("leave", None), ("enter", None), FOREVER]
-    job = start({1: [("phase", "steady"), ("enter", None), FOREVER], "*": wait}, flags={-1: LIMITS})
+    """Its main thread cannot go on, though its collective is done: the interpreter is held elsewhere, say. Of the
+    others, one waits in the next, and one is busy and never quiet.
+    """
+    left: list[tuple[str, object]] = [("phase", "steady"), ("enter", None), ("leave", None)]
+    job = start({1: [*left[:2], FOREVER], 0: [*left, *BUSY], 2: [*left, ("enter", None), FOREVER]}, flags={-1: LIMITS})
     assert job.ends() == [PEER_DIED, DEADLINE, PEER_DIED]
     assert "rank1 has not left a collective" in job.said[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,14 +29,16 @@ class BareRanks:
         *words: str,
         rank: int | None = None,
         out: IO[bytes] | int | None = subprocess.DEVNULL,
+        shell: bool = False,
         **environment: str,
     ) -> subprocess.Popen[bytes]:
-        """Start a process, which does what the words say, with RANK in its environment or not."""
+        """Start a process, which does what the words say, with RANK in its environment or not; or a shell that does."""
         ready = self.folder / f"ready{len(self.processes)}"
         given = {"RANK": str(rank), "WORLD_SIZE": "3"} if rank is not None else {}
         plain = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        command = [sys.executable, "-S", str(PROGRAM), str(ready), *words]
         process = subprocess.Popen(
-            [sys.executable, "-S", str(PROGRAM), str(ready), *words],
+            ["sh", "-c", '"$@"; true', "sh", *command] if shell else command,
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=out,
@@ -51,11 +54,11 @@ class BareRanks:
     def close(self) -> None:
         """End all processes."""
         for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.close()  # ends it, and what a shell has started
             with contextlib.suppress(OSError):
-                process.kill()
+                process.send_signal(signal.SIGCONT)
             process.wait(timeout=20)
-            if process.stdin:
-                process.stdin.close()
 
 
 @contextlib.contextmanager

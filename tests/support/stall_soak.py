@@ -1,16 +1,18 @@
 """Stalls at random moments of a rank that beats in a tight loop: each must end in time, with the right name.
 
-    python tests/support/stall_soak.py [--stalls 1000] [--jobs 6] [--seed 0]
+    python tests/support/stall_soak.py [--stalls 1000] [--jobs 6] [--seed 0] [--out docs/results]
 
 Two ranks a job, each under its guardian; one of them, in turn, stalls at a random moment: a thread takes the
 interpreter and never gives it back (`gil`), a signal stops the process (`stop`), a signal handler loops for ever
-(`loop`), or a write of the page never ends (`torn`). What counts is when the last rank ends. Exit status 1 where that
-is more than TIME seconds after the deadline, or anything else is named.
+(`loop`), a collective that the other rank has left is never left (`wedge`), or a write of the page never ends
+(`torn`). What counts is when the last rank ends. Exit status 1 where that is more than TIME seconds after the
+deadline, or anything else is named.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import random
 import re
@@ -21,16 +23,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import quantiles
+from statistics import median
 
 from genlock.guardian import command
 
-KINDS = ("gil", "stop", "loop", "torn")
-DEADLINE = 2.0
+KINDS = ("gil", "stop", "loop", "wedge", "torn")
+DEADLINE = 1.0
+"""Seconds of the phase in which a rank stalls."""
 TIME = 1.0
 """Seconds after the deadline."""
 LOST = 30.0
+"""Seconds after which a job counts as never ended."""
+BLAME = r"was ended: rank(\d) (?:made no progress|is stopped|has not left a collective)"
 RANK = r"""
 import ctypes, os, random, signal, sys, threading, time
 from genlock.guardian.status_page import EDITIONS, RECORD, SLOT, VARIABLE
@@ -59,10 +65,15 @@ signal.signal(signal.SIGUSR1, handler)
 beat = Beat.open()
 beat.phase("steady")
 os.write(1, f"{os.getpid()}\n".encode())
-if kind == "torn":
+if kind in ("torn", "wedge"):
     until = time.monotonic() + moment
     while time.monotonic() < until:
         beat.progress()
+if kind == "wedge":
+    beat.enter()
+    os.write(1, f"{time.monotonic()}\n".encode())
+    time.sleep(1000)
+if kind == "torn":
     with open(os.environ[VARIABLE], "r+b", buffering=0) as file:
         written = file.read(2 * SLOT)
         caught = random.randrange(RECORD.size)
@@ -74,6 +85,8 @@ if kind != "none":
     threading.Thread(target=strike, daemon=True).start()
     while True:
         beat.progress()
+with beat.waiting():
+    pass
 while True:
     beat.progress()
     time.sleep(0.05)
@@ -88,19 +101,11 @@ class Job:
         self.begun = time.monotonic()
         common = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": f"{folder}"}
         flags = [f"--deadline=steady={DEADLINE}", "--deadline=meet=300", f"--out={folder}"]
+        words = [*command(), *flags, "--", sys.executable, "-c", RANK]
         moment = str(0.2 + chance.random())
         self.guardians = [
             subprocess.Popen(
-                [
-                    *command(),
-                    *flags,
-                    "--",
-                    sys.executable,
-                    "-c",
-                    RANK,
-                    self.kind if rank == self.hit else "none",
-                    moment,
-                ],
+                [*words, self.kind if rank == self.hit else "none", moment],
                 env={**common, "RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -140,7 +145,7 @@ class Job:
         self.ended += 1
 
     def over(self) -> str:
-        """What is wrong with its end; empty where all is well."""
+        """Return what is wrong with its end; empty where all is well."""
         if not self.gone:
             for guardian in self.guardians:
                 guardian.kill()
@@ -149,7 +154,7 @@ class Job:
         statuses = [guardian.wait() for guardian in self.guardians]
         struck = self.said[self.hit].split()[1:]
         self.seconds = self.last - float(struck[0] if struck else "nan") - DEADLINE
-        blamed = [re.findall(r"was ended: rank(\d) (?:made no progress|is stopped)", text) for text in texts]
+        blamed = [re.findall(BLAME, text) for text in texts]
         if blamed != [[str(self.hit)]] * 2 or statuses[self.hit] != 13:
             return f"wrong: {texts}, {statuses}"
         return "" if self.seconds <= TIME else f"late: {self.seconds:.2f} s after the deadline: {texts}"
@@ -164,18 +169,40 @@ class Job:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Stall so many ranks; 1 where one was not ended in time, or another was named."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--stalls", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write a dated result into this folder")
     given = parser.parse_args()
-    chance, seconds, wrong = random.Random(given.seed), list[float](), Counter[str]()
-    done: Counter[str] = Counter()
+    begin = time.monotonic()
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    done, wrong = Counter[str](), list[str]()
+    for job, why in ended(given.stalls, given.jobs, random.Random(given.seed)):
+        done[job.kind] += 1
+        if why:
+            wrong.append(f"{job.kind} of rank{job.hit}: {why}")
+            print(wrong[-1], flush=True)
+        else:
+            seconds[job.kind].append(job.seconds)
+    took = time.monotonic() - begin
+    text = _result(done, seconds, wrong, f"seed {given.seed}, {given.jobs} jobs at a time, {took:.0f} s")
+    print(text)
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        (given.out / f"stalls-{today}.md").write_text(text)
+    return int(bool(wrong))
+
+
+def ended(stalls: int, jobs: int, chance: random.Random) -> Iterator[tuple[Job, str]]:
+    """Run jobs, so many at a time; yield each with what was wrong with its end."""
     with tempfile.TemporaryDirectory() as folder, selectors.DefaultSelector() as selector:
         running: list[Job] = []
         started = 0
-        while started < given.stalls or running:
-            while started < given.stalls and len(running) < given.jobs:
+        while started < stalls or running:
+            while started < stalls and len(running) < jobs:
                 running.append(Job(started, chance, Path(folder) / str(started)))
                 started += 1
                 running[-1].watch(selector)
@@ -183,18 +210,24 @@ def main() -> int:
                 key.data()
             for job in [job for job in running if job.gone or time.monotonic() - job.begun > LOST]:
                 running.remove(job)
-                why = job.over()
-                done[job.kind] += 1
-                if why:
-                    wrong[job.kind] += 1
-                    print(f"{job.kind} of rank{job.hit}: {why}", flush=True)
-                else:
-                    seconds.append(job.seconds)
-    p50, p99 = (quantiles(seconds, n=100, method="inclusive")[k] for k in (49, 98)) if len(seconds) > 1 else (0.0, 0.0)
-    good = {kind: done[kind] - wrong[kind] for kind in KINDS}
-    print(f"{sum(good.values())} of {given.stalls} ended in time with the right name {good}")
-    print(f"after the deadline: p50 {p50:.2f} s, p99 {p99:.2f} s, at most {max(seconds, default=0):.2f} s")
-    return int(bool(wrong))
+                yield job, job.over()
+
+
+def _result(done: Counter[str], seconds: dict[str, list[float]], wrong: list[str], how: str) -> str:
+    rows = "\n".join(
+        f"| {kind} | {len(seconds[kind])} of {done[kind]} | {median(seconds[kind] or [0]):.2f} s "
+        f"| {max(seconds[kind], default=0):.2f} s |"
+        for kind in KINDS
+    )
+    found = "\n".join(f"- {why}" for why in wrong) or "None."
+    good = sum(map(len, seconds.values()))
+    return (
+        f"# Stalls at random moments\n\n"
+        f"{good} of {done.total()} stalls ended within {TIME:g} s after the deadline of {DEADLINE:g} s, with the right "
+        f"rank named\nby both guardians; {how} (`make soak`).\n\n"
+        f"| stall | ended | median after the deadline | at most |\n|---|---|---|---|\n{rows}\n\n"
+        f"## Not so\n{found}\n"
+    )
 
 
 if __name__ == "__main__":

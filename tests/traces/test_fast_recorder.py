@@ -94,17 +94,22 @@ def room(left: int) -> Iterator[None]:
 @pytest.mark.usefixtures("part")
 @pytest.mark.parametrize("half", [0, 8])
 def test_a_full_disk_is_told_and_blocks_nobody(tmp_path: Path, half: int) -> None:
-    """Nothing fits any more, or half a line; then there is room again."""
+    """Nothing fits any more, or half a line; then there is room again. The last events give their room to a mark."""
     writer = Recorder(tmp_path, header(0))
     operation = barrier(writer, count(1), never)
+    for _ in range(2):
+        operation.end(operation.begin(0), 0)
+    operation.begin(0)
+    operation.begin(0)
     kept = operation.begin(1)
     with room(writer.path.stat().st_size + half):
         operation.end(kept, 2)
         lost = operation.begin(3)
     operation.end(lost, 4)
     trace = read(writer.path)
-    assert [getattr(line, "time_ns", line) for line in trace.lines] == [1, Dropped(1, 2), 4]
-    assert [e.entered for e in trace.events] == [None, 2]
+    told = [0] * 4 + ([Dropped(4, 4), Dropped(8, 1), 4] if half == 0 else [Dropped(4, 4), 3, 4])
+    assert [getattr(line, "time_ns", line) for line in trace.lines] == told
+    assert [e.entered for e in trace.events][-1] == 8
     assert not trace.cut
 
 

@@ -60,6 +60,7 @@ def _rank(source: Source, given: Mapping[str, Any]) -> Collected | None:
         given.get("stopped") is True,
         given.get("moved") is True,
         given.get("still") is True,
+        given.get("elsewhere") is True,
         str(torch)[:20] if isinstance(torch, str) else "",
     )
 

@@ -606,7 +606,9 @@ def _matched(path: Path, shapes: npt.NDArray[np.void], lines: _Lines) -> None:
         wrong[there] |= (mine[name] != untold) & (mine[name] != theirs[name])
     if wrong.any():
         index = int(lines.indices[exits[int(np.argmax(wrong))]])
-        raise _bad(path, line_of(path, index), f"event {index} belongs to no operation that was issued before it")
+        raise _bad(
+            path, line_of(path, index), f"event {index} ends no operation that was issued before it, or not one like it"
+        )
 
 
 def _bad(path: Path, number: int, what: str) -> UnreadableInput:

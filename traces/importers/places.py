@@ -121,7 +121,7 @@ def recorded_place(frames: Sequence[Site]) -> tuple[str, str]:
 
     Where no line of the program is known, the first is empty.
     """
-    if len(frames) == 1 and not frames[0].function:
+    if len(frames) == 1 and not frames[0].function:  # as former formats have them
         return frames[0].place, ""
     split = [(frame.place.rpartition(":"), frame.function) for frame in frames]
     place, library = place_of([(file, int(line), name) for (file, _, line), name in split if line.isdecimal()])

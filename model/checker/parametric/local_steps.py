@@ -12,6 +12,7 @@ from ....errors import ModelError
 from ...semantics.lts import Info, Lts, Step
 from ...semantics.network import Faults
 from ...tables import Protocol, Put, Take
+from ..reference import Taken
 from .abstract_state import Lanes
 
 MAX_UNFINISHED = 24
@@ -40,27 +41,28 @@ def refuse(protocol: Protocol) -> None:
 
 
 class LocalSteps:
-    """Maps a lane to the one at which its rank next waits, chooses or ends, and to what is seen on the way."""
+    """Maps a lane to the one at which its rank next waits, chooses or ends, and what is seen and taken till then."""
 
     def __init__(self, lanes: Lanes, kinds: Faults) -> None:
         self.lanes, self.kinds = lanes, kinds
         protocol = lanes.protocol
         self.streams = [g for g in protocol.streams if g in lanes.group and lanes.lts[0].stream]
         self._points = {p.state for points in kinds.values() for p in points or ()}
-        self._found: dict[tuple[int, int], tuple[int, tuple[str, ...]]] = {}
+        self._found: dict[tuple[int, int], tuple[int, tuple[str, ...], tuple[Taken, ...]]] = {}
 
-    def __call__(self, role: int, number: int) -> tuple[int, tuple[str, ...]]:
+    def __call__(self, role: int, number: int) -> tuple[int, tuple[str, ...], tuple[Taken, ...]]:
         found = self._found.get((role, number))
         if found is None:
-            seen: list[str] = []
+            seen, taken = list[str](), list[Taken]()
             on, passed = number, {number}
             while steps := self._only_way(role, on):
                 seen += (name for step in steps for name in step.seen)
+                taken += (row for step in steps for row in self.lanes.taken(role, step))
                 on = self.stepped(role, on, steps[0])
                 if on in passed:
                     raise ModelError("a rank goes round for ever without waiting", where=f"row {steps[0].row}")
                 passed.add(on)
-            found = self._found[role, number] = (on, tuple(dict.fromkeys(seen)))
+            found = self._found[role, number] = (on, tuple(dict.fromkeys(seen)), tuple(dict.fromkeys(taken)))
         return found
 
     def stepped(self, role: int, number: int, step: Step) -> int:

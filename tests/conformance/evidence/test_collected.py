@@ -13,6 +13,7 @@ import pytest
 from genlock.conformance.diagnosis import Diagnosis
 from genlock.conformance.replay import replay
 from genlock.errors import GenlockError
+from repository import CORPUS
 
 WAITS = [("all_reduce", "/env/torch/distributed/distributed_c10d.py"), ("step", "/job/train.py")]
 SLEEPS = [("load", "/job/data.py"), ("main", "/job/train.py")]
@@ -21,7 +22,7 @@ SLEEPS = [("load", "/job/data.py"), ("main", "/job/train.py")]
 def about(rank: int, **more: Any) -> dict[str, Any]:
     """What a manifest says of a rank that stands still."""
     plain = {"rank": rank, "world": 3, "pid": 100 + rank, "known_by": "RANK", "certain": True, "torch": "2.13"}
-    return {**plain, "stopped": False, "moved": False, "still": True, **more}
+    return {**plain, "stopped": False, "moved": False, "still": True, "elsewhere": rank == 1, **more}
 
 
 def stack(rank: int, frames: Sequence[tuple[str, str]]) -> bytes:
@@ -48,6 +49,12 @@ def judged(tmp_path: Path, ranks: Sequence[Mapping[str, Any]], asleep: int = 1) 
 def test_a_rank_that_stands_elsewhere_at_both_looks_is_named(tmp_path: Path) -> None:
     found = judged(tmp_path, [about(n) for n in range(3)])
     assert (found.verdict, found.culprits, found.stall) == ("divergent", (1,), "host")
+
+
+def test_whoever_may_wait_in_its_own_line_is_a_suspect(tmp_path: Path) -> None:
+    """`handle.wait()` leaves no frame of Python, and is an innocent's."""
+    found = judged(tmp_path, [about(n, elsewhere=False) for n in range(3)])
+    assert (found.verdict, found.culprits, found.suspects) == ("unknown", (), (1,))
 
 
 def test_whoever_may_have_waited_anew_leaves_it_a_suspect(tmp_path: Path) -> None:
@@ -97,6 +104,16 @@ def test_of_several_that_are_stopped_nothing_tells_which(tmp_path: Path) -> None
     assert (found.verdict, found.suspects) == ("unknown", (1, 2))
 
 
+def test_traces_of_a_protocol_are_judged_by_it_in_an_archive_too(tmp_path: Path) -> None:
+    run = next(folder for folder in sorted((CORPUS / "broken").iterdir()) if folder.is_dir())
+    path = archive(tmp_path / "out.zip", [about(0)], {0: WAITS})
+    with zipfile.ZipFile(path, "a") as file:
+        for trace in sorted(run.glob("*.trace.jsonl")):
+            file.write(trace, f"out/{trace.name}")
+    packed, plain = replay([path]).diagnosis, replay([run]).diagnosis
+    assert (packed.verdict, packed.culprits, packed.failure_mode) == (plain.verdict, plain.culprits, plain.failure_mode)
+
+
 @pytest.mark.parametrize(
     "ranks",
     [
@@ -112,7 +129,7 @@ def test_what_makes_no_sense_in_a_manifest_is_left_out(tmp_path: Path, ranks: li
 
 def test_a_manifest_that_is_torn_anywhere_is_no_bug(tmp_path: Path) -> None:
     whole = json.dumps({"genlock_collect": 1, "host": "h", "ranks": [about(0)]}, indent=1).encode()
-    verdicts = set()
+    verdicts: set[str] = set()
     for cut in range(0, len(whole), 7):
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as file:
@@ -151,3 +168,17 @@ def test_a_rank_blocked_in_the_backward_pass_is_no_culprit_by_its_stack(tmp_path
 def test_beside_it_a_rank_that_stands_elsewhere_is_a_suspect_only(tmp_path: Path) -> None:
     found = placed(tmp_path, WAITS, BACKWARD, SLEEPS, WAITS, WAITS)
     assert (found.verdict, found.suspects) == ("unknown", (1, 2))
+
+
+def test_where_all_wait_it_is_said_where_and_nobody_is_blamed(tmp_path: Path) -> None:
+    found = placed(tmp_path, WAITS, WAITS, WAITS)
+    assert (found.verdict, found.suspects) == ("unknown", ())
+    assert "rank0 to rank2 wait at train.py:7" in found.reasons[0]
+
+
+def test_whoever_waits_at_another_line_than_most_is_a_suspect(tmp_path: Path) -> None:
+    other = [("barrier", "/env/torch/distributed/distributed_c10d.py"), ("save", "/job/checkpoint.py")]
+    found = placed(tmp_path, WAITS, other, WAITS)
+    assert (found.verdict, found.suspects) == ("unknown", (1,))
+    assert "rank1 waits at checkpoint.py:7" in found.reasons[0]
+    assert placed(tmp_path, WAITS, other).suspects == ()

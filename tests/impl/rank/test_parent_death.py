@@ -15,7 +15,8 @@ import sys, time
 from genlock.impl.rank.parent_death import die_with_parent
 die_with_parent()
 print("here", flush=True)
-sys.stdin.readline()
+if not sys.stdin.readline():  # nobody is there any more
+    time.sleep(100)
 print("done", flush=True)
 """
 LAUNCHER = f"""

@@ -8,9 +8,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from genlock.impl.recording import stacks
+from genlock.impl.recording import stacks as stacks_module
 from genlock.impl.recording.stacks import MAX_FRAMES, short_stack, stack_key
 
+stacks: Any = stacks_module
 PACKAGES = "/venv/lib/python3.11/site-packages"
 
 

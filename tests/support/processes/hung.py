@@ -1,7 +1,8 @@
 """Forks the ranks of gloo jobs that hang, one job for each line `RANKS BROKEN WAY` on stdin.
 
 Rank BROKEN sleeps in its own code (`sleep`), or is stopped by a signal (`stop`), before an all_reduce in which the
-others wait; or it only comes late, again and again (`slow`). Prints the process ids, in the order of ranks, once all
+others wait; or it only comes late, again and again (`slow`); or it waits by a handle while the others do by a call, for
+another operation (`handle`). Prints the process ids, in the order of ranks, once all
 are under way, and ends them at the next line.
 """
 
@@ -13,13 +14,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 
 def rank(number: int, world: int, store: str, broken: int, way: str) -> None:
-    shared = dist.FileStore(store, world)
+    c10d: Any = dist
+    shared = c10d.FileStore(store, world)
     dist.init_process_group("gloo", store=shared, rank=number, world_size=world)
     dist.all_reduce(torch.ones(2))
     Path(f"{store}.{number}").touch()
@@ -27,6 +30,12 @@ def rank(number: int, world: int, store: str, broken: int, way: str) -> None:
         time.sleep(3600)
     if number == broken and way == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+    if number == broken and way == "handle":
+        handle = dist.all_reduce(torch.ones(2), async_op=True)
+        handle.wait()
+    if way == "handle":
+        time.sleep(0.1)
+        dist.broadcast(torch.ones(2), src=broken)
     while True:
         if number == broken and way == "slow":
             time.sleep(0.05)

@@ -75,7 +75,7 @@ def by_either(path: Path) -> list[RankRecord | str]:
                     continue
                 record = reader._record(path, head, reader.shapes, read_)
             else:
-                Reader.quickly, kept = lambda *given: None, Reader.quickly  # type: ignore[method-assign, assignment, misc]
+                Reader.quickly, kept = lambda *given: None, Reader.quickly  # type: ignore[method-assign]
                 try:
                     record = reader.rank(path).record
                 finally:
