@@ -98,7 +98,7 @@ def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any
     result: dict[str, Any] = {"status": process.returncode, "seconds": round(time.monotonic() - begin)}
     if judged.returncode in (0, 1, 3):
         report = json.loads(judged.stdout)
-        result |= {"verdict": report["verdict"], **grade(report, framework, way)}
+        result |= {"verdict": report["verdict"], **grade(report)}
     else:
         result |= {"verdict": "none", "said": judged.stderr[-300:]}
     if way == "ok" and result["verdict"] != "conforming":
@@ -108,8 +108,8 @@ def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any
     return result
 
 
-def grade(report: dict[str, Any], framework: Framework, way: str) -> dict[str, Any]:
-    """Return if rank and line are right."""
+def grade(report: dict[str, Any]) -> dict[str, Any]:
+    """Return who is named, if that is right, and the places that the report has."""
     found = report["divergence"] or {}
     named = found.get("culprits") or report["suspects"]
     text = " ".join(str(found.get(part, "")) for part in ("phase", "place", "why", "observed"))
