@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from typing import Any
 
 from ..channel import Channel, channel
@@ -76,7 +77,8 @@ def _shut(original: Callable[[], None], executor: Any, end: Channel) -> Callable
     """Say which worker has died, where that is why the engine shuts down, before all others are ended for it."""
 
     def shutdown() -> None:
-        dead = [w.rank for w in executor.workers or () if not w.proc.is_alive()] if executor.is_failed else []
+        workers = (executor.workers or ()) if executor.is_failed else ()
+        dead = [worker.rank for worker in workers if wait([worker.proc.sentinel], 0)]  # perhaps not reaped yet
         if dead:
             end.lost(dead[0] + 1, f"the process of worker {dead[0]} ended by itself")
         original()
