@@ -167,7 +167,8 @@ def page(kept: dict[str, dict[str, Any]], python: str) -> str:
         [
             "# Frameworks: recorded, broken, and judged by the user's own lines",
             "",
-            f"Written by `make frameworks`, with torch {versions.get('torch')} on gloo, three ranks (HSDP: four).",
+            f"Written by `make frameworks` on {time.strftime('%d %B %Y')}, with torch {versions.get('torch')} on gloo;",
+            "three ranks, of HSDP four.",
             f"Each program is a small model under a real library. Rank {BAD} does what the column says in one step:",
             "it leaves the step out (`skip`), calls one collective more (`extra`) or another one (`other`), raises, is",
             "killed, is stopped by a signal, or ends its loop early (`uneven`). A cell has the verdict, and what of it",
