@@ -101,7 +101,8 @@ def _trace(rank: Rank, descriptor: int, target: str, staging: Staging, *, last: 
     for beside in sorted(folder.glob(f"{stem}*")) if last else ():
         if beside.name != name and not beside.name.endswith(".jsonl"):
             with contextlib.suppress(OSError, UnreadableInput):
-                files.append(staging.write(beside.name, read_regular(str(beside), MAX_DUMP, rank)))
+                if data := read_regular(str(beside), MAX_DUMP, rank):
+                    files.append(staging.write(beside.name, data))
     return Outcome(files, found)
 
 

@@ -145,6 +145,24 @@ def test_stacks_come_by_a_signal_that_faulthandler_answers(ranks: BareRanks, tmp
 GUARDED = "import sys; from genlock.impl.rank.heartbeat import Beat; Beat.open(); print(); sys.stdin.read()"
 
 
+RECORDED = "import sys; from genlock.impl.recording.standstill import *; answer(Path(sys.argv[1]), 0); print(); input()"
+
+
+def test_a_recorded_rank_is_asked_for_its_stacks_by_the_recorders_signal(tmp_path: Path) -> None:
+    command = [sys.executable, "-uc", RECORDED, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "RANK": "0"}
+    ) as one:
+        try:
+            assert one.stdout is not None
+            assert one.stdout.readline()
+            done, files = collected(tmp_path, one)
+            assert done.ranks[0].stacks[1].found["by"] == "recorded"
+            assert b"(most recent call first)" in files["rank0.stack2.txt"]
+        finally:
+            one.kill()
+
+
 @pytest.mark.parametrize("spared", ["1", "0"])
 def test_a_guarded_rank_is_asked_only_where_its_stacks_cannot_end_it(tmp_path: Path, spared: str) -> None:
     """Asked for those of all threads, a rank that runs may die of it."""
