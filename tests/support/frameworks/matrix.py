@@ -79,6 +79,7 @@ def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any
     command = [sys.executable, "-m", "genlock", "record", "--stall", str(STALL), "--out", str(folder / "out"), "--"]
     command += [python, *(torchrun if framework.launched else []), *program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    environment["FRAMEWORK"] = f"{framework.kind} {way}"
     begin = time.monotonic()
     process = subprocess.Popen(
         command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
