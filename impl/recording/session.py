@@ -130,7 +130,8 @@ class JobTrace:
         if self.over:
             self.recorder.resume()
         self.over = True
-        self.recorder.end(ending.cause, ending.exit, ending.message, site=self.recorder.site(ending.place))
+        place = self.recorder.site(ending.place)
+        self.recorder.end(ending.cause, ending.exit, ending.message, ending.culprit, place)
         self.stacks.close(keep=ending.cause != "stopped")
 
     def resume(self) -> None:
