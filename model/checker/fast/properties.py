@@ -130,7 +130,7 @@ class Judge:
             detects = label & layout.TAKES_PART == DETECTS
             steps.append((label & goal == goal) * (1 | 1 << 32) | (detects and bool(label & ADVANCES)) * (1 << 32))
         nowhere = np.full(len(self.failed), -1, np.int32)
-        own = self.sweeps.marks(graph, nowhere, np.array(steps, np.uint64))
+        own: Array = self.sweeps.marks(graph, nowhere, np.array(steps, np.uint64))
         if graph.reduced:
             own[self.failed] |= np.uint64(HELPED)  # nothing goes on from there, but detection ends everybody
         self.sweeps.carry(graph, PATHS, own)
