@@ -91,50 +91,64 @@ class Judge:
 
     def _always_again(self, prop: Property) -> Verdict:
         """Judge AG EF per rank, as `reference` defines it, all ranks at once."""
-        good = self._can_advance
-        if prop is NO_LIVELOCK:
-            good = self._can_get_to(layout.TAKES_PART) | self._can_halt
-        bad = ~self._told(good) & ~self.idle & np.uint64(self.everybody)
-        if not self.judge_all:
-            bad[self.failed] = 0
+        if prop is NO_STRANDING:
+            bad = self._judged(~self._here(self._can_advance))
+        else:
+            bad = self._judged(~self._here(self._can_get_to(layout.TAKES_PART)))
+            if bad.any():  # whoever comes to stand somewhere is stranded there, and does not go round for ever
+                stands = ~self._can_advance
+                if not self.judge_all:
+                    stands[self.failed] = 0
+                self.sweeps.carry(self.graph, self._helps, stands)
+                bad &= ~self._here(stands)
         first = _first(bad != 0)
         if first is None:
             return Verdict(prop, True)
         stuck = int(bad[first])
         return Verdict(prop, False, first, (stuck & -stuck).bit_length() - 1)
 
+    def _judged(self, bad: Array) -> Array:
+        """Return the bits of the ranks that are live, in the states in which they are judged."""
+        bad = bad & ~self.idle & np.uint64((1 << self.ranks) - 1)
+        if not self.judge_all:
+            bad[self.failed] = 0
+        return bad
+
+    def _here(self, found: Array) -> Array:
+        """Return the half of each state's bits that counts there: with the help of detection, or without."""
+        picked: Array = found if self.judge_all else np.where(self.faulty, found >> np.uint64(32), found)
+        return picked
+
     @cached_property
     def _can_advance(self) -> Array:
         return self._can_get_to(ORDINARY | ADVANCES)
 
-    @cached_property
-    def _can_halt(self) -> Array:
-        """Bits by state as in `_can_get_to`: some path leads to a judged state where the rank never advances."""
-        own = ~self._can_advance & np.uint64(self.everybody << 32 | self.everybody)
-        if not self.judge_all:
-            own[self.failed] = 0
-        self.sweeps.carry(self.graph, PATHS, own)
-        return own
-
-    def _told(self, bits: Array) -> Array:
-        """Return, of bits as in `_can_get_to`, those that count: of paths with detection where a fault has struck."""
-        return bits if self.judge_all else np.where(self.faulty, bits >> np.uint64(32), bits)
+    @property
+    def _helps(self) -> Array:
+        """Return, per label, which bits an edge carries: of paths without detection, and with it."""
+        alone, helped = 0xFFFFFFFF, 0xFFFFFFFF << 32
+        ordinary = [bool(label & ORDINARY) for label in range(8)]
+        detects = [label & layout.TAKES_PART == DETECTS for label in range(8)]
+        both = zip(ordinary, detects, strict=True)
+        return np.array([own * alone | (own or helps) * helped for own, helps in both], np.uint64)
 
     def _can_get_to(self, goal: int) -> Array:
-        """Return, by state, a bit a rank: some path leads to a step of it with all bits of `goal`.
+        """Return, per state, a bit for each rank that some path leads to a step of with all bits of `goal`.
 
-        From bit 0 on paths of ordinary steps, from bit 32 on with steps of detection too.
+        The lower half is of paths without detection, the upper one of paths with it.
         """
-        graph, steps = self.graph, []
+        graph, helped = self.graph, 0xFFFFFFFF << 32
+        steps = []
         for label in range(8):
             detects = label & layout.TAKES_PART == DETECTS
             steps.append((label & goal == goal) * (1 | 1 << 32) | (detects and bool(label & ADVANCES)) * (1 << 32))
         nowhere = np.full(len(self.failed), -1, np.int32)
         own: Array = self.sweeps.marks(graph, nowhere, np.array(steps, np.uint64))
         if graph.reduced:
-            own[self.failed] |= np.uint64(HELPED)  # nothing goes on from there, but detection ends everybody
-        self.sweeps.carry(graph, PATHS, own)
-        return own
+            own[self.failed] |= np.uint64(helped)  # nothing goes on from there, but detection ends everybody
+        self.sweeps.carry(graph, self._helps, own)
+        reached: Array = own
+        return reached
 
     def _first_hang(self) -> int | None:
         """Return the first state after a failure from which some fair run goes on for ever, or stands still."""

@@ -110,6 +110,17 @@ def looks_away() -> Protocol:
     return Protocol("looks_away", "1", *roles, (TELL, SUM), streams=("h",))
 
 
+def goes_on_and_stops() -> Protocol:
+    """Return a protocol whose workers take a step of their own, and then wait for a broadcast that never comes."""
+    driver = [Row("A", "done", "END"), Row("A", "lost", "LOST", By.DETECTION)]
+    worker = [
+        Row("A", "go_on", "B"),
+        Row("B", "tell", "END", op=TELL),
+        *(Row(state, "lost", "LOST", By.DETECTION) for state in "AB"),
+    ]
+    return Protocol("goes_on_and_stops", "1", role("rank0", driver), role("worker", worker), (TELL,))
+
+
 def role(name: str, table: list[Row]) -> Role:
     """It begins in A; a state that no row leaves is an end, and LOST has failed."""
     names = dict.fromkeys(("A", *(name for row in table for name in (row.state, row.target))))

@@ -20,7 +20,7 @@ from genlock.model.semantics.properties import PROPERTIES, properties_of
 from genlock.model.semantics.query import Query
 from genlock.model.tables import By, Row, Scope
 from hypothesis import assume
-from programs import any_network, looks_away
+from programs import any_network, goes_on_and_stops, looks_away
 
 FAST = ("numba", "numpy")
 GENERIC = tuple(PROPERTIES.values())[:4]
@@ -101,6 +101,14 @@ def test_three_ranks_have_the_same_verdicts(question: Query) -> None:
 def test_a_host_that_looks_away_from_its_device_does_so_no_earlier_than_it_must(stream: bool) -> None:
     found = agree(Network(looks_away(), Scope(4, 1, 1), faults=0, stream=stream))
     assert not verdicts(found)["no_false_abort"]
+
+
+def test_a_rank_that_goes_on_and_is_then_stranded_does_not_go_round() -> None:
+    network = Network(goes_on_and_stops(), Scope(3, 1, 1), faults=0)
+    for engine in ("reference", *FAST):
+        found = verdicts(check(network, tuple(PROPERTIES.values()), engine=engine, symmetry="off", reduction="off"))
+        assert (found["no_stranding"], found["no_livelock"]) == (False, True)
+    assert not verdicts(agree(network))["no_stranding"]
 
 
 @any_network(40, ended=True)
