@@ -50,7 +50,7 @@ Names, each imported when it is first used, so that `import genlock` itself load
 - replay a run: `replay`, `load_traces`, `diagnose`, `Diagnosis`, `Divergence`, `Trace`, `Recording`
 - print a verdict: `as_text`, `as_json`
 - write a protocol: `load_protocol`, `Protocol`, `Role`, `State`, `Row`, `By`, `Scope`, `Collective`, `Kind`, `Slot`,
-  `Put`, `Take`, `Meet`
+  `Put`, `Take`, `Meet`; what it claims: `Invariant`, `Sometimes`, `LeadsTo`, `Fair`, `Whole`
 - serve a model: `serve`, `RankModel`, `Driver`, `chunk_fields`, `Posture`, `Mode`
 - errors, each one line that says what, where and what to do: `GenlockError`, `UsageError`, `UnreadableInput`,
   `ModelError`, `Refused`, `ContractViolation`; and the exit statuses of the commands, `Exit`
@@ -70,6 +70,8 @@ _HOMES = {
     "conformance.diagnosis": "Diagnosis Divergence",
     "traces.format": "Trace",
     "traces.collectives": "Recording",
+    "model.claims": "Invariant Sometimes LeadsTo Fair",
+    "model.semantics.whole": "Whole",
     "model.tables": "Protocol Role State Row By Scope Collective Kind Slot Put Take Meet",
     "impl.rank.serve": "serve RankModel Driver chunk_fields",
     "impl.chunk.parity": "Posture",

@@ -23,9 +23,14 @@ from .impl.rank.serve import RankModel as RankModel
 from .impl.rank.serve import chunk_fields as chunk_fields
 from .impl.rank.serve import serve as serve
 from .model.checker.report import Report as Report
+from .model.claims import Fair as Fair
+from .model.claims import Invariant as Invariant
+from .model.claims import LeadsTo as LeadsTo
+from .model.claims import Sometimes as Sometimes
 from .model.semantics.run import Counterexample as Counterexample
 from .model.semantics.run import Stuck as Stuck
 from .model.semantics.run import TraceStep as TraceStep
+from .model.semantics.whole import Whole as Whole
 from .model.tables import By as By
 from .model.tables import Collective as Collective
 from .model.tables import Kind as Kind
@@ -70,6 +75,11 @@ __all__ = [  # noqa: RUF022  # in the order of the manual
     "Put",
     "Take",
     "Meet",
+    "Invariant",
+    "Sometimes",
+    "LeadsTo",
+    "Fair",
+    "Whole",
     "serve",
     "RankModel",
     "Driver",

@@ -12,6 +12,7 @@ Left out: what a collective does between its two ends (`network.py`), and time.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -21,6 +22,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from ..errors import ModelError
+from .claims import Claim, Invariant, LeadsTo, Sometimes
 
 Vars = Any
 """A role's variables: a frozen dataclass or struct, whose type belongs to the protocol."""
@@ -369,6 +371,8 @@ class Protocol:
     """Digests that earlier versions of Genlock gave the same tables."""
     may_be_unreached: tuple[str, ...] = ()
     """Rows, as `[ROLE.]STATE.EVENT`, that need not be taken for a search of this protocol to mean something."""
+    claims: tuple[Claim, ...] = ()
+    """What it claims of its whole state, beside what is asked of every protocol."""
 
     def __repr__(self) -> str:
         roles = ", ".join(f"{r.name} ({len(r.states)} states, {len(r.rows)} rows)" for r in self.roles)
@@ -401,6 +405,7 @@ class Protocol:
     def validate(self) -> Protocol:
         """Return self if the tables make sense. Raise ModelError naming the row or state if not."""
         _validate_ranks(self)
+        _validate_claims(self)
         for role in self.roles:
             _validate_states(role)
             _validate_rows(role, self)
@@ -426,6 +431,30 @@ def _validate_ranks(protocol: Protocol) -> None:
         raise ModelError(
             f"it says that it is about {ranks} ranks", where=f"{protocol.name}, ranks", do="rank0 and a worker make 2"
         )
+
+
+def _validate_claims(protocol: Protocol) -> None:
+    names: set[str] = set()
+    for claim in protocol.claims:
+        where = f"{protocol.name}, claims"
+        if not isinstance(claim, Claim):
+            do = "write Invariant, Sometimes or LeadsTo"
+            raise ModelError(f"{claim!r} is no claim", where=where, do=do)
+        if not re.fullmatch(r"[A-Za-z_][\w-]*", claim.name):
+            do = "use letters, digits, _ and -"
+            raise ModelError(f"`{claim.name}` is no name of a claim", where=where, do=do)
+        if claim.name in names:
+            raise ModelError(f"two claims are called `{claim.name}`", where=where, do="give one another name")
+        names.add(claim.name)
+        predicates = {
+            Invariant: ("holds",),
+            Sometimes: ("seen",),
+            LeadsTo: ("when", "then"),
+        }[type(claim)]
+        for name in predicates:
+            if not callable(getattr(claim, name)):
+                what = f"`{name}` of claim `{claim.name}` is no function"
+                raise ModelError(what, where=where, do="name a function of the whole state")
 
 
 def _validate_states(role: Role) -> None:

@@ -51,6 +51,7 @@ SECTIONS = (
         (
             *("load_protocol", "Protocol", "Role", "State", "Row", "By", "Scope"),
             *("Collective", "Kind", "Slot", "Put", "Take", "Meet"),
+            *("Invariant", "Sometimes", "LeadsTo", "Fair", "Whole"),
         ),
     ),
     Section(

@@ -34,9 +34,15 @@ def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:
         return Counterexample(
             verdict.property.name, verdict.property.text, network.ranks, round_, steps, shortest=not result.reduced
         )
-    stuck = _stuck(network, final, steps, verdict.rank) if about_waiting else ()
+    stuck = _stuck(network, final, steps, verdict.rank) if about_waiting or verdict.then else ()
     return Counterexample(
-        verdict.property.name, verdict.property.text, network.ranks, stuck, steps, shortest=not result.reduced
+        verdict.property.name,
+        verdict.property.text,
+        network.ranks,
+        stuck,
+        steps,
+        shortest=not result.reduced,
+        then=verdict.then,
     )
 
 

@@ -170,6 +170,10 @@ class Verdict:
     rank: int | None = None
     edge: int | None = None
     """For a property seen on an edge: its ordinal among the state's moves."""
+    path: tuple[int, ...] = ()
+    """The states of a run that shows it, from the initial one on, where that is not the shortest way to the state."""
+    then: str = ""
+    """How such a run may go on for ever."""
 
 
 @dataclass(frozen=True)
@@ -489,6 +493,8 @@ def path_to(network: Network, graph: StateGraph, verdict: Verdict) -> list[tuple
     """Return a shortest path to where `verdict` shows, replayed through the network."""
     if verdict.state is None:
         return []
+    if verdict.path:
+        return replay(network, graph, verdict.path[1:], network.initial())
     numbers = [verdict.state]
     while graph.parent[numbers[-1]] >= 0:
         numbers.append(int(graph.parent[numbers[-1]]))

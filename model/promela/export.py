@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...errors import Unfinished
+from ...errors import ModelError, Unfinished
 from ..checker.engine import check, fast
 from ..checker.fast.search import PackedGraph
 from ..semantics.network import CRASH, STALL, Network
@@ -68,6 +68,9 @@ def export(network: Network, name: str | None = None, tell: Tell | None = None) 
 
     Raises ModelError for tables that cannot be written down.
     """
+    if network.protocol.claims:
+        what = f"its claim `{network.protocol.claims[0].name}` is a function, which Promela has no word for"
+        raise ModelError(what, where=network.protocol.name, do="export it without its claims")
     met = _search(network, tell)
     asserted = [p.name for p in properties_of(network.protocol.name) if p.kind == "always" and p not in NOT_ASKED]
     judged = [name for name in asserted if name != NO_FALSE_ABORT.name]  # that one is judged on the state

@@ -84,6 +84,8 @@ class Move(NamedTuple):
     """Says whether the rank does more than go on by itself: see `Lts.takes_part`."""
     row: tuple[str, str] | None = None
     """The row that was taken to its end, by its key; None where none was."""
+    asked_for: bool = False
+    """The world outside asks for it, and need not."""
 
 
 class Waiting(NamedTuple):
@@ -342,6 +344,12 @@ class Network:
             raise ValueError(f"{step.row} has no slot")
         return self._channel[step.slot[0]] + (step.slot[1] or rank) - 1
 
+    def place(self, slot: Slot, worker: int) -> int:
+        """Return where a worker's slot stands among the slots of a state. Raise ModelError where there is none."""
+        if slot not in self._channel or not 1 <= worker < self.ranks:
+            raise ModelError(f"there is no slot `{slot.name}` of rank{worker}", do="slots belong to workers, from 1")
+        return self._channel[slot] + worker - 1
+
     def _completion(self, state: NetworkState, rank: int, op: Collective) -> Iterator[tuple[Move, NetworkState]]:
         """Yield the completion of the collective that the host waits in, after all that it had issued before."""
         group = self._group[op.group]
@@ -405,6 +413,7 @@ class Network:
                 commits=row.commits,
                 takes_part=self.lts[rank].takes_part(before, step),
                 row=None if self.lts[rank].locals.items[step.target].pending else row.key,
+                asked_for=row.by is By.ENVIRONMENT and step.edge != "complete",
             )
         return found
 

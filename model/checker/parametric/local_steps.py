@@ -21,6 +21,9 @@ ELSEWHERE = "check it at a chosen number of ranks"
 
 def refuse(protocol: Protocol) -> None:
     """Raise ModelError for what is no function of the set of occupied lanes, naming the row."""
+    if protocol.claims:
+        what = f"its claim `{protocol.claims[0].name}` is about the ranks that there are"
+        raise ModelError(what, where=protocol.name, do=ELSEWHERE)
     for role in protocol.roles:
         for row in role.rows:
             where = f"{role.name}, row {row}"
