@@ -22,7 +22,7 @@ from ..checker.fast.search import PackedGraph
 from ..semantics.network import CRASH, STALL, Network
 from ..semantics.properties import NO_FALSE_ABORT, NO_LIVELOCK, NO_MISPAIRING, NO_STRANDING, properties_of
 from ..semantics.transport import run_ahead
-from ..tables import Kind
+from ..tables import Kind, beyond
 from . import template as text
 from .tables import GATES, At, Met, Tables
 
@@ -68,6 +68,9 @@ def export(network: Network, name: str | None = None, tell: Tell | None = None) 
 
     Raises ModelError for tables that cannot be written down.
     """
+    more = beyond(network.protocol)
+    if more is not None:
+        raise ModelError(f"Promela cannot be written for {more}", where=network.protocol.name)
     if network.protocol.claims:
         what = f"its claim `{network.protocol.claims[0].name}` is a function, which Promela has no word for"
         raise ModelError(what, where=network.protocol.name, do="export it without its claims")

@@ -148,8 +148,8 @@ PROPERTIES = {
 GENERIC = (NO_STRANDING, CRASH_OVER_HANG, NO_FALSE_ABORT, NO_MISPAIRING, NO_LIVELOCK, TAKES_PART, ALL_ENDED)
 """The properties that any protocol has; the others speak of TP's events and values."""
 
-OF_ANY = (*GENERIC, CLEAN_SHUTDOWN, ALL_STOPPED)
-"""The properties that can be judged of any protocol, whether it has them by itself or not."""
+CLOSING_PHASES = ("shutdown", "stopped")
+"""In these rank0 is on its way to STOPPED."""
 WHEN = ".when"
 """Ends the name of the claim that what a `LeadsTo` speaks of comes about."""
 
@@ -367,6 +367,12 @@ def properties_of(protocol_name: str) -> tuple[Property, ...]:
     if observer(protocol_name)[0] is None:
         return GENERIC
     return tuple(p for p in PROPERTIES.values() if protocol_name != "tp_v0" or p not in NOT_IN_V0)
+
+
+def of_any(protocol: Protocol) -> tuple[Property, ...]:
+    """Return the properties that can be judged of a protocol, whether it has them by itself or not."""
+    closes = any(state.phase in CLOSING_PHASES for state in protocol.driver.states)
+    return (*GENERIC, ALL_STOPPED, *((CLEAN_SHUTDOWN,) if closes else ()))
 
 
 def own_properties(protocol: Protocol) -> tuple[Property, ...]:

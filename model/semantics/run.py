@@ -25,6 +25,8 @@ class TraceStep:
     commits: bool
     states: tuple[str, ...]
     data: str = ""
+    members: tuple[int, ...] = ()
+    """The ranks that its collective is of, in the order of the group; empty: all."""
 
     @property
     def text(self) -> str:

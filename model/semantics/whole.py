@@ -6,9 +6,10 @@ Left out: claims themselves (`claims.py`) and how they are judged (`checker.clai
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ...errors import ModelError
-from ..tables import EMPTY, Data, Slot, Vars
+from ..tables import EMPTY, Data, Shared, Slot, Vars
 from .network import Network, NetworkState
 
 
@@ -56,9 +57,14 @@ class Whole:
             raise ModelError(f"no rank plays `{role}`", do=f"roles: {', '.join(dict.fromkeys(names))}")
         return [rank for rank, name in enumerate(names) if name == role]
 
-    def held(self, slot: Slot, key: int) -> Data:
-        """Return what is in the slot of a worker; EMPTY: nothing."""
-        at = self._network.place(slot, key)
+    def held(self, shared: Shared, key: Any = None) -> Data:
+        """Return what a cell holds, what is in a channel, as a tuple, or in the slot of a worker; EMPTY: nothing.
+
+        `key` is the worker, from 1, or one of the channel's or cell's keys.
+        """
+        at = self._network.place(shared, key)
+        if not isinstance(shared, Slot):
+            return self._network.content(self._state, at)
         number = self._state.slots[at]
         return self._network.values.items[number - 1] if number else EMPTY
 
