@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: corpus help demo test test-slow fuzz soak-sim smoke-torch litmus lint types layers check-all bench pictures clean
+.PHONY: corpus hangs help demo test test-slow fuzz soak-sim smoke-torch litmus lint types layers check-all bench pictures clean collect-hangs soak frameworks
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -24,14 +24,30 @@ fuzz: $(INSTALLED) ## random networks searched in every way, for hours; NETWORKS
 	PYTHONPATH=tests/support $(BIN)/python tests/support/networks/fuzz.py --networks $(or $(NETWORKS),200000) \
 	  --first $(or $(FIRST),0) --spin 500 --out docs/results
 
+hangs: $(INSTALLED) ## hangs whose truth is known, beside torch's analyser, half an hour; FIRST=seed LAST=seed DATA=folder CASES=folder; tables into docs/results
+	@set -e; for seed in $$(seq $(or $(FIRST),3000) $(or $(LAST),3029)); do \
+	  [ -e build/hangs/$$seed-$$seed.jsonl ] || $(BIN)/python bench/hangs.py --seeds $$seed $$seed --rows build/hangs \
+	  > build/hangs.txt || [ -e build/hangs/$$seed-$$seed.jsonl ]; done
+	$(BIN)/python bench/hangs.py --rows build/hangs --report --out docs \
+	  $(if $(DATA),--data $(DATA)) $(if $(CASES),--cases $(CASES))
+
+collect-hangs: $(INSTALLED) ## collects and replays real gloo hangs of every launcher, some minutes; result into docs/results
+	PYTHONPATH=tests/support $(BIN)/python tests/support/collect_hangs.py
+
 corpus: $(INSTALLED) ## records the runs of traces/corpus anew, some four minutes
 	PYTHONPATH=tests/support:tests/support/processes $(BIN)/python tests/support/make_corpus.py
+
+soak: $(INSTALLED) ## a thousand ranks that stall at random moments, under guardians; result into docs/results; STALLS=n
+	PYTHONPATH=tests/support $(BIN)/python tests/support/stall_soak.py --stalls $(or $(STALLS),1000) --out docs/results
 
 soak-sim: $(INSTALLED) ## a million simulated schedules; goes on from FIRST=seed, SCHEDULES=n of them
 	PYTHONPATH=tests/support $(BIN)/python tests/support/soak_sim.py --schedules $(or $(SCHEDULES),1000000) --first $(or $(FIRST),0)
 
 smoke-torch: ## the control plane's tests with another torch: make smoke-torch VERSION=2.12.0
 	@scripts/smoke_torch $(VERSION)
+
+frameworks: $(INSTALLED) ## frameworks recorded and broken, in an environment of their own, two hours; ONLY=ddp,ray WAYS=ok,kill
+	@ONLY="$(ONLY)" WAYS="$(WAYS)" scripts/frameworks
 
 litmus: $(INSTALLED) ## each litmus program ten times on real gloo ranks
 	$(BIN)/python -m genlock.impl.litmus --repeat 10 --jobs 4

@@ -22,6 +22,10 @@ from .impl.rank.serve import Driver as Driver
 from .impl.rank.serve import RankModel as RankModel
 from .impl.rank.serve import chunk_fields as chunk_fields
 from .impl.rank.serve import serve as serve
+from .impl.recording.channel import Channel as Channel
+from .impl.recording.channel import channel as channel
+from .impl.recording.precheck import agree as agree
+from .impl.recording.precheck import precheck as precheck
 from .model.checker.report import Report as Report
 from .model.claims import Fair as Fair
 from .model.claims import Invariant as Invariant
@@ -33,8 +37,8 @@ from .model.semantics.run import TraceStep as TraceStep
 from .model.semantics.whole import Whole as Whole
 from .model.tables import By as By
 from .model.tables import Cell as Cell
-from .model.tables import Channel as Channel
 from .model.tables import Collective as Collective
+from .model.tables import Fifo as Fifo
 from .model.tables import Group as Group
 from .model.tables import Kind as Kind
 from .model.tables import Link as Link
@@ -98,7 +102,7 @@ __all__ = [  # noqa: RUF022  # in the order of the manual
     "Group",
     "mesh",
     "everyone",
-    "Channel",
+    "Fifo",
     "Cell",
     "Link",
     "Poll",
@@ -120,6 +124,10 @@ __all__ = [  # noqa: RUF022  # in the order of the manual
     "LeadsTo",
     "Fair",
     "Whole",
+    "channel",
+    "Channel",
+    "precheck",
+    "agree",
     "serve",
     "RankModel",
     "Driver",

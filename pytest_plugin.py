@@ -91,7 +91,7 @@ class RecordedRanks:
         """Return the folder of each run that was recorded."""
         from .traces.format import SUFFIX
 
-        return sorted({path.parent for path in self.out.rglob(f"*{SUFFIX}")})
+        return sorted(folder for folder in self.out.glob("run*") if any(folder.rglob(f"*{SUFFIX}")))
 
     def diagnoses(self) -> list[Diagnosis]:
         """Return the verdict on each run. Raises UnreadableInput."""

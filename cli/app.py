@@ -24,10 +24,12 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import Exit, GenlockError, Unfinished, UsageError
+from . import collect as collect_flags
 from . import flags
 from . import lint as lint_flags
 
 if TYPE_CHECKING:
+    from ..conformance.replay import Replayed
     from ..model.semantics.network import Network
     from ..model.semantics.query import Query
 
@@ -175,7 +177,18 @@ def check(
     if any_world_size:
         if asked.ranks is not None:
             raise UsageError("it plays no part in every world size", where="--ranks", do="leave it out")
-        _check_any_world_size(asked.question(), properties, max_states, timeout, out, report)
+        for flag, given in (("--engine", engine), ("--symmetry", symmetry), ("--reduction", reduction)):
+            if given.value != "auto":
+                raise UsageError("it plays no part in every world size", where=flag, do="leave it out")
+        _check_any_world_size(
+            asked.question(),
+            out,
+            report,
+            properties=properties,
+            max_states=max_states,
+            timeout=timeout,
+            allow_unreached=allow_unreached,
+        )
     question = asked.question()
     from ..model.checker.report import run_check
 
@@ -226,21 +239,12 @@ def _check_mutants(asked: flags.Asked, report: flags.ReportFormat) -> NoReturn:
     raise typer.Exit(killed.exit)
 
 
-def _check_any_world_size(
-    question: Query,
-    properties: list[str],
-    max_states: int | None,
-    timeout: float | None,
-    out: Path | None,
-    report: flags.ReportFormat,
-) -> NoReturn:
+def _check_any_world_size(question: Query, out: Path | None, report: flags.ReportFormat, **chosen: Any) -> NoReturn:
     from ..model.checker.parametric import report as of
     from ..model.checker.parametric.prove import prove
 
     with progress("searching every world size") as tell:
-        proof = _unless_interrupted(
-            lambda: prove(question, properties, searching(tell), max_states=max_states, timeout=timeout)
-        )
+        proof = _unless_interrupted(lambda: prove(question, progress=searching(tell), **chosen))
     if out is not None:
         from .write_check import write_proof
 
@@ -346,14 +350,33 @@ def guard(
 
 
 @app.command(context_settings=WRAPS, epilog="Example: genlock record --out traces -- python train.py --lr 1")
-def record(program: flags.Program, out: flags.OutDir = None) -> None:
+def record(
+    program: flags.Program, stall: flags.Stall = None, precheck: flags.Precheck = None, out: flags.OutDir = None
+) -> None:
     """Record the collectives of any torch.distributed program, one trace per rank."""
     from ..impl.jobs.launch import new_folder, new_run
-    from ..impl.recording.command import RecordingSettings
-    from ..impl.recording.command import record as run_recorded
+    from ..impl.recording import command
 
-    recording = RecordingSettings(new_run(), str((out or new_folder()).absolute()))
-    raise typer.Exit(run_recorded(program, recording))
+    folder = (out or new_folder()).absolute()
+    recording = command.RecordingSettings(new_run(), str(folder), stall is not None, precheck)
+    status = command.record(program, recording, stall, _left_waiting)
+    if status != command.STALLED:
+        raise typer.Exit(status)
+    from ..conformance import report as reports
+    from ..conformance.replay import replay as replayed
+
+    print(f"genlock: it stood still for {stall:g} s, and was ended", file=sys.stderr)
+    found = replayed([folder]).diagnosis
+    print(reports.as_text(found))
+    raise typer.Exit(reports.STATUS[found.verdict])
+
+
+def _left_waiting(traces: list[Path]) -> bool:
+    """Return True if a rank is left waiting in traces that do not grow."""
+    from ..conformance.replay import replay as replayed
+
+    found = replayed(traces).diagnosis
+    return bool(found.accused or found.waits) and found.verdict != "conforming"
 
 
 @app.command(epilog="Example: genlock replay traces --format json")
@@ -369,18 +392,37 @@ def replay(
     run = replayed(paths)
     found = run.diagnosis
     if out is not None:
-        from ..conformance.write_report import write, write_verdict
-
-        if run.drawable is None:  # logs have no moves to draw
-            write_verdict(found, out)
-        else:
-            from ..page.html import write as write_page
-            from ..page.run_page import story_of
-
-            write(run.drawable, found, out)
-            write_page(out / "page.html", story_of(run.drawable, found))
+        _write_replay(run, out)
     show(report, partial(reports.as_text, found), partial(reports.as_json, found), partial(reports.as_junit, found))
     raise typer.Exit(reports.STATUS[found.verdict])
+
+
+def _write_replay(run: Replayed, out: Path) -> None:
+    """Write the verdict, and what can be drawn of the run; of several jobs, each in a folder of its own."""
+    from ..conformance.write_report import write, write_verdict
+
+    if run.jobs or run.drawable is None:  # logs have no moves to draw
+        write_verdict(run.diagnosis, out)
+        for number, job in enumerate(run.jobs, 1):
+            _write_replay(job.replayed, out / f"job{number}")
+        return
+    from ..page.html import write as write_page
+    from ..page.run_page import story_of
+
+    write(run.drawable, run.diagnosis, out)
+    write_page(out / "page.html", story_of(run.drawable, run.diagnosis))
+
+
+@app.command(epilog="Example: genlock collect --out /shared/hang, on each node; then genlock replay /shared/hang")
+def collect(
+    pids: collect_flags.Pids = None,
+    out: collect_flags.Out = Path(),
+    apart: collect_flags.Apart = 10.0,
+    seconds: collect_flags.Within = 60.0,
+    stack_signal: collect_flags.StackSignal = None,
+) -> None:
+    """Gather what a job that hangs now shows, on this node, into one archive for `replay`. The job is left as it is."""
+    raise typer.Exit(collect_flags.collect(pids, out, apart, seconds, stack_signal))
 
 
 @app.command(epilog="Example: genlock explain evidence")

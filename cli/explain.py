@@ -10,14 +10,22 @@ from ..errors import UsageError
 EVIDENCE = """\
 What to have of a job that hangs, and how to get it. Put all of it into one folder and run `genlock replay FOLDER`:
 each file is recognised by its content, logs, dumps and stacks may be mixed, packed or not, and nothing is executed.
+`genlock collect` packs such a folder by itself, where the job still runs.
 
-NOW, while it hangs (do not end the job yet)
+NOW, while it hangs (do not end the job yet): one command on each node, which leaves the job as it is
+  genlock collect --out /shared/hang     Slurm: srun --jobid JOB --overlap --ntasks-per-node 1 genlock collect …
+                                         Kubernetes: kubectl exec POD -- genlock collect --out /tmp; then kubectl cp
+  genlock replay /shared/hang            the archives of all nodes together
+It takes what there is of the following, and says what there is not. By hand:
   stacks   on each node, for each rank:  py-spy dump --pid PID > stack.rankR.txt      (twice, half a minute apart)
-           the name must say the rank; with --native, waits for the device show
+           the name must say the rank; with --native, which pauses the process, waits for the device show
   NCCL     2.24 and later, on one node:  ncclras -v; sleep 30; ncclras -v             (2.28.7 and later: -f json)
-  dumps    torch 2.3 and later, where TORCH_NCCL_DEBUG_INFO_PIPE_FILE=/tmp/fr_ was set and the recorder is on:
+  dumps    torch 2.2: none before the time-out
+           torch 2.3 and later, where TORCH_NCCL_DEBUG_INFO_PIPE_FILE=/tmp/fr_ was set and the recorder is on:
              echo 1 > /tmp/fr_RANK.pipe
-           torch 2.4 and later, where TORCH_WORKER_SERVER_SOCKET was set:  the handler dump_nccl_trace_pickle
+           torch 2.4 and later, where TORCH_WORKER_SERVER_SOCKET was set and main() is under worker_main(): the handler
+             dump_nccl_trace_pickle; from 2.6 on dump_nccl_trace_json; 2.13 has fr_trace_json, of any backend:
+             curl -X POST --unix-socket SOCKET http://localhost/handler/fr_trace_json > trace_RANK.json
            torch 2.10 and later, where torch.distributed.debug.start_debug_server() was called, of rank 0:
              curl localhost:25999/fr_trace_json
   nothing was set: wait for the time-out instead of ending the job; it writes dumps, and lines that name the operation
@@ -34,6 +42,13 @@ BEFORE the next run: Flight Recorder, a file a rank at the time-out
   gloo, any backend       torch 2.8 and later: torch._C._distributed_c10d._dump_fr_trace()
   ended too early         torchrun ends ranks 30 s after the first; a dump takes up to 60 s: a longer grace (Kubernetes:
                           terminationGracePeriodSeconds 120), a shared folder, and no restart over the same names
+
+BEFORE the next run: so that `genlock collect` finds all of it
+  stacks                  pip install 'genlock[collect]' brings py-spy; in containers it needs CAP_SYS_PTRACE.
+                          Without it: faulthandler.register(signal.SIGUSR1) in the program, its stderr in a file a rank,
+                          and genlock collect --stack-signal SIGUSR1
+  dumps, torch 2.3 on     TORCH_NCCL_DEBUG_INFO_PIPE_FILE=/tmp/fr_, and up to 2.10 TORCH_NCCL_TRACE_BUFFER_SIZE=2000
+  a log a rank            torchrun --redirects 3 --log-dir logs: what goes into a pipe cannot be read afterwards
 
 BEFORE the next run: logs that say more
   which rank wrote it     torchrun --redirects 3 --log-dir logs; srun -l; torch 2.2 and later writes [rankN]: by itself

@@ -221,6 +221,22 @@ Oversubscribe = Annotated[
 ]
 Meet = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where rank0's guardian is met.")]
 Interface = Annotated[str | None, typer.Option(metavar="NAME", help="Network interface that it listens on.")]
+Stall = Annotated[
+    float | None,
+    typer.Option(
+        min=1.0,
+        metavar="SECONDS",
+        help="End the program, and judge it, once a rank is left waiting and its job has done nothing for so long.",
+    ),
+]
+Precheck = Annotated[
+    float | None,
+    typer.Option(
+        min=1.0,
+        metavar="SECONDS",
+        help="Compare each collective before the backend has it; ranks that differ, or wait for so long, raise.",
+    ),
+]
 Program = Annotated[list[str], typer.Argument(metavar="CMD", help="A program and its arguments.")]
 
 TracePaths = Annotated[

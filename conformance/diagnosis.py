@@ -152,6 +152,13 @@ class Standing:
     why: str
 
 
+class JobVerdict(NamedTuple):
+    """Holds the verdict on one of several jobs, or on one attempt of a job."""
+
+    name: str
+    diagnosis: Diagnosis
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """Holds the verdict on a run, the same for any order of its files."""
@@ -179,6 +186,8 @@ class Diagnosis:
     """Says where each rank ended, for a run that left its model."""
     lifted: str = ""
     """Names the protocol that a recording's collectives follow, and how many chunks of it."""
+    jobs: tuple[JobVerdict, ...] = ()
+    """Verdicts on each, where the traces are of several jobs or attempts; all else is then of the worst of them."""
 
     @property
     def culprits(self) -> tuple[int, ...]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..traces.format import Trace
-from ..traces.load import drawn, files_of, gather, own_of, traced
-from .diagnosis import Diagnosis
+from ..traces.journal import Ended
+from ..traces.load import drawn, files_of, gather, jobs_of, journals_of, own_of, traced
+from . import jobs as several
+from .diagnosis import Diagnosis, JobVerdict
 
 if TYPE_CHECKING:
     from ..traces.collectives import Recording
@@ -25,8 +27,10 @@ LARGE = 64 << 20
 class Replayed:
     """Holds a run that was replayed: the verdict on it, and what was read for that."""
 
-    def __init__(self, paths: Sequence[Path], diagnosis: Diagnosis | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], diagnosis: Diagnosis | None = None, jobs: Sequence[Job] = ()) -> None:
         self.paths = tuple(paths)
+        self.jobs = tuple(jobs)
+        """Each job by itself, where the traces are of several jobs or attempts."""
         self.diagnosis = diagnosis or judge(self.gathered)
 
     def __repr__(self) -> str:
@@ -57,9 +61,43 @@ class Replayed:
         return drawn(self.gathered, self.paths)
 
 
+class Job(NamedTuple):
+    """Holds one of several jobs, or one attempt of a job."""
+
+    name: str
+    replayed: Replayed
+
+
 def replay(paths: Sequence[Path]) -> Replayed:
-    """Read what the paths stand for, and judge it. Raises UnreadableInput, UsageError."""
-    return Replayed(paths, _at_a_glance(paths))
+    """Read what the paths stand for, and judge it. Raises UnreadableInput, UsageError.
+
+    Of several jobs, or attempts of one, each is judged by itself, and the verdict is the worst.
+    """
+    files, journals = files_of(paths), journals_of(paths)
+    if journals and not files:
+        return Replayed(paths, several.nothing_recorded(journals))
+    until = max((end.wall_ns for journal in journals for end in journal.all(Ended)), default=None)
+    parts = jobs_of(files)
+    if not parts:
+        whole = _one(paths, until)
+        if journals:
+            whole.diagnosis = several.with_journals(whole.diagnosis, journals)
+        return whole
+    jobs = [Job(part.name, _one(part.files, until)) for part in parts]
+    found = several.together([JobVerdict(job.name, job.replayed.diagnosis) for job in jobs])
+    return Replayed(paths, several.with_journals(found, journals), jobs)
+
+
+def _one(paths: Sequence[Path], until: int | None) -> Replayed:
+    """Judge one job."""
+    glance = _at_a_glance(paths)
+    if glance is not None:
+        return Replayed(paths, glance)
+    run = Replayed(paths)
+    traces = run.drawable
+    if traces is not None and not isinstance(traces, Sequence):
+        run.diagnosis = several.limited(run.diagnosis, several.unseen_time(traces, until))
+    return run
 
 
 def judge(gathered: Sequence[Trace] | Recording | Evidence) -> Diagnosis:

@@ -5,6 +5,7 @@ Left out: pictures.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -37,11 +38,20 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "missing": [{"kind": m.kind.value, "ranks": list(m.ranks), "text": m.text} for m in diagnosis.missing],
         "wait_for_graph": WaitGraph(diagnosis).as_json(),
         "lifted_to": diagnosis.lifted or None,
+        "jobs": [{"name": job.name, "report": as_json(job.diagnosis)} for job in diagnosis.jobs],
     }
 
 
 def as_text(diagnosis: Diagnosis) -> str:
-    """Return the verdict in one line, then where, what, and whose fault."""
+    """Return the verdict in one line, then where, what, and whose fault; of several jobs, of each."""
+    if diagnosis.jobs:
+        counts = Counter(job.diagnosis.verdict for job in diagnosis.jobs)
+        told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+        own = {reason for job in diagnosis.jobs for reason in job.diagnosis.reasons}
+        parts = [f"{diagnosis.verdict}: {len(diagnosis.jobs)} jobs or attempts: {told}"]
+        parts += [f"  {reason}" for reason in diagnosis.reasons if reason not in own]
+        parts += [f"\n── {job.name}\n{as_text(job.diagnosis)}" for job in diagnosis.jobs]
+        return "\n".join(parts)
     head = (
         f"{diagnosis.verdict}: {diagnosis.ranks} ranks, {diagnosis.events:,} events, "
         f"{diagnosis.matched_collectives} collectives matched"
@@ -79,12 +89,19 @@ def as_text(diagnosis: Diagnosis) -> str:
 
 
 def as_junit(diagnosis: Diagnosis) -> str:
-    """Return JUnit XML of one test case: the run conforms."""
-    case = Case("genlock.replay", "conforming")
-    if diagnosis.verdict != "conforming":
-        outcome: Outcome = "failure" if diagnosis.verdict == "divergent" else "skipped"
-        case = Case(case.classname, case.name, outcome, diagnosis.verdict, as_text(diagnosis))
-    return as_xml("genlock replay", [case])
+    """Return JUnit XML of one test case, the run conforms; of several jobs, one of each."""
+    cases = [_case(job.diagnosis, f"conforming: {job.name}") for job in diagnosis.jobs]
+    if not cases or diagnosis.verdict not in {job.diagnosis.verdict for job in diagnosis.jobs}:
+        cases.append(_case(diagnosis, "conforming"))
+    return as_xml("genlock replay", cases)
+
+
+def _case(diagnosis: Diagnosis, name: str) -> Case:
+    case = Case("genlock.replay", name)
+    if diagnosis.verdict == "conforming":
+        return case
+    outcome: Outcome = "failure" if diagnosis.verdict == "divergent" else "skipped"
+    return Case(case.classname, case.name, outcome, diagnosis.verdict, as_text(diagnosis))
 
 
 def _suspects(diagnosis: Diagnosis) -> str:

@@ -113,6 +113,16 @@ class Report(msgspec.Struct, frozen=True):
     missing: tuple[Missing, ...]
     wait_for_graph: WaitForGraph
     lifted_to: str | None
+    jobs: tuple[Job, ...] = ()
+    """Reports on each, where the traces are of several jobs or attempts; all else is then of the worst of them."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """Holds the report on one of several jobs."""
+
+    name: str
+    """The folder of its traces, or its run."""
+    report: Report
 
 
 def schema() -> dict[str, Any]:

@@ -12,7 +12,7 @@ def start() -> int:
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     from importlib import import_module
 
-    status: int = import_module("guardian.guardian").main(sys.argv[1:])
+    status: int = import_module("guardian.supervisor").main(sys.argv[1:])
     return status
 
 

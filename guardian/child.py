@@ -1,13 +1,15 @@
 """Runs the rank as a child process: starts it, reports how it is, and leaves nothing of it.
 
-The kernel lets neither outlive the other: when the guardian dies it kills the rank, and when the guardian's own parent
-dies it signals the guardian. On Linux alone; elsewhere the kernel does neither, and there is no /proc.
+The kernel kills the rank when the guardian dies. That is sound because a guardian has one thread: the kernel looks at
+the thread that forked, not at the process. A guardian itself watches the process that has started it. On Linux alone;
+elsewhere the kernel does neither, and there is no /proc.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
 import time
@@ -21,28 +23,73 @@ PDEATHSIG, SUBREAPER = 1, 36
 FLAGS, EXIT_CODE, PF_EXITING = 6, 49, 4
 """Two fields of /proc/PID/stat, counted after the name, and a flag in the first."""
 HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
-"""Signals that a guardian handles; its child starts with their defaults."""
+"""Signals that a guardian handles, but for those that it was started to ignore. Its child starts with the defaults of
+the others.
+"""
+PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Signals that Python ignores by itself, and that programs expect with their defaults."""
 become: Callable[[str, list[str], dict[str, str]], object] = os.execvpe
 """Turns the child into its program; tests put something else here."""
 
 
-def _prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int) -> None:
+    """Set an attribute of this process, on Linux."""
     if LINUX:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def watch_parent(parent: int) -> bool:
-    """Have the kernel send SIGHUP to this process when its parent dies. Return True if `parent` still lives."""
-    _prctl(PDEATHSIG, signal.SIGHUP)
-    return os.getppid() == parent
+class Watched:
+    """Watches a process that is not a child, such as the launcher: the process, and not the thread that forked."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises ProcessLookupError where there is no such process. 0, a parent in another namespace, never ends."""
+        self.pid, self.handle = pid, -1
+        if pid <= 0 or not LINUX:
+            return
+        try:
+            self.handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise
+        except OSError:  # a kernel before 5.3, or a sandbox
+            return
+
+    def ended(self) -> bool:
+        """Return True if it has ended, or is about to: its pipes close before its parent can reap it."""
+        if self.pid <= 0:
+            return False
+        if self.handle >= 0:
+            return bool(select.select([self.handle], [], [], 0)[0]) or _exiting(self.pid)
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False  # it has another user
+        return _exiting(self.pid)
+
+
+def _exiting(pid: int) -> bool:
+    """Return True if the kernel takes a process down. /proc/PID/stat needs no lock that a process could hold."""
+    return _leaving(f"/proc/{pid}/stat") and all(
+        _leaving(f"/proc/{pid}/task/{task}/stat") for task in _listed(f"/proc/{pid}/task")
+    )
+
+
+def _leaving(path: str) -> bool:
+    facts = read(path).rpartition(")")[2].split()
+    return len(facts) > FLAGS and bool(int(facts[FLAGS]) & PF_EXITING)
 
 
 class Child:
     """Runs a program as this process's child."""
 
-    def __init__(self, program: Sequence[str], environ: Mapping[str, str]) -> None:
-        """Raises OSError where it cannot be started."""
-        _prctl(SUBREAPER, 1)  # so that what a killed rank leaves behind comes to us
+    def __init__(self, program: Sequence[str], environ: Mapping[str, str], helpers: set[int]) -> None:
+        """Start the program. Raises OSError where there is none.
+
+        `helpers` are further children of this process, which are no part of the program.
+        """
+        prctl(SUBREAPER, 1)  # so that what a killed rank leaves behind comes to us
+        self._helpers = helpers
         read, write = os.pipe()  # closed by a program that has started, else it tells the error
         me = os.getpid()
         self.pid = os.fork()
@@ -66,6 +113,8 @@ class Child:
                 return self.status is not None
             if pid == 0:
                 return self.status is not None
+            if not (os.WIFSTOPPED(status) or os.WIFCONTINUED(status)):
+                self._helpers.discard(pid)
             if pid != self.pid:
                 continue
             if os.WIFSTOPPED(status):
@@ -97,10 +146,15 @@ class Child:
 
     def gone(self) -> bool:
         """Kill what the program has left behind. Return True if nothing is left, itself included."""
-        left = list(children(os.getpid())) if self.reap() and LINUX else []
+        if not self.reap():
+            return False
+        left = self._left()
         for pid in left:
             _kill(pid)
-        return self.status is not None and not left
+        return not left
+
+    def _left(self) -> list[int]:
+        return [pid for pid in children(os.getpid()) if pid not in self._helpers] if LINUX else []
 
     def end(self, seconds: float = 5.0) -> None:
         """Kill the program and what it leaves behind, and wait for their end."""
@@ -110,14 +164,31 @@ class Child:
             time.sleep(0.001)
 
 
+def end_all(left: Callable[[], list[int]], seconds: float) -> None:
+    """Kill the children that `left` returns, again and again, until there are none or the time is over."""
+    until = time.monotonic() + seconds
+    while (pids := left()) and time.monotonic() < until:
+        for pid in pids:
+            _kill(pid)
+        time.sleep(0.001)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+
+
 def _become(program: Sequence[str], environ: Mapping[str, str], guardian: int, failed: int) -> None:
     """Turn this child into the program, to die with the guardian. Write the error number to `failed` if that fails."""
     try:
-        _prctl(PDEATHSIG, signal.SIGKILL)
+        prctl(PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guardian:  # it died before the kernel was asked
             os._exit(1)
         signal.set_wakeup_fd(-1)
         for number in HELD:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, and a shell's `&`, mean the program
+                signal.signal(number, signal.SIG_DFL)
+        for number in PYTHON:
             signal.signal(number, signal.SIG_DFL)
         become(program[0], list(program), dict(environ))
     except OSError as error:

@@ -47,8 +47,10 @@ class WorkClock:
         self.since = now
 
     def look(self, page: Page, *, stopped: bool, paused: bool, now: float) -> Failure | None:
-        """Return a failure if the deadline has passed. `stopped`: by a signal, so that the rank cannot even wait."""
-        charged = (page.waiting == NOBODY or stopped) and not paused
+        """Return a failure if the deadline has passed. `stopped`: by a signal, so that the rank cannot even wait. Nor
+        does a rank wait whose last write of the page has not ended.
+        """
+        charged = (page.waiting == NOBODY or stopped or page.torn) and not paused
         if page.counter != self._counter or charged != self._charged or not charged:
             self._counter, self._charged, self.since = page.counter, charged, now
             return None

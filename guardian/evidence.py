@@ -1,4 +1,7 @@
-"""Keeps evidence of a rank before it is killed, and writes the end marker of its trace. All is bounded in time.
+"""Gathers evidence of a rank before it is killed, stores it after, and writes the end marker of its trace.
+
+Everything here may block, and runs in a helper that is cut off after its time (`helper`); what has come by then is
+kept.
 
 Stacks come from the rank itself, by faulthandler, which needs no GIL; a stopped rank cannot give them. Left out:
 what would need root (kernel stacks) or the device's own tools.
@@ -10,79 +13,123 @@ import os
 import signal
 import time
 
-from .child import Child, descends, read
+from .child import FLAGS, PF_EXITING, descends, read
 from .deadlines import COLLECTIVE, Failure
 from .status_page import ASKED, DUMPS_STACKS, EVERYONE, HAS_SPOKEN, HAS_WORDS, NOBODY, Page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 STACKS_TIME = {"deadline": 0.4, COLLECTIVE: 0.4}
 """Seconds that a rank has to write its stacks, by cause; where a rank has died, HURRY."""
 HURRY = 0.05
 WORDS_TIME = 0.5
 """Seconds that it has for its last words, where it has any, and Flight Recorder for a dump by NCCL's pipe."""
+SLACK = 0.1
+"""Seconds more in which a helper may start, and read /proc."""
+PIPE = "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"
 TAIL = 1 << 20
 """No line of a trace is longer."""
 END = ".end"
 """Follows the name of a trace in that of an end marker that has no trace."""
 
 
+def limit(found: Failure, page: Page, environ: Mapping[str, str]) -> float:
+    """Return the seconds in which evidence of a living rank is taken; it is killed then, however far that has come."""
+    talks = bool(page.flags & HAS_WORDS or environ.get(PIPE))
+    return max(STACKS_TIME.get(found.cause, HURRY), WORDS_TIME * talks) + SLACK
+
+
 class LastWords:
     """Asks a rank, by a pipe, for its last words: what only the rank itself can save, as Flight Recorder's dump."""
 
     def __init__(self, environ: dict[str, str]) -> None:
-        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._read, self.pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         environ[ASKED] = f"/proc/{os.getpid()}/fd/{self._read}"
 
     def ask(self, page: Page) -> None:
         if page.flags & HAS_WORDS:
             try:
-                os.write(self._write, b"1")
+                os.write(self.pipe, b"1")
             except OSError:  # it has been asked too often
                 return
 
-    def come(self, page: Page, memory: memoryview, child: Child) -> str:
-        """Wait for the last words, `WORDS_TIME` at most. Return in words if they came; empty where there are none."""
+    def come(self, page: Page, memory: memoryview, pid: int, until: float) -> str:
+        """Wait for the last words. Return in words if they came; empty where there are none."""
         if not page.flags & HAS_WORDS:
             return ""
-        until = time.monotonic() + WORDS_TIME
-        while child.alive and not child.stopped:
+        while (state := state_of(pid)) == "alive":
             if (Page.read(memory) or page).flags & HAS_SPOKEN:
                 return "last words: kept by the rank"
             if time.monotonic() > until:
                 return f"last words: none came in {WORDS_TIME:g} s"
             time.sleep(0.003)
-        return f"last words: none, the rank is {'stopped' if child.stopped else 'dead'}"
+        return f"last words: none, the rank is {state}"
 
 
 def gather(
-    path: str,
+    write: Callable[[str], None],
     found: Failure,
     page: Page,
-    child: Child,
+    child: int,
     stacks: int,
     words: LastWords,
     memory: memoryview,
     environ: Mapping[str, str],
-) -> bool:
-    """Write what can be known of a rank to a file. Return True if it could be written."""
+) -> None:
+    """Write what can be known of a rank, each part as soon as it is known: in a helper, which may be cut off.
+
+    `child` is the process that the guardian has started, `stacks` the file to which the rank writes its stacks.
+    """
+    begin = time.monotonic()
     words.ask(page)
-    pid = page.pid if page.pid and descends(page.pid, child.pid) else child.pid
-    parts = [found.what, "", *_page(page)]
-    if child.alive:
-        parts += ["", *_process(pid)]
-    parts += ["", *_host(), "", *_stacks(page, pid, child, stacks, STACKS_TIME.get(found.cause, HURRY))]
-    for part in (words.come(page, memory, child), _flight_recorder(environ)):
-        parts += ["", part] if part else []
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write("\n".join(parts) + "\n")
-    except OSError:
-        return False
-    return True
+    write("\n".join([found.what, "", *_page(page), ""]))
+    pid = page.pid if page.pid and descends(page.pid, child) else child
+    parts = (
+        lambda: _stacks(page, pid, stacks, begin + STACKS_TIME.get(found.cause, HURRY)),
+        lambda: [words.come(page, memory, pid, begin + WORDS_TIME)],
+        lambda: [_flight_recorder(environ, begin + WORDS_TIME)],
+        lambda: _process(pid) if state_of(pid) != "dead" else (),
+        _host,
+    )
+    for part in parts:
+        before = "\n"
+        for line in part():
+            if line:
+                write(f"{before}{line}\n")
+                before = ""
+
+
+def store(write: Callable[[str], None], folder: str, names: Iterator[str], text: str) -> None:
+    """Write evidence to the first of the names that is free, and hand its path over: in a helper, which may be cut off.
+
+    Whatever stands under a name already, a link or a pipe, is left alone.
+    """
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            file = new_file(path)
+        except FileExistsError:
+            continue
+        with os.fdopen(file, "w", encoding="utf-8", errors="replace") as out:
+            out.write(text)
+        write(path)
+        return
+
+
+def new_file(path: str) -> int:
+    """Make a file that was not there, for its owner alone. Return its descriptor. Raises OSError."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def state_of(pid: int) -> str:
+    """Return how a process is: `alive`, `stopped` by a signal, or `dead`."""
+    facts = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    if len(facts) <= FLAGS or facts[0] in "ZX" or int(facts[FLAGS]) & PF_EXITING:
+        return "dead"
+    return "stopped" if facts[0] == "T" else "alive"
 
 
 def _page(page: Page) -> Iterator[str]:
@@ -102,8 +149,8 @@ def _process(pid: int) -> Iterator[str]:
     except OSError:
         return
     for task in tasks:
-        stat = read(f"/proc/{pid}/task/{task}/stat")
-        state = stat.rpartition(")")[2].split()[:1]
+        facts = read(f"/proc/{pid}/task/{task}/stat")
+        state = facts.rpartition(")")[2].split()[:1]
         name, wait = (read(f"/proc/{pid}/task/{task}/{x}").strip() for x in ("comm", "wchan"))
         yield f"  thread {task} {name}: state {''.join(state)}, in {wait if wait not in ('', '0') else 'user code'}"
 
@@ -120,13 +167,14 @@ def _host() -> Iterator[str]:
         yield f"device {gpu}: {''.join(model[:1])}"
 
 
-def _stacks(page: Page, pid: int, child: Child, stacks: int, seconds: float) -> Iterator[str]:
+def _stacks(page: Page, pid: int, stacks: int, until: float) -> Iterator[str]:
     """Yield the stacks that the rank writes, of all threads if it is to be ended; or why there are none."""
     if not page.flags & DUMPS_STACKS:
         yield "no stacks: the rank has not opened its page"
         return
-    if child.stopped or not child.alive:
-        yield f"no stacks: the rank is {'stopped' if child.stopped else 'dead'}"
+    state = state_of(pid)
+    if state != "alive":
+        yield f"no stacks: the rank is {state}"
         return
     before = size = os.fstat(stacks).st_size  # of a rank that was asked already, and lived on
     try:
@@ -134,7 +182,6 @@ def _stacks(page: Page, pid: int, child: Child, stacks: int, seconds: float) -> 
     except OSError as error:
         yield f"no stacks: {error.strerror}"
         return
-    until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.003)
         now = os.fstat(stacks).st_size
@@ -144,20 +191,19 @@ def _stacks(page: Page, pid: int, child: Child, stacks: int, seconds: float) -> 
     yield os.pread(stacks, 1 << 18, before).decode(errors="replace").rstrip() or "no stacks: none came in time"
 
 
-def _flight_recorder(environ: Mapping[str, str]) -> str:
+def _flight_recorder(environ: Mapping[str, str], until: float) -> str:
     """Ask torch for its dump by its pipe, where the program was started with one."""
-    prefix, rank = environ.get("TORCH_NCCL_DEBUG_INFO_PIPE_FILE"), environ.get("RANK", "0")
+    prefix, rank = environ.get(PIPE), environ.get("RANK", "0")
     if not prefix:
         return ""
     dump = f"{environ.get('TORCH_NCCL_DEBUG_INFO_TEMP_FILE', '/tmp/nccl_trace_rank_')}{rank}"
     try:
         before = os.stat(dump).st_mtime_ns if os.path.exists(dump) else 0
-        pipe = os.open(f"{prefix}{rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
+        pipe = os.open(f"{prefix}{rank}.pipe", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         os.write(pipe, b"1\n")
         os.close(pipe)
     except OSError as error:
         return f"no Flight Recorder dump: {error.strerror}"
-    until = time.monotonic() + WORDS_TIME
     while time.monotonic() < until:
         if os.path.exists(dump) and os.stat(dump).st_mtime_ns != before:
             return f"Flight Recorder dump: {dump}"
@@ -183,11 +229,14 @@ def mark(path: str, cause: str, exit_status: int, message: str, culprit: int) ->
         "culprit": culprit if culprit >= 0 else None,
     }
     try:
-        if not os.path.exists(path) or not os.path.getsize(path):
-            with open(path + END, "wb") as file:
-                return bool(file.write(_line(end)))
-        with open(path, "rb+") as file:
+        try:
+            trace = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return _begin(path + END, _line(end))
+        with os.fdopen(trace, "rb+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
+            if not size:
+                return _begin(path + END, _line(end))
             file.seek(max(0, size - 2 * TAIL))
             tail = file.read()
             if not tail.endswith(b"\n"):
@@ -199,6 +248,17 @@ def mark(path: str, cause: str, exit_status: int, message: str, culprit: int) ->
             return bool(file.write(_line(end)))
     except (OSError, ValueError):
         return False
+
+
+def _begin(path: str, line: bytes) -> bool:
+    """Write a file of one line, in place of an earlier one. Raises OSError."""
+    try:
+        file = new_file(path)
+    except FileExistsError:
+        os.unlink(path)  # it is ours by its name; of a link this is the link
+        file = new_file(path)
+    with os.fdopen(file, "wb") as out:
+        return bool(out.write(line))
 
 
 def _line(fields: Mapping[str, object]) -> bytes:

@@ -10,8 +10,19 @@ USAGE, CONTRACT, PEER_VIOLATED, PEER_DIED, DEADLINE, PARITY = 2, 10, 11, 12, 13,
 
 OWN_WORD = {CONTRACT: "contract", PARITY: "parity", DEADLINE: "deadline"}
 """Statuses by which a rank says itself that it is to blame, and of what."""
-WEIGHT = {"died": 0, "deadline": 0, COLLECTIVE: 0, "parity": 0, "contract": 1, "guardian": 1, "launcher": 2, "exit": 2}
-"""The lightest of several failures at once is the cause, and the others are its consequences."""
+WEIGHT = {
+    "launcher": -1,
+    "died": 0,
+    "deadline": 0,
+    COLLECTIVE: 0,
+    "parity": 0,
+    "contract": 1,
+    "guardian": 1,
+    "exit": 2,
+}
+"""Of several failures at once the lightest is the cause, and the others are its consequences. Of nothing that a rank
+does its launcher dies, and of its launcher's death any rank may.
+"""
 LAST = 3
 
 

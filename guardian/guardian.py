@@ -1,7 +1,8 @@
 """Guards one rank: starts it, watches its page and its end, and ends it when the run is lost.
 
 All guardians connect to rank0's. The first that sees a failure sends ABORT before it does anything else; each gathers
-evidence and kills its rank, and rank0's guardian, which has heard from all, says whose fault it was.
+evidence and kills its rank, and rank0's guardian, which has heard from all, says whose fault it was. This process waits
+for nothing but its selector: whatever may block is done by helpers, each for so long at most.
 Left out: whose clock runs (`deadlines`), and what is said on the wire (`wire`).
 """
 
@@ -16,16 +17,20 @@ import sys
 import time
 
 from . import evidence
-from .child import HELD, Child, stopped, traced, watch_parent
+from .child import HELD, Child, Watched, stopped, traced
 from .deadlines import Failure, RankGraph, WorkClock, where
 from .exit_cause import LAST, USAGE, by_itself, cause_of, status_of, weight_of
+from .helper import Helpers, say_in_time
 from .links import Caller, Listener
-from .settings import GuardianSettings, Wrong, differences
-from .status_page import NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
+from .places import numeric, resolved
+from .settings import GuardianSettings, Wrong, differences, digest, listens_at, pieces
+from .status_page import EVERYONE, NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .helper import Write
 
 TICK = 0.02
 """Seconds between two looks at the page."""
@@ -44,6 +49,14 @@ KILL = 10.0
 """Seconds that a killed rank may take to go; gigabytes have to be given back."""
 FAREWELL = 2.0
 """Seconds that a guardian with bad news tries to reach rank0's."""
+TWICE = 0.1
+"""Seconds in which a signal counts once: sent to the whole group, it also comes from the supervisor."""
+STORE = 5.0
+"""Seconds that a file may take to be written; the rank is dead by then, and only this process's end waits."""
+RESOLVE = 5.0
+"""Seconds that the resolver may take for the name of rank0's host, before it is asked again."""
+POSTURE = 1 << 16
+"""Characters that a guardian may say of its settings."""
 
 SHARED = ("waiting", "position", "counter", "deadline", "phase", "commit")
 """Fields of a page that are sent to rank0's guardian."""
@@ -64,36 +77,55 @@ class Guardian:
         self.reported: set[int] = set()
         self.met: set[int] = set()
         self.kept = ""
+        self.left = self.orphaned = False
+        self.places = settings.places
+        self.postures: dict[int, str] = {}
         self._said = self._pinged = self._called = 0.0
-        self._quiet = False
+        self._resolved = float("-inf")
+        self._quiet, self._at = False, (NOBODY, 0)
         self._printed: set[str] = set()
+        self._passed: dict[int, float] = {}
+        pids: set[int] = set()
+        self._pids = pids
+        self.helpers = Helpers(self.selector, pids)
 
     # ── start ───────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, parent: int) -> None:
+    def start(self, launcher: int) -> None:
         """Hold signals, start the rank, and meet the others. Raises OSError where there is no such program."""
         self._hold_signals()
-        if not watch_parent(parent):
-            raise Wrong("the launcher has died before the rank was started")
-        self.parent = parent
+        self._watch(launcher)
         self.memory = mmap.mmap(self._shared(VARIABLE, SIZE), SIZE)
         self.stacks = self._shared(STACKS, 0)
         self.environ[SPARED] = str(int(self.settings.observe))
         self.words = evidence.LastWords(self.environ)
-        self.child = Child(self.settings.program, self.environ)
+        token = self.settings.token
+        if self.rank == 0:
+            self.hub: Listener | None = Listener(self.selector, self.hear, self._once, token, self.world)
+            self.links: Listener | Caller = self.hub
+        else:
+            self.hub = None
+            self.links = Caller(self.selector, self.hear, self._once, token, self.rank)
+        self.listening = self.hub is None or self.world == 1
+        if self.places:
+            self._listen()
+        self.child = Child(self.settings.program, self.environ, self._pids)
         self.page = Page()
         self.local = WorkClock(self.rank, self.settings.deadlines, time.monotonic())
         self._moved = time.monotonic()
-        refused = self._once
-        if self.rank == 0:
-            self.hub: Listener | None = Listener(self.selector, self.hear, refused, self.settings.token, self.world)
-            self.links: Listener | Caller = self.hub
-            if self.world > 1:
-                self.hub.listen(self.settings.bind, self.settings.ports)
-        else:
-            self.hub = None
-            self.links = Caller(self.selector, self.hear, refused)
-            self._meet()
+        self._meet(self._moved)
+
+    def _watch(self, launcher: int) -> None:
+        """Watch the launcher, and the supervisor that this process was forked from. Raises Wrong if they are gone."""
+        try:
+            self.launcher, self.supervisor = Watched(launcher), Watched(os.getppid())
+        except ProcessLookupError:
+            raise Wrong("the launcher has died before the rank was started") from None
+        for one in (self.launcher, self.supervisor):
+            if one.handle >= 0:  # to wake up at once; `_see_parents` looks
+                self.selector.register(
+                    one.handle, selectors.EVENT_READ, lambda own=one: self.selector.unregister(own.handle)
+                )
 
     def _hold_signals(self) -> None:
         inbox, outbox = socket.socketpair()
@@ -101,7 +133,8 @@ class Guardian:
         outbox.setblocking(False)
         self._wake = (inbox, outbox)
         for number in HELD:
-            signal.signal(number, _nothing)
+            if number == signal.SIGCHLD or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _nothing)
         signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
         self.selector.register(inbox, selectors.EVENT_READ, self._signalled)
 
@@ -112,11 +145,45 @@ class Guardian:
         self.environ[name] = f"/proc/{os.getpid()}/fd/{number}"
         return number
 
-    def _meet(self) -> None:
-        s = self.settings
-        if isinstance(self.links, Caller) and self.links.call(s.host, s.ports, s.token, self.rank):
-            self.links.send(0, "hello", {"posture": s.posture})
-            self.met.add(0)
+    def _listen(self) -> None:
+        """Listen, as rank0's guardian. Raises OSError where no place is free."""
+        last = OSError("no place to listen at")
+        for places in listens_at(self.places, self.settings.bind, self.settings.ports):
+            if self.hub is None or self.listening:
+                return
+            try:
+                self.listening = bool(self.hub.listen(places))
+            except OSError as error:
+                last = error
+        if not self.listening:
+            raise last
+
+    def _meet(self, now: float) -> None:
+        """Go on with meeting: ask the resolver for rank0's host if need be, and call rank0's guardian."""
+        self._called = now
+        if not self.settings.places and now - self._resolved > RESOLVE and (self.hub is None or not self.listening):
+            host, self._resolved = self.settings.host, now
+            work = lambda write: write("\n".join(str(x.address[0]) for x in resolved(host, [0])))  # noqa: E731
+            self.helpers.run(work, RESOLVE, self._found, awaited=False)
+        if isinstance(self.links, Caller) and self.places:
+            self.links.call(self.places, self._greet)
+
+    def _found(self, text: str, _: bool) -> None:
+        """Take in what the resolver has found. A name may get another address while a job starts."""
+        self.places = [place for host in text.split() for place in numeric(host, self.settings.ports)] or self.places
+        if self.places and not self.listening:
+            try:
+                self._listen()
+            except OSError as error:
+                what = f"the guardian of rank0 cannot listen {self.settings.at}: {error.strerror or error}"
+                self.find(Failure("guardian", self.rank, what))
+
+    def _greet(self) -> None:
+        """Tell rank0's guardian, just met, by which settings this one works."""
+        for part in pieces(self.settings.posture):
+            self.links.send(0, "posture", {"part": part})
+        self.links.send(0, "hello", {"digest": digest(self.settings.posture)})
+        self.met.add(0)
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────
 
@@ -127,18 +194,32 @@ class Guardian:
             for key, _ in self.selector.select(0.005 if busy else TICK):
                 key.data()
             self._look(time.monotonic())
-        return self._leave()
+        status = self._leave()
+        self._finish()
+        return status
+
+    def _finish(self) -> None:
+        """Give helpers that still write their time; nothing that comes from outside counts any more."""
+        self.left = True
+        while self.helpers.busy:
+            for key, _ in self.selector.select(0.005):
+                key.data()
+            self.helpers.look(time.monotonic())
 
     def _look(self, now: float) -> None:
+        self.helpers.look(now)
         if self.finding is None:
             self._see_end()
         else:
             self._await_end(now)
+        if not self.orphaned and (found := self._see_parents()) is not None:
+            self.orphaned = True
+            self.find(found)
         if self.hub is not None:
             self.hub.tidy(now)
-        elif not self.links.ranks and not self.sealed and now - self._called > RETRY:
-            self._meet()
-            self._called = time.monotonic()
+        waits = not self.links.ranks if self.hub is None else not self.listening
+        if waits and not self.sealed and now - self._called > RETRY:
+            self._meet(now)
         self._expect_all(now)
         if self.child.status is None and self.finding is None:
             self._read_page(now)
@@ -154,12 +235,13 @@ class Guardian:
         missing = {0} if self.rank else {*range(1, self.world)}
         missing -= self.met
         if late and missing and self.finding is None:
-            rank, at = min(missing), f"{self.settings.host}:{self.settings.ports[0]}"
-            what = f"the guardian of rank{rank} was not met at {at} within {now - self.begun:.0f} s"
+            rank, unknown = min(missing), not self.places and not self.settings.bind
+            at = f"at {self.settings.host}, whose address is not known," if unknown else self.settings.at
+            what = f"the guardian of rank{rank} was not met {at} within {now - self.begun:.0f} s"
             self.find(Failure("guardian", rank, what))
 
     def _read_page(self, now: float) -> None:
-        page = Page.read(memoryview(self.memory))
+        page = self._newest()
         if page is None:
             if "startup" not in self.settings.explicit:
                 return  # a program that writes no page is charged for nothing, unless it was said that it does
@@ -172,22 +254,35 @@ class Guardian:
             self.find(overdue)
         self._send_standing(now)
 
+    def _newest(self) -> Page | None:
+        """Return the page; None where the rank has never written one. One that cannot be read is as it last was:
+        that is no progress, and never the absence of a duty to make some.
+        """
+        page = Page.read(memoryview(self.memory))
+        if page is None or page.edition:
+            return page
+        torn = page if not self.page.edition else self.page
+        torn.phase, torn.torn = torn.phase or "startup", True
+        return torn
+
     def _debugged(self) -> bool:
         return traced(self.child.pid) or (self.page.pid != 0 and traced(self.page.pid))
 
     def _send_standing(self, now: float) -> None:
-        """Send the rank's standing to rank0's guardian when it turns quiet or moves on, and every PING seconds."""
-        quiet = now - self._moved > QUIET
-        if quiet == self._quiet and now - self._said < PING:
-            return
-        if quiet != self._quiet or quiet:
+        """Send the rank's standing to rank0's guardian: when it turns quiet or goes on; while it is quiet, every PING
+        seconds; while it is not, when it has entered or left a collective, as others may be in that one still.
+        """
+        quiet, passed = now - self._moved > QUIET, now - self._said
+        at = (self.page.waiting, self.page.position)
+        if quiet != self._quiet or (quiet and passed > PING) or (at != self._at and passed > QUIET):
             self._stand(quiet, self.paused or (quiet and self._debugged()))
-        self._quiet, self._said = quiet, now
+            self._quiet, self._at, self._said = quiet, at, now
 
     def _stand(self, quiet: bool, paused: bool) -> None:
         facts: dict[str, object] = {name: getattr(self.page, name) for name in SHARED}
         facts |= {"quiet": quiet, "paused": paused}
-        if self.stopped:
+        if self.stopped or self.page.torn:  # it cannot even wait: in a collective it is as if it had not come
+            facts["position"] = self.page.position - (self.page.waiting == EVERYONE)
             facts["waiting"] = NOBODY
         if self.hub is None:
             self.links.send(0, "status", facts)
@@ -219,15 +314,16 @@ class Guardian:
         for number in numbers:
             if number == signal.SIGUSR1:
                 self.paused = not self.paused
-                _say(f"rank{self.rank}: deadlines are {'paused' if self.paused else 'in force again'}")
-            elif number == signal.SIGHUP and os.getppid() != self.parent:
-                self.find(Failure("launcher", -1, f"the launcher of rank{self.rank} died"))
-            elif number != signal.SIGCHLD:
+                self.helpers.say(f"rank{self.rank}: deadlines are {'paused' if self.paused else 'in force again'}")
+            elif number != signal.SIGCHLD and time.monotonic() - self._passed.get(number, 0.0) > TWICE:
+                self._passed[number] = time.monotonic()
                 self.asked = True
                 self.child.send(number)
 
     def hear(self, rank: int, frame: dict[str, object] | None) -> None:
         """Act on a frame from another guardian, or on None: it is gone."""
+        if self.left:
+            return
         if frame is None:
             if rank not in self.met:
                 return  # it gave up before it had heard that it was let in, and calls again
@@ -239,10 +335,13 @@ class Guardian:
             one.done |= self.settings.observe
             return
         kind = frame.pop("kind")
-        if kind == "hello":
+        if kind == "posture":
+            self.postures[rank] = (self.postures.get(rank, "") + str(frame["part"]))[:POSTURE]
+        elif kind == "hello":
             self.met.add(rank)
-            odd = differences(self.settings.posture, str(frame["posture"]), rank)
-            if odd:
+            theirs = self.postures.pop(rank, "")
+            if frame["digest"] != digest(self.settings.posture):
+                odd = differences(self.settings.posture, theirs, rank)
                 self.find(Failure("parity", rank, f"guardians differ: {odd}"))
             elif self.finding is not None:
                 self.links.send(rank, "abort", self._abort(self.finding))
@@ -266,6 +365,8 @@ class Guardian:
 
         A rank that has ended by itself may be the cause: its peers see its connections close before its guardian looks.
         """
+        if self.left:
+            return
         seen = time.monotonic()
         if self.finding is None:
             self._see_end()
@@ -282,8 +383,43 @@ class Guardian:
             return
         self.finding, self.lost_at = finding, time.monotonic()
         self._pass_on(finding, but=source)
-        self._keep(finding)
+        self._gather(finding, self._kill)
+
+    def _gather(self, finding: Failure, then: Callable[[str], None]) -> None:
+        """Have evidence gathered, and call `then` with it, in so many seconds at the latest."""
+        page, child, memory = self.page, self.child.pid, memoryview(self.memory)
+        living = self.child.status is None and not self.child.dying()
+        seconds = evidence.limit(finding, page, self.environ) if living else STORE
+
+        def work(write: Write) -> None:
+            evidence.gather(write, finding, page, child, self.stacks, self.words, memory, self.environ)
+
+        def came(text: str, whole: bool) -> None:
+            then(text if whole else f"{text or finding.what}\n\nThis is not all: the rest did not come in time.\n")
+
+        self.helpers.run(work, seconds, came, keep=(self.stacks, self.words.pipe))
+
+    def _kill(self, text: str) -> None:
         self.child.send(signal.SIGKILL)
+
+        def stored(path: str) -> None:
+            self.kept = path
+
+        self._store(text, self._names(), stored)
+
+    def _names(self) -> Iterator[str]:
+        """Return names for the file of evidence, to be tried in turn."""
+        again = [self.settings.restart] if self.settings.restart != "0" else []
+        more = [str(len(self._printed))] if len(self._printed) > 1 and self.settings.observe else []
+        stem = ".".join([f"rank{self.rank}", *again, *more])
+        return iter([f"{stem}{k}.evidence.txt" for k in ("", *(f"-{n}" for n in range(2, 100)))])
+
+    def _store(self, text: str, names: Iterator[str], then: Callable[[str], None]) -> None:
+        """Have evidence written, and call `then` with the file's path; with an empty one where that failed."""
+        folder = self.settings.evidence
+        self.helpers.run(
+            lambda write: evidence.store(write, folder, names, text), STORE, lambda path, whole: then(path * whole)
+        )
 
     def _await_end(self, now: float) -> None:
         """Wait for the rank's end; rank0's guardian also collects the failures that the others have seen."""
@@ -295,7 +431,7 @@ class Guardian:
             return
         met = self.reported | self.links.ranks.keys() >= others
         patience = GRACE if self._best()[0] < LAST else SEARCH
-        if self.reported >= others or (met and waited > patience) or waited > FAREWELL:
+        if (waited > GRACE and self.reported >= others) or (met and waited > patience) or waited > FAREWELL:
             self.finding = self._best()[2]
             self.links.send_all("verdict", _fields(self.finding))
             self.sealed = True
@@ -316,20 +452,18 @@ class Guardian:
         if thing in self._printed:
             return
         self._printed.add(thing)
-        if source < 0:
-            self._pass_on(finding, but=-1)
-            self._keep(finding)
-        at = f"; evidence in {self.kept}" if self.kept else ""
-        _say(f"rank{self.rank} would have been ended: {finding.what}{at}")
+        line = f"rank{self.rank} would have been ended: {finding.what}"
+        if source >= 0:
+            self.helpers.say(line + _at(self.kept))
+            return
+        self._pass_on(finding, but=-1)
+        names = self._names()
 
-    def _keep(self, finding: Failure) -> None:
-        again = [self.settings.restart] if self.settings.restart != "0" else []
-        more = [str(len(self._printed))] if len(self._printed) > 1 else []
-        name = ".".join([f"rank{self.rank}", *again, *more, "evidence.txt"])
-        path = os.path.join(self.settings.evidence, name)
-        kept = (self.page, self.child, self.stacks, self.words, memoryview(self.memory), self.environ)
-        if evidence.gather(path, finding, *kept):
-            self.kept = path
+        def stored(path: str) -> None:
+            self.kept = path or self.kept
+            self.helpers.say(line + _at(path))
+
+        self._gather(finding, lambda text: self._store(text, names, stored))
 
     def _see_end(self) -> None:
         """Find out if the rank, which nobody has killed yet, has ended by itself, or is about to."""
@@ -340,15 +474,26 @@ class Guardian:
         self._signalled()  # its launcher may have asked for it
         if one.done:
             return
-        self.page = Page.read(memoryview(self.memory)) or self.page
+        self.page = self._newest() or self.page
         one.done = True
         self._stand(quiet=True, paused=False)
         if status == 0:
             self.links.send_all("done")
             return
-        self.find(by_itself(self.rank, status, where(self.page), asked=self.asked))
+        # of a launcher that has died ranks may die before it is reaped: its pipes, and its store, are closed by then
+        parents = self._see_parents()
+        self.orphaned |= parents is not None
+        self.find(parents or by_itself(self.rank, status, where(self.page), asked=self.asked))
         if self.settings.observe:
             self.links.send_all("done")
+
+    def _see_parents(self) -> Failure | None:
+        """Return the failure if the launcher has ended, or the supervisor was killed."""
+        if self.launcher.ended():
+            return Failure("launcher", -1, f"the launcher of rank{self.rank} died")
+        if self.supervisor.ended():
+            return Failure("guardian", self.rank, f"the guardian of rank{self.rank} is gone")
+        return None
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -363,7 +508,7 @@ class Guardian:
         waited = now - self.lost_at
         patience = VERDICT if self.links.ranks or 0 in self.reported else FAREWELL
         explained = self.sealed or (self.hub is None and waited > patience)
-        return explained and (self.gone or waited > KILL)
+        return explained and (self.gone or waited > KILL) and not self.helpers.busy
 
     def _leave(self) -> int:
         if self.findings and not self.sealed:  # rank0's guardian has not said what it was
@@ -372,19 +517,27 @@ class Guardian:
         if found is None or (self.graph.ranks[self.rank].done and own == 0):
             return own if own >= 0 else 128 - own
         status = status_of(found, self.rank, own)
-        at = f"; evidence in {self.kept}" if self.kept else ""
         stood = "" if found.culprit == self.rank else f"; it stood {where(self.page)}"
-        _say(f"rank{self.rank} was ended: {found.what}{stood}{at}")
+        self.helpers.say(f"rank{self.rank} was ended: {found.what}{stood}{_at(self.kept)}")
         if self.settings.traces:
             path = os.path.join(self.settings.traces, f"rank{self.rank}.trace.jsonl")
-            evidence.mark(path, cause_of(found, self.rank), status, found.what, found.culprit)
+            cause = cause_of(found, self.rank)
+
+            def work(_: Write) -> None:
+                evidence.mark(path, cause, status, found.what, found.culprit)
+
+            self.helpers.run(work, STORE, _nothing)
         return status
 
     def _once(self, what: str) -> None:
         """Print one line for each kind of refusal, however often it comes."""
         if what not in self._printed and len(self._printed) < 100:
             self._printed.add(what)
-            _say(f"rank{self.rank}'s guardian: {what}")
+            self.helpers.say(f"rank{self.rank}'s guardian: {what}")
+
+
+def _at(path: str) -> str:
+    return f"; evidence in {path}" if path else ""
 
 
 def _fields(finding: Failure) -> dict[str, object]:
@@ -399,23 +552,17 @@ def _nothing(*_: object) -> None:
     """Do nothing: a handler must exist for the wake-up to be written."""
 
 
-def _say(text: str) -> None:
-    """Print a line in one write, as other ranks write to the same place."""
-    try:
-        os.write(2, f"genlock: {text}\n".encode())
-    except OSError:
-        return
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run a guardian, for `genlock guard`. Return its exit status."""
-    parent = os.getppid()
+def main(arguments: Sequence[str], launcher: int) -> int:
+    """Run a guardian, for `genlock guard`, below its supervisor. Return its exit status."""
+    guardian = None
     try:
         settings = GuardianSettings(arguments, os.environ)
+        if settings.parent and settings.parent != launcher:
+            raise Wrong("the launcher has died before the rank was started")
         guardian = Guardian(settings, dict(os.environ))
-        guardian.start(settings.parent or parent)
+        guardian.start(launcher)
     except (Wrong, OSError) as error:
-        _say(f"genlock guard: {error}")
+        say_in_time(f"genlock guard: {error}")
         return USAGE
     try:
         return guardian.run()

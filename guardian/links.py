@@ -1,20 +1,24 @@
-"""Connects guardians: rank0's listens, the others call it, and strangers get nothing.
+"""Connects guardians: rank0's listens, the others call it, and strangers get nothing. Nothing here ever blocks.
 
 A peer that has proved the token is a link; each frame from it calls `on_frame(rank, frame)`, its end
-`on_frame(rank, None)`. Left out: what a frame means (`guardian`).
+`on_frame(rank, None)`. Left out: what a frame means (`guardian`), and where one is met (`places`).
 """
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import time
 
+from .places import bond, user_of
 from .wire import ANSWER, BUFFER, GREETING, PROOF, Calling, Frames, Listening, Malformed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from .places import Place
 
     OnFrame = Callable[[int, dict[str, object] | None], None]
     Refused = Callable[[str], None]
@@ -24,9 +28,7 @@ NONE: Fields = {}
 STRANGERS = 64
 """Connections that have proved nothing, at most."""
 PATIENCE = 2.0
-"""Seconds that one of them has to prove itself."""
-TRY = 0.25
-"""Seconds that a caller gives one port to answer."""
+"""Seconds that either end gives the other to prove itself."""
 
 
 class Link:
@@ -35,23 +37,23 @@ class Link:
     def __init__(self, sock: socket.socket, rank: int, frames: Frames) -> None:
         self.sock, self.rank, self._frames = sock, rank, frames
         self.heard = time.monotonic()
-        sock.settimeout(0.5)  # a guardian that takes nothing for so long is gone
+        self.broken = False
 
     def send(self, kind: str, fields: Fields = NONE) -> bool:
-        """Send a frame. Return True if it could be sent."""
+        """Send a frame. Return False where it could not be sent at once: a guardian whose buffer is full is gone."""
+        raw = self._frames.pack(kind, fields)
         try:
-            self.sock.sendall(self._frames.pack(kind, fields))
+            return self.sock.send(raw) == len(raw)
         except OSError:
             return False
-        return True
 
     def receive(self, on_frame: OnFrame) -> bool:
-        """Take in what has come. Return False at the end of the connection. Raises Malformed."""
+        """Take in what has come. Return False at the end of the connection. Raises Malformed, and BlockingIOError where
+        nothing has come.
+        """
         try:
             raw = self.sock.recv(BUFFER)
-        except TimeoutError:
-            return True
-        except OSError:
+        except ConnectionError:
             raw = b""
         if not raw:
             return False
@@ -70,8 +72,12 @@ class Links:
 
     def send(self, rank: int, kind: str, fields: Fields = NONE) -> None:
         link = self.ranks.get(rank)
-        if link is not None and not link.send(kind, fields):
-            self.drop(link)
+        if link is None or link.broken or link.send(kind, fields):
+            return
+        link.broken = True
+        while self._hears(link):  # of a guardian that has gone, its last word may have come: the verdict
+            pass
+        self.drop(link)
 
     def send_all(self, kind: str, fields: Fields = NONE, *, but: int = -1) -> None:
         for rank in list(self.ranks):
@@ -97,13 +103,33 @@ class Links:
         self.ranks.clear()
 
     def _read(self, link: Link) -> None:
+        if not self._hears(link, nothing=True):
+            self.drop(link)
+
+    def _hears(self, link: Link, *, nothing: bool = False) -> bool:
+        """Take in what has come over a link. Return False at its end, and `nothing` where nothing has come."""
         try:
-            open_ = link.receive(self._on_frame)
+            return link.receive(self._on_frame)
+        except BlockingIOError:
+            return nothing
+        except OSError:
+            return False
         except Malformed as error:
             self._refused(f"the guardian of rank{link.rank} sent {error}")
-            open_ = False
-        if not open_:
-            self.drop(link)
+            return False
+
+
+def _known(sock: socket.socket) -> None:
+    """Raise Malformed where the other end, on this host, is another user's."""
+    if sock.family == socket.AF_UNIX and (user := user_of(sock)) != os.geteuid():
+        raise Malformed(f"it belongs to user {user}")
+
+
+def _prompt(sock: socket.socket) -> None:
+    """Have small frames sent at once."""
+    sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class _Stranger:
@@ -122,46 +148,59 @@ class Listener(Links):
         super().__init__(selector, on_frame, refused)
         self._token, self._world = token, world
         self._strangers: dict[int, _Stranger] = {}
-        self._socket: socket.socket | None = None
+        self._sockets: dict[tuple[int, object], socket.socket] = {}
 
-    def listen(self, host: str, ports: Sequence[int]) -> int:
-        """Listen on the first of the ports that is free, and return it. Raises OSError where none is."""
+    def listen(self, places: Sequence[Place]) -> list[Place]:
+        """Listen at one place of each host that is named. Return those that were free. Raises OSError where none is."""
         last: OSError | None = None
-        for port in ports:
+        taken = []
+        for place in places:
+            host = (place.family, place.address[0])
+            if host in self._sockets:
+                continue
             try:
-                self._socket = socket.create_server((host, port), backlog=STRANGERS)
+                self._sockets[host] = sock = _listening(place)
             except OSError as error:
                 last = error
                 continue
-            self._socket.setblocking(False)
-            self._selector.register(self._socket, selectors.EVENT_READ, self._accept)
-            return int(self._socket.getsockname()[1])
-        raise last or OSError("no port to listen on")
+            self._selector.register(sock, selectors.EVENT_READ, lambda own=sock: self._accept(own))
+            taken.append(place)
+        if not taken:
+            raise last or OSError("no place to listen at")
+        return taken
+
+    @property
+    def ports(self) -> list[int]:
+        """Return the ports it listens on."""
+        return [sock.getsockname()[1] for sock in self._sockets.values() if sock.family != socket.AF_UNIX]
 
     def close(self) -> None:
         super().close()
-        for sock in [self._socket, *(stranger.sock for stranger in self._strangers.values())]:
-            if sock is not None:
-                sock.close()
+        for sock in [*self._sockets.values(), *(stranger.sock for stranger in self._strangers.values())]:
+            sock.close()
 
     def tidy(self, now: float) -> None:
         """Close connections that have proved nothing in time."""
         for stranger in [s for s in self._strangers.values() if now > s.until]:
             self._away(stranger, f"it proved nothing in {PATIENCE:g} s")
 
-    def _accept(self) -> None:
-        if self._socket is None:
+    def _accept(self, own: socket.socket) -> None:
+        try:
+            sock, _ = own.accept()
+        except OSError:
             return
         try:
-            sock, _ = self._socket.accept()
-        except OSError:
+            _known(sock)
+            _prompt(sock)
+            bound = bond(sock, called=False)
+        except (Malformed, OSError) as error:
+            sock.close()
+            self._refused(f"a stranger was refused: {error}")
             return
         if len(self._strangers) >= STRANGERS:
             sock.close()
             return
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stranger = _Stranger(sock, Listening(self._token, self._world))
+        stranger = _Stranger(sock, Listening(self._token, self._world, bound))
         self._strangers[sock.fileno()] = stranger
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._hear(stranger))
         try:
@@ -204,36 +243,120 @@ class Listener(Links):
             self._refused(f"a stranger was refused: {why}")
 
 
+def _listening(place: Place) -> socket.socket:
+    """Return a socket that listens at a place. Raises OSError where it is taken, or is not of this host."""
+    sock = socket.socket(place.family, socket.SOCK_STREAM)
+    try:
+        if place.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if place.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(place.address[0] != "::"))
+        sock.bind(place.address)
+        sock.listen(STRANGERS)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class _Call:
+    """Is under way to a place: connecting, then greeted, then waiting for the listener's proof."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.until = sock, time.monotonic() + PATIENCE
+        self.calling: Calling | None = None
+        self.heard = b""
+
+
 class Caller(Links):
     """Calls, from every other rank: one link, to rank0."""
 
-    def call(self, host: str, ports: Sequence[int], token: bytes, rank: int) -> bool:
-        """Try each port once for a guardian that knows the token. Return True if one was found."""
-        for port in ports:
+    def __init__(
+        self, selector: selectors.BaseSelector, on_frame: OnFrame, refused: Refused, token: bytes, rank: int
+    ) -> None:
+        super().__init__(selector, on_frame, refused)
+        self._token, self._rank = token, rank
+        self._calls: list[_Call] = []
+
+    def call(self, places: Sequence[Place], met: Callable[[], object]) -> None:
+        """Try all places at once for a guardian that knows the token, unless a call is under way. At the first that
+        does call `met()`.
+        """
+        now = time.monotonic()
+        for one in [one for one in self._calls if now > one.until]:
+            self._give_up(one)
+        if self.ranks or self._calls:
+            return
+        for place in places:
+            sock = socket.socket(place.family, socket.SOCK_STREAM)
             try:
-                # as bytes: of a text Python would make an international name, for 800 kB of tables
-                sock = socket.create_connection((host.encode(), port), timeout=TRY)  # type: ignore[arg-type]
+                _prompt(sock)
+                sock.connect(place.address)
+            except BlockingIOError:
+                if place.family == socket.AF_UNIX:  # too many others are calling
+                    sock.close()
+                    continue
             except OSError:
+                sock.close()
                 continue
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                calling = Calling(token, rank, _exactly(sock, GREETING))
-                sock.sendall(calling.answer)
-                frames = calling.accepted(_exactly(sock, PROOF))
-            except (Malformed, OSError):
-                sock.close()  # somebody else's port: the next may be ours
-                continue
-            self.add(Link(sock, 0, frames))
-            return True
-        return False
+            one = _Call(sock)
+            self._calls.append(one)
+            self._selector.register(sock, selectors.EVENT_WRITE, lambda own=one: self._go_on(own, met))
 
+    def close(self) -> None:
+        super().close()
+        for one in list(self._calls):
+            self._give_up(one)
 
-def _exactly(sock: socket.socket, size: int) -> bytes:
-    raw = b""
-    until = time.monotonic() + TRY
-    while len(raw) < size and time.monotonic() < until:
-        part = sock.recv(size - len(raw))
-        if not part:
-            break
-        raw += part
-    return raw
+    def _give_up(self, one: _Call) -> None:
+        self._calls.remove(one)
+        self._selector.unregister(one.sock)
+        one.sock.close()
+
+    def _go_on(self, one: _Call, met: Callable[[], object]) -> None:
+        if one not in self._calls:  # it was given up after it had been found ready
+            return
+        try:
+            frames = self._step(one, met)
+        except OSError:
+            self._give_up(one)
+            return
+        except Malformed as error:  # somebody else's place: another may be ours
+            self._give_up(one)
+            if one.sock.family == socket.AF_UNIX:
+                self._refused(f"a stranger is where rank0's guardian should be: {error}")
+            return
+        if frames is not None:
+            self._calls.remove(one)
+            self._selector.unregister(one.sock)
+            for other in list(self._calls):
+                self._give_up(other)
+            self.add(Link(one.sock, 0, frames))
+            met()
+
+    def _step(self, one: _Call, met: Callable[[], object]) -> Frames | None:
+        """Do what is next. Return the frames once the listener has proved itself. Raises Malformed, OSError."""
+        if self._selector.get_key(one.sock).events == selectors.EVENT_WRITE:
+            failed = one.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failed:
+                raise OSError(failed, os.strerror(failed))
+            _known(one.sock)
+            self._selector.modify(one.sock, selectors.EVENT_READ, lambda: self._go_on(one, met))
+            return None
+        wanted = PROOF if one.calling else GREETING
+        try:
+            raw = one.sock.recv(wanted - len(one.heard))
+        except BlockingIOError:
+            return None
+        one.heard += raw
+        if not raw:
+            raise ConnectionResetError
+        if len(one.heard) < wanted:
+            return None
+        heard, one.heard = one.heard, b""
+        if one.calling is not None:
+            return one.calling.accepted(heard)
+        one.calling = Calling(self._token, self._rank, heard, bond(one.sock, called=True))
+        one.sock.send(one.calling.answer)
+        return None

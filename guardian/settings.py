@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import socket
-import struct
-import sys
 
 from .deadlines import COLLECTIVE, STEADY
-from .wire import proof
+from .places import LINUX, Place, abstract, everywhere, is_here, numeric, of_interface
+from .wire import TEXT, proof
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,25 +62,40 @@ class GuardianSettings:
 
     def _place(self, flags: Mapping[str, list[str]], environ: Mapping[str, str]) -> None:
         """Set where the guardians meet, and the token by which they know each other. Raises Wrong."""
-        local = _number(environ, "LOCAL_WORLD_SIZE", self.world) == self.world
+        one_host = _number(environ, "LOCAL_WORLD_SIZE", self.world) == self.world
         master = environ.get("MASTER_PORT", "")
         meet = _one(flags, "--meet") or environ.get(MEET, "")
         interface = _one(flags, "--interface") or environ.get(INTERFACE, "")
-        self.host = LOOPBACK if local else environ.get("MASTER_ADDR", LOOPBACK)
+        self.host = LOOPBACK if one_host else environ.get("MASTER_ADDR", LOOPBACK)
         port = _number(environ, "MASTER_PORT", 29500)
         self.ports = [1024 + (port + k - 1024) % (65536 - 1024) for k in range(1, PORTS + 1)]
         if meet:
-            self.host, _, text = meet.rpartition(":")
-            if not self.host or not text.isdecimal() or not 0 < int(text) < 65536:
-                raise Wrong(f"--meet: `{meet}` is not HOST:PORT")
-            self.ports = [int(text)]
-        self.host = LOOPBACK if self.host == "localhost" else self.host
-        self.bind = address_of(interface) if interface else self.host
+            self.host, self.ports = place_of(meet)
+        interface_hosts = of_interface(interface) if interface else []
+        if interface and not interface_hosts:
+            raise Wrong(f"--interface: `{interface}` has no address")
+        here = is_here(self.host)
         token = environ.get(TOKEN, "")
-        if self.world > 1 and not token and not (self.host.startswith("127.") and self.bind.startswith("127.")):
+        if self.world > 1 and not token and not here:
             raise Wrong(f"guardians that meet at {self.host} need a secret: set {TOKEN} to the same on every rank")
         secret = token or f"{self.run} {master} {os.getuid()}"
-        self.token = proof(secret.encode(), self.run.encode(), self.restart.encode(), str(self.world).encode())
+        parts = [self.run, self.restart, str(self.world)]
+        self.token = proof(secret.encode(errors="surrogateescape"), *(x.encode(errors="replace") for x in parts))
+        self.places: list[Place] = []
+        """Where rank0's guardian is called; empty where a resolver has to be asked first."""
+        self.bind: list[Place] = []
+        """Where rank0's guardian listens, on a chosen interface."""
+        if here and LINUX:
+            name = proof(self.token, b"place", meet.encode(errors="replace")).hex()[:32]
+            self.places = abstract(name.encode())
+        else:
+            self.places = numeric(LOOPBACK if here and ":" not in self.host else self.host, self.ports)
+            self.bind = [place for host in interface_hosts for place in numeric(host, self.ports)]
+
+    @property
+    def at(self) -> str:
+        """Return in words where the guardians meet."""
+        return "on this host" if is_here(self.host) and LINUX else f"at {Place(0, (self.host, self.ports[0]))}"
 
     @property
     def posture(self) -> str:
@@ -90,11 +104,48 @@ class GuardianSettings:
         return ",".join([*limits, f"observe={self.observe}"])
 
 
+def digest(posture: str) -> str:
+    """Return a posture's digest, by which guardians are equal however long it is."""
+    return hashlib.sha256(posture.encode(errors="replace")).hexdigest()
+
+
+def pieces(posture: str) -> list[str]:
+    """Return a posture in pieces that fit into a frame."""
+    return [posture[begin : begin + TEXT] for begin in range(0, len(posture), TEXT)]
+
+
+def listens_at(found: Sequence[Place], bind: Sequence[Place], ports: Sequence[int]) -> list[list[Place]]:
+    """Return where rank0's guardian listens, given what its host's name stands for: alternatives, the first that works.
+
+    A name may stand for several interfaces, and for none: many hosts have their own name on the loopback interface,
+    where no other host can call, and behind a translated address it is another's.
+    """
+    if bind:
+        return [list(bind)]
+    if found and found[0].address[0] == 0:
+        return [list(found)]
+    outside = [place for place in found if not is_here(str(place.address[0]))]
+    return [outside, everywhere(ports)] if found and len(outside) == len(found) else [everywhere(ports)]
+
+
 def differences(ours: str, theirs: str, rank: int) -> str:
     """Return how the posture of a rank's guardian differs from rank0's, by name and with both values."""
     mine, its = (dict(clause.partition("=")[::2] for clause in text.split(",")) for text in (ours, theirs))
     odd = [name for name in sorted({*mine, *its}) if mine.get(name) != its.get(name)]
+    if not odd:
+        return f"in more than rank{rank} could say"
     return "; ".join(f"`{name}`: rank{rank} has {its.get(name)}, rank0 {mine.get(name)}" for name in odd)
+
+
+def place_of(text: str) -> tuple[str, list[int]]:
+    """Return the host and the port of `HOST:PORT`, where an IPv6 address stands in brackets. Raises Wrong."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise Wrong(f"--meet: `{text}` is not HOST:PORT")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if ":" in host and bare == host:
+        raise Wrong(f"--meet: `{text}` is not HOST:PORT; an IPv6 address stands in brackets, as in [::1]:29501")
+    return bare, [int(port)]
 
 
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -142,17 +193,3 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdecimal():
         raise Wrong(f"{name}={text} is not a number")
     return int(text)
-
-
-def address_of(interface: str) -> str:
-    """Return the IPv4 address of a network interface of this machine. Raises Wrong."""
-    if sys.platform != "linux":
-        raise Wrong("--interface needs Linux")
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            raw = fcntl.ioctl(sock, 0x8915, struct.pack("256s", interface.encode()[:15]))  # SIOCGIFADDR
-        except OSError as error:
-            raise Wrong(f"--interface: `{interface}` has no address ({error.strerror})") from None
-    return socket.inet_ntoa(raw[20:24])

@@ -1,9 +1,10 @@
 """Defines what guardians send each other: a handshake that proves the token both ways, then small signed frames.
 
 The listener speaks first, so that nothing is ever sent to a stranger's port. Nonces make a recorded handshake
-worthless, numbers in the signatures a recorded frame. A frame is at most BODY bytes of text: its kind, then its
-fields, a line each; anything else is `Malformed`, by name. (Not JSON: `re` alone, which json needs, is half a
-megabyte on every rank.) Left out: sockets (`links`).
+worthless, numbers in the signatures a recorded frame. Both proofs, and the key of the session, are over the connection
+as each end sees it: a relay has two connections, of which neither end proves the other's. A frame is at most
+BODY bytes of text: its kind, then its fields, a line each; anything else is `Malformed`, by name. (Not JSON: `re`
+alone, which json needs, is half a megabyte on every rank.) Left out: sockets (`links`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-VERSION = b"GLK1"
+VERSION = b"GLK2"
 NONCE, PROOF, SIGNATURE, BODY = 16, 32, 16, 4096
 GREETING = len(VERSION) + NONCE
 ANSWER = struct.Struct(f"<4sI{NONCE}s{PROOF}s")
@@ -25,7 +26,8 @@ BUFFER = 4 * (HEAD.size + BODY)
 """Bytes that are buffered of a peer, at most."""
 
 FIELDS: dict[str, dict[str, type]] = {
-    "hello": {"posture": str},
+    "posture": {"part": str},
+    "hello": {"digest": str},
     "status": {
         "quiet": bool,
         "paused": bool,
@@ -45,6 +47,11 @@ FIELDS: dict[str, dict[str, type]] = {
 """Every frame by its kind: the fields that it must have, and no others."""
 
 
+STRANGE = "it does not know the token, or something between alters addresses"
+TEXT = 800
+"""Characters of a text, at most; what is longer is cut."""
+
+
 class Malformed(Exception):
     """Says that what came is not what a guardian sends."""
 
@@ -57,8 +64,8 @@ def proof(token: bytes, *parts: bytes) -> bytes:
 class Listening:
     """Greets a stranger, and checks its answer."""
 
-    def __init__(self, token: bytes, world: int) -> None:
-        self._token, self._world = token, world
+    def __init__(self, token: bytes, world: int, bond: bytes) -> None:
+        self._token, self._world, self._bond = token, world, bond
         self._nonce = os.urandom(NONCE)
         self.greeting = VERSION + self._nonce
 
@@ -67,31 +74,33 @@ class Listening:
         version, rank, nonce, proved = ANSWER.unpack(raw)
         if version != VERSION:
             raise Malformed(f"it does not speak {VERSION.decode()}")
-        if not hmac.compare_digest(proved, proof(self._token, b"answer", self._nonce, nonce, raw[4:8])):
-            raise Malformed("it does not know the token")
+        if not hmac.compare_digest(proved, proof(self._token, b"answer", self._bond, self._nonce, nonce, raw[4:8])):
+            raise Malformed(STRANGE)
         if not 0 < rank < self._world:
             raise Malformed(f"there is no rank{rank} to wait for")
-        key = proof(self._token, b"session", self._nonce, nonce)
-        return rank, proof(self._token, b"listener", self._nonce, nonce), Frames(key, b"down", b"up")
+        key = proof(self._token, b"session", self._bond, self._nonce, nonce)
+        return rank, proof(self._token, b"listener", self._bond, self._nonce, nonce), Frames(key, b"down", b"up")
 
 
 class Calling:
     """Answers a greeting, and checks the listener's proof."""
 
-    def __init__(self, token: bytes, rank: int, greeting: bytes) -> None:
+    def __init__(self, token: bytes, rank: int, greeting: bytes, bond: bytes) -> None:
         """Raises Malformed where no guardian greets like that."""
         if not greeting.startswith(VERSION) or len(greeting) != GREETING:
             raise Malformed(f"it does not speak {VERSION.decode()}")
-        self._token, self._theirs, self._nonce = token, greeting[len(VERSION) :], os.urandom(NONCE)
+        self._token, self._bond = token, bond
+        self._theirs, self._nonce = greeting[len(VERSION) :], os.urandom(NONCE)
         number = rank.to_bytes(4, "little")
-        proved = proof(token, b"answer", self._theirs, self._nonce, number)
+        proved = proof(token, b"answer", bond, self._theirs, self._nonce, number)
         self.answer = ANSWER.pack(VERSION, rank, self._nonce, proved)
 
     def accepted(self, proved: bytes) -> Frames:
         """Return the frames, once the listener has proved itself too. Raises Malformed."""
-        if not hmac.compare_digest(proved, proof(self._token, b"listener", self._theirs, self._nonce)):
-            raise Malformed("it does not know the token")
-        return Frames(proof(self._token, b"session", self._theirs, self._nonce), b"up", b"down")
+        if not hmac.compare_digest(proved, proof(self._token, b"listener", self._bond, self._theirs, self._nonce)):
+            raise Malformed(STRANGE)
+        key = proof(self._token, b"session", self._bond, self._theirs, self._nonce)
+        return Frames(key, b"up", b"down")
 
 
 class Frames:
@@ -104,8 +113,8 @@ class Frames:
 
     def pack(self, kind: str, fields: Mapping[str, object]) -> bytes:
         """Return one frame. Long texts are cut, so that it always fits."""
-        lines = [str(fields[name]).replace("\n", " ")[:800] for name in FIELDS[kind]]
-        body = "\n".join([kind, *lines]).encode()
+        lines = [str(fields[name]).replace("\n", " ")[:TEXT] for name in FIELDS[kind]]
+        body = "\n".join([kind, *lines]).encode(errors="replace")
         self._sent += 1
         return HEAD.pack(len(body), self._sign(self._ours, self._sent, body)) + body
 

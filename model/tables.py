@@ -146,7 +146,7 @@ Keys = Callable[[Scope], Iterable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Channel:
+class Fifo:
     """Describes a channel that anybody may put into and take out of: first in, first out, at most `capacity` in it.
 
     There is one for each of `keys`; without, one for all.
@@ -177,7 +177,7 @@ class Link:
     buffer: int = 0
 
 
-Shared = Slot | Channel | Cell | Link
+Shared = Slot | Fifo | Cell | Link
 """What ranks share, apart from groups."""
 Whose = Callable[[Vars], Any]
 """Picks, by a rank's variables, the key of a channel or cell, the worker of a slot (from 1), the peer on a link.
@@ -189,7 +189,7 @@ None: one's own, or the one that there is for all."""
 class Put:
     """Fills a slot once it is empty, or a channel that is not full. `worker` picks whose."""
 
-    slot: Slot | Channel
+    slot: Slot | Fifo
     worker: Whose | None = None
 
 
@@ -200,7 +200,7 @@ class Take:
     Guards and effect are given it. `worker` picks whose.
     """
 
-    slot: Slot | Channel
+    slot: Slot | Fifo
     worker: Whose | None = None
 
 
@@ -208,7 +208,7 @@ class Take:
 class Poll:
     """Takes as `Take` does, and does not wait: guards and effect are given EMPTY where nothing is there."""
 
-    slot: Channel
+    slot: Fifo
     worker: Whose | None = None
 
 
@@ -275,7 +275,7 @@ GIVES: Final = (Put, Set, Post)
 TWO_ENDED: Final = (Send, Receive)
 """Gates with two ends, as a collective has them: guards are asked at the first, the effect comes at the second."""
 AT: Final[Mapping[type, tuple[type, ...]]] = {
-    Put: (Slot, Channel), Take: (Slot, Channel), Poll: (Channel,), Set: (Cell,), See: (Cell,),
+    Put: (Slot, Fifo), Take: (Slot, Fifo), Poll: (Fifo,), Set: (Cell,), See: (Cell,),
     Send: (Link,), Receive: (Link,), Post: (Link,), Sent: (Link,),
 }  # fmt: skip
 """What each gate may be at."""
@@ -583,7 +583,7 @@ class Protocol:
     """The roles, instead of driver and worker: each says which ranks play it."""
     groups: tuple[Group, ...] = ()
     """The groups that are not of all ranks."""
-    shared: tuple[Channel | Cell | Link, ...] = ()
+    shared: tuple[Fifo | Cell | Link, ...] = ()
 
     def __repr__(self) -> str:
         roles = ", ".join(f"{r.name} ({len(r.states)} states, {len(r.rows)} rows)" for r in self.roles)
@@ -688,7 +688,7 @@ def _validate_shared(protocol: Protocol) -> None:
     kinds: tuple[tuple[str, Iterable[Any], Any], ...] = (
         ("cast", protocol.cast, Role),
         ("groups", protocol.groups, Group),
-        ("shared", protocol.shared, Channel | Cell | Link),
+        ("shared", protocol.shared, Fifo | Cell | Link),
     )
     for name, items, kind in kinds:
         for item in items:
@@ -704,7 +704,7 @@ def _validate_shared(protocol: Protocol) -> None:
             do = "name it as the `group` of a collective of the schedule, or leave it out"
             raise ModelError(f"group `{group.name}` has no collective", where=protocol.name, do=do)
     for shared in protocol.shared:
-        size = shared.capacity if isinstance(shared, Channel) else shared.buffer if isinstance(shared, Link) else 1
+        size = shared.capacity if isinstance(shared, Fifo) else shared.buffer if isinstance(shared, Link) else 1
         least = 0 if isinstance(shared, Link) else 1
         if not isinstance(size, int) or isinstance(size, bool) or not least <= size <= MOST_WAITING:
             do = f"take {least} to {MOST_WAITING}"
@@ -888,7 +888,7 @@ def _ranks(found: Iterable[Any], scope: Scope, where: str) -> tuple[int, ...]:
     return ranks
 
 
-def _as_text(shared: Channel | Cell | Link) -> str:
+def _as_text(shared: Fifo | Cell | Link) -> str:
     """Return something shared as the digest shows it: functions by their names."""
     parts = (getattr(shared, name) for name in ("capacity", "buffer", "initial", "keys") if hasattr(shared, name))
     texts = (named(part) if callable(part) else repr(part) for part in parts)

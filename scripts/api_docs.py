@@ -51,10 +51,20 @@ SECTIONS = (
         (
             *("load_protocol", "Protocol", "Role", "State", "Row", "By", "Scope"),
             *("Collective", "Kind", "Slot", "Put", "Take", "Meet"),
-            *("Group", "mesh", "everyone", "Channel", "Cell", "Link", "Poll", "Set", "See"),
+            *("Group", "mesh", "everyone", "Fifo", "Cell", "Link", "Poll", "Set", "See"),
             *("Send", "Receive", "Post", "Sent", "is_empty", "is_there", "total", "least", "most", "any_of", "each"),
             *("Invariant", "Sometimes", "LeadsTo", "Fair", "Whole"),
         ),
+    ),
+    Section(
+        "Record a queue of your own",
+        "For what passes by torch.distributed; these names need torch ([recording.md](recording.md#channels)).",
+        ("channel", "Channel"),
+    ),
+    Section(
+        "Compare before it hangs",
+        "For bring-up and CI; these names need torch ([recording.md](recording.md#precheck)).",
+        ("precheck", "agree"),
     ),
     Section(
         "Serve a model",

@@ -65,6 +65,10 @@ class Signature(NamedTuple):
     received: int
     root: int = -1
     """Global rank; -1 where there is none, or the recorder does not say."""
+    reduce: str = ""
+    """Names the reduction; empty where there is none, or the recorder does not say."""
+    even: bool = False
+    """True for an all-to-all that is known to have no splits, so that all members must put in equally much."""
 
     @property
     def wire(self) -> tuple[str, str, int, int]:
@@ -83,7 +87,8 @@ class Signature(NamedTuple):
         sizes = {s for s in (self.sent, self.received) if s >= 0}
         size = f"{max(sizes, default=0):,}" if len(sizes) < 2 else f"{self.sent:,} in, {self.received:,} out"
         root = f" (root rank{self.root})" if self.root >= 0 else ""
-        return self.kind if self.kind == "barrier" else f"{self.kind} of {size} {self.dtype}{root}"
+        reduce = f" ({self.reduce})" if self.reduce not in ("", "sum") else ""
+        return self.kind if self.kind == "barrier" else f"{self.kind} of {size} {self.dtype}{root}{reduce}"
 
 
 P2P = ("send", "recv")
@@ -136,8 +141,12 @@ class RankRecord:
     ended: Ended = Ended.UNSAID
     message: str = ""
     """Text of what a failed rank raised; for people alone."""
+    raised_at: str = ""
+    """Place (`file:line`) where a failed rank raised it; empty where that is not recorded."""
     dropped: bool = False
     """True where the recorder had to leave something out in between."""
+    unanchored: bool = False
+    """True where its numbers count from where it begins, as the recorder has lost what came before and how much."""
     listens: frozenset[int] = frozenset()
     """Groups in which the rank takes what anybody sends: there, its receives are not among the operations."""
 
@@ -163,6 +172,9 @@ class Recording:
     """True where the recording is a stretch of time: what came before and after it is unknown."""
     numbered: bool = True
     """True where sequence numbers are the recorder's own; else they count from where each rank's recording begins."""
+    relative: bool = False
+    """True where numbers count from the last operation that each rank completed in a group: the same for all of its
+    members where a job stands still, unless it is a device that does."""
     died: Mapping[int, str] = field(default_factory=dict)
     """Rank to how it ended, as its launcher or its host saw it, of ranks that wrote no end themselves."""
 
@@ -220,6 +232,9 @@ def recording(
     numbered: bool = True,
 ) -> Recording:
     """Put the ranks together. Groups that no recorder names the members of are made of those seen in them."""
+    relative = any(r.unanchored for r in records)
+    if relative:
+        records = [_from_the_last_completed(r, interned) for r in records]
     ranks = {r.rank: r for r in sorted(records, key=lambda r: r.rank)}
     told = {rank for group in interned.groups.values for rank in group.members}
     world = max(world, 1 + max({*ranks, *unreadable, *told}, default=-1))
@@ -241,9 +256,24 @@ def recording(
         dict(unreadable),
         window,
         numbered,
+        relative,
     )
 
 
+def _from_the_last_completed(record: RankRecord, interned: Interned) -> RankRecord:
+    """Return the record with numbers by which the last operation that completed is BASE, in each group and way."""
+    ops = record.ops.astype(OPS)
+    sends = np.array([s.kind == "send" for s in interned.signatures.values] or [False])[ops["signature"]]
+    ways = np.stack([ops["group"], ops["peer"], np.where(ops["peer"] >= 0, sends, False)], axis=1)
+    for way in np.unique(ways, axis=0):
+        at = np.flatnonzero((ways == way).all(axis=1))
+        done = np.flatnonzero(ops["status"][at] == Status.COMPLETED)
+        ops["sequence"][at] = BASE + np.arange(len(at)) - (int(done[-1]) if len(done) else -1)
+    return replace(record, ops=packed(ops), issued={}, lost=True)
+
+
+BASE = 1 << 20
+"""More than a ring holds, so that no number falls below 0."""
 DEFAULT_GROUP = "default_pg"
 OWN = "genlock"
 """Names the `source` of Genlock's own traces."""

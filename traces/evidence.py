@@ -191,6 +191,13 @@ class Joined(NamedTuple):
     of: int
 
 
+class JobSize(NamedTuple):
+    """Says how many ranks the job has, as its launcher or framework knows it."""
+
+    source: Source
+    size: int
+
+
 class KeyWait(NamedTuple):
     """Says that a rank waited for a key of the store that another one had to set."""
 
@@ -308,6 +315,27 @@ class Process(NamedTuple):
     rank: int
 
 
+class Collected(NamedTuple):
+    """Says what two looks at a rank's process showed, a while apart (`genlock collect`)."""
+
+    source: Source
+    rank: int
+    world: int
+    """Number of ranks of the job; 0 where it is not known."""
+    assumed: str
+    """The convention from which the rank is taken; empty where it is stated."""
+    stopped: bool
+    """True if a signal had stopped it both times."""
+    moved: bool
+    """True if it issued operations in between."""
+    still: bool
+    """True if it is certain that it issued none."""
+    elsewhere: bool
+    """True if its main thread lay in one sleep, or waited for a file system, all the time."""
+    torch: str = ""
+    """Version of its torch; empty where it is not known."""
+
+
 class Numbering(NamedTuple):
     """Names a rank and the other numbers that its prefixes, or its launcher, give it.
 
@@ -387,6 +415,7 @@ Fact = (
     | Unlike
     | NeverCame
     | Joined
+    | JobSize
     | KeyWait
     | PeerLost
     | PeerSilent
@@ -397,6 +426,7 @@ Fact = (
     | Hang
     | WorkerDied
     | Process
+    | Collected
     | Numbering
     | Counted
     | Finished

@@ -119,7 +119,7 @@ def _survey(record: RankRecord, interned: Interned) -> Survey | None:
 def _token(signature: Signature) -> int:
     """Return a number that is equal for operations that agree; of a kind with uneven sizes, all sizes count."""
     sizes = (signature.sent, signature.received) if signature.kind in BALANCED else ()
-    text = repr((signature.wire, sizes)).encode()
+    text = repr((signature.wire, sizes, signature.reduce)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 

@@ -53,7 +53,7 @@ class TraceHeader(msgspec.Struct, frozen=True, tag="header", tag_field="kind", o
 
     format: int
     run: str
-    """Names the run; the same on every rank, and in every attempt of it."""
+    """Names the run; the same on every rank of one start of its ranks."""
     rank: int
     world: int
     role: str
@@ -189,6 +189,8 @@ class End(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_default
     message: str = ""
     """One line for people. Nothing decides by it."""
     culprit: int | None = None
+    site: int | None = None
+    """Number of the `Site` that raised what ended it."""
 
 
 Line = TraceHeader | Group | Site | Event | Dropped | End
@@ -346,7 +348,7 @@ class LineReader:
                 self.sites[self._former[place]] = place
         else:
             line = decode(self.path, number, raw)
-        if isinstance(line, Event):
+        if isinstance(line, Event | End):
             if line.site is not None and line.site not in self.sites:
                 raise _bad(self.path, number, f"nothing says where site {line.site} is")
         elif isinstance(line, TraceHeader):

@@ -11,11 +11,13 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import CutFile, UnreadableInput, UsageError
+from . import journal
 from .format import SUFFIX, Trace, TraceHeader, lines_of, opening
 from .identical_ranks import fingerprints, read_identical
 from .importers.archives import OWN_HEAD, is_packed, opened
@@ -89,6 +91,64 @@ def files_of(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
     return list(dict(sorted(file for path in paths for file in _files(path))).items())
 
 
+class OneJob(NamedTuple):
+    """Holds the files of one job, or of one attempt of it."""
+
+    name: str
+    """The folder that has them; where several have, the run."""
+    files: tuple[Path, ...]
+
+
+def jobs_of(files: Sequence[tuple[Path, bool]]) -> list[OneJob]:
+    """Return the jobs and attempts whose traces Genlock wrote into several folders, in the order in which they began.
+
+    A single one, whatever its files are, is returned as none: then all files belong to it.
+    """
+    own = [file for file, _ in files if file.name.endswith(SUFFIX)]
+    if len({file.parent for file in own}) < 2:
+        return []
+    found: dict[tuple[str, int, int], list[tuple[int, Path]]] = {}
+    places: dict[Path, tuple[str, int, int]] = {}
+    cut: list[Path] = []
+    for file in own:
+        try:
+            header = opening(file, lines_of(file))
+        except CutFile:
+            cut.append(file)
+            continue
+        key = places[file.parent] = header.run, header.attempt, header.world
+        found.setdefault(key, []).append((header.clock.wall_ns, file))
+    if len(found) < 2:
+        return []
+    for file in cut:
+        found.setdefault(places.get(file.parent, (str(file), 0, 0)), []).append((0, file))
+    jobs: list[tuple[int, OneJob]] = []
+    for (run, attempt, _), traces in found.items():
+        paths = tuple(sorted(file for _, file in traces))
+        folders = {file.parent for file in paths}
+        name = str(folders.pop()) if len(folders) == 1 else f"run {run}" + (f", attempt {attempt}" if attempt else "")
+        jobs.append((max(begin for begin, _ in traces), OneJob(name, paths)))
+    return [job for _, job in sorted(jobs)]
+
+
+def journals_of(paths: Sequence[Path]) -> list[journal.Journal]:
+    """Return the journals of the recordings that paths stand for."""
+    found = (file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]))
+    folders = {file.parent for file in found if journal.is_part(file)}
+    return [journal.Journal(folder) for folder in sorted(folders)]
+
+
+def starts_in(folder: Path) -> frozenset[tuple[str, int]]:
+    """Return run and attempt of the traces below a folder, as one trace of each place has them."""
+    found: dict[Path, tuple[str, int]] = {}
+    for file in folder.rglob(f"*{SUFFIX}"):
+        if file.parent not in found:
+            with suppress(CutFile):
+                header = opening(file, lines_of(file))
+                found[file.parent] = header.run, header.attempt
+    return frozenset(found.values())
+
+
 def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
     """Return Genlock's own traces among files, of one run; None where there are none.
 
@@ -134,9 +194,10 @@ def run_of(header: TraceHeader) -> str:
 
 def _files(path: Path) -> Iterator[tuple[Path, bool]]:
     if path.is_dir():
-        yield from ((file, False) for file in sorted(path.rglob("*")) if file.is_file())
+        yield from ((file, False) for file in sorted(path.rglob("*")) if file.is_file() and not journal.is_part(file))
     elif path.is_file():
-        yield path, True
+        if not journal.is_part(path):
+            yield path, True
     elif path.exists():
         raise UnreadableInput("neither a file nor a folder", where=str(path), do="name traces")
     else:

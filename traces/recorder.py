@@ -64,6 +64,10 @@ class Recorder:
         self._lost = 0
         """Events that could not be written since the last that could."""
         self._sites: dict[str, int] = {}
+        self.ended: Cause | None = None
+        """Why the rank has ended, once that is recorded."""
+        self._end_at = 0
+        """Where in the file that stands."""
         _recorders.add(self)
         self._write(-1, b"")
         self._lost = 0  # a header is no event
@@ -104,12 +108,33 @@ class Recorder:
             return whole
         return FastOperationRecorder(whole, self._lock, self._cut, self._shared, sequence, whole.entered, whole.left)
 
-    def end(self, cause: Cause, exit: int, message: str = "", culprit: int | None = None) -> None:
+    @property
+    def written(self) -> int:
+        """Count the events so far."""
+        return self._shared[NEXT]
+
+    def end(
+        self, cause: Cause, exit: int, message: str = "", culprit: int | None = None, site: int | None = None
+    ) -> None:
         """Record why the rank ends. Only the first call counts: what comes later did not cause the end."""
         with self._lock:
             index = self._shared[NEXT]
-            self._write(index, encode(End(index, time.monotonic_ns(), cause, exit, message, culprit)))
+            line = encode(End(index, time.monotonic_ns(), cause, exit, message, culprit, site))
+            self._write(index, line)
+            if self._shared[FILE] != -1:
+                self.ended = cause
+                self._end_at = os.fstat(self._shared[FILE]).st_size - (0 if self._lost else len(line))
             self.close()
+
+    def resume(self) -> None:
+        """Take back the end, and go on: the process has become a rank again. Raises OSError."""
+        with self._lock:
+            if self.ended is None or self._shared[FILE] != -1:
+                return
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            os.ftruncate(file, self._end_at)
+            self.ended, self._lost = None, max(0, self._lost - 1)
+            self._shared[FILE], self._shared[NEXT] = file, self._shared[NEXT] - 1
 
     def close(self) -> None:
         """Write nothing any more, not even an end."""

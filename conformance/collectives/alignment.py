@@ -108,6 +108,23 @@ class Aligned:
         return found
 
     @cached_property
+    def reduced_unlike(self) -> Flags:
+        """Mark the collectives whose members are known to reduce in different ways."""
+        names = {"": 0}
+        reduce = self._by_signature(lambda s: names.setdefault(s.reduce, len(names)))
+        lowest = self._fold(np.minimum, reduce)
+        found: Flags = (lowest > 0) & (lowest != self._fold(np.maximum, reduce))
+        return found
+
+    @cached_property
+    def split_unlike(self) -> Flags:
+        """Mark the all-to-alls whose members are known to have split evenly, though what they put in is not alike."""
+        even = self._fold(np.minimum, self._by_signature(lambda s: int(s.even))) > 0
+        sent = self._by_signature(lambda s: s.sent if s.sent < LARGE else 0)
+        found: Flags = even & (self._fold(np.minimum, sent) != self._fold(np.maximum, sent))
+        return found
+
+    @cached_property
     def unbalanced(self) -> Flags:
         """Mark the collectives of which every member was seen, and what went in, not alike, is not what came out."""
         summed = self._by_signature(
@@ -127,6 +144,11 @@ class Aligned:
         return found
 
     @cached_property
+    def unlike(self) -> Flags:
+        """Mark the collectives that their members did not issue alike, in any way."""
+        return self.unequal | self.unbalanced | self.reduced_unlike | self.split_unlike
+
+    @cached_property
     def repeated(self) -> Flags:
         """Mark the rows whose rank has the same collective in the row before."""
         same = np.zeros(len(self.rank), dtype=bool)
@@ -138,7 +160,7 @@ class Aligned:
     def complete(self) -> Flags:
         """Mark the collectives that every member issued alike and, where the recorder says how far it came, left."""
         left = (self.status == Status.COMPLETED) | (self.status == Status.UNSAID)
-        good = (self.counts == self.sizes) & ~self.unequal & ~self.unbalanced
+        good = (self.counts == self.sizes) & ~self.unlike
         found: Flags = good & (self._fold(np.minimum, left.astype(np.int8)) > 0)
         return found
 

@@ -10,6 +10,7 @@ Left out: how each is found (`findings`, `stall`, `windows`), and a protocol's t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,7 @@ from .queues import Progress, Queues
 from .send_recv import Pairs
 from .sibling_ranks import Order, SameProgram
 from .stall import Head, Standstill
+from .times_there import times_there
 from .unnumbered import compare_orders
 
 
@@ -68,7 +70,7 @@ def diagnose(recording: Recording) -> Diagnosis:
             op = aligned.rows(int(np.flatnonzero(~aligned.complete)[0]))[0]
             reasons.append(f"not every member is known to have finished {words.short(op)}")
     waits = tuple(WaitingRank(rank, words.short(head.op), head.waits_for) for rank, head in _waiting(still))
-    return Diagnosis(
+    diagnosis = Diagnosis(
         "divergent" if found else ("unknown" if reasons else "conforming"),
         len(recording.ranks),
         recording.entries,
@@ -82,6 +84,23 @@ def diagnose(recording: Recording) -> Diagnosis:
         {},
         missing=_missing(recording, still, accused) if found or reasons else (),
         lifted=words.lifted.summary() if words.lifted else "",
+    )
+    return _at_most_unknown(diagnosis) if recording.relative else diagnosis
+
+
+def _at_most_unknown(diagnosis: Diagnosis) -> Diagnosis:
+    """Return a verdict that rests on numbers which are not the recorder's: whoever is named is a suspect."""
+    found = diagnosis.divergence
+    why = "the ring has lost how many operations there were in a group: they are counted from the last that completed"
+    return replace(
+        diagnosis,
+        verdict="unknown",
+        divergence=None,
+        failure_mode=None,
+        stall=None,
+        waits=(),
+        accused=tuple(a._replace(strength=Strength.SUSPECT) for a in diagnosis.accused),
+        reasons=(*(() if found is None else (f"{found.place}: {found.why}",)), why, *diagnosis.reasons),
     )
 
 
@@ -194,10 +213,13 @@ def _stalled(e: Stuck, accused: Sequence[Accusation], words: OperationNames) -> 
     waiting = sorted({h.op.rank for h in owed})
     why = f"{HOW[case].format(rank)}{ended and f' ({ended})'}; {_ranks(waiting)} "
     why += f"{'wait' if len(waiting) > 1 else 'waits'} for it"
+    if head.op.peer < 0 and (told := times_there(words.recording, rank, waiting, head.op.group, head.op.site)):
+        why += f"; {told}"
     record = words.recording.ranks.get(rank)
     last = ops_of(rank, record.ops, [len(record.ops) - 1])[0] if record and len(record.ops) else None
     at = head.op._replace(rank=rank, at=last.at if last else 0, entry=last.entry if last else 0)
-    return _at(at, words, f"before {due}", "nothing", (due,), why, due)
+    found = _at(at, words, f"before {due}", "nothing", (due,), why, due)
+    return replace(found, phase=record.raised_at) if record and record.raised_at else found
 
 
 def _at_slip(odd: OutOfStep, words: OperationNames) -> Divergence:
@@ -231,7 +253,7 @@ def _crashed(rank: int, words: OperationNames) -> Divergence:
     after = f"after {words.short(ops[0])}" if ops else "before any operation"
     line, event = (words.line(ops[0]), ops[0].entry) if ops else (1, 0)
     why = f"rank{rank} ended by an exception, with nobody waiting for it"
-    where = words.site(ops[0]) if ops else ""
+    where = record.raised_at or (words.site(ops[0]) if ops else "")
     return Divergence(rank, line, event, None, where, None, None, after, record.message, (), why, place=after)
 
 
@@ -302,7 +324,8 @@ def _open(recording: Recording, still: Standstill, words: OperationNames) -> lis
     for key in dict.fromkeys((h.op.group, h.op.sequence, h.op.peer) for h in still.joint):
         head = next(h for h in still.joint if (h.op.group, h.op.sequence, h.op.peer) == key)
         what = "all issued it and none finished it: on its way, or a device or the network is stuck"
-        reasons.append(f"{words.short(head.op)}: {_ranks(still.members(head.op))} {what}")
+        sizes = _unlike_sizes(head.op, recording, still.members(head.op)) if head.op.peer < 0 else ""
+        reasons.append(f"{words.short(head.op)}: {_ranks(still.members(head.op))} {what}{sizes}")
     for rank, stuck in list(still.stuck.items())[:1]:
         reasons.append(f"rank{rank} has not finished {words.short(stuck[0].op)}, {_ranks(stuck[0].finished)} have")
     for _, head in list(_waiting(still))[:1]:
@@ -310,6 +333,25 @@ def _open(recording: Recording, still: Standstill, words: OperationNames) -> lis
     if not recording.entries:
         reasons.append("nothing was recorded")
     return reasons
+
+
+def _unlike_sizes(op: Op, recording: Recording, members: Sequence[int]) -> str:
+    """Return what each member of an all-to-all put in, where that differs: legal with splits, and else what is wrong.
+
+    No recorder of torch's says whether splits were given.
+    """
+    if recording.signatures[op.signature].kind != "all_to_all":
+        return ""
+    given: dict[int, list[int]] = {}
+    for rank in members:
+        own = recording.ranks[rank].ops if rank in recording.ranks else None
+        found = None if own is None else own[(own["group"] == op.group) & (own["sequence"] == op.sequence)]
+        for signature in [] if found is None else found["signature"].tolist():
+            given.setdefault(recording.signatures[signature].sent, []).append(rank)
+    if len(given) < 2:
+        return ""
+    told = "; ".join(f"{_ranks(ranks)}: {sent:,}" for sent, ranks in sorted(given.items()))
+    return f"; their sizes differ ({told}), which is right with splits alone"
 
 
 def _missing(recording: Recording, still: Standstill, accused: Sequence[Accusation]) -> tuple[MissingEvidence, ...]:
@@ -330,20 +372,20 @@ def _missing(recording: Recording, still: Standstill, accused: Sequence[Accusati
         found.append(MissingEvidence(Wanted.START_TIMES, together, TIMING))
     doubtful = tuple(rank for rank, case in suspects.items() if case == one_too_many_or_too_few.name)
     if doubtful:
-        text = f"where {_ranks(doubtful)} stand, or how they ended: `py-spy dump --pid PID` of each, or their logs"
+        text = f"where {_ranks(doubtful)} stand, or how they ended: `genlock collect` while they hang, or their logs"
         found.append(MissingEvidence(Wanted.ENDING, doubtful, text))
     return tuple(found)
 
 
 HOW_TO_GET = {
     "genlock": "its file lies where `genlock record --out` wrote the others, or on another host",
-    "": "torch writes it when a time-out has passed; of a job that hangs now, `echo 1 > PREFIX<rank>.pipe` where "
-    "TORCH_NCCL_DEBUG_INFO_PIPE_FILE=PREFIX was set",
+    "": "torch writes it when a time-out has passed; of a job that hangs now, `genlock collect` asks for it where "
+    "TORCH_NCCL_DEBUG_INFO_PIPE_FILE was set",
 }
 LARGER = {
     "genlock": "record again, with room on the disk",
     "": "TORCH_NCCL_TRACE_BUFFER_SIZE=20000, and a dump with completed operations",
 }
 TIMING = (
-    "whose device had started: TORCH_NCCL_ENABLE_TIMING=1 in the next run; of a job that hangs now, `ncclras -v` twice"
+    "whose device had started: TORCH_NCCL_ENABLE_TIMING=1 in the next run; of a job that hangs now, `genlock collect`"
 )

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...traces.collectives import Ended, Recording, Status
+from ...traces.collectives import Ended, RankRecord, Recording, Status
 from .send_recv import Pairs
 
 SYNCHRONISING = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier")
@@ -91,7 +91,13 @@ def ending_text(recording: Recording, rank: int) -> str:
     ended = Ended.UNSAID if record is None else record.ended
     return {
         Ended.STOPPED: "it came to its end without it",
-        Ended.FAILED: f"it ended by an exception: {record.message[:120] if record else ''}",
+        Ended.FAILED: f"it ended by an exception: {_raised(record)}" if record else "",
         Ended.OPEN: "its trace ends there: it was killed, or stands still",
         Ended.TORN: "its trace is cut off before",
     }.get(ended, "")
+
+
+def _raised(record: RankRecord) -> str:
+    """Return what a rank raised, and where, in one line."""
+    text = " ".join(record.message.split())[:120]
+    return f"{text} at {record.raised_at}" if record.raised_at else text

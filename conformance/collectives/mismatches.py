@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ...traces.collectives import Ended, RankRecord, Recording, Signature
+from ...traces.collectives import BASE, Ended, RankRecord, Recording, Signature
 from ...traces.importers.genlock_programs import line_of
 from ..diagnosis import Accusation, Strength
 from .alignment import Aligned, Key, Op, ops_of
@@ -19,6 +19,7 @@ from .blame import UNLIKE, Alone, Unlike, Value, recording_contradicts_itself, u
 from .history import PAST
 from .send_recv import Pairs
 from .sibling_ranks import Order
+from .times_there import times_there
 
 if TYPE_CHECKING:
     from .recognise_protocol import Lifted
@@ -49,11 +50,15 @@ class OperationNames:
 
     def op(self, op: Op) -> str:
         signature = self.recording.signatures[op.signature]
-        return f"{signature} #{op.sequence} of {self.group(op.group)}"
+        return f"{signature} {self.number(op)} of {self.group(op.group)}"
+
+    def number(self, op: Op) -> str:
+        """Return `#4`; `#last+1` of what comes after the last that completed, where nothing else is known."""
+        return f"#last{op.sequence - BASE:+d}" if self.recording.relative else f"#{op.sequence}"
 
     def short(self, op: Op) -> str:
         kind, towards = self._towards(op)
-        return f"{kind} #{op.sequence}{towards} of {self.group(op.group)}"
+        return f"{kind} {self.number(op)}{towards} of {self.group(op.group)}"
 
     def call(self, op: Op) -> str:
         """Return the same without its number."""
@@ -180,7 +185,7 @@ def _within(span: tuple[int, int] | None, sequence: int) -> bool:
 def mismatches(aligned: Aligned, order: Order, words: OperationNames) -> Iterator[Conflict]:
     """Yield the first collective of each group that its members did not issue alike; what follows it is noise."""
     seen: set[int] = set()
-    for number in np.flatnonzero(aligned.unequal | aligned.unbalanced).tolist():
+    for number in np.flatnonzero(aligned.unlike).tolist():
         key = aligned.key(number)
         if key.group not in seen:
             seen.add(key.group)
@@ -189,7 +194,7 @@ def mismatches(aligned: Aligned, order: Order, words: OperationNames) -> Iterato
 
 def _mismatch(aligned: Aligned, number: int, order: Order, words: OperationNames) -> Conflict:
     signatures, key, rows = aligned.recording.signatures, aligned.key(number), aligned.rows(number)
-    shape = _wire if aligned.unequal[number] else _sizes
+    shape = _wire if aligned.unequal[number] else _reduction if aligned.reduced_unlike[number] else _sizes
     given = {op.rank: shape(signatures[op.signature]) for op in rows}
     accused = UNLIKE.first(
         Unlike(
@@ -205,12 +210,17 @@ def _mismatch(aligned: Aligned, number: int, order: Order, words: OperationNames
     op = next(op for op in rows if op.rank in named)
     others = {str(signatures[o.signature]) for o in rows if (o.rank not in named or not told_apart) and o is not op}
     what = "the other members issued" if told_apart else "the members issued different collectives: elsewhere"
+    why = f"{what} {' and '.join(sorted(others))}"
+    if told_apart and len(named) == 1:
+        usual = [o for o in rows if o.rank not in named]
+        told = times_there(aligned.recording, op.rank, [o.rank for o in usual], key.group, usual[0].site)
+        why += f"; {told}" if told else ""
     return Conflict(
         op,
         accused,
         words.op(op),
         tuple(f"{text} #{key.sequence} of {words.group(key.group)}" for text in sorted(others)),
-        f"{what} {' and '.join(sorted(others))}",
+        why,
     )
 
 
@@ -224,6 +234,10 @@ def _before(aligned: Aligned, number: int, shape: Shape) -> list[tuple[object, .
 
 def _wire(signature: Signature) -> tuple[object, ...]:
     return signature.wire
+
+
+def _reduction(signature: Signature) -> tuple[object, ...]:
+    return (signature.reduce,)
 
 
 def _sizes(signature: Signature) -> tuple[object, ...]:

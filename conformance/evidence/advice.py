@@ -26,10 +26,17 @@ OF_RANKS = (Wanted.LOG, Wanted.STACK, Wanted.RECORDING, Wanted.DEVICE_HEALTH)
 """Kinds that are of certain ranks."""
 _TEXTS = {
     Wanted.LOG: "fetch the log{of}, of every node, and replay it together with these",
-    Wanted.STACK: "take the stack{of}: `py-spy dump --pid PID`, twice, while it hangs",
-    Wanted.RECORDING: "fetch the Flight Recorder dump{of} (`genlock explain evidence` says how)",
-    Wanted.SECOND_ANSWER: "ask again half a minute later (`ncclras -v`), and replay both answers in one file",
-    Wanted.RANK_NUMBERS: "name the rank of each process: a file a rank, named `rank3.txt`, or NCCL's init lines",
+    Wanted.STACK: "take the stack{of} while it hangs: `genlock collect` on its node, or `py-spy dump --pid PID` twice",
+    Wanted.RECORDING: (
+        "fetch the Flight Recorder dump{of}: `genlock collect` while it hangs (else: `genlock explain evidence`)"
+    ),
+    Wanted.SECOND_ANSWER: (
+        "ask RAS twice: by `genlock collect`, or `ncclras -v` again half a minute later, both answers in one file"
+    ),
+    Wanted.RANK_NUMBERS: (
+        "name the rank of each process: `genlock collect --pid PID=RANK`, a file a rank (`rank3.txt`), or NCCL's init"
+        " lines"
+    ),
     Wanted.WORLD_SIZE: "say how many ranks there were: the logs of all nodes, or torch's INFO lines, have it",
     Wanted.DETAIL_RUN: "run once with TORCH_DISTRIBUTED_DEBUG=DETAIL",
     Wanted.DEVICE_HEALTH: "look at the devices and the network{of}: `dmesg -T | grep -iE 'xid|nvrm'`, `ibstat`",

@@ -6,9 +6,11 @@ Left out: operations that have numbers (`waits`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ...traces import evidence as facts
+from ...traces.evidence import Place
+from ...traces.importers.places import place_text
 from ..diagnosis import Wanted
 from .finding import Finding, Kind, Missing, ranks_text, verb
 from .picture import Picture, stated
@@ -127,33 +129,69 @@ def _peers(picture: Picture) -> Iterator[Finding]:
 
 
 def stacks(picture: Picture) -> Iterator[Finding]:
-    """Yield the ranks whose stack is elsewhere while those of the others wait."""
-    states = {rank: picture.at(rank) for rank in picture.stacks}
-    waiting = tuple(sorted(r for r, at in states.items() if at is At.WAITING))
-    elsewhere = tuple(sorted(r for r, at in states.items() if at is At.ELSEWHERE))
-    unsure = tuple(sorted(r for r, at in states.items() if at is At.UNSURE))
-    odd = elsewhere or unsure
-    if not waiting or not odd:
+    """Yield the ranks whose stack is elsewhere while those of the others wait, or may wait in the backward pass."""
+    of: dict[At | None, list[int]] = defaultdict(list)
+    for rank in sorted(picture.stacks):
+        of[picture.at(rank)].append(rank)
+    waiting, may_wait = of[At.WAITING], of[At.BACKWARD]
+    elsewhere = of[At.ELSEWHERE]
+    odd = tuple(elsewhere or of[At.UNSURE] or (may_wait if waiting else ()))
+    if not odd and len(waiting) > 1:
+        yield _all_wait(picture, waiting)
+        return
+    if not odd or not (waiting or may_wait):
         yield from _without_rank(picture)
         return
-    rank = odd[0]
-    stack = picture.stacks[rank][-1]
+    stack = picture.stacks[odd[0]][-1]
     place, library = stands_at(stack)
     at = str(place or library or "its own code")
-    others = f"{ranks_text(waiting)} {verb(waiting, 'waits', 'wait')} in a collective"
-    why = f"{ranks_text(odd)} {verb(odd, 'stands', 'stand')} at {at}, while {others}"
+    others = []
+    if waiting:
+        others.append(f"{ranks_text(waiting)} {verb(waiting, 'waits', 'wait')} in a collective")
+    if may_wait and odd[0] not in may_wait:
+        others.append(f"{ranks_text(may_wait)} {verb(may_wait, 'is', 'are')} blocked in the backward pass")
+    why = f"{ranks_text(odd)} {verb(odd, 'stands', 'stand')} at {at}, while {' and '.join(others)}"
     absent = tuple(picture.absent())
-    sure = bool(elsewhere) and _twice(picture, (*elsewhere, *waiting)) and not absent and not unsure
+    sure = bool(elsewhere) and not (absent or of[At.UNSURE] or may_wait) and len(odd) < len(waiting)
+    sure &= _twice(picture, (*elsewhere, *waiting))
+    # whoever is blocked in the backward pass may be the one as well, unless more are there than anywhere else
+    suspects = {*odd, *absent, *(may_wait if len(may_wait) <= len(waiting) else ())}
     yield Finding(
         Kind.STACKS,
         why + (", in two stacks each" if sure else ""),
-        culprits=odd if sure and len(odd) < len(waiting) else (),
-        suspects=() if sure and len(odd) < len(waiting) else tuple(sorted({*odd, *absent})),
+        culprits=odd if sure else (),
+        suspects=() if sure else tuple(sorted(suspects)),
         at=at,
         observed=stack.frames[0].function,
         expected=("the collective in which the others wait",),
         source=stack.source,
         missing=(Missing(Wanted.STACK, tuple(sorted({*odd, *absent}))),),
+        place=place,
+        library=library,
+    )
+
+
+def _all_wait(picture: Picture, waiting: Sequence[int]) -> Finding:
+    """Return where ranks wait, all of them: whoever waits at another line than more than half of all is a suspect."""
+    places: dict[tuple[Place | None, Place | None], list[int]] = defaultdict(list)
+    for rank in waiting:
+        places[stands_at(picture.stacks[rank][-1])].append(rank)
+    groups = sorted(places.items(), key=lambda item: (-len(item[1]), item[1]))
+    told = "; ".join(
+        f"{ranks_text(ranks)} {verb(ranks, 'waits', 'wait')} at {place_text(*place)}" for place, ranks in groups[:6]
+    )
+    most = groups[0][1]
+    absent = tuple(picture.absent())
+    odd = [rank for _, ranks in groups[1:] for rank in ranks] if 2 * len(most) > picture.world else []
+    suspects = tuple(sorted({*odd, *absent}))
+    place, library = stands_at(picture.stacks[(odd or most)[0]][-1])
+    return Finding(
+        Kind.STACKS,
+        f"all whose stack is there wait in a collective: {told}; in which one, stacks do not say",
+        suspects=suspects,
+        at=str(place or library or "a collective"),
+        source=picture.stacks[most[0]][-1].source,
+        missing=(Missing(Wanted.RECORDING, suspects or tuple(waiting)), Missing(Wanted.STACK, absent)),
         place=place,
         library=library,
     )

@@ -19,6 +19,17 @@ from .picture import FATAL_SIGNALS, Picture
 SIGNALS = {-9: "SIGKILL", -7: "SIGBUS", -11: "SIGSEGV", -4: "SIGILL", -8: "SIGFPE"}
 
 
+def ended_before(picture: Picture) -> dict[int, str]:
+    """Return the ranks that ended before anybody gave up on them, and how, as launchers and they themselves said."""
+    found = {rank: f"ended by {SIGNALS[fact.code]}" for rank, fact in picture.gone.items()}
+    exits = {f.rank: f for f in picture.evidence.of(facts.Exited)}
+    for raised in picture.evidence.of(facts.Raised):
+        rank = picture.rank_of(raised)
+        if rank is not None and not raised.follows and _ended(rank, [raised], exits, picture):
+            found.setdefault(rank, f"raised {raised.type}")
+    return found
+
+
 def failures(picture: Picture) -> Iterator[Finding]:
     """Yield the ranks that raised, crashed or were killed, with how sure that is."""
     yield from _raised(picture)

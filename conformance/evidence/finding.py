@@ -19,6 +19,7 @@ class Kind(Enum):
     UNLIKE = "unlike operations at one number"
     RAISED = "a rank raised an exception"
     KILLED = "a rank's process was ended from outside, or crashed"
+    STOPPED = "a rank's process is stopped by a signal"
     STANDS_STILL = "a rank that others wait for does not wait itself"
     OUT_OF_STEP = "ranks wait for each other, and one has left the order of the others"
     COUNTS = "ranks launched unlike numbers of operations"

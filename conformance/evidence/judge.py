@@ -15,6 +15,7 @@ from ...traces.evidence import Evidence
 from ...traces.importers.places import place_text
 from ..diagnosis import WaitingRank
 from .arrivals import arrivals, monitors, stacks
+from .collected import beside_looks, stopped
 from .counts import counts
 from .failures import failures
 from .finding import Finding, Kind, Missing
@@ -52,12 +53,14 @@ def judge_facts(evidence: Evidence) -> Judged:
     found = [
         *unlike(picture),
         *failures(picture),
+        *stopped(picture),
         *stalls(picture),
         *counts(picture),
         *arrivals(picture),
         *stacks(picture),
         *monitors(picture),
     ]
+    found = beside_looks(found, picture)
     order = list(Kind)
     found.sort(key=lambda f: (not f.culprits, order.index(f.kind)))
     found = [_with_place(f, picture) for f in found]

@@ -18,21 +18,29 @@ from ...traces.importers.places import place_text
 from ..collectives.diagnose import diagnose
 from ..diagnosis import Accusation, Diagnosis, Divergence, MissingEvidence, Strength, accusations
 from .advice import advice
+from .collected import tempered
+from .failures import ended_before
 from .finding import Finding, Kind
 from .judge import Judged, judge_facts
+from .picture import Picture
 
 CONTRADICTION, MERGED = "recording-against-logs", "recording-and-logs"
-HOST = (Kind.STANDS_STILL, Kind.NEVER_CAME, Kind.STACKS, Kind.COUNTS)
+HOST = (Kind.STANDS_STILL, Kind.STOPPED, Kind.NEVER_CAME, Kind.STACKS, Kind.COUNTS)
 
 
 def judge_evidence(evidence: Evidence) -> Diagnosis:
     """Return the verdict on all that is known of a job."""
+    return tempered(_judged(evidence), evidence)
+
+
+def _judged(evidence: Evidence) -> Diagnosis:
     recording = evidence.recording
     if recording is None:
         return diagnosis_of(judge_facts(evidence), len(evidence.facts))
-    recorded = diagnose(recording)
     if not evidence.facts:
-        return recorded
+        return diagnose(recording)
+    died = ended_before(Picture(evidence))
+    recorded = diagnose(replace(recording, died={**died, **recording.died}))
     both = replace_facts(evidence, [*evidence.facts, *facts_of(recording)])
     return together(recorded, judge_facts(both), judge_facts(evidence), len(evidence.facts))
 

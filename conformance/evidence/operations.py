@@ -35,7 +35,9 @@ def unlike(picture: Picture) -> Iterator[Finding]:
             if len(classes) > 1:
                 source = state.sources.get((number, min(votes)))
                 place = f"{state.name}, number {number}" if state.name.family != "desync" else f"number {number}"
-                yield _finding(classes, votes, place, number, state.size if state.whole else 0, source, picture)
+                yield _finding(
+                    classes, votes, place, number, state.size if state.whole and state.vouched else 0, source, picture
+                )
                 break
     yield from _wrapper(picture)
     yield from _calls(picture)
@@ -118,7 +120,7 @@ def _wrapper(picture: Picture) -> Iterator[Finding]:
                 if rank != fact.rank:
                     votes.setdefault(rank, votes[fact.rank])
     classes = _classes(votes)
-    size = picture.world if picture.world_stated or len(found) > 1 else 0
+    size = picture.world if picture.world_stated else 0
     if not all(fact.ascending for fact in found):
         size = 0  # of a smaller group, whose size nothing tells
     if len(classes) < 2:

@@ -8,9 +8,12 @@ Left out: who is to blame.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -45,6 +48,8 @@ class GroupState:
     """Number to rank to what it issued as that."""
     sources: dict[tuple[int, int], Source] = field(default_factory=dict)
     """(Number, rank) to where that was read."""
+    vouched: bool = True
+    """False where the size is that of the ranks that were seen: there may be more."""
 
     @property
     def whole(self) -> bool:
@@ -73,6 +78,10 @@ class Picture:
         self.complained = {f.rank for f in evidence.of(facts.Complained)}
         self.heard = {f.rank for f in evidence.of(facts.Heard)}
         self.stacks = self._stacks()
+        self.elsewhere = {f.rank for f in evidence.of(facts.Collected) if f.elsewhere}
+        left: list[Written] = [*evidence.of(facts.PeerLost), *evidence.of(facts.PeerSilent)]
+        self.left = {rank for fact in left if (rank := self.rank_of(fact)) is not None}
+        """Ranks that another one left: alive, and in an operation, whichever it was."""
         self._take()
         self.world, self.world_stated = self._world()
         self._complete_groups()
@@ -177,7 +186,8 @@ class Picture:
         for unlike in evidence.of(facts.Unlike):
             named |= {unlike.rank} | ({unlike.peer} if unlike.peer is not None else set())
         least = 1 + max(named, default=-1)
-        stated = [f.of for f in evidence.of(facts.Joined)]
+        stated = [f.of for f in evidence.of(facts.Joined)] + [f.size for f in evidence.of(facts.JobSize)]
+        stated += [f.world for f in evidence.of(facts.Collected)]
         stated += [f.size for f in evidence.of(facts.Counted)] + [f.size for f in evidence.of(facts.Finished)]
         stated += [f.size for f in evidence.of(facts.Calls)]
         if evidence.recording is not None:
@@ -193,6 +203,7 @@ class Picture:
             if not state.size:
                 state.size = max((size for size in _ratios(state) if size >= len(state.members)), default=0)
             if state.default or state.size == self.world:
+                state.vouched = self.world_stated
                 state.members, state.size = set(everybody), self.world
 
     # ── what a rank does ────────────────────────────────────────────────────────────────────────────────
@@ -202,8 +213,11 @@ class Picture:
         return bool(self.waits.get(rank)) or rank in self.complained or self.at(rank) is At.WAITING
 
     def at(self, rank: int) -> At | None:
-        """Return where the rank's last stack is; None where there is none."""
-        return state_of(self.stacks[rank][-1]) if rank in self.stacks else None
+        """Return where the rank's last stack is, and what the kernel had it in; None where there is no stack."""
+        if rank not in self.stacks:
+            return None
+        state = state_of(self.stacks[rank][-1])
+        return At.ELSEWHERE if state is At.UNSURE and rank in self.elsewhere else state
 
     def quiet(self, rank: int) -> bool:
         """Tell whether the rank is known not to wait in a collective, at the time when others gave up on it."""
@@ -216,14 +230,41 @@ class Picture:
         )
         return (rank in self.heard or rank in self.gone) and not pending
 
-    @property
+    @cached_property
     def gone(self) -> Mapping[int, facts.Exited]:
-        """Return the ranks that a signal ended which is not the way in which those that wait are ended."""
-        return {f.rank: f for f in self.evidence.of(facts.Exited) if f.code in FATAL_SIGNALS}
+        """Return the ranks that a signal ended before anybody gave up on them.
+
+        Signals by which torch and launchers take down those that wait do not count, nor what came long after the first
+        end on the host. Where ranks that waited, or left a recording, ended by the same signal, somebody ended the
+        whole job, and it tells nothing of anyone.
+        """
+        exits = self.evidence.of(facts.Exited)
+        first = {f.host: f for f in exits if f.first}
+        recorded = self.evidence.recording.ranks if self.evidence.recording is not None else {}
+        others = {r for r in (*self.waits, *self.complained, *recorded) if r in recorded or self.waiting(r)}
+        general = {f.code for f in exits if f.rank in others}
+        return {
+            f.rank: f
+            for f in exits
+            if f.code in FATAL_SIGNALS and f.code not in general and f.host in first and _at_once(first[f.host], f)
+        }
 
     def absent(self) -> Iterator[int]:
         """Yield the ranks of which nothing is known."""
         return (rank for rank in range(self.world) if rank not in self.told and rank not in self.complained)
+
+
+ESCALATION = 20
+"""Seconds: torchrun takes the other ranks down by SIGKILL only when 30 have passed since the first one ended."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d:\d\d:\d\d")
+
+
+def _at_once(first: facts.Exited, other: facts.Exited) -> bool:
+    """Tell whether a process ended with the first one of its host, and not by its launcher's hand."""
+    if other.first:
+        return True
+    times = [datetime.strptime(f.time, "%Y-%m-%d_%H:%M:%S") for f in (first, other) if _TIME.fullmatch(f.time)]
+    return len(times) == 2 and abs((times[1] - times[0]).total_seconds()) < ESCALATION
 
 
 def _ratios(state: GroupState) -> Iterator[int]:
@@ -283,6 +324,9 @@ class _Identities:
                 ranks = known.get((path, number), set())
                 if len(ranks) == 1:
                     return next(iter(ranks)), True
+                elsewhere = {rank for (_, other), found in known.items() if other == number for rank in found}
+                if not ranks and len(elsewhere) == 1:
+                    return next(iter(elsewhere)), False  # unless this file is of another host
                 # a number of the launcher's is the rank on one host, or with one task a rank
                 return (number if same and not ranks else None), False
         place = dict(writer.worker)

@@ -25,6 +25,8 @@ _TORCH = re.compile(
     r"(?:^|/)torch/(?:distributed|cuda|_tensor|utils/_device|_ops|nn/parallel)|(?:^|/)distributed_c10d\.py|c10d_logger\.py"
 )
 _QUEUE = re.compile(r"(?:^|/)(?:shm_broadcast|message_queue|device_communicators/shm_broadcast)\.py")
+_BACKWARD = re.compile(r"(?:^|/)torch/autograd/(?:graph|__init__)\.py$")
+"""Files from which the backward pass is entered: what it does from there on, native frames alone show."""
 _OUTSIDE = re.compile(
     r"(?:^|/)(?:threading|queue|selectors|socket|ssl|subprocess|shutil|tempfile|tarfile|zipfile|pickle|json/\w+|time"
     r"|multiprocessing/\w+|concurrent/futures/\w+|asyncio/\w+|importlib/.*|urllib/.*|http/.*|torch/utils/data/.*"
@@ -39,6 +41,7 @@ class At(Enum):
     """Says where a process is."""
 
     WAITING = "in a collective, or waiting for its device"
+    BACKWARD = "blocked in the backward pass, which may wait there for a collective or its device"
     ELSEWHERE = "in no collective, and not waiting for its device"
     UNSURE = "in the program, which may wait there for the device"
 
@@ -46,8 +49,8 @@ class At(Enum):
 def state_of(stack: Stack) -> At:
     """Return where the main thread is, as far as its innermost frames tell.
 
-    A line of the program itself may read a value off the device, which shows in native frames alone. A process that
-    the system does not run does not spin in such a wait.
+    A line of the program itself may read a value off the device, or wait for an operation that it issued before, which
+    shows in native frames alone.
     """
     native = any(not frame.file.endswith(".py") and not frame.file.startswith("<") for frame in stack.frames)
     for frame in stack.frames[:DEEP]:
@@ -61,7 +64,9 @@ def state_of(stack: Stack) -> At:
     inner = next((f for f in stack.frames if f.file.endswith(".py") and not f.file.startswith("<")), None)
     if inner is None:
         return At.UNSURE
-    if native or _OUTSIDE.search(inner.file) or (not stack.active and stack.measured):
+    if _BACKWARD.search(inner.file) and not stack.active:
+        return At.BACKWARD
+    if native or _OUTSIDE.search(inner.file):
         return At.ELSEWHERE
     return At.UNSURE
 

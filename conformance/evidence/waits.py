@@ -1,8 +1,9 @@
 """Finds where all waits end: the rank that does not wait itself, ranks of which nothing is known, or a circle.
 
-A rank that waits in operation n of a group waits for the members that have not issued it. Numbers are compared inside
-of one group alone. Whoever is at the end of all waits is to blame only if it is known not to wait, nobody is missing,
-and more ranks wait than stand still: where most stand still, those that wait may have done one operation too many.
+A rank that waits in operation n of a group waits for the members that have not issued it, or that wait elsewhere with
+it behind that. Numbers are compared inside of one group alone. Whoever is at the end of all waits is to blame only if
+it is known not to wait, nobody is missing, and its program goes on: most members issued what is due from it, or others
+wait for it in several groups. Else those that wait may have done one operation too many.
 
 Left out: unlike operations (`operations`), and counts that tools asked for (`counts`).
 """
@@ -40,6 +41,19 @@ class Graph:
                 found.add(rank)
                 todo += self.edges.get(rank, ())
         return found
+
+    def circles(self) -> set[int]:
+        """Return the ranks that wait for each other, whoever else they wait for."""
+        if not self.edges:
+            return set()
+        import networkx as nx  # not needed by most, and slow to load
+
+        graph: nx.DiGraph[int] = nx.DiGraph([(rank, other) for rank, others in self.edges.items() for other in others])
+        return set[int]().union(*(found for found in nx.strongly_connected_components(graph) if len(found) > 1))
+
+    def waiting_for(self, rank: int) -> list[Waits]:
+        """Return the operations that others wait in for a rank."""
+        return [others[rank] for others in self.edges.values() if rank in others]
 
 
 def graph_of(picture: Picture) -> Graph:
@@ -79,9 +93,11 @@ def _joined(member: int, state: GroupState, wait: Waits, picture: Picture) -> bo
         # it waits in an earlier one, with this one queued behind it or not
         return state.issued.get(member, -1) >= wait.number
     if member in state.issued:
-        return state.issued[member] >= wait.number
-    # a rank whose time-out others heard of waits itself; nothing says where
-    return member in picture.complained and member not in picture.told
+        # of another group it waits in something older
+        elsewhere = not own and any(w.group is not None and w.number >= 0 for w in picture.waits.get(member, ()))
+        return state.issued[member] >= wait.number and not elsewhere
+    # a rank whose time-out others heard of waits itself, and so does one that lost a peer; nothing says where
+    return (member in picture.complained and member not in picture.told) or member in picture.left
 
 
 def stalls(picture: Picture) -> Iterator[Finding]:
@@ -114,25 +130,52 @@ def _owed(culprit: int, graph: Graph) -> Waits:
     return max(waits, key=lambda w: (w.operation.kind not in P2P, alike[w], -w.rank))
 
 
+def _goes_on(rank: int, graph: Graph, picture: Picture) -> bool:
+    """Tell whether a rank that waits in nothing is certainly not where its program ends: the others go on.
+
+    More than half of a group issued what is due from it, or several ranks wait for it in different groups.
+    """
+    owed = [(wait, picture.group(wait.group, wait.rank)) for wait in graph.waiting_for(rank) if wait.group is not None]
+    if any(_in_order(wait, picture) for wait, _ in owed):
+        return True
+    return len({str(state.name) for _, state in owed}) > 1 < len({wait.rank for wait, _ in owed})
+
+
+def _in_order(wait: Waits, picture: Picture) -> bool:
+    """Tell whether an operation has its place in the program: more than half of its group is known to be in it."""
+    if wait.group is None or wait.operation.kind in P2P:
+        return False
+    state = picture.group(wait.group, wait.rank)
+    issued = {rank for rank, last in state.issued.items() if last >= wait.number}
+    # a rank whose time-out others heard of waits itself; nothing says where
+    waits = {rank for rank in picture.complained if rank in state.members and rank not in picture.told}
+    return 2 * len(issued | waits) > state.size > 2
+
+
 def _still(quiet: tuple[int, ...], waiting: set[int], graph: Graph, picture: Picture) -> Finding:
-    wait = _owed(quiet[0], graph)
+    sure = tuple(rank for rank in quiet if _goes_on(rank, graph, picture))
+    wait = _owed((sure or quiet)[0], graph)
     at = name_of(wait)
     left = tuple(sorted(r for r in waiting if r not in quiet))
-    known = f"{ranks_text(quiet)} never issued {at}, and nothing shows {verb(quiet, 'it', 'them')} waiting"
-    why = f"{known}; {ranks_text(left)} {verb(left, 'waits', 'wait')}"
-    if len(left) > len(quiet):
+    named = sure or quiet
+    known = f"{ranks_text(named)} never issued {at}, and nothing shows {verb(named, 'it', 'them')} waiting"
+    why = f"{known}{_counted(named[0], wait, picture)}; {ranks_text(left)} {verb(left, 'waits', 'wait')}"
+    if sure:
         return Finding(
             Kind.STANDS_STILL,
             why,
-            culprits=quiet,
+            culprits=sure,
             at=f"before {at}",
             observed="nothing",
             expected=(at,),
             number=wait.number,
             source=wait.source,
         )
-    both = tuple(sorted({*quiet, *left}))
-    why += f"; or {ranks_text(left)} did one operation too many, as no more ranks wait than stand still"
+    doubted = {w.rank for rank in quiet for w in graph.waiting_for(rank)}
+    both = tuple(sorted({*quiet, *doubted, *graph.circles()}))
+    few = tuple(sorted(doubted))
+    are = verb(few, "is", "are")
+    why += f"; or {ranks_text(few)} did one operation too many, as no more than half of the group {are} in it"
     return Finding(
         Kind.STANDS_STILL,
         why,
@@ -144,11 +187,24 @@ def _still(quiet: tuple[int, ...], waiting: set[int], graph: Graph, picture: Pic
     )
 
 
+def _counted(rank: int, wait: Waits, picture: Picture) -> str:
+    """Return how many operations of the group the rank and the one that waits issued, where both are known."""
+    if wait.group is None or wait.operation.kind in P2P:
+        return ""
+    issued = picture.group(wait.group, wait.rank).issued
+    if rank not in issued or wait.rank not in issued or issued[rank] < 0:
+        return ""
+    return f": its last is #{issued[rank]}, that of rank{wait.rank} #{issued[wait.rank]}"
+
+
 def _nothing_known(
     quiet: tuple[int, ...], silent: tuple[int, ...], unsure: tuple[int, ...], graph: Graph, picture: Picture
 ) -> Finding:
-    suspects = tuple(sorted({*quiet, *silent, *unsure}))
-    wait = _owed(suspects[0], graph)
+    ends, circles = {*quiet, *silent, *unsure}, graph.circles()
+    due = [*graph.open_ended, *(w for rank in ends for w in graph.waiting_for(rank))]
+    doubted = {w.rank for w in due if not _in_order(w, picture)}
+    suspects = tuple(sorted({*ends, *circles, *doubted}))
+    wait = _owed(min(ends), graph)
     at = name_of(wait)
     left = tuple(sorted(picture.waits))
     parts = []
@@ -158,9 +214,16 @@ def _nothing_known(
         parts.append(f"nothing is known of {ranks_text(silent)}")
     if unsure:
         parts.append(f"nothing says whether {ranks_text(unsure)} issued it")
+    if circles:
+        parts.append(f"{ranks_text(circles)} wait for each other besides")
+    if doubted:
+        few = verb(doubted, "is", "are")
+        parts.append(
+            f"or {ranks_text(doubted)} did one operation too many, as no more than half {few} known to be in it"
+        )
     why = f"{ranks_text(left)} {verb(left, 'waits', 'wait')} in {at}; " + "; ".join(parts)
     missing = [Missing(Wanted.LOG, silent)] if silent else []
-    missing.append(Missing(Wanted.STACK, suspects))
+    missing.append(Missing(Wanted.STACK, tuple(sorted(ends))))
     if not picture.world_stated:
         missing.append(Missing(Wanted.WORLD_SIZE))
     return Finding(
@@ -209,9 +272,9 @@ def _around(circle: tuple[int, ...], graph: Graph, picture: Picture) -> Finding:
 
 
 def _all_together(circle: tuple[int, ...], graph: Graph, picture: Picture) -> bool:
-    """Tell whether every group that somebody of the circle waits in has all of its ranks as members."""
+    """Tell whether every group that somebody of the circle waits in has all of its ranks as members, and no others."""
     groups = [picture.group(w.group, w.rank) for r in circle for w in graph.edges[r].values() if w.group is not None]
-    return all(set(circle) <= state.members for state in groups)
+    return all(set(circle) <= state.members and state.vouched for state in groups)
 
 
 def _joint(graph: Graph, picture: Picture) -> Finding:
@@ -235,7 +298,9 @@ def _joint(graph: Graph, picture: Picture) -> Finding:
     suspects = left if picture.world_stated and graph.joint and not lost else ()
     rest = tuple(r for r in range(picture.world) if not picture.waiting(r))
     if not graph.joint and rest:
-        suspects = rest
+        in_step = len({(w.number, w.operation.kind) for w in waits}) == 1
+        alike = in_step and (waits[0].group is None or _in_order(waits[0], picture))
+        suspects = rest if alike else tuple(range(picture.world))
         missing[0] = Missing(Wanted.STACK, rest)
         why += f", and of {ranks_text(rest)} no wait is known"
     elif graph.joint and wait.group is not None:

@@ -258,10 +258,11 @@ def _load() -> None:
     import torch.distributed.run as torchrun
     from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
-    from ...guardian import child, guardian
+    from ...guardian import child, guardian, supervisor
     from . import launch, rank_main
 
-    PROGRAMS[""] = (GUARDIAN, guardian.main)
+    assert guardian  # loaded, for the supervisor to fork
+    PROGRAMS[""] = (GUARDIAN, supervisor.main)
     PROGRAMS["genlock.impl.jobs.rank_main"] = (RANK, lambda arguments: rank_main.main(*arguments))
     PROGRAMS["torch.distributed.run"] = ("", lambda arguments: torchrun.main(arguments) or 0)
     for module in map(import_module, sys.argv[1:]):

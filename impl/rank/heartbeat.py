@@ -41,7 +41,7 @@ class Beat:
     def __init__(self, memory: memoryview, flags: int = 0, *, guarded: bool = False) -> None:
         self.guarded = guarded
         """True where somebody reads it."""
-        self._memory, self._lock, self._edition = memory, threading.Lock(), 0
+        self._memory, self._lock = memory, threading.Lock()
         self._pending = 0
         self._page = Page()
         self._page.pid, self._page.flags = os.getpid(), flags
@@ -85,7 +85,7 @@ class Beat:
     def _flag(self, flag: int) -> None:
         with self._lock:
             self._page.flags |= flag
-            self._edition = self._page.write(self._memory, self._edition)
+            self._page.write(self._memory)
 
     def phase(self, name: str, *, deadline: float = 0.0) -> None:
         """Begin work of this kind. `deadline` in seconds overrides that of the phase; at most 16 bytes of name."""
@@ -150,4 +150,4 @@ class Beat:
 
     def _write(self) -> None:
         self._page.counter += 1
-        self._edition = self._page.write(self._memory, self._edition)
+        self._page.write(self._memory)

@@ -49,6 +49,7 @@ PRIVATE = (
     "_C._len_torch_dispatch_stack",
     "distributed.ProcessGroupGloo",
     "distributed.ProcessGroup._get_backend",
+    "distributed.distributed_c10d._get_default_store",
 )
 """Names what is used here and is no public interface of torch, below `torch`."""
 
@@ -65,7 +66,7 @@ BLIND_SPOTS = (
 
 
 KEY, _op_names, _unbox_group, _unbox_work, _wait, _, _Library, *_rest = map(lookup, PRIVATE)
-_modes, _Gloo, _backend_of = _rest
+_modes, _Gloo, _backend_of, _default_store = _rest
 _Work: Any = dist.Work
 _ProcessGroup: Any = dist.ProcessGroup
 
@@ -213,6 +214,22 @@ def group_of(group: dist.ProcessGroup) -> Group:
     return _interception.group(group)
 
 
+def begin_job(*, again: bool) -> None:
+    """Note that this process has joined a job, before any of its groups is named; the same one `again`, or another."""
+    _interception.begin_job(again)
+
+
+def unregistered(name: str) -> Any:
+    """Return the group of that name where torch.distributed does not know it; else None."""
+    alive = _interception.unregistered.get(name)
+    return None if alive is None else alive()
+
+
+def store_of(group: Any) -> Any:
+    """Return the store by which the members of a group found each other; of None, the default group's."""
+    return _default_store() if group is None else group.get_group_store()
+
+
 def caller(inner: FrameType | None = None) -> FrameType | None:
     """Return to a watcher where the program issues the operation; None where only torch is on the stack.
 
@@ -286,6 +303,10 @@ class _Interception:
         self._groups: dict[int, _Known] = {}
         """Keyed by the `id` of a ProcessGroup."""
         self._names: dict[str, int] = {}
+        self._joined = 1
+        """How often this process has joined its job: torch gives the same names to groups again."""
+        self.unregistered: dict[str, ref[Any]] = {}
+        """Groups that torch.distributed does not know, by their names."""
         self._unwaited: dict[int, tuple[ref[Any], OnComplete]] = {}
         """Keyed by the `id` of a work that someone may wait for: weak keys would take ten times as long."""
         self._newest: dict[int, tuple[Any, OnComplete]] = {}
@@ -307,6 +328,12 @@ class _Interception:
         """Ask the watcher again for its observers."""
         for known in [*self._groups.values()]:
             known.observers.clear()
+
+    def begin_job(self, again: bool) -> None:
+        """Name groups anew: torch counts from the beginning when the default group is made."""
+        self._joined = self._joined + 1 if again else 1
+        self._names.clear()
+        self._groups.clear()
 
     def any_failed(self) -> bool:
         """Return True where a work that nobody has waited for has failed."""
@@ -450,13 +477,18 @@ class _Interception:
     def _learn(self, group: dist.ProcessGroup) -> _Known:
         """Take up a new group. It is forgotten when it dies: its backend would live on, threads and all."""
         name, at = str(group.group_name), id(group)
+        if self._joined > 1:
+            name += f"#{self._joined}"
         used = self._names[name] = self._names.get(name, 0) + 1
+        name = name if used == 1 else f"{name}#{used}"
+        alive = ref(group, lambda _: self._groups.pop(at, None))
         try:
             members, backend = tuple(dist.get_process_group_ranks(group)), str(dist.get_backend(group))
         except (KeyError, ValueError, AssertionError):  # torch.distributed does not know it
             members, backend = tuple(range(group.size())), ""
-        described = Group(name if used == 1 else f"{name}#{used}", members, backend, group.group_desc)
-        alive = ref(group, lambda _: self._groups.pop(at, None))
+            name = f"unregistered {name} {at:x}"
+            self.unregistered[name] = alive
+        described = Group(name, members, backend, group.group_desc)
         known = self._groups[at] = _Known(alive, described, _gloo_of(group), {})
         return known
 

@@ -1,12 +1,12 @@
 """Writes, inside a recorded program, every operation of this process to its rank's trace.
 
-A process becomes a rank, and gets a trace, when it has initialised torch.distributed; the others leave none.
-No error in here reaches the program. Left out: getting into the program (`command`, `attach`).
+A process becomes a rank, and gets a trace, when it has initialised torch.distributed; the others leave none. Each job
+that it joins has a trace of its own: the ranks agree on the job's name by its store. No error in here reaches the
+program. Left out: getting into the program (`command`, `attach`), and how a process ends (`endings`).
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import inspect
@@ -14,8 +14,9 @@ import os
 import sys
 import threading
 import time
+import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import CodeType, FrameType
@@ -26,20 +27,26 @@ import torch.distributed as dist
 from msgspec.structs import replace
 
 from ...errors import GenlockError
-from ...traces.format import FORMAT_VERSION, NUMBER, P2P, Cause, Clock, Event, Group, TraceHeader
+from ...traces import journal
+from ...traces.format import FORMAT_VERSION, NUMBER, P2P, Clock, Event, Group, TraceHeader
 from ...traces.recorder import OperationRecorder, Recorder
 from .c10d_intercept import (
     BLIND_SPOTS,
     OnComplete,
     Operation,
+    begin_job,
     caller,
-    forget_observers,
     group_of,
     site,
+    store_of,
     unknown_operators,
+    unregistered,
     watch,
 )
 from .command import RecordingSettings
+from .endings import STOPPED, Ending, follow_endings
+from .precheck import precheck_from_now_on
+from .standstill import answer
 
 
 def attach() -> None:
@@ -49,18 +56,86 @@ def attach() -> None:
         return
     session = Session(settings)
     session.follow_init()
+    session.follow_destroy()
     session.follow_groups()
-    session.follow_end()
+    follow_endings(session.end, session.events)
     os.register_at_fork(after_in_child=session.forked)
     watch(session)
+    if settings.precheck is not None:
+        precheck_from_now_on(settings.precheck)
 
 
 MAX_OPERATIONS = 4096
 """Beyond so many distinct operations, those that were met are forgotten: a program may never issue the same twice."""
+KEY = "genlock/job"
+"""Under this key of a job's store lies the name that its ranks agree on."""
+
+
+class JobTrace:
+    """Holds the trace that this process writes of one job."""
+
+    def __init__(self, settings: RecordingSettings, job: journal.Job, rank: int, backend: str) -> None:
+        self.job, self.rank = job, rank
+        folder = journal.place_of(Path(settings.out), job)
+        self.recorder = Recorder(folder, _header(job, rank, backend))
+        if settings.stacks:
+            answer(folder, rank)
+        self.over = False
+        """True once its end is written, and the process has not gone on since."""
+        self._groups: set[str] = set()
+        self._made = count(1)
+        """The next number of a group in whose making this process takes part."""
+        self._counts: defaultdict[tuple[object, ...], Iterator[int]] = defaultdict(lambda: count(1))
+        """The next sequence number of each group, and of each way of p2p."""
+
+    def announce(self, group: Group) -> None:
+        """Write who is in a group, unless that is written."""
+        if group.name not in self._groups:
+            self._groups.add(group.name)
+            self.recorder.group(group)
+
+    def made(self, group: Group, *, local: bool, frame: FrameType | None) -> None:
+        """Write that a group was made, with this process in it or not."""
+        if group.name:
+            self._groups.add(group.name)
+        number, place = next(self._made), self.recorder.site(site(frame))
+        self.recorder.group(replace(group, number=number, known_by="members" if local else "all", site=place))
+
+    def operation(
+        self, operation: Operation, frame: FrameType | None, failed: Callable[[Exception], None]
+    ) -> OperationRecorder:
+        """Return what records every such operation from that place of the program."""
+        op, group, root, peer, tag, dtype, numel, asynchronous, thread, reduce, splits = operation
+        self.announce(group)
+        left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
+        about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
+        number = self.recorder.site(site(frame))
+        entered = replace(about, edge="enter", thread=thread, site=number, reduce=reduce, splits=splits)
+        counter = self.counter(group.name, op, peer, tag)
+        return self.recorder.operation(entered, replace(left, entered=NUMBER), counter, failed)
+
+    def counter(self, group: str, op: str, peer: int | None, tag: int | None) -> Iterator[int]:
+        """Return the sequence numbers of an operation."""
+        return self._counts[(group, op, peer, tag) if op in P2P else (group,)]
+
+    def end(self, ending: Ending) -> None:
+        """Write why the process ends; the first cause stands, but for an exception after a clean end."""
+        if self.over and not (ending.cause == "exception" and self.recorder.ended == "stopped"):
+            return
+        if self.over:
+            self.recorder.resume()
+        self.over = True
+        self.recorder.end(ending.cause, ending.exit, ending.message, site=self.recorder.site(ending.place))
+
+    def resume(self) -> None:
+        """Go on after an end: the process has joined the same job again."""
+        if self.over:
+            self.recorder.resume()
+            self.over = False
 
 
 class Session:
-    """Keeps the trace of this process, once it is a rank."""
+    """Keeps the traces of this process, once it is a rank."""
 
     def __init__(self, settings: RecordingSettings) -> None:
         self._settings = settings
@@ -69,18 +144,17 @@ class Session:
     def forked(self) -> None:
         """Begin anew: this process has written nothing yet, whatever its parent has."""
         self._lock = threading.RLock()
-        self._recorder: Recorder | None = None
-        self._who = (-1, 0)
         self._over = False
-        forget_observers()
-        self._groups: set[str] = set()
-        self._made = count(1)
-        """The next number of a group in whose making this process takes part."""
+        self._now: JobTrace | None = None
+        """The job of the default group, while there is one."""
+        self._jobs: dict[journal.Job, JobTrace] = {}
+        """All that this process is or was a rank of; of one job, it is one rank."""
+        self._others: dict[str, JobTrace] = {}
+        """Jobs of groups that torch.distributed does not know, by the group's name."""
         self._operations: dict[tuple[Operation, int, int], tuple[OperationRecorder, CodeType | None]] = {}
         """Keyed by operation, the `id` of the code that issues it (which has to live on), and where in that: a line's
         number takes long to find."""
-        self._counts: defaultdict[tuple[object, ...], Iterator[int]] = defaultdict(lambda: count(1))
-        """The next sequence number of each group, and of each way of p2p."""
+        begin_job(again=False)
 
     def issue(self, operation: Operation) -> OnComplete | None:
         """Write that the operation is issued; returns what writes that it has completed."""
@@ -107,40 +181,61 @@ class Session:
         return recorder
 
     def _recorder_of(self, operation: Operation, frame: FrameType | None) -> OperationRecorder | None:
-        op, group, root, peer, tag, dtype, numel, asynchronous, thread, reduce, splits = operation
         with self._lock:
-            if self._recorder is None:
-                self.open()
-            recorder = self._recorder
-            if recorder is None or self._over:
+            trace = self._trace_of(operation.group)
+            if trace is None or self._over:
                 return None
-            if group.name not in self._groups:
-                self._groups.add(group.name)
-                recorder.group(group)
-            left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
-            about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
-            number = recorder.site(site(frame))
-            entered = replace(about, edge="enter", thread=thread, site=number, reduce=reduce, splits=splits)
-            counter = self._counts[(group.name, op, peer, tag) if op in P2P else (group.name,)]
-            return recorder.operation(entered, replace(left, entered=NUMBER), counter, self._give_up)
+            if trace is not self._now:  # its group's name says nothing to the other members
+                operation = operation._replace(group=replace(operation.group, name="0"))
+            return trace.operation(operation, frame, self._give_up)
+
+    def _trace_of(self, group: Group) -> JobTrace | None:
+        """Return the trace that an operation on a group belongs to."""
+        own = unregistered(group.name)
+        if own is None:
+            if self._now is None:
+                self.open()
+            return self._now
+        trace = self._others.get(group.name)
+        if trace is None:
+            trace = self._others[group.name] = self._join(store_of(own), own.rank(), own.size(), group.backend)
+        return trace
 
     def open(self) -> None:
-        """Begin the trace, if this process has become a rank since. A process is one rank in its life."""
+        """Begin the trace of the job that this process has joined, or go on with it."""
         if self._over or not dist.is_initialized():
             return
-        who = (dist.get_rank(), dist.get_world_size())
-        if self._recorder is None:
-            self._who = who
-            settings = self._settings.restarted()
-            self._recorder = Recorder(Path(settings.out), self._header(settings, *who))
-        elif who != self._who:
-            self.end("detached", message=f"from here on the process is rank {who[0]} of {who[1]}")
+        rank, world = dist.get_rank(), dist.get_world_size()
+        trace = self._join(store_of(None), rank, world, str(dist.get_backend()))
+        begin_job(again=trace.over)
+        trace.resume()
+        self._now = trace
+        self._operations.clear()
+        if dist.group.WORLD is not None:
+            trace.announce(group_of(dist.group.WORLD))
 
-    def end(self, cause: Cause = "stopped", exit: int = -1, message: str = "") -> None:
-        """Write why the process ends, or is recorded no further."""
-        if self._recorder is not None and not self._over:
-            self._recorder.end(cause, exit, message)
-        self._over = True
+    def _join(self, store: Any, rank: int, world: int, backend: str) -> JobTrace:
+        """Return the trace of the job whose store this is."""
+        attempt = self._settings.attempt_now()
+        job = journal.Job(f"{self._settings.run}-{agreed_name(store)}", attempt, world)
+        known = self._jobs.get(job)
+        if known is None or known.rank != rank:
+            known = self._jobs[job] = JobTrace(self._settings, job, rank, backend)
+        return known
+
+    def end(self, ending: Ending = STOPPED) -> None:
+        """Write why the process ends, in each trace that has no end yet; an exception, in the last one at least."""
+        with self._lock:
+            traces = list(self._jobs.values())
+            gone = [trace for name, trace in self._others.items() if unregistered(name) is None]
+            for trace in traces:
+                if not trace.over or (not self._over and trace is traces[-1]):
+                    with contextlib.suppress(Exception):
+                        trace.end(STOPPED if trace in gone and trace is not traces[-1] else ending)
+
+    def events(self) -> int:
+        """Count what was written so far."""
+        return sum(trace.recorder.written for trace in self._jobs.values())
 
     def follow_init(self) -> None:
         """Begin the trace at once when torch.distributed is initialised, so that a rank that issues nothing has one."""
@@ -148,7 +243,13 @@ class Session:
 
         @functools.wraps(original)
         def init_process_group(*args: Any, **kwargs: Any) -> None:
-            original(*args, **kwargs)
+            try:
+                original(*args, **kwargs)
+            except Exception as error:
+                rank = f"rank {os.environ['RANK']}" if "RANK" in os.environ else f"process {os.getpid()}"
+                what = f"{rank} could not join its job: {' '.join(str(error).split())[:300]}"
+                journal.mark(Path(self._settings.out), what)
+                raise
             try:
                 with self._lock:
                     self.open()
@@ -156,6 +257,27 @@ class Session:
                 self._give_up(error)
 
         _put_in_place_of(original, init_process_group)
+
+    def follow_destroy(self) -> None:
+        """Write a clean end when the default group is destroyed: from then on, the process is no rank.
+
+        A Python may end without telling anybody: a forked child, an actor, one that its parent terminates, perhaps as
+        soon as it has what it waits for. So the end comes first; what goes wrong in the destroying takes it back.
+        """
+        original = dist.destroy_process_group
+
+        @functools.wraps(original)
+        def destroy_process_group(*args: Any, **kwargs: Any) -> None:
+            group = args[0] if args else kwargs.get("group")
+            whole = dist.is_initialized() and (group is None or group is dist.group.WORLD)
+            if whole and self._now is not None:
+                with self._lock, contextlib.suppress(Exception):
+                    self._now.end(STOPPED)
+                    self._now = None
+                    self._operations.clear()
+            original(*args, **kwargs)
+
+        _put_in_place_of(original, destroy_process_group)
 
     def follow_groups(self) -> None:
         """Announce a group when this process has taken part in making it, member or not."""
@@ -174,34 +296,33 @@ class Session:
             return group
 
         _put_in_place_of(original, new_group)
+        split = dist.split_group
+
+        @functools.wraps(split)
+        def split_group(*args: Any, **kwargs: Any) -> Any:
+            group = split(*args, **kwargs)
+            try:
+                parent = args[0] if args else kwargs.get("parent_pg")
+                local = parent is not None and parent is not dist.group.WORLD
+                self._announce(group, (), local, caller(sys._getframe()))
+            except Exception as error:
+                self._give_up(error)
+            return group
+
+        _put_in_place_of(split, split_group)
 
     def _announce(self, group: Any, ranks: Any, local: bool, frame: FrameType | None) -> None:
         with self._lock:
-            if self._recorder is None:
+            if self._now is None:
                 self.open()
-            if self._recorder is None or self._over:
+            if self._now is None or self._over:
                 return
             if isinstance(group, dist.ProcessGroup):
                 described = group_of(group)
             else:
                 everyone = range(dist.get_world_size())
                 described = Group("", tuple(int(rank) for rank in (everyone if ranks is None else ranks)))
-            if described.name:  # it may have been announced, without a number, by an operation on it
-                self._groups.add(described.name)
-            number, place = next(self._made), self._recorder.site(site(frame))
-            made = replace(described, number=number, known_by="members" if local else "all", site=place)
-            self._recorder.group(made)
-
-    def follow_end(self) -> None:
-        """Write how the process ends, where Python sees it."""
-        original = sys.excepthook
-
-        def excepthook(kind: Any, error: BaseException, traceback: Any) -> None:
-            self.end("exception", 1, f"{kind.__name__}: {error}"[:1000])
-            original(kind, error, traceback)
-
-        sys.excepthook = excepthook
-        atexit.register(self.end)
+            self._now.made(described, local=local, frame=frame)
 
     def _give_up(self, error: Exception) -> None:
         with self._lock:
@@ -210,30 +331,45 @@ class Session:
             self._over = True
             self._operations.clear()
             what = str(error) if isinstance(error, GenlockError) else f"{type(error).__name__}: {error}"
-            if self._recorder is not None:
+            for trace in self._jobs.values():
                 with contextlib.suppress(Exception):
-                    self._recorder.end("detached", -1, what[:1000])
-                self._recorder.close()  # another thread may be about to write, and observers are called on
+                    trace.end(Ending("detached", message=what[:1000]))
+                trace.recorder.close()  # another thread may be about to write, and observers are called on
+        journal.mark(Path(self._settings.out), f"process {os.getpid()} was not recorded any further: {what}")
         print(f"genlock: this process is not recorded any further: {what}", file=sys.stderr)
 
-    @staticmethod
-    def _header(settings: RecordingSettings, rank: int, world: int) -> TraceHeader:
-        unknown = [f"operators that this torch has and genlock does not know: {n}" for n in unknown_operators()]
-        return TraceHeader(
-            FORMAT_VERSION,
-            settings.run,
-            rank,
-            world,
-            role="",
-            backend=str(dist.get_backend()),
-            protocol="",
-            tables="",
-            groups={},
-            clock=Clock(time.time_ns(), time.monotonic_ns()),
-            versions={"torch": str(torch.__version__), "python": sys.version.split()[0]},
-            blind_spots=(*BLIND_SPOTS, *unknown),
-            attempt=settings.attempt,
-        )
+
+def agreed_name(store: Any) -> str:
+    """Return a name for a job that all ranks with this store get alike: that of the first to ask.
+
+    A store that cannot compare and set leaves what the environment says.
+    """
+    mine = uuid.uuid4().hex[:12]
+    try:
+        name = store.compare_set(KEY, "", mine)
+        return name.decode() if isinstance(name, bytes) else str(name)
+    except Exception:
+        names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+        return "-".join(filter(None, map(os.environ.get, names))).replace("/", "_") or "job"
+
+
+def _header(job: journal.Job, rank: int, backend: str) -> TraceHeader:
+    unknown = [f"operators that this torch has and genlock does not know: {n}" for n in unknown_operators()]
+    return TraceHeader(
+        FORMAT_VERSION,
+        job.run,
+        rank,
+        job.world,
+        role="",
+        backend=backend,
+        protocol="",
+        tables="",
+        groups={},
+        clock=Clock(time.time_ns(), time.monotonic_ns()),
+        versions={"torch": str(torch.__version__), "python": sys.version.split()[0]},
+        blind_spots=(*BLIND_SPOTS, *unknown),
+        attempt=job.attempt,
+    )
 
 
 def _put_in_place_of(original: Any, wrapper: Any) -> None:

@@ -19,9 +19,9 @@ from ..tables import (
     TAKES,
     By,
     Cell,
-    Channel,
     Collective,
     Data,
+    Fifo,
     Link,
     Meet,
     Poll,
@@ -721,7 +721,7 @@ class Network:
         return self._other_ends(shared, whose if whose is not None or shared.keys is None else rank, rank, fills)
 
     @_once
-    def _other_ends(self, shared: Slot | Channel | Cell, owner: Any, rank: int, fills: bool) -> tuple[int, ...]:
+    def _other_ends(self, shared: Slot | Fifo | Cell, owner: Any, rank: int, fills: bool) -> tuple[int, ...]:
         """Return the other ranks whose tables can fill (else empty) this slot, channel or cell of `owner`."""
         gates = (Put, Set) if fills else (Take, Poll)
         all_the_same = not isinstance(shared, Slot) and shared.keys is None
@@ -785,7 +785,7 @@ def _lists(protocol: Protocol, scope: Scope) -> Iterator[tuple[str, tuple[int, .
                 yield name, members
 
 
-def _places(protocol: Protocol, scope: Scope) -> Iterator[tuple[Channel | Cell | Link, Any]]:
+def _places(protocol: Protocol, scope: Scope) -> Iterator[tuple[Fifo | Cell | Link, Any]]:
     """Yield each channel, cell and link with each of its keys. Raise ModelError for keys that make no sense."""
     for shared in protocol.shared:
         where = f"{protocol.name}, keys of `{shared.name}`"

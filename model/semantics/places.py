@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ...errors import ModelError
-from ..tables import EMPTY, MOST_WAITING, At, Cell, Channel, Data, Link, Poll, Post, Put, Receive, See, Send, Set, Take
+from ..tables import EMPTY, MOST_WAITING, At, Cell, Data, Fifo, Link, Poll, Post, Put, Receive, See, Send, Set, Take
 
 
 class Wire(NamedTuple):
@@ -37,14 +37,14 @@ class Touched(NamedTuple):
     """It is bound to be possible, and not only may be."""
 
 
-def initial(shared: Channel | Cell | Link) -> Data:
+def initial(shared: Fifo | Cell | Link) -> Data:
     """Return what is in a place at the start."""
     return shared.initial if isinstance(shared, Cell) else Wire() if isinstance(shared, Link) else ()
 
 
 def touch(gate: At, content: Data, value: Data) -> Touched | None:
     """Return what a gate of one step does, where `value` is what its row sends; None while it is closed."""
-    if isinstance(gate, Put) and isinstance(gate.slot, Channel):
+    if isinstance(gate, Put) and isinstance(gate.slot, Fifo):
         return Touched((*content, value)) if len(content) < gate.slot.capacity else None
     if isinstance(gate, Take):
         return Touched(content[1:], content[0]) if content else None

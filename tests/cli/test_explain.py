@@ -14,6 +14,11 @@ def test_each_version_of_torch_has_its_switches() -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_what_hangs_now_begins_with_one_command() -> None:
+    now = explain("evidence").split("BEFORE", 1)[0].split("NOW", 1)[1]
+    assert now.splitlines()[1].split()[:2] == ["genlock", "collect"]
+
+
 def test_an_unknown_topic_is_refused() -> None:
     with pytest.raises(UsageError, match="choose one of evidence"):
         explain("everything")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from genlock.guardian.deadlines import RankGraph, WorkClock, lags, stuck, waits_for
-from genlock.guardian.status_page import EVERYONE, NOBODY, Page
+from genlock.guardian.status_page import EVERYONE, NOBODY, SLOT, Page
+from genlock.impl.rank.heartbeat import Beat
 from hypothesis import given
 from hypothesis import strategies as st
+from lone_guardian import Living, watching
 
 Rank = tuple[str, int, int]
 """How a rank is (working, waiting, done, paused), whom it waits for, how many collectives it has issued."""
@@ -68,3 +70,55 @@ def test_progress_sets_the_clock_back_and_waiting_suspends_it() -> None:
     assert [at(95.0), at(99.2)] == [False, True]
     page.deadline = 20.0
     assert at(100.0) is False
+
+
+def test_a_rank_is_charged_while_its_page_is_torn_whatever_it_said_before() -> None:
+    guardian, _ = watching(1, 0)
+    guardian.child = Living()
+    guardian.local = WorkClock(1, {"steady": 1.0}, 0.0)
+    beat = Beat(guardian.memory)
+    beat.phase("steady")
+    beat.enter()
+    guardian._read_page(0.0)
+    guardian._read_page(50.0)
+    assert not guardian.findings, "it waits"
+    guardian.memory[0] ^= 1
+    guardian._read_page(50.0)
+    guardian._read_page(50.9)
+    assert not guardian.findings
+    guardian.memory[SLOT] ^= 1  # neither slot can be read
+    guardian._read_page(51.2)
+    assert guardian.findings[0][2].what == "rank1 made no progress for 1.2 s in phase steady (deadline 1 s)"
+
+
+def test_rank0_is_sent_that_a_rank_whose_page_is_torn_does_not_wait() -> None:
+    guardian, _ = watching(1, 0)
+    guardian.child, guardian.local = Living(), WorkClock(1, {"steady": 1.0}, 0.0)
+    sent: list[object] = []
+    guardian.links.send = lambda rank, kind, fields: sent.append(fields["waiting"])
+    beat = Beat(guardian.memory)
+    beat.enter()
+    beat.progress()  # both slots say that it waits
+    guardian._read_page(0.0)
+    guardian._read_page(5.0)
+    guardian.memory[0] ^= 1
+    guardian._read_page(10.0)
+    assert sent[-1] == NOBODY
+    assert EVERYONE in sent
+
+
+def test_where_a_rank_is_stopped_in_a_collective_nobody_else_lags_in_it() -> None:
+    """A signal stopped it there; as it cannot wait, it has not left it either."""
+    guardian, _ = watching(1, 0)
+    guardian.child, guardian.local = Living(), WorkClock(1, {"steady": 1.0}, 0.0)
+    sent: list[dict[str, object]] = []
+    guardian.links.send = lambda rank, kind, fields: sent.append(fields)
+    Beat(guardian.memory).enter()
+    guardian.child.stopped = True
+    guardian._read_page(0.0)
+    guardian._read_page(1.0)
+    found = graph(("waiting", EVERYONE, 1), ("working", NOBODY, 0))
+    guardian.graph = found
+    guardian._note(1, sent[-1])
+    assert not lags(0, found.ranks)
+    assert waits_for(0, found.ranks) == {1}

@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import socket
-from typing import Any
+import subprocess
 
 import pytest
+from genlock.guardian import child
+from genlock.guardian.child import Watched
 from genlock.guardian.deadlines import Failure
 from genlock.guardian.exit_cause import PEER_DIED, by_itself
-from genlock.guardian.guardian import Guardian
-from genlock.guardian.settings import GuardianSettings
-from genlock.guardian.status_page import SIZE, Page
-
-
-class Gone:
-    """A rank's process that has ended, and of which its guardian has not heard."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-
-    def reap(self) -> bool:
-        return True
-
-    def send(self, number: int) -> None:
-        pass
-
-
-class Wires:
-    """Links to nobody."""
-
-    def send_all(self, *_: object, **__: object) -> None:
-        pass
-
-    send = send_all
-
-
-def watching(rank: int, status: int) -> tuple[Any, socket.socket]:
-    """A guardian of one of two ranks, whose process has ended; and by what signals come to it."""
-    settings = GuardianSettings(["--", "x"], {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})
-    guardian: Any = Guardian(settings, {})
-    guardian.child, guardian.memory, guardian.page = Gone(status), bytearray(SIZE), Page()
-    guardian.links, guardian.met = Wires(), {1 - rank}
-    guardian.hub = guardian.links if rank == 0 else None
-    guardian._keep = lambda found: None
-    guardian._wake = socket.socketpair()
-    guardian._wake[0].setblocking(False)
-    return guardian, guardian._wake[1]
+from lone_guardian import watching
 
 
 @pytest.mark.parametrize("status", [-signal.SIGABRT, 1])
@@ -64,6 +29,35 @@ def test_a_death_that_is_seen_before_a_deadline_is_charged_is_the_cause() -> Non
     assert guardian._best()[2].cause == "died"
 
 
+def test_of_a_rank_that_ends_with_its_launcher_the_launcher_is_the_cause() -> None:
+    guardian, _ = watching(0, -signal.SIGPIPE)
+    with subprocess.Popen(["true"]) as launcher:
+        os.waitid(os.P_PID, launcher.pid, os.WEXITED | os.WNOWAIT)  # it is not reaped
+        guardian.launcher = Watched(launcher.pid)
+        guardian._see_end()
+        without = Watched(launcher.pid)
+        os.close(without.handle)
+        without.handle = -1
+        assert without.ended(), "also where the kernel has no handles of processes"
+    assert [found.cause for _, _, found in guardian.findings] == ["launcher"]
+    assert not Watched(os.getppid()).ended()
+
+
+def test_a_launcher_whose_pipes_are_closed_already_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not reaped, nor a zombie yet, and ranks die of its pipes."""
+    launcher = Watched(os.getppid())
+    monkeypatch.setattr(child, "read", lambda path: "1 (a name) S 0 0 0 0 0 4")  # PF_EXITING
+    assert launcher.ended()
+
+
+def test_a_launcher_that_dies_is_the_cause_though_a_rank_was_seen_to_die_before() -> None:
+    """Of `genlock run` the launcher is a torchrun, which dies a moment after the pipes that `genlock run` has read."""
+    guardian, _ = watching(0, -signal.SIGPIPE)
+    guardian._see_end()
+    guardian.find(Failure("launcher", -1, "the launcher of rank1 died"), source=1)
+    assert guardian._best()[2].cause == "launcher"
+
+
 def test_a_rank_that_its_launcher_ended_has_not_died_of_itself() -> None:
     """The guardian reads of its own signal after the others' word."""
     guardian, signals = watching(1, -signal.SIGTERM)
@@ -77,6 +71,7 @@ def test_without_a_verdict_what_explains_more_is_told(capfd: pytest.CaptureFixtu
     guardian.hear(0, None)
     assert guardian.finding.cause == "lost"
     assert guardian._leave() == PEER_DIED
+    guardian._finish()
     assert "rank1 was ended: the guardian of rank0 is gone" in capfd.readouterr().err
 
 

@@ -17,7 +17,7 @@ from genlock.guardian.child import children
 from genlock.guardian.deadlines import Failure
 from genlock.guardian.exit_cause import PEER_DIED, by_itself, weight_of
 from genlock.guardian.links import Caller, Listener
-from genlock.guardian.settings import GuardianSettings
+from genlock.guardian.settings import GuardianSettings, digest
 from guardian_jobs import BUSY, PROGRAM, free_port, until
 
 
@@ -31,22 +31,25 @@ class Opposite:
         self.settings = settings = GuardianSettings(["--", "x"], common)
         self.heard: list[dict[str, object]] = []
         self.selector = selectors.DefaultSelector()
-        self.links: Listener | Caller = Caller(self.selector, self._hear, lambda what: None)
+        self.links: Listener | Caller = Caller(self.selector, self._hear, lambda what: None, settings.token, 1)
         if plays == 0:
             self.links = Listener(self.selector, self._hear, lambda what: None, settings.token, 2)
-            self.links.listen("127.0.0.1", settings.ports)
+            self.links.listen(settings.places)
         words = [*command(), f"--out={folder}", "--", sys.executable, str(PROGRAM)]
         self.guardian = subprocess.Popen(words, env={**os.environ, **common}, stderr=subprocess.PIPE, text=True)
 
     def call(self) -> None:
         """As rank1's guardian, once rank0's is there."""
-        caller, settings = self.links, self.settings
+        caller = self.links
         assert isinstance(caller, Caller)
-        until(lambda: caller.call("127.0.0.1", settings.ports, settings.token, 1))
+        met: list[bool] = []
+        while not met:
+            caller.call(self.settings.places, lambda: met.append(True))
+            self._turn()
 
     def meet(self) -> None:
         self.call()
-        self.links.send(0, "hello", {"posture": self.settings.posture})
+        self.links.send(0, "hello", {"digest": digest(self.settings.posture)})
 
     def hang_up(self) -> None:
         for link in [*self.links.ranks.values()]:
@@ -64,12 +67,15 @@ class Opposite:
     def _hear(self, rank: int, frame: dict[str, object] | None) -> None:
         self.heard.append(dict(frame or {"kind": "closed"}))
 
+    def _turn(self) -> None:
+        for key, _ in self.selector.select(0.01):
+            key.data()
+
     def until(self, kind: str, within: float = 30) -> dict[str, object]:
         """The first frame of this kind; an empty one if it does not come in time."""
         end = time.monotonic() + within
         while time.monotonic() < end:
-            for key, _ in self.selector.select(0.01):
-                key.data()
+            self._turn()
             if found := next((frame for frame in self.heard if frame["kind"] == kind), None):
                 return found
         return {}
@@ -94,13 +100,14 @@ def test_a_rank_whose_peer_was_quicker_to_miss_it_is_still_said_to_have_died(tmp
     """When rank1's guardian comes to look, rank0's has told it that rank0 lost a peer."""
     with Opposite(tmp_path, 0, *BUSY) as rank0:
         assert rank0.until("hello")
-        until(lambda: list(children(rank0.guardian.pid)))
-        [rank] = children(rank0.guardian.pid)
-        rank0.guardian.send_signal(signal.SIGSTOP)
+        [below] = children(rank0.guardian.pid)
+        until(lambda: list(children(below)))
+        [rank] = children(below)
+        os.kill(below, signal.SIGSTOP)
         os.kill(rank, signal.SIGKILL)
         until(lambda: " Z " in Path(f"/proc/{rank}/stat").read_text())
         rank0.links.send(1, "abort", abort(by_itself(0, PEER_DIED, "in phase steady", asked=False)))
-        rank0.guardian.send_signal(signal.SIGCONT)
+        os.kill(below, signal.SIGCONT)
         told = rank0.until("abort")
         assert (told.get("cause"), told.get("culprit"), told.get("weight")) == ("died", 1, 0)
         assert "rank1 was ended: rank1 died by SIGKILL" in rank0.says()

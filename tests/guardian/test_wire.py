@@ -9,13 +9,13 @@ from genlock.guardian import wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-TOKEN = b"token"
+TOKEN, BOND = b"token", b"10.0.0.1 40000 10.0.0.2 29501"
 
 
 def session() -> tuple[wire.Frames, wire.Frames, bytes, bytes]:
     """Both ends after a handshake, and what was answered to which greeting."""
-    listening = wire.Listening(TOKEN, 3)
-    calling = wire.Calling(TOKEN, 2, listening.greeting)
+    listening = wire.Listening(TOKEN, 3, BOND)
+    calling = wire.Calling(TOKEN, 2, listening.greeting, BOND)
     rank, proved, down = listening.answered(calling.answer)
     assert rank == 2
     return calling.accepted(proved), down, listening.greeting, calling.answer
@@ -33,22 +33,22 @@ def test_frames_arrive_whole_in_any_pieces() -> None:
 def test_no_random_answer_is_accepted(raw: bytes) -> None:
     raw = raw.ljust(wire.ANSWER.size, b"\0")[: wire.ANSWER.size]
     with pytest.raises(wire.Malformed):
-        wire.Listening(TOKEN, 3).answered(raw)
+        wire.Listening(TOKEN, 3, BOND).answered(raw)
     with pytest.raises(wire.Malformed):
-        wire.Listening(TOKEN, 3).answered(wire.VERSION + raw[4:])
+        wire.Listening(TOKEN, 3, BOND).answered(wire.VERSION + raw[4:])
 
 
 def test_a_replayed_a_wrong_and_a_foreign_answer_are_refused_by_name() -> None:
     *_, answer = session()
     with pytest.raises(wire.Malformed, match="does not know the token"):
-        wire.Listening(TOKEN, 3).answered(answer)
+        wire.Listening(TOKEN, 3, BOND).answered(answer)
     for token, rank, why in ((b"other", 2, "does not know the token"), (TOKEN, 3, "no rank3"), (TOKEN, 0, "no rank0")):
-        listening = wire.Listening(TOKEN, 3)
+        listening = wire.Listening(TOKEN, 3, BOND)
         with pytest.raises(wire.Malformed, match=why):
-            listening.answered(wire.Calling(token, rank, listening.greeting).answer)
-    with pytest.raises(wire.Malformed, match="does not speak GLK1"):
-        wire.Calling(TOKEN, 1, b"HTTP/1.1 400 Bad Req")
-    calling = wire.Calling(TOKEN, 1, wire.Listening(TOKEN, 3).greeting)
+            listening.answered(wire.Calling(token, rank, listening.greeting, BOND).answer)
+    with pytest.raises(wire.Malformed, match="does not speak GLK2"):
+        wire.Calling(TOKEN, 1, b"HTTP/1.1 400 Bad Req", BOND)
+    calling = wire.Calling(TOKEN, 1, wire.Listening(TOKEN, 3, BOND).greeting, BOND)
     with pytest.raises(wire.Malformed, match="does not know the token"):
         calling.accepted(bytes(wire.PROOF))
 

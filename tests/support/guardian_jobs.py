@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from genlock.guardian import command
+from genlock.guardian.child import children, read
+from genlock.guardian.settings import GuardianSettings
 from repository import PROCESSES
 
 PROGRAM = PROCESSES / "guarded.py"
@@ -24,19 +26,24 @@ class Job:
     """Guardians of some ranks, started as a launcher would, each with a rank that plays a script."""
 
     def __init__(self, folder: Path, script: Script, world: int = 3, flags: Mapping[int, Sequence[str]] | None = None,
-                 environ: Mapping[str, str] | None = None, program: Sequence[str] = ()) -> None:  # fmt: skip
+                 environ: Mapping[str, str] | None = None, program: Sequence[str] = (),
+                 command: Sequence[str] = tuple(command()), stderr: int = subprocess.PIPE,
+                 before: Callable[[Job], object] = lambda job: None) -> None:  # fmt: skip
         self.folder, self.port = folder, free_port()
         self.mark = str(folder / "guarded")  # in every command line of this job
         texts = {str(rank): list(steps) for rank, steps in script.items()}
         common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
         common |= {"LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "a job", "SCRIPT": json.dumps(texts)}
+        self.places = GuardianSettings(["--", "x"], {**common, "RANK": "0", **(environ or {})}).places
+        """Where its guardians meet."""
+        before(self)
         words = list(program) or [sys.executable, str(PROGRAM), self.mark]
         self.guardians = [
             subprocess.Popen(
-                [*command(), f"--out={folder}/out", *(flags or {}).get(rank, (flags or {}).get(-1, ())), "--", *words],
+                [*command, f"--out={folder}/out", *(flags or {}).get(rank, (flags or {}).get(-1, ())), "--", *words],
                 env={**os.environ, **common, "RANK": str(rank), **(environ or {})},
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=stderr,
                 text=True,
             )
             for rank in range(world)
@@ -54,12 +61,12 @@ class Job:
 
     def ranks(self) -> list[int]:
         """The processes of the ranks themselves, in order."""
-        found = {}
-        for pid in alive(self.mark):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-                found[parent] = pid
-        return [found[g.pid] for g in self.guardians if g.pid in found]
+        watchers = self.watchers()
+        return [pid for watcher in watchers for pid in children(watcher) if self.mark in read(f"/proc/{pid}/cmdline")]
+
+    def watchers(self) -> list[int]:
+        """The guardians proper, in order: what the launcher has started is their supervisor."""
+        return [pid for guardian in self.guardians for pid in children(guardian.pid)]
 
     def started(self) -> None:
         """Wait until every rank is there."""

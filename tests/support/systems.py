@@ -13,8 +13,8 @@ from typing import Any
 from genlock.model.tables import (
     By,
     Cell,
-    Channel,
     Collective,
+    Fifo,
     Gate,
     Group,
     Kind,
@@ -331,7 +331,7 @@ def ring(messages: int = 3, blocks: int = 2, readers: int = 2, mended: bool = Fa
     monitor = readers + 1
     written = Cell("written", False, lambda scope: range(blocks))
     read = Cell("read", True, lambda scope: [(b, r) for b in range(blocks) for r in range(1, readers + 1)])
-    shutdown, finished = Cell("shutdown", False), Channel("finished")
+    shutdown, finished = Cell("shutdown", False), Fifo("finished")
 
     def block(v: Ring) -> int:
         return v.message % blocks
@@ -448,7 +448,7 @@ class Calls:
 
 def unread_failure(mend: str = "none", calls: int = 2) -> Protocol:
     """`mend`: none, error (the driver is told), or kill: it then kills the workers too. rank1 alone answers."""
-    command, reply = Channel("cmd", 2, others), Channel("reply", 2)
+    command, reply = Fifo("cmd", 2, others), Fifo("reply", 2)
     err, shutdown = Cell("err", False), Cell("shutdown", False)
     reduce_ = op("all_reduce", Kind.ALL_REDUCE, "workers")
 
@@ -639,7 +639,7 @@ def overtaken_pause(mend: str = "none") -> Protocol:  # noqa: C901  # a page is 
     until the all-reduce of a step says that all of them are.
     """
     engines, front = (0, 1), 2
-    inbox, answer, wave = Channel("inbox", 5, lambda scope: engines), Channel("answer", 2), Channel("wave", 2)
+    inbox, answer, wave = Fifo("inbox", 5, lambda scope: engines), Fifo("answer", 2), Fifo("wave", 2)
     step = op("step", Kind.ALL_REDUCE, "dp", result=each)
     update = op("update", Kind.BARRIER, "weights")
     two = mend == "two_phases"
@@ -1031,7 +1031,7 @@ def flag_barrier(mended: bool = False, ranks: int = 2, calls: int = 2) -> Protoc
 def two_threads(mended: bool = False, ranks: int = 2) -> Protocol:
     """Thread r saves, thread n+r plans the checkpoint, 2n+r runs what both post; mended: the barrier has a group."""
     mains, savers, posters = (range(n * ranks, (n + 1) * ranks) for n in range(3))
-    begin, posted = Channel("begin", 1, lambda scope: savers), Channel("posted", 2, lambda scope: posters)
+    begin, posted = Fifo("begin", 1, lambda scope: savers), Fifo("posted", 2, lambda scope: posters)
     done = Cell("done", False, lambda scope: [*mains, *savers])
     barrier, gather = op("barrier", Kind.BARRIER, "default"), op("gather", Kind.GATHER, "default", 0)
     own = op("barrier", Kind.BARRIER, "own")

@@ -24,6 +24,7 @@ from ..collectives import OPS, OWN, Interned, RankRecord, Recording, packed, rec
 from ..evidence import Evidence
 from ..format import SUFFIX, TraceHeader
 from ..parallel_read import in_processes
+from . import collected
 from .archives import OWN_HEAD, Opened, is_packed, opened
 from .flight_recorder import decode_json, rank_of, read_dump, read_pickle
 from .flight_recorder_versions import looks_like
@@ -168,6 +169,9 @@ class _Gathered:
             self._text(path, stream, head, named)
 
     def _text(self, path: Path, stream: BinaryIO, head: bytes, named: bool) -> None:
+        if collected.looks_like(head) and collected.read_manifest(path, stream.read(MAX_BYTES + 1), self.logs.sink):
+            self.said.append(path)
+            return
         threads = _is_threads(head) and _threads(path, stream.read(MAX_BYTES + 1), self.logs)
         if head.lstrip().startswith(SERVED) and (served := _served(path, stream.read(MAX_BYTES + 1))):
             for rank, dump in served:

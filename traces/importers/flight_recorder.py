@@ -34,7 +34,7 @@ import numpy as np
 
 from ...errors import CutFile, UnreadableInput
 from ..collectives import OPS, Group, Interned, Ops, RankRecord, Signature, Status, packed
-from .flight_recorder_versions import unified
+from .flight_recorder_versions import UNANCHORED, unified
 from .places import place_of, place_text
 from .safe_pickle import MAX_BYTES, MAX_CONTAINERS, load_plain
 
@@ -158,6 +158,7 @@ def read_dump(path: Path, dump: object, interned: Interned, rank: int | None = N
         issued={names[n]: last for n, (last, _) in statuses.items() if n in names},
         gap=None if pending_only or not len(gaps) else int(numbers[gaps[0]]) + 1,
         dropped=reader.endless,
+        unanchored=dump.get(UNANCHORED) is True,
     )
 
 

@@ -5,7 +5,7 @@
   default group, is the same on all ranks. Where the configured groups are as many as the numbers, their order tells.
 - JSON has no `entries` at all where there are none.
 - TorchComms numbers the operations of a rank over all of its groups, from 0. Their place in a group is counted, which
-  needs the beginning: where the ring has lost it, no number is known.
+  needs the beginning: where the ring has lost it, it counts from where the ring begins, and the dump says so.
 
 Left out: what the fields mean (`flight_recorder`).
 """
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import CutFile, UnreadableInput
+from ...errors import UnreadableInput
 
 Dump = dict[str, Any]
 ALWAYS = {"collective_seq_id": 0, "p2p_seq_id": 0, "input_dtypes": [], "output_dtypes": [], "is_p2p": False}
@@ -32,7 +32,7 @@ def looks_like(dump: object) -> bool:
 
 
 def unified(path: Path, dump: object, rank: int) -> Dump:
-    """Return the dump with the fields of version 2. Raises UnreadableInput, CutFile."""
+    """Return the dump with the fields of version 2. Raises UnreadableInput."""
     if isinstance(dump, list):
         dump = {"version": "1.0", "entries": dump}
     if not looks_like(dump) or not isinstance(dump, dict):
@@ -49,9 +49,13 @@ def unified(path: Path, dump: object, rank: int) -> Dump:
     entries = dump.get("entries", [])
     if version.startswith("1."):
         entries = _first_versions(path, entries, dump.get("pg_config"), rank)
-    elif _counts_over_groups(entries):
-        entries = _counted(path, entries)
-    return {**dump, "entries": entries}
+    elif _counts_over_groups(entries, torch="pg_status" in dump):
+        lost = entries[0]["record_id"] != 0
+        return {**dump, "entries": _counted(entries), UNANCHORED: lost}
+    return {**{key: value for key, value in dump.items() if key != UNANCHORED}, "entries": entries}
+
+
+UNANCHORED = "numbers count from where the ring begins"
 
 
 def _first_versions(path: Path, entries: Sequence[Any], config: object, rank: int) -> list[Any]:
@@ -93,8 +97,11 @@ def _thousand(path: Path, value: object, number: int) -> int:
     return value * 1000
 
 
-def _counts_over_groups(entries: Sequence[Any]) -> bool:
-    """Tell whether numbers run over all groups of the rank: torch's own begin at 1, and go on within a group."""
+def _counts_over_groups(entries: Sequence[Any], *, torch: bool) -> bool:
+    """Tell whether numbers run over all groups of the rank: torch's own begin at 1, and go on within a group.
+
+    Of one group alone only `torch` tells: whether the dump has what torch adds of its groups.
+    """
     try:
         numbers = [entry["collective_seq_id"] for entry in entries]
         records = [entry["record_id"] for entry in entries]
@@ -111,14 +118,11 @@ def _counts_over_groups(entries: Sequence[Any]) -> bool:
         skips |= group in last and number > last[group] + 1
         last[group] = number
     # two groups of which one begins where the other stopped may be torch's; a number left out within a group is not
-    return numbers[0] == 0 or (skips and len(last) > 1)
+    return numbers[0] == 0 or (skips and len(last) > 1) or (not torch and numbers[0] == records[0])
 
 
-def _counted(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[Dump]:
+def _counted(entries: Sequence[Mapping[str, Any]]) -> list[Dump]:
     """Return the entries with the number that each has among those of its kind in its group, from 1."""
-    if entries[0]["record_id"] != 0:
-        what = "its numbers run over all groups, and the ring has lost the beginning: no number in a group is known"
-        raise CutFile(what, where=str(path))
     counts: dict[tuple[Any, ...], int] = {}
     found = []
     for entry in entries:

@@ -141,7 +141,9 @@ class _Shapes:
         if event.op == "all_gather" and "nccl" in self.backend:  # which gathers uneven parts as well
             size = -1
         root = -1 if event.root is None else event.root
-        return Signature(kind, event.dtype or "", -1 if given else size, size if given else -1, root)
+        even = kind == "all_to_all" and event.splits is False
+        sizes = (-1, size) if given else (size, -1)
+        return Signature(kind, event.dtype or "", *sizes, root, event.reduce or "", even)
 
 
 REFUSED = (Code.COLLECTIVE, Code.THREAD)
@@ -313,8 +315,10 @@ class Reader:
             lost=False,
             pending_only=False,
             gap=_gap(lines),
+            span=_span(header, lines),
             ended=ended,
             message="" if end is None or stopped else end.message,
+            raised_at="" if end is None or stopped else lines.sites.get(end.site or 0, ""),
             dropped=bool(dropped),
             listens=frozenset(groups[shapes["name"][shapes["listens"]]].tolist()),
         )
@@ -340,6 +344,13 @@ def _statuses(entries: Numbers, shapes: npt.NDArray[np.void], unsaid: npt.NDArra
     left = Status.UNSAID if "nccl" in backend else Status.COMPLETED
     statuses[at[fits]] = np.where(exits["failed"][fits], Status.ISSUED, left)
     return statuses
+
+
+def _span(header: TraceHeader, lines: _Lines) -> tuple[int, int]:
+    """Return from when to when a rank was recorded, in ns of its wall clock: to its last event, where it has no end."""
+    last = int(lines.times[-1]) if len(lines.times) else header.clock.monotonic_ns
+    last = last if lines.end is None else lines.end.time_ns
+    return header.clock.wall_ns, header.clock.wall_ns + last - header.clock.monotonic_ns
 
 
 def _gap(lines: _Lines) -> int | None:

@@ -56,6 +56,15 @@ class Reduction:
             found = self._hasty[role, local] = self._asks_nobody(role, local)
         return found
 
+    def looks_away(self, role: int, local: int, outstanding: Sequence[str]) -> bool:
+        """Return whether a rank's next step makes its host wait elsewhere than its device, which runs these groups.
+
+        A rank whose host waits in a collective is asked for that one alone whether a member has ended, so that it
+        may have detected before the step what it cannot detect after it.
+        """
+        infos = (self._network.lts[role].info(s.target) for s in self._network.lts[role].menu(local).own)
+        return any(info.op is not None and info.op.group != group for info in infos for group in outstanding)
+
     def _asks_nobody(self, role: int, local: int) -> bool:
         lts = self._network.lts[role]
         info = lts.info(local)

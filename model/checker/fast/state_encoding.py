@@ -188,14 +188,19 @@ class Space:
     def expand(self, role: int, number: int) -> None:
         """Work out a lane's options, in the order of `Network.successors`."""
         local, columns = self.lanes[role].items[number]
-        hasty = self.reduction is not None and self.reduction.is_hasty(role, local)
+        groups = self.network.protocol.group_names
+        outstanding = [groups[g] for g in self.network.stream_groups if any(entry > 0 for entry in columns[g])]
+        hasty = (
+            self.reduction is not None
+            and self.reduction.is_hasty(role, local)
+            and not self.reduction.looks_away(role, local, outstanding)
+        )
         menu = self._menus.of(role, local)
         self._facts[role][number][CHECKS] = len(self._options)
         for check in next((move.checks for move in menu[0] if move.checks), ()):
             self._option(role, local, columns, check)
         bounds = [len(self._options)]
         self._collectives(role, number)
-        outstanding = any(entry > 0 for group in self.network.stream_groups for entry in columns[group])
         for part, moves in enumerate(menu):
             if not hasty or part == 0:
                 for move in moves:

@@ -23,6 +23,7 @@ from ...semantics.lts import Info, Step
 from ...semantics.network import CRASH, STALL, Network, Point
 from ...semantics.properties import NO_MISPAIRING
 from ...tables import By, Collective, Data, Meet
+from ..reference import Taken
 from .abstract_state import DRIVER, WORKER, AbstractState, Column, Lanes, Lost, before
 from .local_steps import ELSEWHERE, LocalSteps, refuse
 
@@ -40,6 +41,8 @@ class Hop(NamedTuple):
     """As in `network.Move`."""
     certain: bool
     seen: tuple[str, ...]
+    taken: tuple[Taken, ...] = ()
+    """The rows that are taken to their ends, those of local steps with them."""
 
 
 class _Member(NamedTuple):
@@ -91,13 +94,13 @@ class AbstractNetwork:
         self.local_steps = LocalSteps(self.lanes, network.kinds)
         self._pairings: dict[tuple[int, int, _Entry, frozenset[_Entry]], _Pairing] = {}
 
-    def initial(self) -> tuple[AbstractState, tuple[str, ...]]:
-        """Return all ranks at the start of their tables, at least one of them a worker, and what is seen at once."""
-        driver, seen = self.local_steps(DRIVER, self.lanes.start(DRIVER))
-        worker, also = self.local_steps(WORKER, self.lanes.start(WORKER))
+    def initial(self) -> tuple[AbstractState, tuple[str, ...], tuple[Taken, ...]]:
+        """Return all ranks at the start of their tables, one worker at least; and what is seen and taken at once."""
+        driver, seen, taken = self.local_steps(DRIVER, self.lanes.start(DRIVER))
+        worker, also, too = self.local_steps(WORKER, self.lanes.start(WORKER))
         heaps: tuple[tuple[int, ...], ...] = ((),) * len(self.lanes.group)
         first = AbstractState(driver, frozenset({worker}), (), frozenset(), heaps, False, 0)
-        return self.lanes.normal(first), seen + also
+        return self.lanes.normal(first), seen + also, taken + too
 
     def successors(self, state: AbstractState) -> Iterator[tuple[Hop, AbstractState]]:
         """Yield every move that some network could make from here, with the state that it leads to."""
@@ -193,14 +196,17 @@ class AbstractNetwork:
         """Yield the outcomes of a step of the tables: the rank moves, issues a collective, or fails."""
         certain = step.row.by not in (By.FAULT, By.DETECTION) and step.target != self._local(me)
         hop = self._hop(me, step.row.event, step.edge, certain, step.seen)
+        hop = hop._replace(taken=self.lanes.taken(me.role, step))
         if self.lanes.lts[me.role].info(step.target).failed:
             yield from self._fails(state, hop, me, step.target)
         else:
             yield self._arrives(hop, me, self.local_steps.stepped(me.role, me.number, step))
 
     def _arrives(self, hop: Hop, me: _Member, lane: int) -> _Outcome:
-        on, seen = self.local_steps(me.role, lane)
-        return _Outcome(hop._replace(seen=hop.seen + seen) if seen else hop, on)
+        on, seen, taken = self.local_steps(me.role, lane)
+        if seen or taken:
+            hop = hop._replace(seen=hop.seen + seen, taken=hop.taken + taken)
+        return _Outcome(hop, on)
 
     def _fails(self, state: AbstractState, hop: Hop, me: _Member, local: int) -> Iterator[_Outcome]:
         """Yield what becomes of a rank that fails at `local`.
@@ -242,6 +248,7 @@ class AbstractNetwork:
         step = self.lanes.lts[me.role].complete(self._local(me), pairing.delivered)
         seen = step.seen + (NO_MISPAIRING.name,) * pairing.mispaired
         hop = self._hop(me, step.row.event, "complete", pairing.must, seen)
+        hop = hop._replace(taken=self.lanes.taken(me.role, step))
         left = (*column[:at], -column[at])
         yield self._arrives(hop, me, self.lanes.put(me.role, me.number, step.target, group, left))
         if me.role == WORKER and at in state.heaps[group]:
@@ -343,7 +350,8 @@ class AbstractNetwork:
 
     def _hop(self, me: _Member, event: str, edge: str, certain: bool = False, seen: tuple[str, ...] = ()) -> Hop:
         who = "rank0" if me.role == DRIVER else ("the faulty worker" if me.single else "a worker")
-        return Hop(who, event, edge, certain, seen)
+        struck = ((me.role, "", edge),) if edge in (CRASH, STALL) else ()
+        return Hop(who, event, edge, certain, seen, struck)
 
 
 def _may_have_issued(column: Column) -> Iterator[Column]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ...semantics.lts import Info, Interner, Lts
+from ...semantics.lts import Info, Interner, Lts, Step
 from ...semantics.transport import Contribution
 from ...tables import Collective, Data, Kind, Protocol, Scope
+from ..reference import Taken
 
 DRIVER, WORKER = 0, 1
 """The two roles, as indices."""
@@ -102,6 +103,11 @@ class Lanes:
         if group is not None:
             columns = (*columns[:group], column, *columns[group + 1 :])
         return self.numbers[role](Lane(local, columns))
+
+    def taken(self, role: int, step: Step) -> tuple[Taken, ...]:
+        """Return the row that a step takes to its end, if it does."""
+        waits = self.lts[role].locals.items[step.target].pending
+        return () if waits else ((role, *step.row.key),)
 
     def gone(self, local: int, columns: Iterable[Column]) -> int:
         """Return rank0's lane once it has failed at `local`: what it had put in stays there."""

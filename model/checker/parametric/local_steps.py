@@ -9,9 +9,10 @@ Here stands also what a protocol must be for its workers to be a set. Left out: 
 from __future__ import annotations
 
 from ....errors import ModelError
-from ...semantics.lts import Lts, Step
+from ...semantics.lts import Info, Lts, Step
 from ...semantics.network import Faults
 from ...tables import Protocol, Put, Take, beyond
+from ..reference import Taken
 from .abstract_state import Lanes
 
 MAX_UNFINISHED = 24
@@ -46,25 +47,28 @@ def refuse(protocol: Protocol) -> None:
 
 
 class LocalSteps:
-    """Maps a lane to the one at which its rank next waits, chooses or ends, and to what is seen on the way."""
+    """Maps a lane to the one at which its rank next waits, chooses or ends, and what is seen and taken till then."""
 
     def __init__(self, lanes: Lanes, kinds: Faults) -> None:
         self.lanes, self.kinds = lanes, kinds
+        protocol = lanes.protocol
+        self.streams = [g for g in protocol.streams if g in lanes.group and lanes.lts[0].stream]
         self._points = {p.state for points in kinds.values() for p in points or ()}
-        self._found: dict[tuple[int, int], tuple[int, tuple[str, ...]]] = {}
+        self._found: dict[tuple[int, int], tuple[int, tuple[str, ...], tuple[Taken, ...]]] = {}
 
-    def __call__(self, role: int, number: int) -> tuple[int, tuple[str, ...]]:
+    def __call__(self, role: int, number: int) -> tuple[int, tuple[str, ...], tuple[Taken, ...]]:
         found = self._found.get((role, number))
         if found is None:
-            seen: list[str] = []
+            seen, taken = list[str](), list[Taken]()
             on, passed = number, {number}
             while steps := self._only_way(role, on):
                 seen += (name for step in steps for name in step.seen)
+                taken += (row for step in steps for row in self.lanes.taken(role, step))
                 on = self.stepped(role, on, steps[0])
                 if on in passed:
                     raise ModelError("a rank goes round for ever without waiting", where=f"row {steps[0].row}")
                 passed.add(on)
-            found = self._found[role, number] = (on, tuple(dict.fromkeys(seen)))
+            found = self._found[role, number] = (on, tuple(dict.fromkeys(seen)), tuple(dict.fromkeys(taken)))
         return found
 
     def stepped(self, role: int, number: int, step: Step) -> int:
@@ -91,11 +95,19 @@ class LocalSteps:
         if len(onward) != 1 or any(s.row.gate or s.contribution for s in nowhere):
             return ()
         step, after = onward[0], lts.info(onward[0].target)
-        if step.row.gate is not None or (step.row.syncs and lts.stream):
+        if step.row.gate is not None or (step.row.syncs and lts.stream) or self._looks_away(role, number, after):
             return ()
         if after.terminal or after.failed or after.counter < info.counter or not self._only_ends(lts, local, step):
             return ()
         return (step, *nowhere)
+
+    def _looks_away(self, role: int, number: int, after: Info) -> bool:
+        """Return whether the host would wait elsewhere than its device, which may wait for a rank that has ended."""
+        if after.op is None:
+            return False
+        columns = self.lanes.lane(role, number).columns
+        streams = (self.lanes.group[g] for g in self.streams if g != after.op.group)
+        return any(entry > 0 for group in streams for entry in columns[group])
 
     def _only_ends(self, lts: Lts, local: int, step: Step) -> bool:
         """Return whether faults and detection can do no more to the local than end it, as they can after the step."""

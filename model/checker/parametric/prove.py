@@ -4,8 +4,8 @@ Every state of a network of any size is one of the states searched here (`docs/a
 that what holds in these holds at every size. What fails here may be a state that no network has: it is looked for on
 real networks, from two ranks up, and called possibly spurious where none shows it.
 
-Left out: claims about what comes in the end (no_stranding, crash_over_hang, clean_shutdown), what is only sometimes
-seen, and how many steps anything takes; of these a set of workers tells nothing.
+Left out: claims about what comes in the end (no_stranding, crash_over_hang, clean_shutdown) and how many steps anything
+takes; of these a set of workers tells nothing. What was reached at all is asked of networks (`reached.py`).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ...semantics.properties import NO_FALSE_ABORT, NO_LIVELOCK, NO_STRANDING, P
 from ...semantics.query import Query
 from ...semantics.run import Counterexample
 from ..counterexample import counterexample
+from ..coverage import refuse_unknown
 from ..limits import Ended, Limit, limit
-from ..reference import INTERRUPTED, Progress, Result, StateGraph, Verdict, check
+from ..reference import INTERRUPTED, Progress, Result, StateGraph, Taken, Verdict, check
+from ..report import EXIT, Answer
 from .abstract_network import AbstractNetwork, Hop
 from .abstract_state import DRIVER, WORKER, AbstractState
+from .reached import STATES as CONFIRM_STATES
+from .reached import UP_TO as CONFIRM_UP_TO
+from .reached import Reached, reached
 
 NO_DEADLOCK = Property(
     "no_deadlock", "always", "until a rank fails or stalls or all have ended, some rank is bound to be able to go on"
 )
 """The part that is left of `no_stranding`: that everybody stands still is seen, that one rank is left behind is not."""
-
-CONFIRM_UP_TO = 5
-"""A violation is looked for on networks of two ranks to so many,"""
-CONFIRM_STATES = 400_000
-"""and of at most so many states."""
 
 
 def covered(protocol: str) -> tuple[Property, ...]:
@@ -56,6 +56,7 @@ class Search:
     hops: int = 0
     seen: dict[str, tuple[int, Hop | None]] = field(default_factory=dict)
     """Name of a property to the first state where it was named, and by which move from there (None: the state)."""
+    taken: set[Taken] = field(default_factory=set)
     stopped: str | None = None
     """Why the search did not come to its end."""
 
@@ -88,8 +89,9 @@ def explore(
             found.states.append(state)
             found.parent.append((parent, hop))
 
-    first, names = abstraction.initial()
+    first, names, taken = abstraction.initial()
     number(first, 0, None)
+    found.taken.update(taken)
     found.seen.update((name, (0, None)) for name in names)
     try:
         while queue and not wanted <= found.seen.keys():
@@ -99,6 +101,7 @@ def explore(
                 found.hops += 1
                 certain |= hop.certain
                 number(after, here, hop)
+                found.taken.update(hop.taken)
                 for name in hop.seen:
                     found.seen.setdefault(name, (here, hop))
             for name in judged(abstraction, found.states[here], certain):
@@ -142,6 +145,8 @@ class Proof:
     """For what is violated: the run of a real network that shows it, if one was found."""
     tried: int
     """Networks of two to so many ranks were searched for one; 0: none."""
+    reached: Reached | None
+    """What was not reached; None where something is violated or the search ended early, or no network was searched."""
     seconds: float
 
     def holds(self, prop: Property) -> bool | None:
@@ -170,10 +175,18 @@ class Proof:
         )
 
     @property
-    def status(self) -> Exit:
+    def verdict(self) -> Answer:
         if self.confirmed:
-            return Exit.VIOLATED
-        return Exit.UNKNOWN if self.spurious or self.search.stopped else Exit.OK
+            return Answer.VIOLATED
+        if self.spurious or self.search.stopped or self.reached is None:
+            return Answer.UNKNOWN
+        if self.reached.never.vacuous:
+            return Answer.VACUOUS
+        return Answer.UNKNOWN if self.reached.undecided.vacuous else Answer.HOLDS
+
+    @property
+    def status(self) -> Exit:
+        return EXIT[self.verdict]
 
 
 def prove(
@@ -183,14 +196,17 @@ def prove(
     *,
     max_states: int | None = None,
     timeout: float | None = None,
+    allow_unreached: Sequence[str] = (),
 ) -> Proof:
     """Check a protocol at every world size; the number of ranks in the question plays no part.
 
-    Raises UsageError for a property that a set of workers tells nothing of, ModelError for a protocol in which
-    workers differ, naming the row.
+    `allow_unreached` are rows, and names of properties, that no network need reach. Raises UsageError for a property
+    that a set of workers tells nothing of, ModelError for a protocol in which workers differ, naming the row.
     """
     begin = time.perf_counter()
     network = question.network()
+    own = properties_of(network.protocol.name)
+    refuse_unknown(network.protocol, own, allow_unreached)
     known = {p.name: p for p in covered(network.protocol.name)}
     for name in properties:
         if name not in known:
@@ -200,7 +216,15 @@ def prove(
     search = explore(AbstractNetwork(network), chosen, progress, limit(max_states, timeout))
     violated = [p for p in chosen if p.name in search.seen]
     confirmed, tried = confirm(question, violated)
-    return Proof(question, network, search, chosen, confirmed, tried, time.perf_counter() - begin)
+    missing = None
+    if not violated and not search.stopped:
+        sometimes = [p for p in own if p.kind == "sometimes" and not properties]
+
+        def seconds_left() -> float | None:
+            return None if timeout is None else max(0.0, begin + timeout - time.perf_counter())
+
+        missing = reached(question, sometimes, allow_unreached, search.taken, progress, seconds_left)
+    return Proof(question, network, search, chosen, confirmed, tried, missing, time.perf_counter() - begin)
 
 
 # ── on real networks ────────────────────────────────────────────────────────────────────────────────

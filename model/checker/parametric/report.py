@@ -5,16 +5,17 @@ Left out: pictures.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from ....errors import Exit
 from ....junit import Case, as_xml
 from ...semantics.properties import Property
 from ..formatting import counterexample_json, counterexample_text, scope_json, scope_text
-from ..report import SCHEMA
+from ..report import NOTHING_SAID, SCHEMA, Answer
 from .prove import Proof
+from .reached import Reached
 
-VERDICTS = {Exit.OK: "holds", Exit.VIOLATED: "violated", Exit.UNKNOWN: "unknown"}
+NOBODY_ASKED = "no network was searched to its end for what is reached"
 MARKS = {True: "holds   ", False: "VIOLATED", None: "UNKNOWN "}
 
 
@@ -40,9 +41,10 @@ def as_json(proof: Proof) -> dict[str, Any]:
         "engine": "any-world-size",
         "seconds": round(proof.seconds, 3),
         "states_per_second": round(len(search.states) / proof.seconds),
-        "verdict": VERDICTS[proof.status],
+        "verdict": proof.verdict.value,
         "properties": [{"name": p.name, "kind": p.kind, "holds": proof.holds(p)} for p in proof.properties],
         "not_covered": [p.name for p in proof.not_covered],
+        **_reached_json(proof.reached),
         "counterexample": None
         if example is None
         else {"confirmed_at_ranks": example.ranks, **counterexample_json(example)},
@@ -66,7 +68,8 @@ def as_text(proof: Proof) -> str:
         *(f"  {MARKS[proof.holds(p)]}  {p.name:30} {p.text}" for p in proof.properties),
         "",
         "  Not covered, as a set of workers tells nothing of it (check it at a chosen --ranks):",
-        f"  {', '.join(p.name for p in proof.not_covered if p.kind != 'sometimes')}, and what is `sometimes` seen.",
+        f"  {', '.join(p.name for p in proof.not_covered if p.kind != 'sometimes')}.",
+        *_reached_text(proof),
     ]
     if proof.counterexample is not None:
         example = proof.counterexample
@@ -79,11 +82,51 @@ def as_text(proof: Proof) -> str:
 def as_junit(proof: Proof) -> str:
     """Return one test case a property; what is possibly spurious is an error, and no failure."""
     name = f"genlock check {proof.question.protocol} --any-world-size"
-    return as_xml(name, (_case(proof, prop) for prop in proof.properties), proof.seconds)
+    cases = [_case(proof, prop) for prop in proof.properties]
+    classname = _classname(proof)
+    if proof.reached is not None:
+        cases += [Case(classname, line, "error", "never reached") for line in proof.reached.never.lines()]
+        cases += [Case(classname, line, "error", "not shown to be reached") for line in proof.reached.undecided_lines()]
+    elif proof.verdict is Answer.UNKNOWN and not proof.search.seen:
+        cases.append(Case(classname, "something was reached", "error", NOBODY_ASKED))
+    return as_xml(name, cases, proof.seconds)
+
+
+def _classname(proof: Proof) -> str:
+    return f"genlock.check.{proof.question.protocol}.any_world_size"
+
+
+def _reached_json(found: Reached | None) -> dict[str, Any]:
+    if found is None:
+        return {**NOTHING_SAID, "undecided": None, "reached_at_ranks": None}
+    return {
+        **found.never.as_json(),
+        "undecided": found.undecided.as_json()["unreached"],
+        "reached_at_ranks": found.tried,
+    }
+
+
+def _reached_text(proof: Proof) -> Iterator[str]:
+    """Yield what was never reached, what is not known to be, and what need not be."""
+    found = proof.reached
+    if found is None:
+        if proof.verdict is Answer.UNKNOWN and not proof.search.seen:
+            yield f"  UNKNOWN: {NOBODY_ASKED}"
+        return
+    if proof.verdict is Answer.HOLDS:
+        yield f"  Networks of up to {found.tried} ranks reach all that must be reached."
+    yield from (f"  NEVER REACHED  {line}" for line in found.never.lines())
+    yield from (f"  NOT SHOWN TO BE REACHED  {line}" for line in found.undecided_lines())
+    if proof.verdict is Answer.VACUOUS:
+        yield "  VACUOUS: no verdict on what is reached at no size; widen the scope, or --allow-unreached ROW"
+    elif proof.verdict is Answer.UNKNOWN:
+        yield "  UNKNOWN: whether a larger network reaches that is not decided; --allow-unreached ROW"
+    if found.never.allowed:
+        yield f"  need not be reached: {', '.join(found.never.allowed)}"
 
 
 def _case(proof: Proof, prop: Property) -> Case:
-    classname = f"genlock.check.{proof.question.protocol}.any_world_size"
+    classname = _classname(proof)
     if prop.name in proof.confirmed:
         steps = "\n".join(counterexample_text(proof.confirmed[prop.name]))
         return Case(classname, prop.name, "failure", prop.text, steps)

@@ -301,9 +301,11 @@ def fingerprint(rank: int, mine: str, peer: int, theirs: str) -> str:
     )
 
 
-def test_the_wrappers_majority_is_right(tmp_path: Path) -> None:
+def test_the_wrappers_majority_is_right_where_the_number_of_ranks_is_stated(tmp_path: Path) -> None:
     said = [fingerprint(r, "ALLREDUCE", 2, "BARRIER") for r in (0, 1, 3)] + [fingerprint(2, "BARRIER", 0, "ALLREDUCE")]
-    assert named(judged(tmp_path / "all", {"a.log": "".join(said)})) == ("divergent", (2,), ())
+    stated = "All distributed processes registered. Starting with 4 processes\n"
+    assert named(judged(tmp_path / "all", {"a.log": stated + "".join(said)})) == ("divergent", (2,), ())
+    assert named(judged(tmp_path / "node", {"a.log": "".join(said)})) == ("unknown", (), (0, 1, 2, 3))
     assert named(judged(tmp_path / "one", {"a.log": fingerprint(1, "BARRIER", 0, "ALLREDUCE")})) == (
         "unknown",
         (),

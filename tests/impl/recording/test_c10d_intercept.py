@@ -20,7 +20,7 @@ from genlock.errors import ContractViolation, UsageError
 from genlock.impl.recording import c10d_intercept, torch_compat
 from genlock.impl.recording.c10d_intercept import Operation, watching
 from genlock.impl.recording.command import RecordingSettings
-from genlock.impl.recording.session import Session
+from genlock.impl.recording.session import JobTrace, Session
 from genlock.traces import recorder
 from genlock.traces.format import name_of, read
 from genlock.traces.outcome import Code, Outcome
@@ -493,8 +493,8 @@ def test_a_recorder_that_fails_says_so_once_and_the_program_goes_on(
 
     if not native:
         monkeypatch.setattr(recorder, "FastOperationRecorder", None)
-    session = Session(RecordingSettings("r", str(tmp_path)))
-    session._counts.default_factory = broken
+    session, numbers = Session(RecordingSettings("r", str(tmp_path))), broken()
+    monkeypatch.setattr(JobTrace, "counter", lambda *_: numbers)
     with watching(session):
         for _ in range(3):
             dist.all_reduce(torch.ones(1))

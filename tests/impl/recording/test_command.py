@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,31 +12,11 @@ import pytest
 from genlock.errors import UsageError
 from genlock.traces.format import Dropped, Event, Trace, encode, find, read, schema
 from genlock.traces.load import load
+from record_command import record
 from recorded import BREAKS_AT, PROGRAMS, STEPS
 from repository import PROCESSES, ROOT
 
 SCHEMA = ROOT / "docs" / "trace.schema.json"
-RECORD = [sys.executable, "-m", "genlock", "record", "--out"]
-
-
-def record(out: Path, *program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [*RECORD, str(out), "--", *program]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-        start_new_session=True,
-    )
-    try:
-        printed, said = process.communicate(timeout=100)
-        return subprocess.CompletedProcess(command, process.returncode, printed, said)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # whoever is left of all that it started
-
-
 Runs = Mapping[str, tuple[Trace, Trace]]
 
 
@@ -50,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("recorded")
     done = record(folder / "out", sys.executable, str(PROCESSES / "recorded.py"), str(folder))
     assert done.returncode == 0, done.stderr
-    assert f"genlock: {2 * len(PROGRAMS)} ranks recorded" in done.stderr
+    assert f"genlock: {2 * len(PROGRAMS)} ranks recorded, of {len(PROGRAMS)} jobs or attempts, in" in done.stderr
     found: dict[str, tuple[Trace, Trace]] = {}
     for number, name in enumerate(PROGRAMS):
         where = folder / "out" / (f"restart{number}" if number else "")
@@ -92,7 +68,7 @@ def test_healthy_program_leaves_complete_traces(runs: Runs, name: str) -> None:
 def test_two_traces_of_one_start_belong_together_and_of_two_do_not(runs: Runs) -> None:
     starts = [(a.header.run, a.header.attempt) for a, _ in runs.values()]
     assert starts == [(b.header.run, b.header.attempt) for _, b in runs.values()]
-    assert len({run for run, _ in starts}) == 1
+    assert len({run for run, _ in starts}) == len(PROGRAMS)
     assert sorted(attempt for _, attempt in starts) == list(range(len(PROGRAMS)))
     with pytest.raises(UsageError, match=r"attempt \d.*replay one run at a time"):
         load([trace.path for traces in list(runs.values())[:2] for trace in traces])
@@ -274,7 +250,8 @@ def test_recorder_that_cannot_attach_says_so_and_leaves_the_program_alone(tmp_pa
     assert (done.returncode, done.stdout) == (0, "1\n")
     said = done.stderr.splitlines()
     assert said[0] == "genlock: this process is not recorded: No module named 'torch.distributed'"
-    assert said[1].startswith("genlock: nothing was recorded")
+    assert said[1].startswith("genlock: not recorded: ")
+    assert said[1].endswith(": No module named 'torch.distributed'")
 
 
 def test_status_is_the_programs(tmp_path: Path) -> None:

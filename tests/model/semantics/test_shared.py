@@ -26,8 +26,8 @@ from genlock.model.semantics.whole import Whole
 from genlock.model.tables import (
     By,
     Cell,
-    Channel,
     Collective,
+    Fifo,
     Gate,
     Group,
     Kind,
@@ -99,8 +99,8 @@ def keep(v: Any, data: Any) -> Any:
 
 def as_cast(protocol: Protocol) -> Protocol:
     """The same protocol as a cast, with a channel of one place for each slot."""
-    channels: dict[Any, Channel] = {
-        slot: Channel(slot.name, 1, lambda scope: range(1, scope.ranks)) for slot in protocol.slots
+    channels: dict[Any, Fifo] = {
+        slot: Fifo(slot.name, 1, lambda scope: range(1, scope.ranks)) for slot in protocol.slots
     }
 
     def other(r: Row) -> Row:
@@ -374,7 +374,7 @@ def test_a_post_goes_on_and_its_wait_does_not() -> None:
 
 def test_a_channel_holds_what_it_has_room_for() -> None:
     def of(capacity: int) -> Report:
-        channel = Channel("c", capacity)
+        channel = Fifo("c", capacity)
         puts = [row(f"p{n}", gate=Put(channel), send=lambda v, n=n: n) for n in range(3)]
         waits = row("wait", by=By.ENVIRONMENT)
         full = Sometimes("full", "", lambda s: s.held(channel) == tuple(range(capacity)))
@@ -387,7 +387,7 @@ def test_a_channel_holds_what_it_has_room_for() -> None:
 
 
 def test_a_poll_does_not_wait() -> None:
-    channel = Channel("c")
+    channel = Fifo("c")
     poll = (
         Row("GO", "nothing", "AGAIN", gate=Poll(channel), guards=(is_empty,)),
         Row("GO", "taken", "END", gate=Poll(channel), guards=(is_there,)),
@@ -462,7 +462,7 @@ def test_a_time_out_leaves_the_others_behind() -> None:
 BARRIER = op("b", Kind.BARRIER)
 SUM = op("s", Kind.ALL_REDUCE, result=total)
 PLAIN = op("p", Kind.ALL_REDUCE)
-CHANNEL, CELL, LINK = Channel("c"), Cell("f"), Link("l")
+CHANNEL, CELL, LINK = Fifo("c"), Cell("f"), Link("l")
 
 
 def two(*rows: Row, **more: Any) -> Protocol:
@@ -473,7 +473,7 @@ def two(*rows: Row, **more: Any) -> Protocol:
 BEYOND = {
     "a cast (role)": cast(Role("role", "GO", (GO, END), (Row("GO", "go", "END"),), ranks=everyone), ranks=2),
     "group `g`": two(Row("GO", "go", "END", op=PLAIN), schedule=(PLAIN,), groups=(Group("g", lambda s: [range(2)]),)),
-    "channel `c`": two(shared=(CHANNEL,)),
+    "fifo `c`": two(shared=(CHANNEL,)),
     "cell `f`": two(shared=(CELL,)),
     "link `l`": two(shared=(LINK,)),
     "collective `b`, a barrier": two(Row("GO", "go", "END", op=BARRIER), schedule=(BARRIER,)),
@@ -526,13 +526,13 @@ def test_a_cast_has_no_streams() -> None:
         (cast(line("r", row("go")), line("r", row("go")), ranks=2), "two roles are called `r`"),
         (cast(line("r", row("go")), ranks=2, slots=(Slot("s"),)), "it has a cast, and slots; channels have keys"),
         (two(shared=(CHANNEL, Cell("c"))), "two things shared are called `c`"),
-        (two(shared=(Channel("c", 0),)), "`c` has room for 0; take 1 to 64"),
+        (two(shared=(Fifo("c", 0),)), "`c` has room for 0; take 1 to 64"),
         (two(shared=(Slot("c"),)), "`shared` has Slot"),
         (two(groups=(Group("g", lambda s: []),)), "group `g` has no collective"),
-        (two(Row("GO", "go", "END", gate=Put(CHANNEL))), "channel `c` is not declared"),
+        (two(Row("GO", "go", "END", gate=Put(CHANNEL))), "fifo `c` is not declared"),
         (
             two(Row("GO", "go", "END", gate=See(CHANNEL)), shared=(CHANNEL,)),  # type: ignore[arg-type]
-            "`See` is at `c`, a Channel; it may be at a Cell",
+            "`See` is at `c`, a Fifo; it may be at a Cell",
         ),
         (two(Row("GO", "go", "END", gate=Send(LINK)), shared=(LINK,)), "`Send` does not say with whom"),
         (two(Row("GO", "go", "END", posts=True)), "it posts, and has no collective"),
@@ -568,7 +568,7 @@ def test_a_cast_has_no_streams() -> None:
             "rank0 is in it twice",
         ),
         (
-            cast(line("r", row("p", gate=Put(Channel("k", 1, only(5))))), ranks=2, shared=(Channel("k", 1, only(5)),)),
+            cast(line("r", row("p", gate=Put(Fifo("k", 1, only(5))))), ranks=2, shared=(Fifo("k", 1, only(5)),)),
             "is not declared",
         ),
         (cast(line("r", row("b", gate=Send(LINK, lambda v: 0))), ranks=2, shared=(LINK,)), "rank0 has no peer 0"),
@@ -594,7 +594,7 @@ def test_what_makes_no_sense_is_one_line(protocol: Protocol, said: str) -> None:
 
 
 def test_a_key_that_there_is_not_is_named() -> None:
-    channel = Channel("inbox", 1, only(5))
+    channel = Fifo("inbox", 1, only(5))
     protocol = cast(line("r", row("p", gate=Put(channel))), ranks=2, shared=(channel,))
     with pytest.raises(ModelError, match=r"rank0 has none of its own; `inbox` has 5"):
         checked(protocol)

@@ -57,7 +57,7 @@ class Abstraction:
         """The lane of a live rank, after the steps that nobody sees."""
         local = self.network.lts[rank].locals.items[state.locals[rank]]
         awake = Lane(self.lanes.lts[role].locals(local._replace(stalled=False)), self.columns(state, rank))
-        on, _ = self.searched.local_steps(role, self.lanes.numbers[role](awake))
+        on, *_ = self.searched.local_steps(role, self.lanes.numbers[role](awake))
         if not local.stalled:
             return on
         return self.lanes.put(role, on, self.lanes.lts[role].stalled(self.lanes.lane(role, on).local, True))
@@ -135,7 +135,7 @@ class Containment:
     def __init__(self, network: Network) -> None:
         self.network, self.abstraction = network, Abstraction(network)
         self.searched = self.abstraction.searched
-        first, seen = self.searched.initial()
+        first, seen, _ = self.searched.initial()
         self.outside, self._concrete, self._abstract = Outside(), set[str](), set(seen)
         self._after: dict[AbstractState, set[AbstractState]] = {}
         self._stands: dict[AbstractState, bool] = {}

@@ -1,7 +1,7 @@
 """Holds every way of searching a random network against the others: `make fuzz`, and a share in the tests.
 
     fuzz.py --networks 20000 --first 0 [--spin 500] [--out docs/results]
-    fuzz.py --break 3          takes the mend of a soundness fault out again: it must be found
+    fuzz.py --break 3          takes the mend of a soundness fault out again: it must be found; without, each in turn
 
 A network is a function of its seed. Held against each other are an oracle that reads the tables itself (`oracle.py`),
 the reference, numba and numpy state for state, symmetry, reduction, the search of every world size, and Spin where
@@ -14,23 +14,29 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from genlock.errors import GenlockError, ModelError, UsageError
+from genlock.errors import ModelError, UsageError
+from genlock.model.checker.coverage import ORDINARY
 from genlock.model.checker.engine import check
 from genlock.model.checker.fast import partial_order_reduction, state_encoding
+from genlock.model.checker.parametric import local_steps
 from genlock.model.checker.parametric.abstract_network import AbstractNetwork
 from genlock.model.checker.parametric.prove import NO_DEADLOCK, stands_still
 from genlock.model.checker.parametric.prove import explore as explore_any_size
@@ -45,10 +51,12 @@ from genlock.model.semantics.properties import (
     NO_STRANDING,
 )
 from genlock.model.tables import By, Collective, Kind, Meet, Protocol, Put, Role, Row, Scope, Slot, State, Take
-from oracle import Refused, search
+from oracle import Refused, refusal_ahead, search
 
-LIMIT = 500
+LIMIT = 300
 """States of a network, at most: more are skipped."""
+NUMPY_EACH = 4
+"""numpy, the slowest on networks so small, is asked about every so many networks."""
 SLOTS = (Slot("x"), Slot("y"))
 OPS = (
     Collective("tell", Kind.BROADCAST, "g", 0, "int64", "8", ""),
@@ -130,6 +138,10 @@ def offset(v: int) -> int:
     return v - 1
 
 
+def huge(v: int) -> int:
+    return v << 31
+
+
 class Maker:
     """Draws a network from one seed."""
 
@@ -140,9 +152,17 @@ class Maker:
         self.watched = self.maybe(0.5)
         """Detection can end a rank in every state, most of the time."""
         self.ranks = self.pick(2, 3, 3, 3, 4) if self.alike else self.pick(2, 2, 3)
-        self.flavour = self.pick("any", "any", "any", "streams", "counters")
-        """What it is made of, so that what seldom meets by chance meets more often."""
+        self.flavour = self.pick("any", "any", "any", "any", "streams", "counters", "rising", "device")
+        """What it is made of, so that what seldom meets by chance meets more often. `rising`: workers count below 0,
+        and who fails counts 0. `device`: one group runs on a stream, and ranks end early."""
+        self.reducible = self.flavour in ("rising", "device")
+        """A rank that fails comes to its end by itself, so that the search can be reduced."""
+        if self.reducible:
+            self.alike = self.watched = True
+            self.ranks = self.pick(2, 3, 3)
         self.slotted = self.flavour == "any" and self.maybe(0.6)
+        self.mixes_streams = False
+        """Its rows use several groups that run on streams, which is refused. Known once the network is made."""
 
     def maybe(self, chance: float) -> bool:
         return self.draw.random() < chance
@@ -151,47 +171,60 @@ class Maker:
         return self.draw.choice(choices)
 
     def network(self) -> Network:
-        """Return the network. Raise GenlockError where its tables make no sense."""
+        """Return the network. Raise UsageError where it is refused as a whole."""
         tables = [self.table(driver) for driver in (True, False)]
         start = self.pick(0, -1, -1) if self.flavour == "counters" else self.pick(0, 0, 0, -1)
+        starts = (self.pick(0, 0, -1), -1) if self.flavour == "rising" else (start, start)
         streams = ("h", "i") if self.flavour == "streams" else self.pick((), ("h",), ("h",), ("h", "i"))
+        streams = ("h",) if self.flavour == "device" else streams
         protocol = Protocol(
-            "program", "1", role("rank0", tables[0], start), role("worker", tables[1], start),
+            "program", "1", role("rank0", tables[0], starts[0]), role("worker", tables[1], starts[1]),
             tuple(op for op in OPS if not (self.alike and op.root)),
-            slots=SLOTS, counter=self.pick(None, counter, counter, offset) if not _meets(tables) else
-            self.pick(counter, counter, offset), streams=streams, keeps=self.maybe(0.4),
+            slots=SLOTS, counter=self.counter(tables), streams=streams,
+            keeps=self.maybe(0.1 if self.flavour == "rising" else 0.4),
         )  # fmt: skip
         points = self.pick(None, None, None, frozenset({Point("A")}), frozenset({Point("B")}))
         kinds = {kind: points for kind in ("crash", "stall", "exception") if self.maybe(0.5)}
+        faults, detection = self.pick(0, 1, 1, 2), self.watched or self.maybe(0.7)
+        if self.flavour == "rising":
+            kinds, faults = {"crash": None}, self.pick(1, 1, 2)
+        stream = self.maybe(0.9 if self.flavour in ("streams", "device") else 0.3)
+        used = {row.op.group for table in tables for row in table if row.op is not None}
+        self.mixes_streams = stream and len(used.intersection(streams)) > 1
         return Network(
-            protocol,
-            Scope(self.ranks, 1, 1),
-            faults=self.pick(0, 1, 1, 2),
-            kinds=kinds,
-            detection=self.watched or self.maybe(0.7),
-            stream=self.maybe(0.9 if self.flavour == "streams" else 0.3),
+            protocol, Scope(self.ranks, 1, 1), faults=faults, kinds=kinds, detection=detection, stream=stream
         )
+
+    def counter(self, tables: list[list[Row]]) -> Callable[[int], int] | None:
+        if self.maybe(0.02):
+            return huge
+        return self.pick(*(() if _meets(tables) else (None,)), counter, counter, offset)  # type: ignore[no-any-return]
 
     def table(self, driver: bool) -> list[Row]:
         """Return the rows of a role that can be reached."""
         found: dict[tuple[str, str], Row] = {}
-        for n in range(self.draw.randint(2, 6)):
+        for n in range(
+            self.draw.randint(1 if driver else 2, 3) if self.flavour == "device" else self.draw.randint(2, 6)
+        ):
             row = self.row(n, driver)
             found[row.key] = row
         for state in LIVE:
-            if self.maybe(0.95 if self.watched else 0.4):
+            if self.reducible:
+                found[state, "lost"] = Row(state, "lost", self.pick("P", "DEAD"), By.DETECTION)
+            elif self.maybe(0.95 if self.watched else 0.4):
                 target = self.pick("P", "P", "DEAD") if self.watched else self.pick("P", "DEAD", "END")
                 event = "lost" if self.maybe(0.95) else "deadline"
                 found[state, event] = Row(state, event, target, By.DETECTION)
         for state, onward in (("P", ("Q", "DEAD")), ("Q", ("DEAD", "DEAD", "P"))):
             for n in range(self.pick(1, 1, 1, 2)):
-                row = Row(state, f"abort{n}", self.pick(*onward), **self.exit_of_a_failed_state())
+                target = "DEAD" if self.reducible else self.pick(*onward)
+                row = Row(state, f"abort{n}", target, **self.exit_of_a_failed_state())
                 found[row.key] = row
         return reachable(found.values())
 
     def exit_of_a_failed_state(self) -> dict[str, Any]:
         plain: dict[str, Any] = {}
-        if self.maybe(0.7):
+        if self.reducible or self.maybe(0.7):
             return plain
         return self.pick(  # type: ignore[no-any-return]
             {"by": By.FAULT, "fault": "exception"}, {"by": By.VIOLATION}, {"choices": none}, {"choices": two},
@@ -201,6 +234,15 @@ class Maker:
     def row(self, n: int, driver: bool) -> Row:
         target = self.pick("A", "B", "B", "C", "C", "END", "P" if self.maybe(0.4) else "END")
         row = Row(self.pick(*LIVE), f"e{n}", target, effect=self.pick(None, None, flip, as_given, on, negative))
+        if self.flavour == "device":  # a worker's host waits elsewhere than its device, which waits for who has ended
+            ops = OPS[:2] if driver or n else [op for op in OPS if op.name == "sum"]
+            row = replace(row, state=LIVE[n % 3], target=self.pick(*LIVE[n % 3 + 1 :], "END"))
+            return replace(row, op=self.pick(*ops), send=self.pick(same, nothing))
+        if self.flavour == "rising":  # rank0 waits for the workers' counters, and they put in what it has not got to
+            row = replace(row, state="A" if n == 0 else self.pick("B", "C", *(() if driver else "A")), effect=None)
+            row = replace(row, target=self.pick("B", "C", "END"))
+            if driver and n == 0:
+                return replace(row, target=self.pick("B", "C"), gate=Meet())
         return replace(row, syncs=self.maybe(0.2), **self.way(driver))
 
     def way(self, driver: bool) -> dict[str, Any]:
@@ -211,6 +253,8 @@ class Maker:
             ops, kind = [op for op in ops if op.name in ("sum", "other", "tell")], self.pick("op", "op", "op", "plain")
         if self.flavour == "counters":
             ops, kind = [op for op in ops if op.name in ("tell", "twin", "sum")], self.pick("op", "op", "meet", "plain")
+        if self.flavour == "rising":
+            ops, kind = [op for op in ops if op.name in ("tell", "twin")], self.pick("op", "op", "op", "plain")
         if kind == "slot" and (not self.slotted or (self.alike and driver)):
             kind = "op"
         if kind == "op":
@@ -279,50 +323,62 @@ class Tally:
     """How many networks each way of searching was compared on."""
     disagreements: list[tuple[int, str]] = field(default_factory=list)
 
+    def add(self, other: Tally) -> None:
+        """Count in what another process has compared."""
+        self.networks += other.networks
+        self.ways += other.ways
+        self.disagreements += other.disagreements
+
 
 def compare(seed: int, tally: Tally, *, spin: bool = False) -> str | None:
     """Search one network in every way; return the first disagreement, in words."""
+    maker = Maker(seed)
     try:
-        network = Maker(seed).network()
-    except ModelError:
-        return None
-    except UsageError:
+        network = maker.network()
+    except UsageError as refusal:
         tally.ways["refused"] += 1
-        return None
+        return None if maker.mixes_streams else f"refused: {refusal}"
     tally.networks += 1
     try:
         oracle = search(network, LIMIT)
     except Refused as refused:
         tally.ways["refused"] += 1
-        try:
-            check(network, GENERIC, engine="reference")
-        except ModelError:
-            return None
-        return f"the oracle refuses {refused}, the reference does not"
+        return _all_refuse(network, str(refused))
     if oracle is None:
         tally.networks -= 1
         return None
     try:
         expected = check(network, GENERIC, engine="reference", judge_all=not network.detection)
-    except GenlockError as error:
-        if _may_be_out_of_range(network):  # the oracle asks for an index only where its row is open
-            tally.ways["refused"] += 1
-            return None
-        return f"the reference refuses: {error}"
-    return next(_disagreements(network, oracle, expected, tally, spin), None)
+    except ModelError as error:
+        # the oracle asks for an index or a counter only where its row is open
+        tally.ways["refused"] += 1
+        seen_ahead = refusal_ahead(network, oracle)
+        return _all_refuse(network, seen_ahead) if seen_ahead else f"the reference refuses: {error}"
+    return next(_disagreements(network, oracle, expected, tally, seed % NUMPY_EACH == 0, spin), None)
 
 
-def _may_be_out_of_range(network: Network) -> bool:
-    rows = (row for role in network.protocol.roles for row in role.rows)
-    return any(getattr(row.gate, "worker", None) in (by_variable, past_the_end) for row in rows)
+def _all_refuse(network: Network, why: str) -> str | None:
+    """Return which engine does not refuse a network, for this reason; None where all do."""
+    for engine in ("reference", "numba", "numpy"):
+        try:
+            check(network, GENERIC, engine=engine, symmetry="off", reduction="off", judge_all=not network.detection)
+        except ModelError as error:
+            if why not in str(error):
+                return f"{engine} refuses: {error}; and the oracle: {why}"
+        else:
+            return f"{engine} does not refuse: {why}"
+    return None
 
 
-def _disagreements(network: Network, oracle: Any, expected: Result, tally: Tally, spin: bool) -> Iterator[str]:
+def _disagreements(
+    network: Network, oracle: Any, expected: Result, tally: Tally, numpy: bool, spin: bool
+) -> Iterator[str]:
+    engines = ("numba", "numpy") if numpy else ("numba",)
     holds = {v.property.name: v.holds for v in expected.verdicts}
     yield from _with_oracle(oracle, expected, holds, tally)
-    yield from _engines(network, expected, tally)
-    yield from _symmetry(network, expected, holds, tally)
-    yield from _reduction(network, expected, holds, tally)
+    yield from _engines(network, expected, engines, tally)
+    yield from _symmetry(network, expected, holds, engines, tally)
+    yield from _reduction(network, expected, holds, engines, tally)
     yield from _any_size(network, expected, holds, tally)
     if spin:
         yield from _spin(network, tally)
@@ -344,8 +400,8 @@ def _with_oracle(oracle: Any, expected: Result, holds: dict[str, bool], tally: T
             yield f"{what}: oracle {theirs}, reference {ours}"
 
 
-def _engines(network: Network, expected: Result, tally: Tally) -> Iterator[str]:
-    for engine in ("numba", "numpy"):
+def _engines(network: Network, expected: Result, engines: Sequence[str], tally: Tally) -> Iterator[str]:
+    for engine in engines:
         tally.ways[engine] += 1
         found = check(network, GENERIC, engine=engine, symmetry="off", reduction="off", judge_all=not network.detection)
         for what in ("states", "edges", "parent", "depth"):
@@ -360,17 +416,23 @@ def _engines(network: Network, expected: Result, tally: Tally) -> Iterator[str]:
             yield f"{engine}: other deadlocks or steps to the end"
 
 
-def _symmetry(network: Network, expected: Result, holds: dict[str, bool], tally: Tally) -> Iterator[str]:
-    for engine in ("numba", "numpy"):
+def _symmetry(
+    network: Network, expected: Result, holds: dict[str, bool], engines: Sequence[str], tally: Tally
+) -> Iterator[str]:
+    for engine in engines:
         try:
             found = check(
                 network, GENERIC, engine=engine, symmetry="on", reduction="off", judge_all=not network.detection
             )
-        except UsageError:
+        except UsageError as refusal:
+            if not _tells_workers_apart(network):
+                yield f"symmetry is refused: {refusal}"
             return
         if not found.symmetric:
+            if network.ranks > 2:
+                yield f"symmetry is left off with {network.ranks} ranks"
             return
-        tally.ways["symmetry"] += 1
+        tally.ways[f"symmetry, {engine}"] += 1
         if found.graph.counts != expected.graph.counts or found.deadlocks != expected.deadlocks:
             yield f"symmetry: {found.graph.counts}, reference {expected.graph.counts}"
         if {v.property.name: v.holds for v in found.verdicts} != holds:
@@ -379,13 +441,22 @@ def _symmetry(network: Network, expected: Result, holds: dict[str, bool], tally:
             yield "symmetry: other rows taken"
 
 
-def _reduction(network: Network, expected: Result, holds: dict[str, bool], tally: Tally) -> Iterator[str]:
-    for engine, symmetry in (("numba", "off"), ("numba", "auto"), ("numpy", "off")):
+def _tells_workers_apart(network: Network) -> bool:
+    protocol = network.protocol
+    slotted = any(isinstance(row.gate, Put | Take) for role in protocol.roles for row in role.rows)
+    named = any(point.rank for points in network.kinds.values() for point in points or ())
+    return slotted or named or any(op.root for op in protocol.schedule)
+
+
+def _reduction(
+    network: Network, expected: Result, holds: dict[str, bool], engines: Sequence[str], tally: Tally
+) -> Iterator[str]:
+    for engine, symmetry in (*((engine, "off") for engine in engines), ("numba", "auto")):
         try:
             found = check(network, GENERIC, engine=engine, symmetry=symmetry, reduction="on")
         except UsageError:
             return
-        tally.ways["reduction"] += 1
+        tally.ways[f"reduction, {engine}{', symmetry' if found.symmetric else ''}"] += 1
         if {v.property.name: v.holds for v in found.verdicts} != holds:
             yield f"reduction, symmetry {symmetry}: {_told(found)}, reference: {_told(expected)}"
         if not found.graph.taken <= expected.graph.taken:
@@ -405,6 +476,11 @@ def _any_size(network: Network, expected: Result, holds: dict[str, bool], tally:
                        (NO_DEADLOCK, not stuck)):  # fmt: skip
         if prop.name not in proof.seen and not good:
             yield f"any world size: {prop.name} holds, not with {network.ranks} ranks"
+    if not {prop.name for prop in wanted} <= proof.seen.keys():  # then it was searched to its end
+        for number, state, event in expected.graph.taken - proof.taken:
+            role = network.protocol.roles[number]
+            if state and role.row(state, event).by in ORDINARY and not role.by_name[state].failed:
+                yield f"any world size: no row {state}.{event} of {role.name}, and with {network.ranks} ranks there is"
 
 
 class _TooMany(Exception):
@@ -468,15 +544,23 @@ BREAKS: dict[int, tuple[str, tuple[tuple[Any, str, Any], ...]]] = {
         "groups on streams are taken for independent",
         ((network_module, "refuse_unordered_streams", lambda *_: None),),
     ),
-    6: (
-        "reduction does not look at counters that rise by a failure",
-        ((partial_order_reduction.Reduction, "_fails_unseen", lambda *_: None),),
-    ),
     5: (
         "violations are offered beside a Take or choices that pass",
         (
             (lts_module.Lts, "_checks", lambda *_: ()),
             (Role, "checks_pass", _old_checks_pass),
+        ),
+    ),
+    6: (
+        "reduction does not look at counters that rise by a failure",
+        ((partial_order_reduction.Reduction, "_fails_unseen", lambda *_: None),),
+    ),
+    7: ("counters may be of any size", ((lts_module.Lts, "_bounded", lambda _, what, number, v: number),)),
+    8: (
+        "a step is taken at once though its host then looks away from its device",
+        (
+            (partial_order_reduction.Reduction, "looks_away", lambda *_: False),
+            (local_steps.LocalSteps, "_looks_away", lambda *_: False),
         ),
     ),
 }
@@ -493,50 +577,103 @@ def broken(number: int) -> ExitStack:
 
 # ── the command ─────────────────────────────────────────────────────────────────────────────────────────
 
+SHARD = 50
+"""Seeds that a process compares at a time."""
+AT_MOST = 2000
+"""Networks within which a fault must be found once its mend is out."""
+
+
+def shard(first: int, spin: int) -> Tally:
+    """Compare the networks of `SHARD` seeds, every `spin`th by Spin too (0: none)."""
+    tally = Tally()
+    for seed in range(first, first + SHARD):
+        try:
+            found = compare(seed, tally, spin=spin > 0 and seed % spin == 0)
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+        if found is not None:
+            tally.disagreements.append((seed, found))
+    return tally
+
+
+def compared(networks: int, first: int, spin: int, jobs: int) -> tuple[Tally, int]:
+    """Compare so many networks in as many processes; return the tally, and the seed after the last."""
+    tally, begin = Tally(), time.monotonic()
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        starts = count(first, SHARD)
+        pending = deque(pool.submit(shard, next(starts), spin) for _ in range(2 * jobs))
+        while tally.networks < networks:
+            found = pending.popleft().result()
+            pending.append(pool.submit(shard, next(starts), spin))
+            tally.add(found)
+            first += SHARD
+            for seed, why in found.disagreements:
+                print(f"seed {seed}: {why}", flush=True)
+            if first % 1000 == 0:
+                spent = time.monotonic() - begin
+                print(f"{tally.networks:,} networks, {spent:.0f} s", file=sys.stderr, flush=True)
+        pool.shutdown(cancel_futures=True)
+    return tally, first
+
+
+def found_again(fault: int) -> tuple[int, str] | None:
+    """Take the mend of a fault out; return how many networks it took to find it, and how, or None where it was not."""
+    tally, seed = Tally(), 0
+    with broken(fault):
+        while tally.networks < AT_MOST:
+            try:
+                found = compare(seed, tally)
+            except Exception as error:
+                found = f"{type(error).__name__}: {error}"
+            if found is not None:
+                return tally.networks, f"seed {seed}: {found}"
+            seed += 1
+    return None
+
 
 def main() -> int:
-    """Compare so many networks; 1 where two ways of searching disagree."""
+    """Compare so many networks; 1 where two ways of searching disagree, or a fault is not found again."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--networks", type=int, default=20_000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--spin", type=int, default=0, metavar="N", help="ask Spin about every Nth network")
-    parser.add_argument("--break", dest="fault", type=int, choices=BREAKS, help="take the mend of a fault out")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--break", dest="fault", type=int, choices=BREAKS, help="only take the mend of a fault out")
     parser.add_argument("--out", type=Path, help="write a dated result into this folder")
     asked = parser.parse_args()
-    tally, begin, seed = Tally(), time.monotonic(), asked.first
+    if asked.fault:
+        found = found_again(asked.fault)
+        print(f"after {found[0]:,} networks, {found[1]}" if found else f"not found by {AT_MOST:,} networks")
+        return int(found is None)
+    begin = time.monotonic()
     spin = asked.spin if shutil.which("spin") else 0
-    with broken(asked.fault) if asked.fault else ExitStack():
-        while tally.networks < asked.networks:
-            try:
-                found = compare(seed, tally, spin=bool(spin) and seed % spin == 0)
-            except Exception as error:
-                found = f"{type(error).__name__}: {error}"
-            if found is not None:
-                tally.disagreements.append((seed, found))
-                print(f"seed {seed}: {found}", flush=True)
-                if asked.fault:
-                    break
-            seed += 1
-            if seed % 1000 == 0:
-                spent = time.monotonic() - begin
-                print(f"{tally.networks:,} networks, {spent:.0f} s", file=sys.stderr, flush=True)
-    text = _result(tally, asked.first, seed, time.monotonic() - begin)
+    tally, until = compared(asked.networks, asked.first, spin, asked.jobs)
+    spent = time.monotonic() - begin
+    again = {fault: found_again(fault) for fault in BREAKS}
+    text = _result(tally, asked.first, until, spent, again)
     print(text)
     if asked.out is not None:
         asked.out.mkdir(parents=True, exist_ok=True)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         (asked.out / f"fuzz-{today}.md").write_text(text)
-    return 1 if tally.disagreements else 0
+    return int(bool(tally.disagreements) or None in again.values())
 
 
-def _result(tally: Tally, first: int, until: int, seconds: float) -> str:
+def _result(tally: Tally, first: int, until: int, seconds: float, again: Mapping[int, tuple[int, str] | None]) -> str:
     ways = "\n".join(f"| {way} | {count:,} |" for way, count in sorted(tally.ways.items(), key=lambda w: -w[1]))
     wrong = "\n".join(f"- seed {seed}: {why}" for seed, why in tally.disagreements) or "None."
+    faults = "\n".join(
+        f"| {fault} | {BREAKS[fault][0]} | {found[0] if found else f'not by {AT_MOST:,}'} |"
+        for fault, found in again.items()
+    )
     return (
         f"# Ways of searching, held against each other\n\n"
         f"{tally.networks:,} random networks of at most {LIMIT:,} states, seeds {first} to {until - 1}, "
         f"{seconds:.0f} s (`make fuzz`).\n\n| compared with the reference | networks |\n|---|---|\n{ways}\n\n"
-        f"## Disagreements\n{wrong}\n"
+        f"## Disagreements\n{wrong}\n\n"
+        f"## Faults put back\n"
+        f"Each mend taken out (`fuzz.py --break N`), and the networks that it took to find that.\n\n"
+        f"| N | fault | networks |\n|---|---|---|\n{faults}\n"
     )
 
 

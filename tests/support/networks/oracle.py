@@ -22,7 +22,11 @@ DEAD = "dead"
 
 
 class Refused(Exception):
-    """The tables name a worker that there is not."""
+    """The tables name a worker that there is not, or count further than counters go."""
+
+
+NO_WORKER, TOO_LARGE = "and workers are 1 to", "too large"
+"""Words of the two refusals."""
 
 
 class Rank(NamedTuple):
@@ -325,8 +329,12 @@ class Oracle:
     def slot(self, rank: int, gate: Put | Take, v: Any) -> tuple[str, int]:
         whose = gate.worker(v) if gate.worker else rank
         if not 1 <= whose < self.count:
-            raise Refused(f"{gate.slot.name} of worker {whose}")
+            raise Refused(NO_WORKER)
         return gate.slot.name, whose
+
+    def counts_too_far(self, v: Any) -> bool:
+        counter = self.protocol.counter
+        return counter is not None and v is not None and abs(counter(v)) >= 1 << 31
 
     def all_counters_reach(self, world: World, rank: int) -> bool:
         counter = self.protocol.counter
@@ -380,6 +388,8 @@ def search(network: Network, limit: int = 5000) -> Searched | None:
     judged: list[int] = []
     while todo:
         world = todo.pop()
+        if any(oracle.counts_too_far(me.vars) for me in world.ranks):
+            raise Refused(TOO_LARGE)
         here, moved = found.states[world], False
         about = [oracle.about(world, r) for r in range(network.ranks)]
         failed = any(a.failed for a in about)
@@ -403,6 +413,21 @@ def search(network: Network, limit: int = 5000) -> Searched | None:
         good = _can_advance(back, rank)
         found.stranded |= any(n not in good and not oracle.about(worlds[n], rank).terminal for n in judged)
     return found
+
+
+def refusal_ahead(network: Network, found: Searched) -> str | None:
+    """Return why tables may be refused all the same: an index, or a counter, of a row that no state has open."""
+    oracle = Oracle(network)
+    met = {(min(r, 1), me.state, me.vars) for world in found.states for r, me in enumerate(world.ranks)}
+    for role, state, v in met:
+        rows = oracle.role(role).leaving.get(state, ())
+        picks = [worker for row in rows if isinstance(row.gate, Put | Take) and (worker := row.gate.worker)]
+        if any(not 1 <= pick(v) < network.ranks for pick in picks):
+            return NO_WORKER
+        after = [row.effect(v, data) for row in rows if row.effect for data in (None, 0, 1, frozenset({0}))]
+        if any(map(oracle.counts_too_far, after)):
+            return TOO_LARGE
+    return None
 
 
 def _can_advance(back: list[list[tuple[int, bool, int]]], rank: int) -> set[int]:

@@ -94,6 +94,22 @@ def reachable(table: Iterable[Row]) -> list[Row]:
     return [row for row in table if row.state in reached]
 
 
+def looks_away() -> Protocol:
+    """Return a protocol whose workers wait for rank0 on their device, and then with their hosts for another collective.
+
+    On a stream rank0 may have ended without the first one, which a worker detects only before it comes to wait in the
+    second.
+    """
+    driver = [Row("A", "tell", "END", op=TELL, send=same), Row("A", "lost", "LOST", By.DETECTION)]
+    worker = [
+        Row("A", "sum", "B", op=SUM, send=same),
+        Row("B", "tell", "END", op=TELL, send=same),
+        *(Row(state, "lost", "LOST", By.DETECTION) for state in "AB"),
+    ]
+    roles = role("rank0", driver), role("worker", worker)
+    return Protocol("looks_away", "1", *roles, (TELL, SUM), streams=("h",))
+
+
 def role(name: str, table: list[Row]) -> Role:
     """It begins in A; a state that no row leaves is an end, and LOST has failed."""
     names = dict.fromkeys(("A", *(name for row in table for name in (row.state, row.target))))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from genlock.guardian.status_page import EDITIONS, RECORD, SLOT, VARIABLE
 from genlock.impl.rank.heartbeat import Beat
 
 beat = Beat.open()
@@ -32,6 +33,23 @@ def work(seconds: float) -> None:
 def loop(_: object) -> None:
     while True:
         pass
+
+
+def gil(_: object) -> None:
+    """Hold the interpreter in C, whatever signal comes: a mutex that is locked twice."""
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
+def torn(_: object) -> None:
+    """Stall for ever in the middle of a write of the page: half a slot is written."""
+    half = RECORD.size // 2
+    with open(os.environ[VARIABLE], "r+b", buffering=0) as file:
+        written = file.read(2 * SLOT)
+        file.seek((max(EDITIONS.unpack_from(written)) + 1) % 2 * SLOT + half)
+        file.write(b"?" * half)
+    loop(None)
 
 
 def die(_: object) -> None:
@@ -75,7 +93,8 @@ WORDS: dict[str, Callable[[Any], Any]] = {
     "kill": die,
     "stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
     "loop": loop,
-    "gil": lambda _: ctypes.PyDLL(None).sleep(600),
+    "gil": gil,
+    "torn": torn,
     "exit": sys.exit,
     "raise": fail,
     "helper": helper,

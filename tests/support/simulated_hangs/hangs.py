@@ -118,6 +118,8 @@ class Hang:
     groups: dict[str, tuple[str, tuple[int, ...]]]
     """Name to description and members."""
     crashed: tuple[int, ...] = ()
+    broken: tuple[Step, ...] = ()
+    """The step of each culprit at which it left the program, in the order of `culprits`."""
 
 
 # ── the job ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -224,8 +226,9 @@ def program(mesh: Mesh, rank: int, seed: int) -> list[Step]:
     return steps
 
 
-def run(ranks: Sequence[Rank], groups: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    """Until nothing moves any more."""
+def run(ranks: Sequence[Rank], groups: dict[str, tuple[str, tuple[int, ...]]], severed: Severed | None = None) -> None:
+    """Until nothing moves any more. What is `severed` starts, and never ends for those ranks: their network."""
+    severed = severed or {}
     index: Index = {}
     seen = dict.fromkeys(range(len(ranks)), 0)
     left: list[tuple[int, Issued]] = []
@@ -243,20 +246,29 @@ def run(ranks: Sequence[Rank], groups: dict[str, tuple[str, tuple[int, ...]]]) -
             if not op.started and not op.blocked and all(n.done for n in op.needs):
                 op.started = moved = True
         for rank_number, op in left:
-            if op.started and _completes(rank_number, op, index, groups):
+            ends = rank_number not in severed.get(_key(rank_number, op), ()) or (
+                op.step.eager and op.step.kind == "send"
+            )
+            if op.started and ends and _completes(rank_number, op, index, groups):
                 op.done = moved = True
         left = [(r, op) for r, op in left if not op.done]
 
 
-Index = dict[tuple[str, str, int, int], dict[int, Issued]]
+Key = tuple[str, str, int, int]
+Severed = dict[Key, tuple[int, ...]]
+Index = dict[Key, dict[int, Issued]]
 
 
-def _key(rank: int, op: Issued) -> tuple[str, str, int, int]:
-    step = op.step
+def _key(rank: int, op: Issued) -> Key:
+    return key_of(rank, op.step, op.number)
+
+
+def key_of(rank: int, step: Step, number: int) -> Key:
+    """Return what all members have in common of an operation that is the rank's `number`th of its group."""
     if step.kind not in P2P:
-        return (step.group, "", op.number, 1)
+        return (step.group, "", number, 1)
     ends = (rank, step.peer) if step.kind == "send" else (step.peer, rank)
-    return (step.group, f"{ends[0]}>{ends[1]}", op.number, 0)
+    return (step.group, f"{ends[0]}>{ends[1]}", number, 0)
 
 
 def _completes(rank: int, op: Issued, index: Index, groups: dict[str, tuple[str, tuple[int, ...]]]) -> bool:
@@ -286,17 +298,17 @@ def hang(seed: int, fault: str) -> Hang | None:
     several = fault in ("stall", "crash", "device_after") and rng.random() < 0.25
     culprits = sorted(rng.sample(range(mesh.world), 2 if several else 1))
     where = rng.random()
-    for culprit in culprits:
-        _break(ranks[culprit], fault, where, rng, groups)
+    broken = tuple(_break(ranks[culprit], fault, where, rng, groups) for culprit in culprits)
     run(ranks, groups)
     left = [r for r in ranks if r.at < len(r.program) and r.rank not in culprits]
     waiting = [r for r in ranks if any(not i.done for i in r.issued)]
     if not waiting or (not left and fault in ("stall", "crash", "device_after", "device_before")):
         return None
-    return Hang(fault, tuple(culprits), ranks, groups, tuple(culprits) if fault == "crash" else ())
+    return Hang(fault, tuple(culprits), ranks, groups, tuple(culprits) if fault == "crash" else (), broken)
 
 
-def _break(rank: Rank, fault: str, where: float, rng: random.Random, groups: dict[str, Any]) -> None:
+def _break(rank: Rank, fault: str, where: float, rng: random.Random, groups: dict[str, Any]) -> Step:
+    """Break the rank, and return the step at which it leaves the program."""
     moves = [at for at, step in enumerate(rank.program) if step.kind in KINDS + P2P]
     at = moves[int(len(moves) * where)]
     if fault in ("skip", "kind", "size"):
@@ -322,6 +334,7 @@ def _break(rank: Rank, fault: str, where: float, rng: random.Random, groups: dic
         rank.program[at] = replace(step, kind=rng.choice([k for k in KINDS if k != step.kind]))
     elif fault == "size":
         rank.program[at] = replace(step, size=step.size * 2)
+    return step if fault == "skip" else rank.program[at]
 
 
 # ── what torch would have dumped ────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...evidence import Fact, Source
-from . import connections, engines, inspector, launchers, ras, stacks, torch_reports, torch_watchdog, tracebacks
+from . import (
+    connections,
+    engines,
+    inspector,
+    job_sizes,
+    launchers,
+    ras,
+    stacks,
+    torch_reports,
+    torch_watchdog,
+    tracebacks,
+)
 from .lines import Family, Line, Sink, split
 from .nccl import NcclCalls
 from .stacks import rank_in_name
@@ -38,6 +49,7 @@ FAMILIES: tuple[Family, ...] = (
     *stacks.FAMILIES,
     *ras.FAMILIES,
     *inspector.FAMILIES,
+    *job_sizes.FAMILIES,
 )
 _NEAR: dict[bytes, list[tuple[bytes, Read]]] = {}
 for _family in FAMILIES:
@@ -89,7 +101,7 @@ class _Walker:
     def __init__(self, path: Path, sink: Sink, nccl: NcclCalls) -> None:
         self.path, self.sink, self.nccl = path, sink, nccl
         self.rank = rank_in_name(path)
-        local = re.search(r"(?:^|/)(\d{1,5})/std(?:out|err)(?:\.log)?$", path.as_posix())
+        local = re.search(r"(?:^|/)(\d{1,5})/(?:std(?:out|err)(?:\.log)?|error\.json)$", path.as_posix())
         self.local = int(local[1]) if local is not None else None
         """As torchrun's --redirects names its folders."""
         self.number = 1

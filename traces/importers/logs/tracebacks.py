@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from ...evidence import Place, Raised, Writer
 from ..places import place_of
 from .lines import Family, Line, Sink, short
@@ -124,6 +126,44 @@ def _traceback(line: Line, sink: Sink) -> None:
     sink.open(line, _Traceback(line, writer, fatal))
 
 
+class _Extra(msgspec.Struct):
+    py_callstack: str = ""
+
+
+class _Told(msgspec.Struct):
+    message: str = ""
+    extraInfo: _Extra = msgspec.field(default_factory=_Extra)
+
+
+class _Reply(msgspec.Struct):
+    message: _Told
+
+
+_decoder = msgspec.json.Decoder(_Reply)
+
+
+def _reply(line: Line, sink: Sink) -> None:
+    """Add what a process raised, of the file that torchrun has it write (`error.json`) before it ends."""
+    at = line.text.find('{"message"')
+    try:
+        told = _decoder.decode(line.text[max(at, 0) :].encode()).message
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return
+    frames = [
+        (found["file"], int(found["line"]), found["function"] or "")
+        for text in told.extraInfo.py_callstack.splitlines()[-MAX_FRAMES:]
+        if (found := _FRAME.match(text)) is not None
+    ]
+    error = _ERROR.match(told.message.partition("\n")[0])
+    if error is None:
+        return
+    place, library = place_of(frames[::-1])
+    message = short(error["message"] or "")
+    after = follows(error["type"], message)
+    fact = Raised(line.source, line.writer, error["type"], message, place, library, True, after)
+    sink.add(fact, (fact.writer, fact.type, fact.message, fact.place))
+
+
 def _spawned(line: Line, sink: Sink) -> None:
     found = _SPAWNED.search(line.text)
     if found is not None:
@@ -147,5 +187,6 @@ def _bare(line: Line, sink: Sink) -> None:
 FAMILIES = (
     Family((b"Traceback (most recent call last)",), _traceback),
     Family((b"terminated with the following error",), _spawned),
+    Family((b'"py_callstack"',), _reply),
     Family((b"] torch.OutOfMemoryError", b"Error: ", b"Exception: "), _bare),
 )

@@ -20,7 +20,7 @@ from genlock.model.semantics.properties import PROPERTIES, properties_of
 from genlock.model.semantics.query import Query
 from genlock.model.tables import By, Row, Scope
 from hypothesis import assume
-from programs import any_network
+from programs import any_network, looks_away
 
 FAST = ("numba", "numpy")
 GENERIC = tuple(PROPERTIES.values())[:4]
@@ -95,6 +95,12 @@ def test_each_mutant_has_the_same_verdicts(name: str) -> None:
 )
 def test_three_ranks_have_the_same_verdicts(question: Query) -> None:
     agree(question.network())
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["rendezvous", "stream"])
+def test_a_host_that_looks_away_from_its_device_does_so_no_earlier_than_it_must(stream: bool) -> None:
+    found = agree(Network(looks_away(), Scope(4, 1, 1), faults=0, stream=stream))
+    assert not verdicts(found)["no_false_abort"]
 
 
 @any_network(40, ended=True)

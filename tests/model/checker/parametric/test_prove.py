@@ -27,6 +27,7 @@ from genlock.model.semantics.network import CRASH, Network, Point
 from genlock.model.semantics.properties import NO_FALSE_ABORT, SOMETIMES_FOR, properties_of
 from genlock.model.semantics.query import Query
 from genlock.model.tables import By, Collective, Frame, Kind, Meet, Protocol, Role, Row, Scope, State
+from programs import looks_away
 from typer.testing import CliRunner
 
 # ── verdicts ────────────────────────────────────────────────────────────────────────────────────────
@@ -331,6 +332,12 @@ def test_a_confirmed_counterexample_is_written_out(tmp_path: Path) -> None:
     assert (suite.get("failures"), suite.get("errors")) == ("1", "0")
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["rendezvous", "stream"])
+def test_a_host_that_looks_away_from_its_device_does_so_no_earlier_than_it_must(stream: bool) -> None:
+    proof = prove(Query("looks_away", Scope(2, 1, 1), faults=0, stream=stream, given=looks_away()))
+    assert proof.holds(NO_FALSE_ABORT) is False
+
+
 def test_a_named_worker_of_a_fault_is_any_worker() -> None:
     """`rank3` of a world of any size is one of its workers, and no worker is told from another."""
 
@@ -338,7 +345,7 @@ def test_a_named_worker_of_a_fault_is_any_worker() -> None:
         one = AbstractNetwork(
             Network(TP_V0, Scope(), kinds={CRASH: frozenset(Point("STARTUP", rank) for rank in ranks)})
         )
-        first, _ = one.initial()
+        first, *_ = one.initial()
         return {hop.who for hop, _ in one.successors(first) if hop.event == CRASH}
 
     assert crashing(3) == crashing(1) == {"a worker"}

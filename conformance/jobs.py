@@ -1,0 +1,96 @@
+"""Puts the verdicts on the jobs of one recording together, and holds against them what its journal says.
+
+`conforming` is said of what was recorded. Where something was not, or was lost, or the recorded command failed for a
+reason that no trace shows, it would be a false all-clear: the verdict is `unknown`, and says what is missing.
+
+Left out: the verdict on one job (`replay`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..traces.collectives import OWN, Recording
+from ..traces.journal import Began, Ended, Job, Journal, Unrecorded
+from ..traces.load import starts_in
+from .diagnosis import Diagnosis, JobVerdict, Verdict
+
+WORST: tuple[Verdict, ...] = ("divergent", "unknown", "conforming")
+"""Verdicts, the worst first."""
+QUIET = 60
+"""Seconds without an operation from which on the verdict says so, where that was most of the job's time."""
+SECOND = 1_000_000_000
+
+
+def together(jobs: Sequence[JobVerdict]) -> Diagnosis:
+    """Return the verdict on several jobs: the worst of theirs."""
+    worst = min((job.diagnosis for job in jobs), key=lambda diagnosis: WORST.index(diagnosis.verdict))
+    return replace(worst, jobs=tuple(jobs))
+
+
+def with_journals(found: Diagnosis, journals: Sequence[Journal]) -> Diagnosis:
+    """Return a verdict as the journals leave it."""
+    return limited(found, *(reason for journal in journals for reason in _against(journal, found.verdict)))
+
+
+def limited(found: Diagnosis, *reasons: str) -> Diagnosis:
+    """Return a verdict with further reasons that limit it: with one of them, none is `conforming`."""
+    reasons = tuple(filter(None, reasons))
+    if not reasons:
+        return found
+    verdict: Verdict = "unknown" if found.verdict == "conforming" else found.verdict
+    return replace(found, verdict=verdict, reasons=(*found.reasons, *reasons))
+
+
+def nothing_recorded(journals: Sequence[Journal]) -> Diagnosis:
+    """Return the verdict on a recording without a trace."""
+    reasons = (
+        "nothing was recorded: no process initialised torch.distributed, or none of those that did was recorded",
+    )
+    empty = Diagnosis("unknown", 0, 0, 0, None, None, (), reasons, (), None, {})
+    return with_journals(empty, journals)
+
+
+def _against(journal: Journal, verdict: Verdict) -> list[str]:
+    """Return what a journal says against an all-clear."""
+    reasons = [f"not recorded: {line.what}" for line in journal.all(Unrecorded)]
+    begun = starts_in(journal.folder)
+    for job in journal.all(Job):
+        if (job.run, job.attempt) not in begun:
+            reasons.append(f"not recorded: a job of {job.world} ranks began (run {job.run}), and left no trace here")
+    ended = journal.all(Ended)
+    if not ended and journal.all(Began):
+        reasons.append("the recording did not come to its end: it still runs, or `genlock record` was killed")
+    if verdict == "conforming" and any(end.status and not end.stalled for end in ended):
+        status = next(end.status for end in ended if end.status)
+        reasons.append(
+            f"the recorded command failed with exit status {status}, though every trace is clean: what failed is not "
+            "in the traces, as before a process became a rank, or after it was one"
+        )
+    return reasons
+
+
+def unseen_time(recording: Recording, until: int | None) -> str:
+    """Return what to say of a job that was seen to start, and not in most of its time; empty where it was seen.
+
+    `until` is when the recorded command ended, in ns of the wall clock, for ranks that have no end.
+    """
+    if recording.source != OWN or not recording.entries:
+        return ""
+    quiet, busy, operations = float("inf"), 0.0, 0
+    for record in recording.ranks.values():
+        if record.span is None or not len(record.ops):
+            return ""
+        begin, end = record.span
+        last = int(record.ops["time"].max())
+        end = end if record.ended.name in ("STOPPED", "FAILED") else max(end, until or end)
+        quiet, busy = min(quiet, (end - last) / SECOND), max(busy, (last - begin) / SECOND)
+        operations = max(operations, len(record.ops))
+    if quiet < QUIET or quiet <= busy:
+        return ""
+    return (
+        f"{operations} operation{'s' * (operations > 1)} of start-up a rank, then nothing was seen for {quiet:.0f} s: "
+        "the ranks did nothing together there, or went past torch.distributed (a queue in shared memory, all-reduce "
+        "kernels of their own, CUDA graphs), and nothing is known of that; `genlock.channel` records such a way"
+    )

@@ -1,0 +1,1 @@
+"""Records engines' own queues by channels, where their version is one that was tried."""

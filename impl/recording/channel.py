@@ -1,0 +1,113 @@
+"""Records what passes by a queue, a ring or an RPC of your own, as operations that a replay can judge.
+
+Engines leave torch.distributed once they have started: a driver puts work into shared memory, workers answer by a
+queue, and their own kernels reduce. A channel is a job of its own, with a trace of its own for each end. It says what
+each end handed over, took, and waits for, so that an end that does not answer is named like a rank that does not come.
+
+Left out: the messages themselves, and any engine's own queue (`adapters`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...errors import UsageError
+from ...traces import journal
+from ...traces.format import Group
+from .c10d_intercept import Operation, caller
+from .command import RecordingSettings
+from .endings import STOPPED, Ending, follow_endings, of
+from .session import JobTrace
+
+
+def channel(name: str, rank: int, world: int, about: str = "") -> Channel:
+    """Return one end of a channel, to record what passes by it; it does nothing where the process is not recorded.
+
+    - `name`: the same at every end, and of no other channel of the recording, such as the name of its shared memory.
+    - `rank`: the number of this end, from 0; `world`: how many there are.
+    - `about`: what a verdict is to call it.
+
+    Raises UsageError for a rank that is none.
+    """
+    if not 0 <= rank < world:
+        raise UsageError(f"rank {rank} is not one of {world}", where="genlock.channel", do="count ends from 0")
+    settings = RecordingSettings.inherited()
+    end = Channel(None, world, about)
+    if settings is not None:
+        job = journal.Job(f"{settings.run}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}", settings.attempt_now(), world)
+        try:
+            end = Channel(JobTrace(settings, job, rank, "channel"), world, about)
+        except Exception as error:
+            journal.mark(Path(settings.out), f"channel {name}: {error}")
+            print(f"genlock: channel {name} is not recorded: {error}", file=sys.stderr)
+        else:
+            follow_endings(end._end, end._written)
+    return end
+
+
+class Channel:
+    """Records one end of a channel. All methods may be called from any thread; none raises, whatever fails in here."""
+
+    def __init__(self, trace: JobTrace | None, world: int, about: str) -> None:
+        self._trace = trace
+        self._all = Group("0", tuple(range(world)), "channel", about)
+
+    def sent(self, to: int, tag: int = 0) -> None:
+        """Record that something was handed over to an end: it need not have taken it."""
+        with self._operation("send", self._all, to, tag):
+            pass
+
+    def received(self, source: int, tag: int = 0) -> None:
+        """Record that something was taken from an end, after a wait that may rightly have been long."""
+        with self._operation("recv", self._all, source, tag):
+            pass
+
+    def receiving(self, source: int, tag: int = 0) -> contextlib.AbstractContextManager[None]:
+        """Record, around it, a wait for something that is due from an end, such as an answer."""
+        return self._operation("recv", self._all, source, tag)
+
+    def meeting(self, op: str = "all_reduce", members: Sequence[int] = ()) -> contextlib.AbstractContextManager[None]:
+        """Record, around it, an operation that all ends, or these, must come to; named as torch.distributed does."""
+        group = Group(",".join(map(str, members)), tuple(members), "channel") if members else self._all
+        return self._operation(op, group, None, None)
+
+    def raised(self, error: BaseException) -> None:
+        """Record that this end is of no use any more, because of this; what comes later is not recorded."""
+        self._end(of(error))
+
+    def close(self) -> None:
+        """Record that this end is done. A process that ends by itself need not say so."""
+        self._end(STOPPED)
+
+    @contextlib.contextmanager
+    def _operation(self, op: str, group: Group, peer: int | None, tag: int | None) -> Iterator[None]:
+        trace = self._trace
+        if trace is None or trace.over:
+            yield
+            return
+        operation = Operation(op, group, None, peer, tag, None, None, False, None)
+        recorder = trace.operation(operation, caller(sys._getframe(2)), self._failed)
+        begun = recorder.begin(time.monotonic_ns())
+        try:
+            yield
+        except BaseException as error:
+            self._end(of(error))  # the wait has not ended as it should
+            raise
+        recorder.end(begun, time.monotonic_ns())
+
+    def _failed(self, error: Exception) -> None:
+        if self._trace is not None and not self._trace.over:
+            self._end(Ending("detached", message=f"{type(error).__name__}: {error}"))
+
+    def _end(self, ending: Ending) -> None:
+        if self._trace is not None and not self._trace.over:
+            with contextlib.suppress(Exception):
+                self._trace.end(ending)
+
+    def _written(self) -> int:
+        return 0 if self._trace is None else self._trace.recorder.written

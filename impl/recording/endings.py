@@ -1,0 +1,140 @@
+"""Sees how this process ends, wherever Python lets anybody see it, and what it raised.
+
+An exception that nobody catches goes to `sys.excepthook`. A library may catch what a rank raised, and call `sys.exit`,
+which holds on to it. A child of `multiprocessing` ends by `os._exit`, after its finalizers, without atexit.
+Left out: a process that is killed, and one whose launcher keeps what was raised and lets it live (Ray).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing import util
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+
+from ...traces.format import Cause
+
+
+class Ending(NamedTuple):
+    """Says why a process ends."""
+
+    cause: Cause
+    exit: int = -1
+    """Exit status; -1 where it is not known."""
+    message: str = ""
+    place: str | None = None
+    """Where it was raised, as `file:line`."""
+
+
+STOPPED = Ending("stopped")
+Ended = Callable[[Ending], None]
+LIBRARIES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+STANDARD = os.path.dirname(os.__file__) + os.sep
+BELOW = (os.path.dirname(torch.__file__) + os.sep, str(Path(__file__).parents[1]) + os.sep, "<frozen")
+"""Begins the names of files that stand below the program: torch's, and ours."""
+FRAMES = 400
+"""No more frames of a traceback are looked at."""
+
+
+class Follower(NamedTuple):
+    """Writes ends."""
+
+    ended: Ended
+    written: Callable[[], int]
+    """Counts what it has written so far: an exit after which there was more was caught by somebody."""
+
+
+_followers: list[Follower] = []
+
+
+def follow_endings(ended: Ended, written: Callable[[], int]) -> None:
+    """Call `ended` with why this process ends, as early as that is certain; perhaps several times, the truest first."""
+    _followers.append(Follower(ended, written))
+    if len(_followers) == 1:
+        _install()
+
+
+def _tell(ending: Ending) -> None:
+    for follower in _followers:
+        follower.ended(ending)
+
+
+def _written() -> int:
+    return sum(follower.written() for follower in _followers)
+
+
+def _install() -> None:
+    ended, written = _tell, _written
+    hook, leave, leave_now = sys.excepthook, sys.exit, os._exit
+    noted: list[tuple[Ending, int]] = []
+
+    def excepthook(kind: Any, error: BaseException, frames: Any) -> None:
+        ended(of(error))
+        hook(kind, error, frames)
+
+    def exit(status: Any = None, /) -> NoReturn:
+        noted[:] = [(_leaving(status, sys.exc_info()[1]), written())]
+        leave(status)
+
+    def exit_now(status: int) -> NoReturn:
+        ended(_leaving(status, sys.exc_info()[1]))
+        leave_now(status)
+
+    def at_end() -> None:
+        error = sys.exc_info()[1]
+        if error is not None:
+            ended(of(error))
+        ended(noted[0][0] if noted and noted[0][1] == written() else STOPPED)
+
+    def at_end_of_child(_: object = None) -> None:
+        util.Finalize(None, at_end, exitpriority=1000)
+
+    # the last three are what their users look up when they leave
+    sys.excepthook, sys.exit, os._exit = excepthook, exit, exit_now
+    atexit.register(at_end)
+    at_end_of_child()
+    util.register_after_fork(at_end_of_child, at_end_of_child)  # a forked child forgets its parent's
+
+
+def of(error: BaseException) -> Ending:
+    """Return the ending of a process that raised this, and did not catch it."""
+    if isinstance(error, SystemExit):
+        return _leaving(error.code, error.__context__)
+    root = error
+    for _ in range(FRAMES):
+        if root.__cause__ is None:
+            break
+        root = root.__cause__
+    text = " ".join(str(root).split())
+    return Ending("exception", 1, f"{type(root).__name__}: {text}"[:1000], _place(root))
+
+
+def _leaving(status: Any, handled: BaseException | None) -> Ending:
+    """Return the ending of a process that leaves with a status, while it handles an exception or none."""
+    exit = 0 if status is None else status if isinstance(status, int) else 1
+    if exit and isinstance(handled, SystemExit):
+        handled = handled.__context__
+    if exit and isinstance(handled, Exception):
+        return of(handled)._replace(exit=exit)
+    return Ending("stopped", exit)
+
+
+def _place(error: BaseException) -> str | None:
+    """Return the innermost place of the user's own in a traceback; else the innermost that is not torch's."""
+    frames = [
+        (frame.f_code.co_filename, line) for frame, line in list(traceback.walk_tb(error.__traceback__))[-FRAMES:]
+    ]
+    known = [(file, line) for file, line in frames if not file.startswith(BELOW)]
+    own = [(file, line) for file, line in known if not _is_library(file)]
+    file, line = (own or known or [("", 0)])[-1]
+    return f"{file}:{line}" if file else None
+
+
+def _is_library(file: str) -> bool:
+    return file.startswith(STANDARD) or any(part in file for part in LIBRARIES)

@@ -1,0 +1,153 @@
+"""A folder of several jobs, and what its journal says against an all-clear."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+from genlock.conformance import jobs
+from genlock.conformance.diagnosis import Diagnosis
+from genlock.conformance.replay import replay
+from genlock.conformance.report import as_text
+from genlock.traces import format, journal
+from genlock.traces.format import NUMBER, Clock, Event, Group, TraceHeader
+from genlock.traces.journal import Began, Ended, Job, Unrecorded, append
+from genlock.traces.recorder import Recorder
+
+START = 1_000_000_000_000_000_000
+SECOND = 1_000_000_000
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def rank(folder: Path, number: int, run: str, numel: int, attempt: int) -> None:
+    """Write the trace of one of two ranks that did two all-reduces of so many elements."""
+    now = time.monotonic_ns()
+    header = TraceHeader(2, run, number, 2, "", "gloo", "", "", {}, Clock(START, now), attempt=attempt)
+    written = Recorder(folder, header)
+    written.group(Group("0", (0, 1)))
+    left = Event(NUMBER, NUMBER, "", "exit", "", "", group="0", sequence=NUMBER, op="all_reduce", entered=NUMBER)
+    entered = Event(
+        NUMBER, NUMBER, "", "enter", "", "", group="0", sequence=NUMBER, op="all_reduce", dtype="float32", numel=numel
+    )
+    operation = written.operation(entered, left, count(1), fail)
+    for turn in range(2):
+        operation.end(operation.begin(now + turn), now + turn)
+    written.end("stopped", 0)
+
+
+def job(folder: Path, run: str, sizes: tuple[int, int] = (1, 1), attempt: int = 0) -> None:
+    for number in range(2):
+        rank(folder, number, run, sizes[number], attempt)
+
+
+def recording(folder: Path, status: int = 0) -> None:
+    """Write what `genlock record` leaves of two jobs, the second of which is an attempt."""
+    append(folder, Began(("train",), START))
+    for run, attempt in (("r-a", 0), ("r-b", 1)):
+        append(folder, Job(run, attempt, 2))
+    append(folder, Ended(status, START + 3 * SECOND))
+
+
+def verdict(folder: Path) -> tuple[str, tuple[str, ...]]:
+    found = replay([folder]).diagnosis
+    return found.verdict, found.reasons
+
+
+def test_each_attempt_is_judged_and_the_worst_counts(tmp_path: Path) -> None:
+    recording(tmp_path)
+    job(tmp_path, "r-a")
+    job(tmp_path / "restart1", "r-b", (1, 2), attempt=1)
+    found = replay([tmp_path]).diagnosis
+    assert [(j.name, j.diagnosis.verdict) for j in found.jobs] == [
+        (str(tmp_path), "conforming"),
+        (str(tmp_path / "restart1"), "divergent"),
+    ]
+    assert found.verdict == "divergent"
+    assert as_text(found).count("the members issued different collectives") == 1
+
+
+def conform(folder: Path) -> None:
+    recording(folder)
+
+
+def failed(folder: Path) -> None:
+    recording(folder, 1)
+
+
+def unrecorded(folder: Path) -> None:
+    recording(folder)
+    append(folder, Unrecorded("`python -S serve.py` loaded torch without the recorder"))
+
+
+def lost_job(folder: Path) -> None:
+    recording(folder)
+    append(folder, Job("r-c", 0, 4))
+
+
+def unwritten(folder: Path) -> None:
+    recording(folder)
+    (folder / "unrecorded-17").touch()
+
+
+def cut_short(folder: Path) -> None:
+    recording(folder)
+    path = folder / journal.NAME
+    path.write_bytes(b"".join(line for line in path.read_bytes().splitlines(True) if b'"ended"' not in line))
+
+
+@pytest.mark.parametrize(
+    ("leave", "says"),
+    [
+        (conform, ""),
+        (failed, "the recorded command failed with exit status 1, though every trace is clean"),
+        (unrecorded, "not recorded: `python -S serve.py` loaded torch without the recorder"),
+        (lost_job, "not recorded: a job of 4 ranks began (run r-c), and left no trace here"),
+        (unwritten, "not recorded: its journal could not be written"),
+        (cut_short, "the recording did not come to its end"),
+    ],
+)
+def test_what_went_unrecorded_forbids_an_all_clear(tmp_path: Path, leave: Callable[[Path], None], says: str) -> None:
+    leave(tmp_path)
+    job(tmp_path, "r-a")
+    job(tmp_path / "restart1", "r-b", attempt=1)
+    found, reasons = verdict(tmp_path)
+    assert found == ("unknown" if says else "conforming")
+    assert [says in reason for reason in reasons] == [True] * bool(says)
+
+
+def test_one_job_alone_has_its_journal_too(tmp_path: Path) -> None:
+    append(tmp_path, Unrecorded("a rank"))
+    job(tmp_path, "r-a")
+    assert verdict(tmp_path) == ("unknown", ("not recorded: a rank",))
+
+
+def test_a_journal_without_a_trace_is_a_verdict(tmp_path: Path) -> None:
+    append(tmp_path, Unrecorded("all of it"))
+    found, reasons = verdict(tmp_path)
+    assert (found, reasons[-1]) == ("unknown", "not recorded: all of it")
+
+
+def test_a_start_up_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks end by themselves, a minute after their last operation, or a second."""
+
+    def ended_after(seconds: int) -> Diagnosis:
+        folder = tmp_path / str(seconds)
+        job(folder, "r-a")
+        for path in format.find(folder):
+            *rest, end = path.read_bytes().splitlines(keepends=True)
+            line = format.decode(path, 1, end)
+            assert isinstance(line, format.End)
+            late = format.End(line.index, line.time_ns + seconds * SECOND, line.cause, line.exit)
+            path.write_bytes(b"".join(rest) + format.encode(late))
+        return replay([folder]).diagnosis
+
+    assert ended_after(jobs.QUIET - 2).verdict == "conforming"
+    found = ended_after(jobs.QUIET + 1)
+    assert found.verdict == "unknown"
+    assert found.reasons[0].startswith("2 operations of start-up a rank, then nothing was seen for 61 s: ")

@@ -1,0 +1,208 @@
+"""Records each framework healthy and broken in each way, judges it, and writes docs/frameworks.md.
+
+    make frameworks
+
+A verdict is right where a healthy run conforms and a broken one diverges; the rank where the broken one is named; the
+line where the report has one that the program marks for that way (`LINE …`). A program that does not run healthy is
+said to be not shown. Left out: setting up the environment (`scripts/frameworks`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+PAGE, KEPT = ROOT / "docs" / "frameworks.md", ROOT / "build" / "frameworks.json"
+WAYS = ("ok", "skip", "extra", "other", "raise", "kill", "stop", "uneven")
+BAD = 1
+STALL = 15
+
+
+class Framework(NamedTuple):
+    """Says how a framework's program is started."""
+
+    name: str
+    program: str
+    kind: str
+    package: str
+    ranks: int = 3
+    launched: bool = True
+    """False where the program starts its ranks itself."""
+    not_shown: tuple[str, ...] = ()
+    """Ways in which the program goes on rightly, so that nothing is wrong."""
+
+
+FRAMEWORKS = (
+    *(Framework(name, "plain.py", kind, "torch") for name, kind in (
+        ("DDP", "ddp"), ("FSDP1", "fsdp1"), ("FSDP2", "fsdp2"), ("DTensor TP", "tp"), ("GPipe", "gpipe"),
+        ("1F1B", "1f1b"), ("DCP", "dcp"),
+    )),
+    Framework("HSDP", "plain.py", "hsdp", "torch", ranks=4),
+    Framework("accelerate", "libraries.py", "accelerate", "accelerate"),
+    Framework("transformers Trainer", "libraries.py", "trainer", "transformers"),
+    Framework("Lightning", "libraries.py", "lightning", "lightning"),
+    Framework("DeepSpeed ZeRO-2", "libraries.py", "deepspeed", "deepspeed"),
+    Framework("Megatron-Core TP", "libraries.py", "megatron", "megatron-core"),
+    Framework("mp.spawn", "launchers.py", "spawn", "torch", launched=False),
+    Framework("multiprocessing fork", "launchers.py", "fork", "torch", launched=False),
+    Framework("Ray", "launchers.py", "ray", "ray", launched=False),
+)  # fmt: skip
+
+
+def lines_of(program: str, way: str) -> set[str]:
+    """Return the places that are right for a way, as `file:line`."""
+    wanted = way if way in ("extra", "other", "raise") else "step"
+    text = (HERE / program).read_text().splitlines()
+    return {f"{program}:{n}" for n, line in enumerate(text, 1) if re.search(rf"# LINE {wanted}\b", line)}
+
+
+def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any]:
+    """Record and judge one run."""
+    folder = Path(tempfile.mkdtemp(prefix="frameworks-"))
+    program = [str(HERE / framework.program), framework.kind, way]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(framework.ranks), "--master-port", str(port)]
+    command = [sys.executable, "-m", "genlock", "record", "--stall", str(STALL), "--out", str(folder / "out"), "--"]
+    command += [python, *(torchrun if framework.launched else []), *program]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        said = process.communicate(timeout=240)[0].decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        said = "not ended in 240 s"
+        process.terminate()  # which is passed on to the launcher, and by that to its ranks
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=30)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    replay = [sys.executable, "-m", "genlock", "replay", str(folder / "out"), "--format", "json"]
+    judged = subprocess.run(replay, capture_output=True, text=True, check=False)
+    result: dict[str, Any] = {"status": process.returncode, "seconds": round(time.monotonic() - begin)}
+    if judged.returncode in (0, 1, 3):
+        report = json.loads(judged.stdout)
+        result |= {"verdict": report["verdict"], **grade(report, framework, way)}
+    else:
+        result |= {"verdict": "none", "said": judged.stderr[-300:]}
+    if way == "ok" and result["verdict"] != "conforming":
+        result["said"] = said[-1500:]
+    if "--keep" not in sys.argv:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def grade(report: dict[str, Any], framework: Framework, way: str) -> dict[str, Any]:
+    """Return if rank and line are right."""
+    found = report["divergence"] or {}
+    named = found.get("culprits") or report["suspects"]
+    text = " ".join(str(found.get(part, "")) for part in ("phase", "place", "why", "observed"))
+    text += json.dumps(found.get("stack", ""))
+    places = sorted({Path(file).name + ":" + line for file, line in re.findall(r"([\w./-]+\.py):(\d+)", text)})
+    right = lines_of(framework.program, way)
+    return {
+        "named": named,
+        "rank": BAD in named,
+        "alone": named == [BAD],
+        "line": bool(right & set(places)),
+        "places": places,
+        "reasons": report["reasons"][:2],
+        "case": [a["case"] for a in report["accused"]][:1],
+    }
+
+
+def cells(only: str, ways: str) -> Iterator[tuple[Framework, str]]:
+    for framework in FRAMEWORKS:
+        if not only or framework.kind in only.split(","):
+            for way in WAYS:
+                if not ways or way in ways.split(","):
+                    yield framework, way
+
+
+def page(kept: dict[str, dict[str, Any]], python: str) -> str:
+    """Return docs/frameworks.md."""
+    site = next(Path(python).parents[1].glob("lib/python*/site-packages"))
+    versions = {d.metadata["Name"]: d.version for d in distributions(path=[str(site)])}
+    counts = {name: [0, 0] for name in ("verdict", "rank", "line")}
+    alarms = clear = 0
+    rows = []
+    for framework in FRAMEWORKS:
+        row = [framework.name, versions.get(framework.package, "not installed")]
+        healthy = kept.get(f"{framework.kind} ok")
+        shown = healthy is not None and (healthy["status"] == 0 or healthy["verdict"] == "conforming")
+        for way in WAYS:
+            cell = kept.get(f"{framework.kind} {way}")
+            if cell is None or not shown:
+                row.append("not shown")
+                continue
+            verdict = cell["verdict"]
+            alarms += way == "ok" and verdict == "divergent"
+            clear += way != "ok" and verdict == "conforming"
+            counts["verdict"][0] += (verdict == "conforming") if way == "ok" else (verdict == "divergent")
+            counts["verdict"][1] += 1
+            if way != "ok":
+                for part in ("rank", "line"):
+                    counts[part][0] += bool(cell.get(part))
+                    counts[part][1] += 1
+            marks = "" if way == "ok" else (" rank" if cell.get("rank") else "") + (" line" if cell.get("line") else "")
+            row.append(verdict + (f":{marks}" if marks else ""))
+        rows.append("| " + " | ".join(row) + " |")
+    right = ", ".join(f"{name} {a} of {b}" for name, (a, b) in counts.items())
+    return "\n".join(
+        [
+            "# Frameworks: recorded, broken, and judged by the user's own lines",
+            "",
+            f"Written by `make frameworks`, with torch {versions.get('torch')} on gloo, three ranks (HSDP: four).",
+            f"Each program is a small model under a real library. Rank {BAD} does what the column says in one step:",
+            "it leaves the step out (`skip`), calls one collective more (`extra`) or another one (`other`), raises, is",
+            "killed, is stopped by a signal, or ends its loop early (`uneven`). A cell has the verdict, and what of it",
+            "is right: the rank is among those named, and the report has a line of the user's that is to blame.",
+            "",
+            f"Right: {right}. False alarms {alarms}, false all-clears {clear}.",
+            "",
+            "| framework | version | " + " | ".join(WAYS) + " |",
+            "|---" * (len(WAYS) + 2) + "|",
+            *rows,
+            "",
+            "`not shown`: the program did not run here, healthy, or was not tried in that way.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--python", default=str(ROOT / "build" / "frameworks" / "bin" / "python"))
+    parser.add_argument("--only", default="")
+    parser.add_argument("--ways", default="")
+    parser.add_argument("--keep", action="store_true")
+    given = parser.parse_args()
+    KEPT.parent.mkdir(exist_ok=True)
+    for number, (framework, way) in enumerate(cells(given.only, given.ways)):
+        cell = run(framework, way, given.python, 29100 + (os.getpid() + 7 * number) % 900)
+        kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+        kept[f"{framework.kind} {way}"] = cell
+        KEPT.write_text(json.dumps(kept, indent=1))
+        print(framework.kind, way, json.dumps(cell), flush=True)
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    PAGE.write_text(page(kept, given.python))
+
+
+if __name__ == "__main__":
+    main()
