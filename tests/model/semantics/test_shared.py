@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -355,9 +355,37 @@ def test_a_message_of_one_that_died_inside_need_not_come() -> None:
     assert report.counterexample.steps[-1].edge == "crash"
 
 
-@dataclass(frozen=True)
-class Handles:
-    done: int = 0
+def go(network: Network, state: Any, rank: int, event: str, edge: str) -> Any:
+    """The state after a move."""
+    return next(
+        after for move, after in network.successors(state) if (move.rank, move.event, move.edge) == (rank, event, edge)
+    )
+
+
+def bound(network: Network, state: Any, rank: int) -> list[bool]:
+    """Per way in which a rank may complete what it is in, whether it is bound to."""
+    return [move.ordinary for move, _ in network.successors(state) if (move.rank, move.edge) == (rank, "complete")]
+
+
+def test_nobody_is_bound_to_receive_from_one_that_died_inside() -> None:
+    link = Link("link")
+    sender = line("a", row("send", gate=Send(link, lambda v: 1), send=lambda v: 1), ranks=only(0))
+    taker = line("b", row("recv", gate=Receive(link, lambda v: 0)), ranks=only(1))
+    network = Network(cast(sender, taker, ranks=2, shared=(link,)), Scope(ranks=2), faults=1)
+    both = go(network, go(network, network.initial(), 0, "send", "issue"), 1, "recv", "issue")
+    assert bound(network, both, 1) == [True]
+    assert bound(network, go(network, both, 0, "crash", "crash"), 1) == [False]
+    assert bound(network, go(network, both, 1, "crash", "crash"), 0) == []
+
+
+def test_nobody_is_bound_to_leave_what_another_timed_out_of() -> None:
+    barrier = op("b", Kind.BARRIER)
+    rows = (Row("GO", "b", "END", op=barrier), Row("GO", "times_out", "END", interrupts=True))
+    role = Role("r", "GO", (GO, END), rows, ranks=everyone)
+    network = Network(cast(role, ranks=2, schedule=(barrier,)), Scope(ranks=2), faults=0)
+    both = go(network, go(network, network.initial(), 0, "b", "issue"), 1, "b", "issue")
+    assert bound(network, both, 0) == [True]
+    assert bound(network, go(network, both, 1, "times_out", "step"), 0) == [False]
 
 
 def test_a_post_goes_on_and_its_wait_does_not() -> None:
