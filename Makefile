@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: corpus hangs help demo test test-slow fuzz soak-sim smoke-torch litmus lint types layers check-all bench pictures clean collect-hangs soak frameworks
+.PHONY: corpus hangs help demo test test-slow fuzz fuzz-readers soak-sim smoke-torch litmus lint types layers check-all bench pictures clean collect-hangs soak frameworks
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -30,6 +30,11 @@ hangs: $(INSTALLED) ## hangs whose truth is known, beside torch's analyser, half
 	  > build/hangs.txt || [ -e build/hangs/$$seed-$$seed.jsonl ]; done
 	$(BIN)/python bench/hangs.py --rows build/hangs --report --out docs \
 	  $(if $(DATA),--data $(DATA)) $(if $(CASES),--cases $(CASES))
+
+fuzz-readers: $(INSTALLED) ## damaged files for each reader, guided by coverage; SECONDS=n for each; result into docs/results
+	$(BIN)/pip install -qq --editable '.[fuzz]'
+	PYTHONPATH=tests/support:tests/support/reader_fuzz:tests/support/simulated_hangs \
+	  $(BIN)/python tests/support/reader_fuzz/fuzz_readers.py --seconds $(or $(SECONDS),300) --out docs/results
 
 collect-hangs: $(INSTALLED) ## collects and replays real gloo hangs of every launcher, some minutes; result into docs/results
 	PYTHONPATH=tests/support $(BIN)/python tests/support/collect_hangs.py

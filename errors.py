@@ -98,10 +98,21 @@ class GenlockError(Exception):
     """Base of all errors that Genlock raises on purpose: what, where, what to do."""
 
     exit = Exit.USAGE
+    longest = 4000
+    """Characters that are told of what is wrong, which may quote what was read."""
 
     def __init__(self, what: str, *, where: str = "", do: str = "") -> None:
-        self.what, self.where, self.do = what, where, do
-        super().__init__((f"{where}: " if where else "") + what + (f"; {do}" if do else ""))
+        self.what, self.where, self.do = _one_line(what, self.longest), where, do
+        super().__init__((f"{_one_line(where, 4000)}: " if where else "") + self.what + (f"; {do}" if do else ""))
+
+
+def _one_line(text: str, longest: int) -> str:
+    """Return a text without line breaks and control characters, of a bearable length."""
+    cut = len(text) > longest
+    text = text[:longest]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"{text} …" if cut else text
 
 
 class UsageError(GenlockError):
@@ -110,6 +121,8 @@ class UsageError(GenlockError):
 
 class UnreadableInput(GenlockError):
     """Signals a file that is missing, malformed, or of an unknown format or version."""
+
+    longest = 600
 
 
 class CutFile(UnreadableInput):

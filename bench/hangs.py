@@ -129,6 +129,8 @@ def _place(said: Diagnosis, job: Hang) -> bool:
 
 def _cause(said: Diagnosis, job: Hang) -> bool:
     """Tell whether the kind of fault is named."""
+    if job.fault == "skip" and said.divergence is not None and "have left that out" in said.divergence.why:
+        return bool(set(said.culprits) & set(job.culprits))
     return bool(said.culprits) and any(
         accused.case.startswith(CAUSES[job.fault]) for accused in said.accused if accused.rank in job.culprits
     )

@@ -7,6 +7,8 @@ The first log is of training steps under torchrun and srun prefixes, coloured he
 still and the watchdogs of the others end the job. The second has a line of NCCL for each collective, which are the
 most lines that a log can have that say something; one rank issues another operation at one number.
 
+Beside it, in the same run: `grep` for the same words, which finds the lines and understands none.
+
 Left out: the disk (what is read has just been written, and lies in memory).
 """
 
@@ -109,6 +111,17 @@ def measure(path: Path) -> Measured:
     return Measured(time.perf_counter() - begin, found["cpu"], found["megabytes"], found["culprits"])
 
 
+WORDS = "Watchdog caught|last enqueued|Received a dump signal|opCount|Init COMPLETE|Traceback"
+
+
+def grepped(path: Path) -> float:
+    """Return the CPU seconds that grep takes to count the lines with one of some words."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(["grep", "-cE", WORDS, str(path)], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def judge(path: Path) -> None:
     """Replay and print what it took."""
     from genlock.conformance.replay import replay
@@ -142,7 +155,8 @@ def main() -> int:
             told = (
                 f"{name:12} {size:6.0f} MB in {found.cpu:5.2f} s CPU ({found.wall:5.2f} s), {found.megabytes:4.0f} MB"
             )
-            print(f"{told}, rank {found.culprits}" + ("" if good else " MISSED"))
+            told += f", rank {found.culprits}; grep {grepped(path):5.2f} s CPU"
+            print(told + ("" if good else " MISSED"), flush=True)
     return 1 if missed else 0
 
 

@@ -1,10 +1,15 @@
-"""Times the recorder: all-reduces of about 1 ms between two ranks, with and without it, in turn.
+"""Times the recorder, with and without it in turn: all-reduces of 1 ms, the ways that frameworks go, their steps.
 
     python bench/recorder.py [--milliseconds 1] [--rounds 240] [--backend nccl] [--format json]
 
 Prints rank0's median of either kind and their ratio: each round times a block of both kinds, in changing order,
 and the ratio is the median of the rounds' ratios. A second plain block in each round shows, by its ratio to the
-first, what the machine's noise makes of no difference at all. The size is calibrated first. Exit status 1 above 5 %.
+first, what the machine's noise makes of no difference at all. The size is calibrated first.
+
+Then, of each way (small tensors: what an operation itself costs) the CPU of rank0's thread and of its whole process,
+plain, and what the recorder adds: medians over rounds, of differences inside a round. Then steps of FSDP2 and DDP with
+tiny models, CPU of the whole process; and the bytes of trace an operation. Exit status 1 above 5 %, 25 us of the
+thread on any way, 5 % CPU of a step, or 150 bytes.
 
 Two things that are none of the recorder's are kept out, for both kinds alike. A program is recorded from its start:
 the first operations after a switch, which sweeps the caches, are not timed. And gloo's event loop polls while a message
@@ -28,6 +33,9 @@ from statistics import median
 from typing import Any
 
 LIMIT = 1.05
+MICROSECONDS, BYTES = 25, 150
+WAY_ROUNDS, WAY_BLOCK = 30, 100
+STEP_ROUNDS, STEP_BLOCK = 24, 10
 BLOCK = 20
 """Operations that are timed in a row."""
 WARM = 6
@@ -48,7 +56,7 @@ def main() -> int:
         command = [sys.executable, __file__, "rank", config]
         ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE) for rank in range(2)]
         try:
-            result = json.loads(ranks[0].communicate(timeout=300)[0])
+            result = json.loads(ranks[0].communicate(timeout=900)[0].splitlines()[-1])
         finally:
             for rank in ranks:
                 rank.kill()
@@ -61,7 +69,17 @@ def main() -> int:
             f"recorded {result['recorded_us']:.0f} us, ratio {result['ratio']:.3f} (limit {LIMIT}, "
             f"plain to plain {result['control']:.3f}), {result['events']} events recorded"
         )
-    return int(result["ratio"] > LIMIT)
+        for name, (plain, more, plain_all, more_all) in result["ways"].items():
+            print(
+                f"{name:24} thread {plain:6.1f} us + {more:5.1f} (limit {MICROSECONDS})   "
+                f"process {plain_all:6.1f} us + {more_all:5.1f}"
+            )
+        for name, (plain, ratio) in result["steps"].items():
+            print(f"{name:24} {plain / 1000:6.2f} ms CPU a step, ratio {ratio:.3f} (limit {LIMIT})")
+        print(f"{result['bytes']:.0f} bytes of trace an operation (limit {BYTES})")
+    over = [way[1] > MICROSECONDS for way in result["ways"].values()]
+    over += [step[1] > LIMIT for step in result["steps"].values()]
+    return int(result["ratio"] > LIMIT or result["bytes"] > BYTES or any(over))
 
 
 def rank(config: dict[str, Any], number: int) -> None:
@@ -115,15 +133,109 @@ def rank(config: dict[str, Any], number: int) -> None:
     for turn in range(config["rounds"]):
         for kind in ORDERS[turn % len(ORDERS)]:
             times[kind].append(median(block(tensor, kinds[kind])))
+    small = {} if nccl else {kind.__name__: kind(lambda: watching(session)) for kind in (ways, steps)}
     session.end()
     if number == 0:
-        result: dict[str, float] = {"numel": numel}
+        result: dict[str, Any] = {"numel": numel, "ways": {}, "steps": {}} | small
         for name, kind in (("ratio", 1), ("control", 2)):
             result[name] = median(t / plain for t, plain in zip(times[kind], times[0], strict=True))
         result |= {"plain_us": median(times[0]) * 1e6, "recorded_us": median(times[1]) * 1e6}
-        result["events"] = sum(1 for _ in read(Path(config["folder"]) / "rank0.trace.jsonl").events)
+        trace = Path(config["folder"]) / "rank0.trace.jsonl"
+        edges = [event.edge for event in read(trace).events]
+        result |= {"events": len(edges), "bytes": trace.stat().st_size / edges.count("enter")}
         print(json.dumps(result))
     dist.barrier()
+
+
+def ways(recorded: Callable[[], Any]) -> dict[str, tuple[float, ...]]:
+    """Way to the CPU in us an operation, of the thread and of the process: plain, and what the recorder adds."""
+    import torch
+    import torch.distributed as dist
+
+    x, whole = torch.ones(16), torch.ones(16 * dist.get_world_size())
+    peer = 1 - dist.get_rank()
+
+    def both_ways() -> None:
+        for work in (dist.isend(x, peer), dist.irecv(whole[:16], peer)):
+            if work is not None:
+                work.wait()
+
+    every: dict[str, Callable[[], Any]] = {
+        "all_reduce": lambda: dist.all_reduce(x),
+        "all_reduce, async": lambda: dist.all_reduce(x, async_op=True).wait(),
+        "broadcast": lambda: dist.broadcast(x, 0),
+        "all_gather_into_tensor": lambda: dist.all_gather_into_tensor(whole, x),
+        "reduce_scatter_tensor": lambda: dist.reduce_scatter_tensor(x, whole),
+        "all_to_all_single": lambda: dist.all_to_all_single(whole, whole.clone()),
+        "barrier": lambda: dist.barrier(),
+        "send and recv": lambda: dist.send(x, 1) if dist.get_rank() == 0 else dist.recv(x, 0),
+        "isend and irecv, two": both_ways,
+    }
+    return {name: _way(operation, recorded, 2 if "two" in name else 1) for name, operation in every.items()}
+
+
+def _way(operation: Callable[[], Any], recorded: Callable[[], Any], operations: int) -> tuple[float, ...]:
+    taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for turn in range(WAY_ROUNDS):
+        for with_recorder in (turn % 2 == 0, turn % 2 == 1):
+            with recorded() if with_recorder else nullcontext():
+                for _ in range(WARM):
+                    operation()
+                before = time.thread_time(), time.process_time()
+                for _ in range(WAY_BLOCK):
+                    operation()
+                after = time.thread_time(), time.process_time()
+            per = WAY_BLOCK * operations / 1e6
+            taken[with_recorder].append(((after[0] - before[0]) / per, (after[1] - before[1]) / per))
+    found: list[float] = []
+    for clock in range(2):
+        plain = [each[clock] for each in taken[False]]
+        more = [each[clock] - p for each, p in zip(taken[True], plain, strict=True)]
+        found += [median(plain), median(more)]
+    return tuple(found)
+
+
+def steps(recorded: Callable[[], Any]) -> dict[str, tuple[float, float]]:
+    """Kind of training to the CPU of the process in us a step, plain, and the ratio with the recorder to that."""
+    import torch
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    def model() -> torch.nn.Sequential:
+        return torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()) for _ in range(4)])
+
+    sharded = model()
+    for block in sharded:
+        fully_shard(block)
+    fully_shard(sharded)
+    return {
+        "FSDP2": _step(sharded, recorded),
+        "DDP": _step(DistributedDataParallel(model()), recorded),
+    }
+
+
+def _step(model: Any, recorded: Callable[[], Any]) -> tuple[float, float]:
+    import torch
+
+    optimiser = torch.optim.SGD(model.parameters(), 1e-3)
+
+    def step() -> None:
+        model(torch.randn(8, 64)).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(STEP_ROUNDS):
+        for with_recorder in (turn % 2 == 0, turn % 2 == 1):
+            with recorded() if with_recorder else nullcontext():
+                for _ in range(3):
+                    step()
+                before = time.process_time()
+                for _ in range(STEP_BLOCK):
+                    step()
+                taken[with_recorder].append((time.process_time() - before) * 1e6 / STEP_BLOCK)
+    ratios = [r / p for r, p in zip(taken[True], taken[False], strict=True)]
+    return median(taken[False]), median(ratios)
 
 
 def calibrated(of: Callable[[int], float], seconds: float) -> int:

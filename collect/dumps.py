@@ -26,6 +26,8 @@ PIPE_SECONDS = 6.0
 """Time that a rank has to write a dump: torch looks at its pipe once a second."""
 MAX_DUMP = 256 << 20
 MAX_TRACE = 512 << 20
+MAX_SEARCHED = 16 << 20
+"""In longer ones known secrets and names alone are looked for: searching for the forms of others takes its time."""
 HANDLERS = (
     ("dump_nccl_trace_json", ".json"),
     ("fr_trace_json", ".json"),
@@ -65,7 +67,11 @@ def record(rank: Rank, staging: Staging, *, last: bool) -> Outcome:
             whys.append(error.what if isinstance(error, UnreadableInput) else error.__class__.__name__)
             continue
         position = hashlib.sha256(data).hexdigest()[:16]
-        files = [staging.write(f"trace_{rank.number}{suffix}", data, binary=True)] if last else []
+        files = (
+            [staging.write(f"trace_{rank.number}{suffix}", data, binary=not suffix or len(data) > MAX_SEARCHED)]
+            if last
+            else []
+        )
         return Outcome(files, {"position": position if way is not _written else "", "by": way.__name__.strip("_")})
     told = "; ".join(why for why in whys if why) or "nothing was switched on by which it could be asked for"
     return Outcome(missing=f"no Flight Recorder dump: {told}", advice=["flight_recorder"])
@@ -88,13 +94,15 @@ def _trace(rank: Rank, descriptor: int, target: str, staging: Staging, *, last: 
     finally:
         os.close(file)
     name = Path(target).name
-    files = [staging.write(name, data[: data.rfind(b"\n") + 1], binary=True)]
+    lines = data[: data.rfind(b"\n") + 1]
+    files = [staging.write(name, lines, binary=len(lines) > MAX_SEARCHED)]
     stem = name.removesuffix("trace.jsonl")
     folder = Path(rank.process.path(str(Path(target).parent)))
     for beside in sorted(folder.glob(f"{stem}*")) if last else ():
         if beside.name != name and not beside.name.endswith(".jsonl"):
             with contextlib.suppress(OSError, UnreadableInput):
-                files.append(staging.write(beside.name, read_regular(str(beside), MAX_DUMP, rank)))
+                if data := read_regular(str(beside), MAX_DUMP, rank):
+                    files.append(staging.write(beside.name, data))
     return Outcome(files, found)
 
 

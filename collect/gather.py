@@ -54,6 +54,8 @@ class OfRank:
     stacks: list[Outcome] = field(default_factory=list)
     records: list[Outcome] = field(default_factory=list)
     logs: Outcome = field(default_factory=Outcome)
+    ended: bool = False
+    """True if its process ended while it was looked at."""
 
     @property
     def stopped(self) -> bool:
@@ -97,6 +99,9 @@ class OfRank:
 
     def missing(self) -> Iterator[str]:
         """Yield what could not be had of it, in words."""
+        if self.ended:
+            yield "its process ended meanwhile"
+            return
         for outcomes in (self.stacks, self.records, [self.logs]):
             yield from dict.fromkeys(one.missing for one in outcomes if one.missing)
 
@@ -199,7 +204,7 @@ def _look(
     outcomes = runner.run([Step("logs", ends.SECONDS, partial(ends.logs, rank, staging)) for rank in ranks])
     ends.name_owners(ranks, outcomes, staging)
     for one, outcome in zip(found, outcomes, strict=True):
-        one.logs = outcome
+        one.logs, one.ended = outcome, not one.rank.process.alive
     return asked
 
 
@@ -230,8 +235,9 @@ def _path(out: Path, redactor: Redactor) -> Path:
 
 
 def _advice(found: Sequence[OfRank], asked: Sequence[Outcome]) -> Iterator[str]:
-    keys = [key for one in found for outcome in one.stacks for key in outcome.advice if outcome.missing]
-    keys += [key for one in found for outcome in (*one.records, one.logs) for key in outcome.advice]
+    there = [one for one in found if not one.ended]
+    keys = [key for one in there for outcome in one.stacks for key in outcome.advice if outcome.missing]
+    keys += [key for one in there for outcome in (*one.records, one.logs) for key in outcome.advice]
     keys += [key for outcome in asked for key in outcome.advice]
     yield from next_time(keys, dumps.version(found[0].rank.seen.torch))
 
@@ -271,6 +277,7 @@ def _of_rank(one: OfRank) -> dict[str, Any]:
         "torch": ".".join(map(str, torch)) if torch != (0, 0) else "",
         "states": one.states,
         "stopped": one.stopped,
+        "ended": one.ended,
         "moved": one.moved,
         "still": one.still,
         "kernel": [outcome.found.get("kernel", "") for outcome in one.stacks],

@@ -193,20 +193,31 @@ class Process:
             same = True
         return path if same else f"/proc/{self.pid}/root{path}"
 
-    def catches(self, number: signal.Signals) -> bool:
+    def others_sleep(self) -> bool:
+        """Return True if none of its threads but the main one runs now. Raises OSError."""
+        threads = [name for name in self.names("task") if name != str(self.pid)]
+        # the name, in parentheses, may hold anything
+        return all(self.read(f"task/{name}/stat").rpartition(b")")[2].split()[:1] == [b"S"] for name in threads)
+
+    def catches(self, number: int) -> bool:
         """Tell whether it handles a signal itself, now. Raises OSError."""
         return bool(int(self.status("SigCgt") or "0", 16) >> (number - 1) & 1)
 
-    def send(self, number: signal.Signals) -> None:
+    def send(self, number: int) -> None:
         """Send a signal that the process handles itself. Raises OSError where it does not, or is not this process."""
         handle = os.pidfd_open(self.pid)
         try:
             # asked after the handle is there: if our folder still answers, the handle is of the same process
             if not self.alive or not self.catches(number):
-                raise ProcessLookupError(f"process {self.pid} does not handle {number.name}")
+                raise ProcessLookupError(f"process {self.pid} does not handle {name_of(number)}")
             signal.pidfd_send_signal(handle, number)
         finally:
             os.close(handle)
+
+
+def name_of(number: int) -> str:
+    """Return what a signal is called."""
+    return signal.Signals(number).name if number in [int(known) for known in signal.Signals] else f"signal {number}"
 
 
 def every() -> list[int]:

@@ -210,7 +210,7 @@ def find(runner: Runner, named: Mapping[int, int | None]) -> tuple[list[Rank], l
         seen = {pid: one for pid, one in seen.items() if set(named) & {pid, *_line(seen, pid)}}
     found: list[Choice] = [(seen[pid], number, _world(seen[pid]), "--pid", True) for pid, number in numbered.items()]
     rest = {pid: one for pid, one in seen.items() if not set(numbered) & {pid, *_line(seen, pid)}}
-    found += _choose(rest, everyone)
+    found += choose(rest, everyone)
     if not found:
         found = [(seen[pid], None, None, "", False) for pid in named]
     if not found and runner.interrupted:
@@ -237,7 +237,7 @@ def _world(one: Seen) -> int | None:
     return next((found[1] for names in VARIABLES if (found := one.number(names)) is not None), None)
 
 
-def _choose(seen: Mapping[int, Seen], everyone: Mapping[int, Seen]) -> list[Choice]:
+def choose(seen: Mapping[int, Seen], everyone: Mapping[int, Seen]) -> list[Choice]:
     """Return the ranks among processes, by the surest sign that any of them has.
 
     `everyone` has their parents and siblings too.

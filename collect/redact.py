@@ -20,7 +20,22 @@ SECRET = re.compile(
 OF_NOBODY = frozenset(
     {"root", "user", "users", "admin", "nobody", "ubuntu", "debian", "centos", "runner", "worker", "node", "rank"}
     | {"torch", "python", "home", "data", "test", "host", "localhost", "master", "gpu", "cuda", "nccl", "gloo", "main"}
-    | {"default", "local", "none", "tmp"}
+    | {"default", "local", "none", "tmp", "kind", "header", "event", "site", "group", "end", "enter", "exit", "state"}
+    | {"index", "send", "recv", "reduce", "broadcast", "barrier", "gather", "scatter", "frames", "name", "file", "line"}
+    | {"filename", "entries", "version", "process", "thread", "active", "info", "error", "warn", "warning", "watchdog"}
+    | {
+        "collective",
+        "all_reduce",
+        "work",
+        "timeout",
+        "exception",
+        "traceback",
+        "train",
+        "model",
+        "step",
+        "stack",
+        "log",
+    }
 )
 """Names that tell nothing of anybody, and whose replacement would damage what a log says."""
 LEAST, LEAST_SECRET = 3, 6

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from pathlib import Path
 from ..errors import UnreadableInput
 from ..guardian.status_page import DUMPS_STACKS, SIZE, SPARED, STACKS, VARIABLE, Page
 from .bounded import Outcome
+from .process import name_of
 from .ranks import Rank
 from .staging import Staging
 
@@ -29,6 +31,9 @@ SECONDS = 12.0
 """How long one look at the stacks of a rank may take in all."""
 TRIES = 3
 MAX_STACKS = 8 << 20
+RECORDER_ASKS = signal.SIGRTMAX - 5
+RECORDED = re.compile(r"/rank\d{1,7}\.stacks\.txt$")
+"""Signal on which a recorded rank writes its stacks, and where: as in `impl.recording.standstill`."""
 DUMPED = b"(most recent call first)"
 """Stands in every stack that faulthandler writes."""
 
@@ -54,7 +59,7 @@ def stacks(rank: Rank, look: int, staging: Staging, asked_by: signal.Signals | N
 def _stacks(rank: Rank, look: int, staging: Staging, asked_by: signal.Signals | None) -> Outcome:
     whys: list[str] = []
     advice: list[str] = []
-    for way in (_py_spy, _guarded, _asked, _served):
+    for way in (_py_spy, _recorded, _guarded, _asked, _served):
         try:
             data, suffix = way(rank, asked_by)
         except (OSError, UnreadableInput, subprocess.SubprocessError, http.client.HTTPException) as error:
@@ -82,6 +87,21 @@ def _py_spy(rank: Rank, _: object) -> tuple[bytes, str]:
         if "ermission" in said or "not permitted" in said:
             raise UnreadableInput("py-spy may not look into it", do="ptrace")
     raise UnreadableInput(f"py-spy: {' '.join(said.split())[:200]}")
+
+
+def _recorded(rank: Rank, _: object) -> tuple[bytes, str]:
+    """Take the stacks that a rank under `genlock record` writes beside its trace."""
+    held = [number for number, target in rank.process.open_files() if RECORDED.search(target)]
+    if not held:
+        raise UnreadableInput("")
+    if not rank.process.others_sleep():
+        # the stacks of running threads are not to be walked: the rank may die of it
+        raise UnreadableInput("its threads run, so that it is not asked for their stacks")
+    file = rank.process.reopen(held[0])
+    try:
+        return _after_signal(rank, RECORDER_ASKS, file), ".txt"
+    finally:
+        os.close(file)
 
 
 def _guarded(rank: Rank, _: object) -> tuple[bytes, str]:
@@ -114,7 +134,7 @@ def _asked(rank: Rank, asked_by: signal.Signals | None) -> tuple[bytes, str]:
         os.close(stderr)
 
 
-def _after_signal(rank: Rank, number: signal.Signals, file: int) -> bytes:
+def _after_signal(rank: Rank, number: int, file: int) -> bytes:
     """Send a signal, and return what the process then writes to a file."""
     if rank.process.state in "Tt":
         raise UnreadableInput("it is stopped, and would answer a signal when it goes on")
@@ -129,7 +149,7 @@ def _after_signal(rank: Rank, number: signal.Signals, file: int) -> bytes:
         size = now
     data = os.pread(file, MAX_STACKS, before)
     if DUMPED not in data:
-        raise UnreadableInput(f"it wrote no stacks on {number.name}")
+        raise UnreadableInput(f"it wrote no stacks on {name_of(number)}")
     return data
 
 

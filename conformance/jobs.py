@@ -8,18 +8,20 @@ Left out: the verdict on one job (`replay`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..traces.collectives import OWN, Recording
 from ..traces.journal import Began, Ended, Job, Journal, Unrecorded
 from ..traces.load import starts_in
-from .diagnosis import Diagnosis, JobVerdict, Verdict
+from .diagnosis import Diagnosis, JobVerdict, Strength, Verdict
 
 WORST: tuple[Verdict, ...] = ("divergent", "unknown", "conforming")
 """Verdicts, the worst first."""
 QUIET = 60
 """Seconds without an operation from which on the verdict says so, where that was most of the job's time."""
+SHOWN = 4
+"""A reason names so many of the ranks that another waits for."""
 SECOND = 1_000_000_000
 
 
@@ -27,6 +29,33 @@ def together(jobs: Sequence[JobVerdict]) -> Diagnosis:
     """Return the verdict on several jobs: the worst of theirs."""
     worst = min((job.diagnosis for job in jobs), key=lambda diagnosis: WORST.index(diagnosis.verdict))
     return replace(worst, jobs=tuple(jobs))
+
+
+def held_elsewhere(jobs: Sequence[JobVerdict], processes: Sequence[Mapping[int, str]]) -> list[JobVerdict]:
+    """Return the verdicts without those culprits who wait, as a rank of another of the jobs, for somebody else.
+
+    `processes` maps, for each job, its ranks to their processes.
+    """
+    waits: dict[str, str] = {}
+    """Maps a process that is left waiting in some job, and not to blame there, to what it waits in."""
+    for job, of in zip(jobs, processes, strict=True):
+        for wait in job.diagnosis.waits:
+            if wait.missing and wait.rank not in job.diagnosis.culprits and of.get(wait.rank):
+                peers = ", ".join(f"rank{peer}" for peer in wait.missing[:SHOWN])
+                waits[of[wait.rank]] = f"as rank{wait.rank} of {job.name} it waits for {peers} in {wait.operation}"
+    return [JobVerdict(job.name, _held(job.diagnosis, of, waits)) for job, of in zip(jobs, processes, strict=True)]
+
+
+def _held(found: Diagnosis, process: Mapping[int, str], waits: Mapping[str, str]) -> Diagnosis:
+    held = {rank: waits[process[rank]] for rank in found.culprits if process.get(rank) in waits}
+    if not held or set(held) != set(found.culprits):
+        return found
+    reasons = tuple(f"rank{rank} is held up elsewhere: {why}" for rank, why in held.items())
+    accused = tuple(
+        a._replace(strength=Strength.SUSPECT) if a.strength is Strength.CULPRIT else a for a in found.accused
+    )
+    unsure = replace(found, verdict="unknown", divergence=None, failure_mode=None, stall=None, accused=accused)
+    return replace(unsure, reasons=(*reasons, *found.reasons))
 
 
 def with_journals(found: Diagnosis, journals: Sequence[Journal]) -> Diagnosis:

@@ -84,7 +84,10 @@ def replay(paths: Sequence[Path]) -> Replayed:
             whole.diagnosis = several.with_journals(whole.diagnosis, journals)
         return whole
     jobs = [Job(part.name, _one(part.files, until)) for part in parts]
-    found = several.together([JobVerdict(job.name, job.replayed.diagnosis) for job in jobs])
+    verdicts = [JobVerdict(job.name, job.replayed.diagnosis) for job in jobs]
+    found = several.together(several.held_elsewhere(verdicts, [part.processes for part in parts]))
+    for job, verdict in zip(jobs, found.jobs, strict=True):
+        job.replayed.diagnosis = verdict.diagnosis
     return Replayed(paths, several.with_journals(found, journals), jobs)
 
 

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 enum { FILE_, NEXT, LATE }; /* places in the recorder's numbers, as in recorder.py */
-enum { MAX_NUMBERS = 4, DIGITS = 20 };
+enum { MAX_NUMBERS = 3, DIGITS = 20 };
 
 typedef struct { /* a line, all but its numbers */
     char *text;  /* as it was filled in last */
@@ -23,7 +23,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *whole, *acquire, *release, *cut, *sequence;
     Py_buffer shared;
-    Line enter, exit;
+    Line enter, wait, exit;
 } OperationRecorder;
 
 /* Splits a form for `%`, as `format.blank` makes them: `%d` for a number, `%%` for a percent sign. */
@@ -157,19 +157,20 @@ begun(OperationRecorder *self, PyObject *time_ns)
     return put(self, &self->enter, numbers) == -1 ? NULL : Py_BuildValue("LL", numbers[0], numbers[2]);
 }
 
+/* Writes what comes after the beginning: `method` is that of `whole`. */
 static PyObject *
-ended(OperationRecorder *self, PyObject *begun, PyObject *time_ns)
+followed(OperationRecorder *self, Line *line, const char *method, PyObject *begun, PyObject *time_ns)
 {
     long long *shared = self->shared.buf, entered, number;
     if (shared[LATE])
-        return PyObject_CallMethod(self->whole, "end", "OO", begun, time_ns);
+        return PyObject_CallMethod(self->whole, method, "OO", begun, time_ns);
     if (!PyArg_Parse(begun, "(LL)", &entered, &number))
         return NULL;
-    long long numbers[] = {shared[NEXT], PyLong_AsLongLong(time_ns), number, entered};
+    long long numbers[] = {shared[NEXT], PyLong_AsLongLong(time_ns), entered};
     if (PyErr_Occurred())
         return NULL;
     shared[NEXT]++;
-    return put(self, &self->exit, numbers) == -1 ? NULL : Py_NewRef(Py_None);
+    return put(self, line, numbers) == -1 ? NULL : Py_NewRef(Py_None);
 }
 
 /* Whoever forked while another thread held the lock would wait for it for ever: a closed recorder is known without. */
@@ -188,16 +189,28 @@ begin(OperationRecorder *self, PyObject *time_ns)
 }
 
 static PyObject *
-end(OperationRecorder *self, PyObject *const *given, Py_ssize_t count)
+later(OperationRecorder *self, Line *line, const char *name, PyObject *const *given, Py_ssize_t count)
 {
     if (closed(self))
         Py_RETURN_NONE;
     if (count == 2 && given[0] != Py_None)
-        return guarded(self, locked(self) == -1 ? NULL : unlocked(self, ended(self, given[0], given[1])));
-    PyObject *method = PyObject_GetAttrString(self->whole, "end");
+        return guarded(self, locked(self) == -1 ? NULL : unlocked(self, followed(self, line, name, given[0], given[1])));
+    PyObject *method = PyObject_GetAttrString(self->whole, name);
     PyObject *result = method == NULL ? NULL : PyObject_Vectorcall(method, given, count, NULL);
     Py_XDECREF(method);
     return result;
+}
+
+static PyObject *
+waits(OperationRecorder *self, PyObject *const *given, Py_ssize_t count)
+{
+    return later(self, &self->wait, "wait", given, count);
+}
+
+static PyObject *
+end(OperationRecorder *self, PyObject *const *given, Py_ssize_t count)
+{
+    return later(self, &self->exit, "end", given, count);
 }
 
 static PyObject *
@@ -205,9 +218,10 @@ make(PyTypeObject *type, PyObject *given, PyObject *named)
 {
     PyObject *whole, *lock, *cut, *sequence;
     Py_buffer shared;
-    const char *enter, *exit;
-    Py_ssize_t entered, exited;
-    if (!PyArg_ParseTuple(given, "OOOw*Oy#y#", &whole, &lock, &cut, &shared, &sequence, &enter, &entered, &exit, &exited))
+    const char *enter, *wait, *exit;
+    Py_ssize_t entered, waited, exited;
+    if (!PyArg_ParseTuple(given, "OOOw*Oy#y#y#", &whole, &lock, &cut, &shared, &sequence, &enter, &entered, &wait, &waited,
+                          &exit, &exited))
         return NULL;
     OperationRecorder *self = (OperationRecorder *)type->tp_alloc(type, 0);
     if (self == NULL) {
@@ -224,7 +238,8 @@ make(PyTypeObject *type, PyObject *given, PyObject *named)
         ;
     else if (shared.len < (LATE + 1) * (Py_ssize_t)sizeof(long long) || !PyIter_Check(sequence))
         PyErr_SetString(PyExc_TypeError, "three numbers and an iterator are needed");
-    else if (split(&self->enter, enter, entered, 3) == 0 && split(&self->exit, exit, exited, 4) == 0)
+    else if (split(&self->enter, enter, entered, 3) == 0 && split(&self->wait, wait, waited, 3) == 0 &&
+             split(&self->exit, exit, exited, 3) == 0)
         return (PyObject *)self;
     Py_DECREF(self);
     return NULL;
@@ -255,6 +270,8 @@ dealloc(OperationRecorder *self)
     PyBuffer_Release(&self->shared);
     PyMem_Free(self->enter.form);
     PyMem_Free(self->enter.text);
+    PyMem_Free(self->wait.form);
+    PyMem_Free(self->wait.text);
     PyMem_Free(self->exit.form);
     PyMem_Free(self->exit.text);
     type->tp_free(self);
@@ -263,12 +280,60 @@ dealloc(OperationRecorder *self)
 
 static PyMethodDef methods[] = {
     {"begin", (PyCFunction)begin, METH_O, PyDoc_STR("As OperationRecorder.begin.")},
+    {"wait", (PyCFunction)(void (*)(void))waits, METH_FASTCALL, PyDoc_STR("As OperationRecorder.wait.")},
     {"end", (PyCFunction)(void (*)(void))end, METH_FASTCALL, PyDoc_STR("As OperationRecorder.end.")},
     {NULL, NULL, 0, NULL},
 };
 
+enum { MAX_WALK = 64 };
+
+/* stack_key(frame, programs, learn): what tells the stack from `frame` on from any other, up to the first frame of the
+   program: where each of its codes stands, and how far it has come. `programs` says of a code's address whether it is
+   the program's; of others `learn` is asked, which keeps the code alive, or returns None: then there is no key. */
+static PyObject *
+stack_key(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    struct { void *code; Py_ssize_t at; } key[MAX_WALK];
+    Py_ssize_t depth = 0;
+    if (count != 3 || !PyFrame_Check(given[0]) || !PyDict_Check(given[1])) {
+        PyErr_SetString(PyExc_TypeError, "a frame, a dictionary and a function are needed");
+        return NULL;
+    }
+    PyFrameObject *frame = (PyFrameObject *)Py_NewRef(given[0]);
+    int found = 0;
+    while (frame != NULL && !found && depth < MAX_WALK) {
+        PyCodeObject *code = PyFrame_GetCode(frame);
+        key[depth].code = code;
+        key[depth++].at = PyFrame_GetLasti(frame);
+        PyObject *address = PyLong_FromVoidPtr(code), *program = NULL;
+        if (address != NULL) {
+            program = Py_XNewRef(PyDict_GetItemWithError(given[1], address));
+            Py_DECREF(address);
+        }
+        if (program == NULL && !PyErr_Occurred())
+            program = PyObject_CallOneArg(given[2], (PyObject *)code);
+        Py_DECREF(code);
+        if (program == NULL || program == Py_None) {
+            Py_DECREF(frame);
+            return program;
+        }
+        found = program == Py_True;
+        Py_DECREF(program);
+        PyFrameObject *next = PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+        frame = next;
+    }
+    Py_XDECREF(frame);
+    return PyBytes_FromStringAndSize((char *)key, depth * sizeof(key[0]));
+}
+
+static PyMethodDef functions[] = {
+    {"stack_key", (PyCFunction)(void (*)(void))stack_key, METH_FASTCALL, PyDoc_STR("As recorder.stack_key.")},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyType_Slot slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("FastOperationRecorder(whole, lock, cut, shared, sequence, enter, exit)")},
+    {Py_tp_doc, (void *)PyDoc_STR("FastOperationRecorder(whole, lock, cut, shared, sequence, enter, wait, exit)")},
     {Py_tp_new, make},
     {Py_tp_dealloc, dealloc},
     {Py_tp_traverse, traverse},
@@ -297,6 +362,7 @@ static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, execute}, {0, NULL}};
 static struct PyModuleDef module = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "_fast_recorder",
+    .m_methods = functions,
     .m_slots = module_slots,
 };
 

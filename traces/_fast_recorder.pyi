@@ -1,7 +1,8 @@
 """Declares the types of `_fast_recorder.c`."""
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType, FrameType
 
 from .outcome import Outcome
 from .recorder import Begun, SlowOperationRecorder
@@ -17,8 +18,15 @@ class FastOperationRecorder:
         shared: array[int],
         sequence: Iterator[int],
         entered: bytes,
+        waited: bytes,
         left: bytes,
         /,
     ) -> None: ...
     def begin(self, time_ns: int, /) -> Begun | None: ...
+    def wait(self, begun: Begun | None, time_ns: int, /) -> None: ...
     def end(self, begun: Begun | None, time_ns: int, outcome: Outcome | None = None, /) -> None: ...
+
+def stack_key(
+    frame: FrameType, programs: Mapping[int, bool], learn: Callable[[CodeType], bool | None], /
+) -> bytes | None:
+    """Return what tells the stack from `frame` up to the program's first frame from any other."""

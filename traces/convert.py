@@ -1,8 +1,8 @@
-"""Converts Genlock's own traces of format 1 to format 2: `python -m genlock.traces.convert PATH… --out DIR`.
+"""Converts Genlock's own traces of former formats to format 3: `python -m genlock.traces.convert PATH… --out DIR`.
 
 Each trace goes to the same place below DIR as it has below its PATH. What format 1 holds as text alone stays text, with
-the code `untyped`: replay then names no failure mode and no culprit by it. A trace of format 2 is copied. A last line
-that is cut stays cut.
+the code `untyped`: replay then names no failure mode and no culprit by it. Format 2 needs a new header alone; a trace
+of format 3 is copied. A last line that is cut stays cut.
 Left out: traces of others, which `genlock replay` reads as they are.
 """
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from ..errors import Exit, GenlockError, UsageError
-from .format import FORMAT_VERSION, Event, LineReader, Site, encode, find, lines_of, opening
+from .format import FORMAT_VERSION, Event, LineReader, encode, find, lines_of, opening
 from .outcome import Code
 
 
@@ -26,7 +26,7 @@ class Converted(NamedTuple):
 
     path: Path
     copied: bool
-    """It was of format 2 already."""
+    """It was of format 3 already."""
     untyped: int
     """Events whose outcome is text alone."""
 
@@ -55,7 +55,7 @@ def convert(paths: Sequence[Path], out: Path) -> list[Converted]:
 
 
 def converted(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a trace as format 2 has them. Raises UnreadableInput with the line that makes no sense."""
+    """Yield the lines of a trace as format 3 has them. Raises UnreadableInput with the line that makes no sense."""
     lines = lines_of(path)
     header = opening(path, lines)
     reader, announced = LineReader(path, header), set[int]()
@@ -65,12 +65,12 @@ def converted(path: Path) -> Iterator[bytes]:
             yield raw
             return
         line = reader.take(number, raw)
-        if header.format == FORMAT_VERSION:
+        if header.format != 1:
             yield raw
             continue
         if isinstance(line, Event) and line.site is not None and line.site not in announced:
             announced.add(line.site)
-            yield encode(Site(line.site, reader.sites[line.site]))
+            yield encode(reader.sites[line.site])
         yield encode(line)
 
 

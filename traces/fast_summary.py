@@ -89,7 +89,7 @@ def surveys(paths: Sequence[Path]) -> list[Survey | None]:
 def _survey(record: RankRecord, interned: Interned) -> Survey | None:
     ops, signatures = record.ops, interned.signatures.values
     left = (ops["status"] == Status.COMPLETED) | (ops["status"] == Status.UNSAID)
-    sound = record.whole and record.ended is Ended.STOPPED and record.gap is None and not record.listens
+    sound = record.whole and record.ended is Ended.STOPPED and not record.listens
     if not sound or not left.all():
         return None
     tokens = np.array([_token(s) for s in signatures], np.uint64)[ops["signature"]]

@@ -5,9 +5,14 @@ without gaps: a hole that no `dropped` line accounts for means that somebody rem
 protocol (events with a transition), operations of torch.distributed that no protocol announced (events with an empty
 one), or both. docs/recording.md has an example of each.
 
-This is format 2. What no field of it says is not recorded: a missing field is never a `no`. Fields that the recorder
-does not write yet are marked so; readers take them. Format 1 is read as well, and written no more: it has places and
+This is format 3. What no field of it says is not recorded: a missing field is never a `no`. Fields that the recorder
+does not write yet are marked so; readers take them. An operation that a program repeats is described once, by an
+`operation` line; its events are then short lists, `enter`, `wait` and `exit`, which readers get as the `Event` that
+they stand for. Format 2, which has no such lists and no stacks, is read as well. So is format 1: it has places and
 outcomes as texts. A fact that it tells by text alone becomes the code `untyped`, and nothing is read out of the text.
+
+Reading is strict, so that a damaged line is never taken for another one: numbers have bounds, a field that is not
+known or stands twice is refused, and so is a line that is anything but one object.
 
 Left out: other people's formats (importers), and what a trace means (`conformance`).
 """
@@ -17,20 +22,31 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from ..errors import CutFile, UnreadableInput
 from .outcome import Code, Outcome
 
-FORMAT_VERSION = 2
-READABLE = (1, FORMAT_VERSION)
+FORMAT_VERSION = 3
+READABLE = (1, 2, FORMAT_VERSION)
 """Formats that are read."""
 SUFFIX = ".trace.jsonl"
 MAX_RANKS, LARGEST = 1_000_000, 1 << 62
+SHORT = b"["
+"""Begins a line that is a list."""
+MAX_STACK = 64
+"""A short stack has fewer frames."""
 MAX_LINE = 1 << 20
 """No line that the recorder writes comes near this many bytes; a longer one is not a trace."""
+
+Count = Annotated[int, Meta(ge=0, le=LARGEST)]
+Small = Annotated[int, Meta(ge=0, lt=1 << 31)]
+Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
+Counter = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""Holds what a protocol counts. Its tables say what it may be."""
 
 P2P = ("send", "recv", "recv_any_source")
 """Lists every `Event.op` that involves two ranks instead of a whole group."""
@@ -41,39 +57,45 @@ KnownBy = Literal["all", "members"]
 Loss = Literal["write", "recorder"]
 
 
-class Clock(msgspec.Struct, frozen=True):
+class Clock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Holds two clocks read together, in ns, so that the ranks' monotonic times can be laid side by side."""
 
-    wall_ns: int
-    monotonic_ns: int
+    wall_ns: Count
+    monotonic_ns: Count
 
 
-class TraceHeader(msgspec.Struct, frozen=True, tag="header", tag_field="kind", omit_defaults=True):
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", omit_defaults=True):
+    pass
+
+
+class TraceHeader(_Line, frozen=True, tag="header"):
     """Says who wrote this, under which tables: the first line."""
 
     format: int
     run: str
     """Names the run; the same on every rank of one start of its ranks."""
-    rank: int
-    world: int
+    rank: Rank
+    world: Annotated[int, Meta(ge=1, le=MAX_RANKS)]
     role: str
     backend: str
     protocol: str
     """Name of the protocol; empty where a program was recorded that has none."""
     tables: str
     """Digest of the protocol's tables; empty without a protocol."""
-    groups: dict[str, tuple[int, ...]]
+    groups: dict[str, tuple[Rank, ...]]
     """Group name to its members, by global rank. Later ones come as `Group` lines."""
     clock: Clock
     versions: dict[str, str] = {}
     blind_spots: tuple[str, ...] = ()
     """Names what the recorder could not have seen."""
-    attempt: int = 0
+    process: str = ""
+    """Names the process, by its host and number: one may be a rank of several jobs."""
+    attempt: Small = 0
     """Number of the start of the run, from 0: an elastic launcher starts the ranks again. Traces of one attempt belong
     together."""
 
 
-class Group(msgspec.Struct, frozen=True, tag="group", tag_field="kind", omit_defaults=True, cache_hash=True):
+class Group(_Line, frozen=True, tag="group", cache_hash=True):
     """Announces a process group, when it was made or else before the rank's first operation on it.
 
     It has no number among the events.
@@ -82,121 +104,174 @@ class Group(msgspec.Struct, frozen=True, tag="group", tag_field="kind", omit_def
     name: str
     """The same on every member. A name that was used before, for other members, ends in `#2`, `#3` and so on. Empty
     where this rank took part in making the group, is no member, and so has no name for it."""
-    members: tuple[int, ...]
+    members: tuple[Rank, ...]
     """Global ranks, in the order of their ranks in the group."""
     backend: str = ""
     description: str = ""
-    number: int | None = None
+    number: Small | None = None
     """Number among the groups that this process took part in making, from 1, the default group aside. Ranks that make
     the same groups in the same order give one group one number. None: the group was met, not seen in the making."""
     known_by: KnownBy | None = None
     """Says who has to make the call: `all` ranks, or its `members` alone (`use_local_synchronization`)."""
-    site: int | None = None
+    site: Small | None = None
     """Number of the `Site` that made it."""
 
 
-class Site(msgspec.Struct, frozen=True, tag="site", tag_field="kind", omit_defaults=True):
-    """Gives a place of the program a number, before the first line that uses it. It has no number among the events."""
+class Site(_Line, frozen=True, tag="site"):
+    """Gives a place a number, before the first line that uses it. It has no number among the events.
 
-    number: int
+    A short stack is a chain of sites: from the innermost call, which an event names, to the program's line.
+    """
+
+    number: Small
     """From 1, in the order of first use in this file."""
     place: str
-    """`file:line` of the program."""
+    """`file:line`."""
     function: str = ""
-    """Not written yet."""
-    caller: int | None = None
-    """Number of the site that called it: a short stack is a chain of sites. Not written yet."""
+    caller: Small | None = None
+    """Number of the site that called it; None where the stack ends, in the program as a rule."""
 
 
-class Event(msgspec.Struct, frozen=True, tag="event", tag_field="kind", omit_defaults=True):
+class RepeatedOperation(_Line, frozen=True, tag="operation"):
+    """Gives an operation of the program a number, before its first `enter`: all of it that does not change.
+
+    Fields as in `Event`. It has no number among the events.
+    """
+
+    number: Small
+    """From 1, in the order of first use in this file."""
+    op: str
+    group: str
+    root: Rank | None = None
+    peer: Rank | None = None
+    tag: Small | None = None
+    dtype: str | None = None
+    numel: Count | None = None
+    asynchronous: bool = False
+    thread: str | None = None
+    site: Small | None = None
+    reduce: str | None = None
+    splits: bool | None = None
+
+
+class Enter(msgspec.Struct, frozen=True, tag="enter", array_like=True, forbid_unknown_fields=True):
+    """Says that a repeated operation is issued: `["enter",index,time_ns,operation,sequence]`."""
+
+    index: Count
+    time_ns: Count
+    operation: Small
+    """Number of the `RepeatedOperation`."""
+    sequence: Count
+
+
+class Wait(msgspec.Struct, frozen=True, tag="wait", array_like=True, forbid_unknown_fields=True):
+    """Says that the host begins to wait for an operation: `["wait",index,time_ns,entered]`."""
+
+    index: Count
+    time_ns: Count
+    entered: Count
+    """Index of the operation's `Enter`."""
+
+
+class Exit(msgspec.Struct, frozen=True, tag="exit", array_like=True, forbid_unknown_fields=True):
+    """Says that an operation has completed for this rank, as it should: `["exit",index,time_ns,entered]`."""
+
+    index: Count
+    time_ns: Count
+    entered: Count
+    """Index of the operation's `Enter`."""
+
+
+class Event(_Line, frozen=True, tag="event"):
     """Records one move of the rank, or one end of an operation (`enter`: issued, `exit`: completed for this rank).
 
     With an empty `transition`: an operation of torch.distributed that no protocol announced. Its `exit` comes when
-    the host is done waiting, or for an asynchronous one when it has completed; a refused one has no exit. `wait`: the
-    host begins to wait for the operation whose handle is `entered` (not written yet).
+    the host is done waiting, or for one that the host does not wait for when it has completed; a refused one has no
+    exit. `wait`: the host begins to wait for the asynchronous operation whose handle is `entered`.
     """
 
-    index: int
-    time_ns: int
+    index: Count
+    time_ns: Count
     transition: str
     edge: Edge
     state: str
     """The state that it left, as the rank saw itself."""
     phase: str
-    call_id: int = 0
-    chunk: int = 0
-    epoch: int = 0
-    call: int | None = None
+    call_id: Counter = 0
+    chunk: Counter = 0
+    epoch: Counter = 0
+    call: Counter | None = None
     """Number of the generator call, from 1."""
     group: str | None = None
-    sequence: int | None = None
+    sequence: Count | None = None
     """Number of the collective in its group, from 1. For p2p: among those with the same op, peer and tag."""
     op: str | None = None
-    root: int | None = None
+    root: Rank | None = None
     """Global rank."""
-    peer: int | None = None
+    peer: Rank | None = None
     """Global rank of the other end of p2p; None where any may be."""
-    tag: int | None = None
+    tag: Small | None = None
     """Tag of p2p."""
     dtype: str | None = None
     """Several, in order and separated by commas, where tensors of several dtypes are coalesced."""
-    numel: int | None = None
+    numel: Count | None = None
     """Elements that the rank puts in, over all tensors; of a scatter and a recv, those that it is to be given."""
-    entered: int | None = None
+    entered: Count | None = None
     """Handle of the operation that an exit without transition, or a wait, belongs to: the index of its `enter`."""
     asynchronous: bool = False
     """The host need not wait at once, so that a missing exit need not be a wait. Always so for p2p."""
     thread: str | None = None
     """Name of the thread that issued it; None for the main thread."""
-    site: int | None = None
+    site: Small | None = None
     """Number of the `Site` that issued it."""
     outcome: Outcome | None = None
     """None: as it should be. Otherwise what went wrong, or why a move was made; an `enter` that has one was refused
     and never issued."""
     data: Any = None
     """The decision as this rank understood it: what the table's row was given."""
-    inside: dict[str, int] | None = None
+    inside: dict[str, Counter] | None = None
     """Collectives that a generator call issued, and the hash of their sequence."""
     reduce: str | None = None
     """Reduction of a reducing operation: sum, avg, product, min, max, band, bor, bxor, premul_sum; None: unknown."""
     splits: bool | None = None
     """True where the caller of an `all_to_all_single` gave sizes, so that they may rightly be uneven."""
-    batch: int | None = None
+    batch: Count | None = None
     """Operations of one rank with the same number were issued as one batch (`batch_isend_irecv`, a coalescing manager):
     none of them waits for another. Not written yet."""
-    stream: int | None = None
+    stream: Small | None = None
     """Stream of the device that it was enqueued on, as the process counts them. Not written yet."""
 
 
-class Dropped(msgspec.Struct, frozen=True, tag="dropped", tag_field="kind", omit_defaults=True):
+class Dropped(_Line, frozen=True, tag="dropped"):
     """Marks a loss: `count` events, from number `index` on, are not in the file."""
 
-    index: int
-    count: int
+    index: Count
+    count: Annotated[int, Meta(ge=1, le=LARGEST)]
     why: Loss = "write"
     """`write`: the file would not take them; `recorder`: the recorder could not make lines of them."""
 
 
-class End(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_defaults=True):
+class End(_Line, frozen=True, tag="end"):
     """Says why the rank ended, and who it thinks is to blame: the last line."""
 
-    index: int
-    time_ns: int
+    index: Count
+    time_ns: Count
     cause: Cause
     """`detached`: the process goes on, and is recorded no further; nothing follows from what is missing."""
-    exit: int
+    exit: Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
     """-1 where it is not known."""
     message: str = ""
     """One line for people. Nothing decides by it."""
-    culprit: int | None = None
-    site: int | None = None
+    culprit: Rank | None = None
+    site: Small | None = None
     """Number of the `Site` that raised what ended it."""
 
 
-Line = TraceHeader | Group | Site | Event | Dropped | End
+Short = Enter | Wait | Exit
+Line = TraceHeader | Group | Site | RepeatedOperation | Event | Dropped | End | Enter | Wait | Exit
 
 
-class FormerEvent(Event, frozen=True, tag="event", tag_field="kind", omit_defaults=True):
+class FormerEvent(Event, frozen=True, tag="event"):
     """Holds an event as format 1 has it."""
 
     site: str | None = None  # type: ignore[assignment]
@@ -206,7 +281,10 @@ class FormerEvent(Event, frozen=True, tag="event", tag_field="kind", omit_defaul
 
 _former_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(TraceHeader | Group | FormerEvent | Dropped | End)
 _encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+    TraceHeader | Group | Site | RepeatedOperation | Event | Dropped | End
+)
+_short_decoder: msgspec.json.Decoder[Short] = msgspec.json.Decoder(Short)
 
 
 def encode(line: Line) -> bytes:
@@ -215,24 +293,26 @@ def encode(line: Line) -> bytes:
 
 
 NUMBER: Any = msgspec.Raw(b"\0")
-"""Stands for a number of an event, for `blank`. No line has this byte, as JSON escapes it."""
+"""Stands for a number of a line, for `blank`. No line has this byte, as JSON escapes it."""
 
 
-def blank(event: Event) -> bytes:
-    """Return the line of an event, to be filled in by `%` with its numbers: a NUMBER for each, in order of fields."""
-    return encode(event).replace(b"%", b"%%").replace(NUMBER, b"%d")
+def blank(line: Line) -> bytes:
+    """Return a line to be filled in by `%` with its numbers: a NUMBER for each, in order of fields."""
+    return encode(line).replace(b"%", b"%%").replace(NUMBER, b"%d")
 
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of one line. `python -m genlock.traces.format` prints it, for docs/trace.schema.json."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Line)}
+    kinds = (TraceHeader, Group, Site, RepeatedOperation, Event, Dropped, End, Enter, Wait, Exit)
+    schemas, parts = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": [*schemas], "$defs": parts}
 
 
 class Trace(msgspec.Struct, frozen=True):
     """Holds one rank's file, read. `lines[i]` came from line `numbers[i]` of the file; `cut` if its last line is half.
 
-    `groups` are those of the header and of the `Group` lines, and `sites` the `file:line` of the `Site` lines by their
-    number; neither kind is among `lines`.
+    `groups` are those of the header and of the `Group` lines, and `sites` the `Site` lines by their number; neither
+    kind is among `lines`, nor are repeated operations: each event says all that it stands for.
     """
 
     path: Path
@@ -241,7 +321,7 @@ class Trace(msgspec.Struct, frozen=True):
     numbers: tuple[int, ...]
     cut: bool
     groups: dict[str, tuple[int, ...]] = {}
-    sites: Mapping[int, str] = {}
+    sites: Mapping[int, Site] = {}
     same_as: int | None = None
     """Rank whose lines these are, in a large job, because this rank wrote the same at other times."""
 
@@ -265,7 +345,7 @@ class Trace(msgspec.Struct, frozen=True):
 
     def place(self, event: Event) -> str:
         """Return `file:line` of the program that issued the event's operation; empty where it is not recorded."""
-        return self.sites.get(event.site or 0, "")
+        return place_in(self.sites, event.site)
 
 
 def name_of(rank: int) -> str:
@@ -330,49 +410,125 @@ def read(path: Path) -> Trace:
 
 
 class LineReader:
-    """Reads the lines after a header one by one, and keeps the groups and sites that they announce."""
+    """Reads the lines after a header one by one, and keeps what they announce: groups, sites, repeated operations."""
 
     def __init__(self, path: Path, header: TraceHeader) -> None:
-        self.path, self.groups = path, dict(header.groups)
-        self.sites: dict[int, str] = {}
-        """Number of a site to its `file:line`."""
-        self._former: dict[str, int] | None = None if header.format == FORMAT_VERSION else {}
+        self.path, self.world, self.groups, self._format = path, header.world, dict(header.groups), header.format
+        self.sites: dict[int, Site] = {}
+        self.operations: dict[int, RepeatedOperation] = {}
+        self._open: dict[int, tuple[RepeatedOperation, int]] = {}
+        """Operations that have not completed, with their sequence numbers, by the index of their `enter`."""
+        self._lossy = False
+        """True where lines are known to be missing."""
+        self._former: dict[str, int] = {}
         """Numbers that the places of a file of format 1 are given."""
 
-    def take(self, number: int, raw: bytes) -> Group | Site | Event | Dropped | End:
-        """Return one whole line. Raises UnreadableInput."""
-        if self._former is not None:
-            line, place = to_event(decode(self.path, number, raw, format=1))
+    def take(self, number: int, raw: bytes) -> Group | Site | RepeatedOperation | Event | Dropped | End:
+        """Return one whole line, a short one as the event that it stands for. Raises UnreadableInput."""
+        line: Any = decode(self.path, number, raw, self._format)
+        if isinstance(line, Enter | Wait | Exit):
+            return self._event(number, line)
+        if self._format == 1:
+            line, place = to_event(line)
             if place is not None:
                 line = msgspec.structs.replace(line, site=self._former.setdefault(place, len(self._former) + 1))
-                self.sites[self._former[place]] = place
-        else:
-            line = decode(self.path, number, raw)
-        if isinstance(line, Event | End):
-            if line.site is not None and line.site not in self.sites:
-                raise _bad(self.path, number, f"nothing says where site {line.site} is")
-        elif isinstance(line, TraceHeader):
+                self.sites[self._former[place]] = Site(self._former[place], place)
+        if isinstance(line, TraceHeader):
             raise _bad(self.path, number, "a second header line")
-        elif isinstance(line, Group):
-            check_group(self.path, number, line.name, line.members)
+        if isinstance(line, Event | RepeatedOperation | End) and line.site is not None and line.site not in self.sites:
+            raise _bad(self.path, number, f"nothing says where site {line.site} is")
+        if isinstance(line, Group):
+            check_group(self.path, number, line.name, line.members, self.world)
             if line.name and self.groups.setdefault(line.name, line.members) != line.members:
                 raise _bad(self.path, number, f"group {line.name} had other members before")
-        elif isinstance(line, Site) and self.sites.setdefault(line.number, line.place) != line.place:
-            raise _bad(self.path, number, f"site {line.number} was another place before")
-        return line
+        elif isinstance(line, Site):
+            check_site(self.path, number, line, self.sites)
+        elif isinstance(line, RepeatedOperation):
+            check_operation(self.path, number, line, self.operations)
+        self._lossy |= isinstance(line, Dropped)
+        known: Group | Site | RepeatedOperation | Event | Dropped | End = line
+        return known
+
+    def _event(self, number: int, line: Short) -> Event:
+        if isinstance(line, Enter):
+            about = self.operations.get(line.operation)
+            if about is None:
+                raise _bad(self.path, number, f"nothing says what operation {line.operation} is")
+            self._open[line.index] = about, line.sequence
+            return entered_event(line, about)
+        known = self._open.get(line.entered)
+        if known is None and not self._lossy:
+            raise _bad(self.path, number, f"no operation that is open was issued as {line.entered}")
+        if isinstance(line, Exit):
+            self._open.pop(line.entered, None)
+        facts: dict[str, Any] = {"entered": line.entered}
+        if known is not None:
+            facts |= {"group": known[0].group, "sequence": known[1], "op": known[0].op, "peer": known[0].peer}
+        edge: Edge = "wait" if isinstance(line, Wait) else "exit"
+        return Event(line.index, line.time_ns, "", edge, "", "", **facts)
+
+
+def entered_event(line: Enter, about: RepeatedOperation) -> Event:
+    """Return the event that an `enter` stands for."""
+    facts = {name: getattr(about, name) for name in RepeatedOperation.__struct_fields__[1:]}
+    return Event(line.index, line.time_ns, "", "enter", "", "", sequence=line.sequence, **facts)
+
+
+def check_site(path: Path, number: int, line: Site, sites: dict[int, Site]) -> None:
+    """Take up a site. Raises UnreadableInput where its number is taken, or nothing says what called it."""
+    if line.caller is not None and line.caller not in sites:
+        raise _bad(path, number, f"nothing says where site {line.caller} is")
+    if sites.setdefault(line.number, line) != line:
+        raise _bad(path, number, f"site {line.number} was another place before")
+
+
+def check_operation(path: Path, number: int, line: RepeatedOperation, known: dict[int, RepeatedOperation]) -> None:
+    """Take up a repeated operation. Raises UnreadableInput where its number is taken."""
+    if known.setdefault(line.number, line) != line:
+        raise _bad(path, number, f"operation {line.number} was another before")
+
+
+def frames_of(sites: Mapping[int, Site], number: int | None) -> list[Site]:
+    """Return the short stack that begins at a site, innermost call first; empty of None."""
+    frames: list[Site] = []
+    while number is not None and number in sites and len(frames) < MAX_STACK:
+        frames.append(sites[number])
+        number = frames[-1].caller
+    return frames
+
+
+def place_in(sites: Mapping[int, Site], number: int | None) -> str:
+    """Return `file:line` of the outermost call of the short stack that begins at a site: the program's, as a rule."""
+    frames = frames_of(sites, number)
+    return frames[-1].place if frames else ""
 
 
 def decode(path: Path, number: int, raw: bytes, format: int = FORMAT_VERSION) -> Line:
     """Return one whole line as that format has it. Raises UnreadableInput."""
-    line: Line = _decode(path, number, raw, _decoder if format == FORMAT_VERSION else _former_decoder)
+    short = format == FORMAT_VERSION and raw.startswith(SHORT)
+    line: Line = _decode(path, number, raw, _short_decoder if short else _former_decoder if format == 1 else _decoder)
+    if format == 2 and isinstance(line, RepeatedOperation):
+        raise _bad(path, number, "format 2 has no such line")
     return line
 
 
 def _decode(path: Path, number: int, raw: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
     try:
-        return decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _bad(path, number, f"not a line of a trace ({error})") from None
+        line = decoder.decode(raw)
+        if encode(line) != raw:  # not as a recorder writes it: each field has to stand there once all the same
+            json.loads(raw, object_pairs_hook=_once)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _bad(path, number, f"not a line of a trace ({str(error)[:300]})") from None
+    return line
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has `{name[:40]}` twice")
+        found[name] = value
+    return found
 
 
 def to_event(line: Line) -> tuple[Line, str | None]:
@@ -406,17 +562,15 @@ def _header(path: Path, line: Line) -> TraceHeader:
         )
     if not 0 <= line.rank < line.world <= MAX_RANKS:
         raise _bad(path, 1, f"rank {line.rank} is not one of {line.world} ranks, or they are more than {MAX_RANKS:,}")
-    if max(abs(line.clock.wall_ns), abs(line.clock.monotonic_ns)) >= LARGEST:
-        raise _bad(path, 1, "the clock is out of bounds")
     for name, members in line.groups.items():
-        check_group(path, 1, name, members)
+        check_group(path, 1, name, members, line.world)
     return line
 
 
-def check_group(path: Path, number: int, name: str, members: tuple[int, ...]) -> None:
+def check_group(path: Path, number: int, name: str, members: tuple[int, ...], world: int) -> None:
     """Raise UnreadableInput if that cannot be who is in a group."""
-    if len(set(members)) != len(members) or not all(0 <= rank < MAX_RANKS for rank in members):
-        raise _bad(path, number, f"the members of group {name[:80]} are not distinct ranks")
+    if len(set(members)) != len(members) or not all(0 <= rank < world for rank in members):
+        raise _bad(path, number, f"the members of group {name[:80]} are not distinct ranks of a job of {world}")
 
 
 def _bad(path: Path, number: int, what: str) -> UnreadableInput:

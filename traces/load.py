@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -97,6 +97,8 @@ class OneJob(NamedTuple):
     name: str
     """The folder that has them; where several have, the run."""
     files: tuple[Path, ...]
+    processes: Mapping[int, str]
+    """Maps a rank to its process, where its trace says that."""
 
 
 def jobs_of(files: Sequence[tuple[Path, bool]]) -> list[OneJob]:
@@ -108,6 +110,7 @@ def jobs_of(files: Sequence[tuple[Path, bool]]) -> list[OneJob]:
     if len({file.parent for file in own}) < 2:
         return []
     found: dict[tuple[str, int, int], list[tuple[int, Path]]] = {}
+    processes: dict[tuple[str, int, int], dict[int, str]] = {}
     places: dict[Path, tuple[str, int, int]] = {}
     cut: list[Path] = []
     for file in own:
@@ -118,17 +121,19 @@ def jobs_of(files: Sequence[tuple[Path, bool]]) -> list[OneJob]:
             continue
         key = places[file.parent] = header.run, header.attempt, header.world
         found.setdefault(key, []).append((header.clock.wall_ns, file))
+        processes.setdefault(key, {})[header.rank] = header.process
     if len(found) < 2:
         return []
     for file in cut:
         found.setdefault(places.get(file.parent, (str(file), 0, 0)), []).append((0, file))
     jobs: list[tuple[int, OneJob]] = []
-    for (run, attempt, _), traces in found.items():
+    for key, traces in found.items():
+        run, attempt, _ = key
         paths = tuple(sorted(file for _, file in traces))
         folders = {file.parent for file in paths}
         name = str(folders.pop()) if len(folders) == 1 else f"run {run}" + (f", attempt {attempt}" if attempt else "")
-        jobs.append((max(begin for begin, _ in traces), OneJob(name, paths)))
-    return [job for _, job in sorted(jobs)]
+        jobs.append((max(begin for begin, _ in traces), OneJob(name, paths, processes.get(key, {}))))
+    return [job for _, job in sorted(jobs, key=lambda each: (each[0], each[1].name))]
 
 
 def journals_of(paths: Sequence[Path]) -> list[journal.Journal]:

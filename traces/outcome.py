@@ -13,7 +13,7 @@ from ..errors import Code, ContractViolation, Difference, GenlockError, PeerLost
 __all__ = ["Code", "Difference", "Outcome", "first_line", "outcome_of"]
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Says what a check found. Absent from an event that went as it should."""
 
     code: Code

@@ -19,7 +19,7 @@ from .blame import UNLIKE, Alone, Unlike, Value, recording_contradicts_itself, u
 from .history import PAST
 from .send_recv import Pairs
 from .sibling_ranks import Order
-from .times_there import times_there
+from .times_there import left_out, times_there
 
 if TYPE_CHECKING:
     from .recognise_protocol import Lifted
@@ -106,9 +106,7 @@ def contradictions(aligned: Aligned, words: OperationNames) -> Iterator[Conflict
         if record.gap is not None and len(record.ops):
             at = int(np.searchsorted(record.ops["entry"], record.gap))
             op = ops_of(rank, record.ops, [min(at, len(record.ops) - 1)])[0]
-            dropped = "a ring drops its oldest entries, none between others"
-            written = "a recorder numbers what it writes, and says what it drops"
-            why = f"entry {record.gap} is missing: {dropped if record.ended is Ended.UNSAID else written}"
+            why = f"entry {record.gap} is missing: a ring drops its oldest entries, none between others"
             yield Conflict(op, _itself(rank), words.short(op), (f"entry {record.gap}",), why)
         elif record.lost and not record.pending_only and _held(record) < capacity:
             op = ops_of(rank, record.ops, [0])[0]
@@ -213,8 +211,9 @@ def _mismatch(aligned: Aligned, number: int, order: Order, words: OperationNames
     why = f"{what} {' and '.join(sorted(others))}"
     if told_apart and len(named) == 1:
         usual = [o for o in rows if o.rank not in named]
-        told = times_there(aligned.recording, op.rank, [o.rank for o in usual], key.group, usual[0].site)
-        why += f"; {told}" if told else ""
+        recording = aligned.recording
+        told = times_there(recording, op.rank, [o.rank for o in usual], key.group, usual[0].site)
+        why = "; ".join(filter(None, (why, left_out(recording, op, usual[0]), told)))
     return Conflict(
         op,
         accused,

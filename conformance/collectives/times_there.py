@@ -1,4 +1,4 @@
-"""Tells that a rank came to a place in the source less or more often than the others: a step too few, or too many.
+"""Tells that a rank came to a place in the source less or more often than the others, or left an operation out there.
 
 Only what recordings show whole is counted, and only where all others agree. It is told beside a verdict, for people,
 and never makes one.
@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from ...traces.collectives import Recording
+from .alignment import Op
 
 
 def times_there(recording: Recording, rank: int, others: Iterable[int], group: int, site: int) -> str:
@@ -28,4 +29,21 @@ def times_there(recording: Recording, rank: int, others: Iterable[int], group: i
     last = int(np.max(there[0]["time"], initial=0))
     when = f" (last at {datetime.fromtimestamp(last / 1e9, tz=UTC):%H:%M:%S} UTC)" if last else ""
     times = "once" if own == 1 else f"{own:,} times" if own else "never"
-    return f"rank{rank} came to {recording.sites[site]} {times}{when}, the others {rest.pop():,}"
+    usual = rest.pop()
+    return f"rank{rank} came to {recording.sites[site]} {times}{when}, the others {'once' if usual == 1 else usual}"
+
+
+def left_out(recording: Recording, odd: Op, usual: Op) -> str:
+    """Return that a rank seems to have left out what the others issued: in its own past, what it did came right after.
+
+    Empty where its past says something else, or nothing.
+    """
+    record = recording.ranks[odd.rank]
+    own = record.ops[
+        (record.ops["group"] == odd.group) & (record.ops["peer"] < 0) & (record.ops["sequence"] < odd.sequence)
+    ]
+    done = own[["signature", "site"]].tolist()
+    after = [done[at + 1] for at in range(len(done) - 1) if done[at] == (usual.signature, usual.site)]
+    if not after or set(after) != {(odd.signature, odd.site)}:
+        return ""
+    return f"rank{odd.rank} seems to have left that out: what it did came right after it before"

@@ -310,6 +310,13 @@ def _joint(graph: Graph, picture: Picture) -> Finding:
             stuck = tuple(r for r in left if r not in done)
             why = f"{ranks_text(done)} finished {at}, and {ranks_text(stuck)} did not: the device there, or its network"
             suspects = stuck
+    if graph.joint and graph.open_ended:
+        suspects = tuple(range(picture.world)) if picture.world_stated else ()
+        left_open = sorted({w.rank for w in graph.open_ended})
+        why += f"; for whom {ranks_text(left_open)} {verb(left_open, 'waits', 'wait')} is not stated"
+    elif circles := graph.circles():
+        suspects = tuple(sorted({*suspects, *left, *circles}))
+        why += f"; {ranks_text(circles)} wait for each other besides"
     return Finding(
         Kind.DEVICE, why, suspects=suspects, at=at, number=wait.number, source=wait.source, missing=tuple(missing)
     )

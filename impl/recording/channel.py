@@ -25,23 +25,23 @@ from .endings import STOPPED, Ending, follow_endings, of
 from .session import JobTrace
 
 
-def channel(name: str, rank: int, world: int, about: str = "") -> Channel:
+def channel(name: str, rank: int, world: int) -> Channel:
     """Return one end of a channel, to record what passes by it; it does nothing where the process is not recorded.
 
-    - `name`: the same at every end, and of no other channel of the recording, such as the name of its shared memory.
+    - `name`: the same at every end, and of no other channel of the recording, such as the name of its shared memory;
+      a verdict calls it so.
     - `rank`: the number of this end, from 0; `world`: how many there are.
-    - `about`: what a verdict is to call it.
 
     Raises UsageError for a rank that is none.
     """
     if not 0 <= rank < world:
         raise UsageError(f"rank {rank} is not one of {world}", where="genlock.channel", do="count ends from 0")
     settings = RecordingSettings.inherited()
-    end = Channel(None, world, about)
+    end = Channel(None, name, world)
     if settings is not None:
         job = journal.Job(f"{settings.run}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}", settings.attempt_now(), world)
         try:
-            end = Channel(JobTrace(settings, job, rank, "channel"), world, about)
+            end = Channel(JobTrace(settings, job, rank, "channel"), name, world)
         except Exception as error:
             journal.mark(Path(settings.out), f"channel {name}: {error}")
             print(f"genlock: channel {name} is not recorded: {error}", file=sys.stderr)
@@ -53,9 +53,9 @@ def channel(name: str, rank: int, world: int, about: str = "") -> Channel:
 class Channel:
     """Records one end of a channel. All methods may be called from any thread; none raises, whatever fails in here."""
 
-    def __init__(self, trace: JobTrace | None, world: int, about: str) -> None:
+    def __init__(self, trace: JobTrace | None, name: str, world: int) -> None:
         self._trace = trace
-        self._all = Group("0", tuple(range(world)), "channel", about)
+        self._all = Group("0", tuple(range(world)), "channel", name)
 
     def sent(self, to: int, tag: int = 0) -> None:
         """Record that something was handed over to an end: it need not have taken it."""

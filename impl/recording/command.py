@@ -41,6 +41,8 @@ class RecordingSettings(msgspec.Struct, frozen=True):
     """True where a rank must be able to say where it stands."""
     precheck: float | None = None
     """Seconds that ranks wait for each other before each collective, to compare it; None: they do not."""
+    stacks_after: float = 30.0
+    """Seconds without an operation, after which a rank's stacks are written beside its trace."""
 
     @staticmethod
     def inherited() -> RecordingSettings | None:

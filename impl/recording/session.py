@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import os
+import socket
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -28,16 +29,14 @@ from msgspec.structs import replace
 
 from ...errors import GenlockError
 from ...traces import journal
-from ...traces.format import FORMAT_VERSION, NUMBER, P2P, Clock, Event, Group, TraceHeader
+from ...traces.format import FORMAT_VERSION, P2P, SUFFIX, Clock, Group, RepeatedOperation, TraceHeader
 from ...traces.recorder import OperationRecorder, Recorder
 from .c10d_intercept import (
     BLIND_SPOTS,
     OnComplete,
     Operation,
     begin_job,
-    caller,
     group_of,
-    site,
     store_of,
     unknown_operators,
     unregistered,
@@ -46,7 +45,9 @@ from .c10d_intercept import (
 from .command import RecordingSettings
 from .endings import STOPPED, Ending, follow_endings
 from .precheck import precheck_from_now_on
-from .standstill import answer
+from .stack_timer import NEVER, StackTimer, timer
+from .stacks import short_stack, stack_key
+from .standstill import STACKS, answer
 
 
 def attach() -> None:
@@ -60,11 +61,14 @@ def attach() -> None:
     session.follow_groups()
     follow_endings(session.end, session.events)
     os.register_at_fork(after_in_child=session.forked)
+    timer.follow(_put_in_place_of)
     watch(session)
     if settings.precheck is not None:
         precheck_from_now_on(settings.precheck)
 
 
+SOON = 1_000_000_000
+"""Nanoseconds after which a process that is no rank is asked again."""
 MAX_OPERATIONS = 4096
 """Beyond so many distinct operations, those that were met are forgotten: a program may never issue the same twice."""
 KEY = "genlock/job"
@@ -78,6 +82,8 @@ class JobTrace:
         self.job, self.rank = job, rank
         folder = journal.place_of(Path(settings.out), job)
         self.recorder = Recorder(folder, _header(job, rank, backend))
+        path = self.recorder.path
+        self.stacks = StackTimer(path.with_name(path.name.removesuffix(SUFFIX) + STACKS), settings.stacks_after)
         if settings.stacks:
             answer(folder, rank)
         self.over = False
@@ -94,11 +100,11 @@ class JobTrace:
             self._groups.add(group.name)
             self.recorder.group(group)
 
-    def made(self, group: Group, *, local: bool, frame: FrameType | None) -> None:
+    def made(self, group: Group, *, local: bool, frame: FrameType) -> None:
         """Write that a group was made, with this process in it or not."""
         if group.name:
             self._groups.add(group.name)
-        number, place = next(self._made), self.recorder.site(site(frame))
+        number, place = next(self._made), self.recorder.stack(short_stack(frame))
         self.recorder.group(replace(group, number=number, known_by="members" if local else "all", site=place))
 
     def operation(
@@ -107,12 +113,10 @@ class JobTrace:
         """Return what records every such operation from that place of the program."""
         op, group, root, peer, tag, dtype, numel, asynchronous, thread, reduce, splits = operation
         self.announce(group)
-        left = Event(NUMBER, NUMBER, "", "exit", "", "", group=group.name, sequence=NUMBER, op=op, peer=peer)
-        about = replace(left, root=root, tag=tag, dtype=dtype, numel=numel, asynchronous=asynchronous)
-        number = self.recorder.site(site(frame))
-        entered = replace(about, edge="enter", thread=thread, site=number, reduce=reduce, splits=splits)
+        place = None if frame is None else self.recorder.stack(short_stack(frame))
+        about = (root, peer, tag, dtype, numel, asynchronous, thread, place, reduce, splits)
         counter = self.counter(group.name, op, peer, tag)
-        return self.recorder.operation(entered, replace(left, entered=NUMBER), counter, failed)
+        return self.recorder.operation(RepeatedOperation(0, op, group.name, *about), counter, failed)
 
     def counter(self, group: str, op: str, peer: int | None, tag: int | None) -> Iterator[int]:
         """Return the sequence numbers of an operation."""
@@ -126,11 +130,13 @@ class JobTrace:
             self.recorder.resume()
         self.over = True
         self.recorder.end(ending.cause, ending.exit, ending.message, site=self.recorder.site(ending.place))
+        self.stacks.close(keep=ending.cause != "stopped")
 
     def resume(self) -> None:
         """Go on after an end: the process has joined the same job again."""
         if self.over:
             self.recorder.resume()
+            self.stacks = StackTimer(self.stacks.path, self.stacks.after)
             self.over = False
 
 
@@ -151,36 +157,48 @@ class Session:
         """All that this process is or was a rank of; of one job, it is one rank."""
         self._others: dict[str, JobTrace] = {}
         """Jobs of groups that torch.distributed does not know, by the group's name."""
-        self._operations: dict[tuple[Operation, int, int], tuple[OperationRecorder, CodeType | None]] = {}
-        """Keyed by operation, the `id` of the code that issues it (which has to live on), and where in that: a line's
-        number takes long to find."""
+        self._operations: dict[tuple[Operation, bytes], OperationRecorder] = {}
+        """Keyed by operation and stack."""
+        self._due = 0
+        """From when on (monotonic) the timer of stacks is to be told that the process goes on."""
         begin_job(again=False)
 
     def issue(self, operation: Operation) -> OnComplete | None:
         """Write that the operation is issued; returns what writes that it has completed."""
         time_ns = time.monotonic_ns()
-        recorder = self.observer(operation, caller())
+        if time_ns >= self._due:
+            self.tick(time_ns)
+        recorder = self.observer(operation, sys._getframe(1))
         if recorder is None:
             return None
         begun = recorder.begin(time_ns)
         return lambda outcome: recorder.end(begun, time.monotonic_ns(), outcome)
 
-    def observer(self, operation: Operation, frame: FrameType | None) -> OperationRecorder | None:
-        """Return what records every such operation from that place of the program; None where nothing is recorded."""
-        code, at = (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
-        recorder, _ = self._operations.get((operation, id(code), at), (None, None))
+    def tick(self, time_ns: int) -> int:
+        """Take note that the process goes on; returns from when on this is to be called again."""
+        trace = self._now
+        try:
+            self._due = time_ns + SOON if trace is None else trace.stacks.moved(time_ns)
+        except OSError:
+            self._due = NEVER
+        return self._due
+
+    def observer(self, operation: Operation, frame: FrameType) -> OperationRecorder | None:
+        """Return what records every such operation of that stack; None where nothing is recorded."""
+        key = stack_key(frame)
+        recorder = None if key is None else self._operations.get((operation, key))
         if recorder is None:
             try:
                 recorder = self._recorder_of(operation, frame)
             except Exception as error:
                 self._give_up(error)
-            if recorder is not None:
+            if recorder is not None and key is not None:
                 if len(self._operations) >= MAX_OPERATIONS:
                     self._operations.clear()
-                self._operations[operation, id(code), at] = recorder, code
+                self._operations[operation, key] = recorder
         return recorder
 
-    def _recorder_of(self, operation: Operation, frame: FrameType | None) -> OperationRecorder | None:
+    def _recorder_of(self, operation: Operation, frame: FrameType) -> OperationRecorder | None:
         with self._lock:
             trace = self._trace_of(operation.group)
             if trace is None or self._over:
@@ -209,7 +227,8 @@ class Session:
         trace = self._join(store_of(None), rank, world, str(dist.get_backend()))
         begin_job(again=trace.over)
         trace.resume()
-        self._now = trace
+        self._now, self._due = trace, 0
+        self.tick(time.monotonic_ns())
         self._operations.clear()
         if dist.group.WORLD is not None:
             trace.announce(group_of(dist.group.WORLD))
@@ -288,9 +307,7 @@ class Session:
             group = original(*args, **kwargs)
             try:
                 given = signature.bind(*args, **kwargs).arguments
-                self._announce(
-                    group, given.get("ranks"), bool(given.get("use_local_synchronization")), caller(sys._getframe())
-                )
+                self._announce(group, given.get("ranks"), bool(given.get("use_local_synchronization")), sys._getframe())
             except Exception as error:
                 self._give_up(error)
             return group
@@ -304,14 +321,14 @@ class Session:
             try:
                 parent = args[0] if args else kwargs.get("parent_pg")
                 local = parent is not None and parent is not dist.group.WORLD
-                self._announce(group, (), local, caller(sys._getframe()))
+                self._announce(group, (), local, sys._getframe())
             except Exception as error:
                 self._give_up(error)
             return group
 
         _put_in_place_of(split, split_group)
 
-    def _announce(self, group: Any, ranks: Any, local: bool, frame: FrameType | None) -> None:
+    def _announce(self, group: Any, ranks: Any, local: bool, frame: FrameType) -> None:
         with self._lock:
             if self._now is None:
                 self.open()
@@ -368,6 +385,7 @@ def _header(job: journal.Job, rank: int, backend: str) -> TraceHeader:
         clock=Clock(time.time_ns(), time.monotonic_ns()),
         versions={"torch": str(torch.__version__), "python": sys.version.split()[0]},
         blind_spots=(*BLIND_SPOTS, *unknown),
+        process=f"{socket.gethostname()}:{os.getpid()}",
         attempt=job.attempt,
     )
 

@@ -23,6 +23,7 @@ from genlock.collect.logs import TAIL
 from genlock.collect.process import Process
 from genlock.conformance.replay import replay
 from genlock.errors import UnreadableInput, UsageError
+from genlock.guardian.status_page import SIZE, SPARED, STACKS, VARIABLE
 
 Popen = subprocess.Popen[bytes]
 
@@ -101,6 +102,20 @@ def test_a_handle_is_never_of_another_process_of_the_same_number(ranks: BareRank
         process.send(signal.SIGUSR1)
 
 
+def test_a_rank_that_ends_meanwhile_is_told(ranks: BareRanks, tmp_path: Path) -> None:
+    one = ranks.start(rank=0)
+
+    def end(said: str) -> None:
+        if said == "look 2 of 2":
+            one.kill()
+            one.wait()
+
+    done = collect({one.pid: None}, tmp_path / "out.zip", apart=0, tell=end)
+    assert list(done.ranks[0].missing()) == ["its process ended meanwhile"]
+    assert not done.complete
+    assert done.advice == []
+
+
 # ── signals ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -125,6 +140,45 @@ def test_stacks_come_by_a_signal_that_faulthandler_answers(ranks: BareRanks, tmp
         assert b"before" not in files[f"rank0.stack{look}.txt"]
     assert done.complete
     assert not done.ranks[0].still, "a signal wakes whoever sleeps, so that nothing shows that it slept on"
+
+
+GUARDED = "import sys; from genlock.impl.rank.heartbeat import Beat; Beat.open(); print(); sys.stdin.read()"
+
+
+RECORDED = "import sys; from genlock.impl.recording.standstill import *; answer(Path(sys.argv[1]), 0); print(); input()"
+
+
+def test_a_recorded_rank_is_asked_for_its_stacks_by_the_recorders_signal(tmp_path: Path) -> None:
+    command = [sys.executable, "-uc", RECORDED, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "RANK": "0"}
+    ) as one:
+        try:
+            assert one.stdout is not None
+            assert one.stdout.readline()
+            done, files = collected(tmp_path, one)
+            assert done.ranks[0].stacks[1].found["by"] == "recorded"
+            assert b"(most recent call first)" in files["rank0.stack2.txt"]
+        finally:
+            one.kill()
+
+
+@pytest.mark.parametrize("spared", ["1", "0"])
+def test_a_guarded_rank_is_asked_only_where_its_stacks_cannot_end_it(tmp_path: Path, spared: str) -> None:
+    """Asked for those of all threads, a rank that runs may die of it."""
+    (tmp_path / "page").write_bytes(bytes(SIZE))
+    (tmp_path / "stacks").touch()
+    given = {VARIABLE: str(tmp_path / "page"), STACKS: str(tmp_path / "stacks"), SPARED: spared, "RANK": "0"}
+    command = [sys.executable, "-uc", GUARDED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **given}) as one:
+        try:
+            assert one.stdout is not None
+            assert one.stdout.readline()
+            done, files = collected(tmp_path, one)
+            assert bool(done.ranks[0].stacks[1].files) == (spared == "1")
+            assert (b"(most recent call first)" in files.get("rank0.stack2.txt", b"")) == (spared == "1")
+        finally:
+            one.kill()
 
 
 def test_a_stopped_rank_is_not_asked_by_a_signal(ranks: BareRanks, tmp_path: Path) -> None:
@@ -245,8 +299,7 @@ def test_ras_is_asked_where_a_rank_listens(ranks: BareRanks, tmp_path: Path) -> 
         port = str(free.getsockname()[1])
     library = tmp_path / "libnccl.so.2"
     library.write_bytes(b"x")
-    given = {"NCCL_RAS_ADDR": f"127.0.0.1:{port}"}
-    one = ranks.start("loaded", str(library), "ras", port, rank=0, **given)
+    one = ranks.start("loaded", str(library), "ras", port, rank=0, NCCL_RAS_ADDR=f"127.0.0.1:{port}")
     _, files = collected(tmp_path, one)
     assert [name for name in files if name.startswith("ras")] == ["ras1.json", "ras1.txt", "ras2.json", "ras2.txt"]
     assert json.loads(files["ras2.json"])["communicators"][0]["size"] == 3
@@ -288,8 +341,8 @@ def test_a_port_of_somebody_elses_is_not_spoken_to(ranks: BareRanks, tmp_path: P
     library.write_bytes(b"x")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
-        given = {"NCCL_RAS_ADDR": f"127.0.0.1:{server.getsockname()[1]}"}
-        one = ranks.start("loaded", str(library), rank=0, **given)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        one = ranks.start("loaded", str(library), rank=0, NCCL_RAS_ADDR=address)
         done, _ = collected(tmp_path, one)
         with pytest.raises(BlockingIOError):
             server.accept()

@@ -13,7 +13,7 @@ from genlock.conformance.diagnosis import Diagnosis
 from genlock.conformance.replay import replay
 from genlock.conformance.report import as_text
 from genlock.traces import format, journal
-from genlock.traces.format import NUMBER, Clock, Event, Group, TraceHeader
+from genlock.traces.format import FORMAT_VERSION, Clock, Group, RepeatedOperation, TraceHeader
 from genlock.traces.journal import Began, Ended, Job, Unrecorded, append
 from genlock.traces.recorder import Recorder
 
@@ -28,14 +28,11 @@ def fail(error: Exception) -> None:
 def rank(folder: Path, number: int, run: str, numel: int, attempt: int) -> None:
     """Write the trace of one of two ranks that did two all-reduces of so many elements."""
     now = time.monotonic_ns()
-    header = TraceHeader(2, run, number, 2, "", "gloo", "", "", {}, Clock(START, now), attempt=attempt)
+    header = TraceHeader(FORMAT_VERSION, run, number, 2, "", "gloo", "", "", {}, Clock(START, now), attempt=attempt)
     written = Recorder(folder, header)
     written.group(Group("0", (0, 1)))
-    left = Event(NUMBER, NUMBER, "", "exit", "", "", group="0", sequence=NUMBER, op="all_reduce", entered=NUMBER)
-    entered = Event(
-        NUMBER, NUMBER, "", "enter", "", "", group="0", sequence=NUMBER, op="all_reduce", dtype="float32", numel=numel
-    )
-    operation = written.operation(entered, left, count(1), fail)
+    about = RepeatedOperation(0, "all_reduce", "0", dtype="float32", numel=numel)
+    operation = written.operation(about, count(1), fail)
     for turn in range(2):
         operation.end(operation.begin(now + turn), now + turn)
     written.end("stopped", 0)
@@ -151,3 +148,33 @@ def test_a_start_up_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = ended_after(jobs.QUIET + 1)
     assert found.verdict == "unknown"
     assert found.reasons[0].startswith("2 operations of start-up a rank, then nothing was seen for 61 s: ")
+
+
+def stuck(folder: Path, run: str, number: int, process: str, *, issues: bool) -> None:
+    """Write the trace of one of two ranks, which has issued an all-reduce and waits in it, or has not."""
+    now = time.monotonic_ns()
+    written = Recorder(
+        folder, TraceHeader(FORMAT_VERSION, run, number, 2, "", "gloo", "", "", {}, Clock(START, now), process=process)
+    )
+    written.group(Group("0", (0, 1)))
+    operation = written.operation(RepeatedOperation(0, "all_reduce", "0", dtype="float32", numel=1), count(1), fail)
+    operation.end(operation.begin(now), now)
+    if issues:
+        operation.begin(now + 1)
+    written.close()
+
+
+def test_who_waits_in_another_job_is_no_culprit(tmp_path: Path) -> None:
+    """The engine waits for worker 0, which waits, in the workers' own job, for worker 1, which was killed."""
+    for number, process in enumerate(("engine", "worker0")):
+        stuck(tmp_path, "r-queue", number, process, issues=number == 0)
+    for number, process in enumerate(("worker0", "worker1")):
+        stuck(tmp_path / "job2", "r-workers", number, process, issues=number == 0)
+    found = replay([tmp_path]).diagnosis
+    queue, workers = (job.diagnosis for job in found.jobs)
+    assert (queue.verdict, queue.culprits, queue.suspects) == ("unknown", (), (1,))
+    assert queue.reasons[0].startswith(
+        f"rank1 is held up elsewhere: as rank0 of {tmp_path / 'job2'} it waits for rank1"
+    )
+    assert (workers.verdict, workers.culprits) == ("divergent", (1,))
+    assert (found.verdict, found.culprits) == ("divergent", (1,))

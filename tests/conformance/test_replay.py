@@ -207,15 +207,14 @@ def test_what_a_rank_says_after_dropped_events_still_counts(run: Path, tmp_path:
     assert (found.divergence.rank, found.divergence.state) == (1, "HEADER_CHECK")
 
 
-def test_a_member_that_nobody_saw_keeps_a_run_from_conforming(run: Path, tmp_path: Path) -> None:
+def test_members_beyond_the_job_are_refused(run: Path, tmp_path: Path) -> None:
     """Two files that say that they are all of a run, and whose groups have three members."""
     for rank in range(2):
         lines = lines_of(run, rank)
         lines[0]["world"] = 2
         (tmp_path / name_of(rank)).write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-    found = diagnose(_read_all(tmp_path))
-    assert (found.verdict, found.divergence) == ("unknown", None)
-    assert found.reasons == ("not every member is known to have completed number 1 of group control",)
+    with pytest.raises(UnreadableInput, match=r"line 1: the members of group .* are not distinct ranks of a job of 2"):
+        _read_all(tmp_path)
 
 
 def test_other_tables_are_unknown(run: Path, tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_command_converts_a_folder_of_runs(tmp_path: Path) -> None:
     done = run(FORMER, "--out", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("11 traces converted to format 2, 0 copied, in ")
+    assert done.stdout.startswith("11 traces converted to format 3, 0 copied, in ")
     assert "outcomes are text alone" in done.stdout
     for path in find(FORMER):
         before, after = read(path), read(tmp_path / path.relative_to(FORMER))
-        assert (before.header.format, after.header.format) == (1, 2)
+        assert (before.header.format, after.header.format) == (1, 3)
         assert (after.lines, after.groups, after.sites) == (before.lines, before.groups, before.sites)
 
 
@@ -49,9 +49,13 @@ def test_a_cut_line_stays_cut_and_a_place_is_announced_before_its_first_use(tmp_
     assert kinds[5:7] == ["site", "event"]
 
 
-def test_format_2_is_copied(tmp_path: Path) -> None:
+def test_format_2_needs_a_new_header_alone_and_format_3_nothing(tmp_path: Path) -> None:
     [path, *_] = find(CORPUS / "broken" / "OM-06")
     [told] = convert([path], tmp_path)
+    assert not told.copied
+    assert told.path.read_bytes() == path.read_bytes().replace(b'"format":2', b'"format":3', 1)
+    path = told.path
+    [told] = convert([path], tmp_path / "again")
     assert told.copied
     assert told.path.read_bytes() == path.read_bytes()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from genlock.traces.format import (
     End,
     Event,
     Group,
+    RepeatedOperation,
     TraceHeader,
     blank,
     encode,
@@ -33,7 +35,6 @@ from genlock.traces.format import (
 from genlock.traces.recorder import Recorder
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 from simulated import header
 
 TEXT = st.text(max_size=8)
@@ -113,8 +114,7 @@ def test_recorder_numbers_its_events_and_keeps_the_first_end(tmp_path: Path) -> 
     writer = Recorder(tmp_path, header(2))
     writer.event("a", "step", "S", "s", call_id=7)
     writer.event("b", "enter", "S", "s", group="control", sequence=1)
-    enter = Event(NUMBER, NUMBER, "", "enter", "", "", group="g", sequence=NUMBER, op="barrier")
-    kind = writer.operation(enter, replace(enter, edge="exit", entered=NUMBER), count(1), lambda error: None)
+    kind = writer.operation(RepeatedOperation(0, "barrier", "g"), count(1), lambda error: None)
     begun = kind.begin(7)
     writer.end("deadline", 13, "too late")
     writer.end("stopped", 0)
@@ -134,11 +134,9 @@ def test_recorder_never_overwrites_a_trace(tmp_path: Path) -> None:
         Recorder(tmp_path, header(0))
 
 
-def test_full_disk_is_told_and_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a line, then nothing, then room again: the rank goes on, and the trace says what is missing."""
-    writer = Recorder(tmp_path, header(0))
-    writer.event("kept", "step", "S", "s")
-    real, left = os.write, [40, 0]
+def filling(monkeypatch: pytest.MonkeyPatch, *rooms: int) -> None:
+    """Let each write have so many bytes, in turn, and all later ones what they want."""
+    real, left = os.write, list(rooms)
 
     def full(file: int, data: bytes) -> int:
         if not left:
@@ -149,11 +147,47 @@ def test_full_disk_is_told_and_blocks_nobody(tmp_path: Path, monkeypatch: pytest
         return real(file, data[:room])
 
     monkeypatch.setattr(recorder, "_put", full)
+
+
+@pytest.mark.parametrize(
+    ("rooms", "left"),
+    [
+        # half a line; the mark, which takes the place of the event before; nothing; room again
+        ((40, 999, 0), ["kept", Dropped(1, 2), Dropped(3, 1), "after"]),
+        # the same, without room for the mark either
+        ((40, 0, 0), ["kept", Dropped(1, 3), "after"]),
+        ((40, 9, 0), ["kept", Dropped(1, 3), "after"]),
+    ],
+)
+def test_full_disk_is_told_and_blocks_nobody(
+    rooms: tuple[int, ...], left: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Recorder(tmp_path, header(0))
+    for name in ("kept", "given up"):
+        writer.event(name, "step", "S", "s")
+    filling(monkeypatch, *rooms)
     for name in ("lost", "lost too", "after"):
         writer.event(name, "step", "S", "s")
     trace = read(writer.path)
-    assert [getattr(line, "transition", line) for line in trace.lines] == ["kept", Dropped(1, 2), "after"]
+    assert [getattr(line, "transition", line) for line in trace.lines] == left
     assert not trace.cut
+
+
+def test_a_disk_that_stays_full_leaves_a_mark(tmp_path: Path) -> None:
+    """No file may grow any more, as on a disk without room; the rank writes on, and comes to its end."""
+    writer = Recorder(tmp_path, header(0))
+    for name in ("kept", "given up"):
+        writer.event(name, "step", "S", "s")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (writer.path.stat().st_size + 20, hard))
+    try:
+        writer.event("lost", "step", "S", "s")
+        writer.end("stopped", 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    trace = read(writer.path)
+    assert [getattr(line, "transition", line) for line in trace.lines[:2]] == ["kept", Dropped(1, 2)]
+    assert trace.lines[2:] == (trace.end,)  # an end is shorter than the event that was given up for the mark
 
 
 def test_forked_child_writes_nothing_with_its_parents_recorder(tmp_path: Path) -> None:

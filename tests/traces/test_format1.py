@@ -115,8 +115,8 @@ def test_an_operation_that_failed_is_told_by_its_exit(tmp_path: Path) -> None:
 
 
 def test_a_format_that_nobody_knows_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rank0.trace.jsonl").write_text((HEAD % 0).replace('"format":1', '"format":3') + "\n")
-    with pytest.raises(UnreadableInput, match="format 3 is newer than what this program reads, 1 to 2"):
+    (tmp_path / "rank0.trace.jsonl").write_text((HEAD % 0).replace('"format":1', '"format":4') + "\n")
+    with pytest.raises(UnreadableInput, match="format 4 is newer than what this program reads, 1 to 3"):
         replay([tmp_path])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +23,18 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_MEMBERS = 100_000
-MAX_UNPACKED = 8 << 30
-"""Bytes that all members of what a user named may unpack to."""
+MAX_UNPACKED, MAX_RATIO, SMALL = 8 << 30, 400, 64 << 20
+"""Bytes that all members of what a user named may unpack to: so many, and not more than so many times what is packed,
+where that is no small file. Logs of the plainest kind are packed to a hundredth."""
 MAX_DEPTH = 4
 HEAD = 4096
 OWN_HEAD = b'{"kind":"header",'
 """Begins every trace that Genlock wrote."""
 GZIP, ZIP, TAR, TAR_AT = b"\x1f\x8b", b"PK\x03\x04", b"ustar", 257
+
+
+MALFORMED = (EOFError, ValueError, OSError, OverflowError, LookupError, RuntimeError, struct.error, zlib.error)
+"""Raised by Python's own readers of archives, apart from their own errors."""
 
 
 class Opened(NamedTuple):
@@ -42,27 +48,40 @@ class Opened(NamedTuple):
     """True if it is a member of an archive."""
 
 
+class _Room:
+    """Counts what comes out of one file, over all archives in it."""
+
+    def __init__(self, packed: int) -> None:
+        self.most = self.left = min(MAX_UNPACKED, SMALL + MAX_RATIO * packed)
+
+    def take(self, path: Path, size: int) -> None:
+        """Count bytes. Raises UnreadableInput where there are more than anybody would pack."""
+        self.left -= size
+        if self.left < 0:
+            raise UnreadableInput(f"unpacks to more than {self.most:,} bytes", where=str(path), do="is it a trace?")
+
+
 class _Bounded(io.RawIOBase):
     """Reads a stream, and ends in an error where more comes out of it than anybody would pack."""
 
-    def __init__(self, path: Path, stream: BinaryIO) -> None:
-        self.path, self.stream, self.left = path, stream, MAX_UNPACKED
+    def __init__(self, path: Path, stream: BinaryIO, room: _Room) -> None:
+        self.path, self.stream, self.room = path, stream, room
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         """Read like the stream itself. Raises UnreadableInput, CutFile."""
         view = memoryview(buffer)
         with _told(self.path):
             data = self.stream.read(len(view))
-        self.left -= len(data)
-        if self.left < 0:
-            raise UnreadableInput(
-                f"unpacks to more than {MAX_UNPACKED:,} bytes", where=str(self.path), do="is it a trace?"
-            )
+        self.room.take(self.path, len(data))
         view[: len(data)] = data
         return len(data)
 
     def seek(self, to: int, whence: int = 0, /) -> int:
         """Move like the stream itself. Raises UnreadableInput, CutFile."""
+        with _told(self.path):
+            begin = self.stream.tell()
+            end = to if whence == io.SEEK_SET else begin + to
+        self.room.take(self.path, max(end - begin, 0))  # what is skipped is unpacked as well
         with _told(self.path):
             return self.stream.seek(to, whence)
 
@@ -85,22 +104,22 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except EOFError:
-        raise CutFile("the gzip file ends in the middle", where=str(path)) from None
-    except (zlib.error, gzip.BadGzipFile) as error:
-        raise UnreadableInput(f"not a whole gzip file ({error})", where=str(path)) from None
+        raise CutFile("the packed file ends in the middle", where=str(path)) from None
     except NotImplementedError as error:
         raise UnreadableInput(f"packed in a way that is not read ({error})", where=str(path)) from None
+    except Exception as error:  # each of Python's readers of archives has errors of its own
+        raise UnreadableInput(f"not a whole packed file ({str(error)[:300]})", where=str(path)) from None
 
 
-def _bounded(path: Path, stream: object) -> BinaryIO:
+def _bounded(path: Path, stream: object, room: _Room) -> BinaryIO:
     # the buffer also spares a step back of some bytes, for which gzip would begin anew
-    return cast(BinaryIO, io.BufferedReader(_Bounded(path, cast(BinaryIO, stream)), 1 << 20))
+    return cast(BinaryIO, io.BufferedReader(_Bounded(path, cast(BinaryIO, stream), room), 1 << 20))
 
 
 def opened(path: Path) -> Iterator[Opened]:
     """Open a file, or the files that are packed in it, one after another. Raises UnreadableInput, CutFile."""
     with path.open("rb") as file:
-        yield from _within(path, cast(BinaryIO, file), 0)
+        yield from _within(path, cast(BinaryIO, file), 0, _Room(path.stat().st_size))
 
 
 def is_packed(head: bytes) -> bool:
@@ -108,23 +127,23 @@ def is_packed(head: bytes) -> bool:
     return head[:2] == GZIP or head[:4] == ZIP or head[TAR_AT : TAR_AT + len(TAR)] == TAR
 
 
-def _within(path: Path, stream: BinaryIO, depth: int) -> Iterator[Opened]:
+def _within(path: Path, stream: BinaryIO, depth: int, room: _Room) -> Iterator[Opened]:
     if depth > MAX_DEPTH:
         raise UnreadableInput(f"archives in archives, more than {MAX_DEPTH} deep", where=str(path))
     head = stream.read(HEAD)
     stream.seek(0)
     if head[:2] == GZIP:
         plain = path.with_name(path.name.removesuffix(".gz").replace(".tgz", ".tar") or path.name)
-        yield from _within(plain, _bounded(path, gzip.GzipFile(fileobj=stream)), depth + 1)
+        yield from _within(plain, _bounded(path, gzip.GzipFile(fileobj=stream), room), depth + 1, room)
     elif head[:4] == ZIP:
-        yield from _zipped(path, stream, depth)
+        yield from _zipped(path, stream, depth, room)
     elif head[TAR_AT : TAR_AT + len(TAR)] == TAR:
-        yield from _tarred(path, stream, depth)
+        yield from _tarred(path, stream, depth, room)
     else:
         yield Opened(path, stream, head, packed=False)
 
 
-def _tarred(path: Path, stream: BinaryIO, depth: int) -> Iterator[Opened]:
+def _tarred(path: Path, stream: BinaryIO, depth: int, room: _Room) -> Iterator[Opened]:
     """Yield the regular files of an archive."""
     import tarfile  # slow to load
 
@@ -135,12 +154,13 @@ def _tarred(path: Path, stream: BinaryIO, depth: int) -> Iterator[Opened]:
                     raise UnreadableInput(f"archive of more than {MAX_MEMBERS:,} files", where=str(path))
                 file = archive.extractfile(member) if member.isreg() and not member.sparse else None
                 if file is not None:
-                    yield from _members(path / member.name, cast(BinaryIO, file), depth)
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UnreadableInput(f"malformed archive ({error})", where=str(path)) from None
+                    where = path / member.name
+                    yield from _members(where, _bounded(where, file, room), depth, room)
+    except (tarfile.TarError, *MALFORMED) as error:
+        raise UnreadableInput(f"malformed archive ({str(error)[:300]})", where=str(path)) from None
 
 
-def _zipped(path: Path, stream: BinaryIO, depth: int) -> Iterator[Opened]:
+def _zipped(path: Path, stream: BinaryIO, depth: int, room: _Room) -> Iterator[Opened]:
     import zipfile  # slow to load
 
     try:
@@ -155,11 +175,11 @@ def _zipped(path: Path, stream: BinaryIO, depth: int) -> Iterator[Opened]:
                     raise UnreadableInput("packed with a password", where=str(path / member.filename))
                 with archive.open(member) as file:
                     where = path / member.filename
-                    yield from _members(where, _bounded(where, file), depth)
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise UnreadableInput(f"malformed archive ({error})", where=str(path)) from None
+                    yield from _members(where, _bounded(where, file, room), depth, room)
+    except (zipfile.BadZipFile, *MALFORMED) as error:
+        raise UnreadableInput(f"malformed archive ({str(error)[:300]})", where=str(path)) from None
 
 
-def _members(path: Path, stream: BinaryIO, depth: int) -> Iterator[Opened]:
-    for found in _within(path, stream, depth + 1):
+def _members(path: Path, stream: BinaryIO, depth: int, room: _Room) -> Iterator[Opened]:
+    for found in _within(path, stream, depth + 1, room):
         yield found._replace(packed=True)

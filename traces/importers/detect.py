@@ -37,7 +37,10 @@ PICKLE = b"\x80"
 MAX_PICKLE_PROTOCOL = 5
 DUMP_NAME = re.compile(r"(trace|dump|rank)_?\d+(\.json)?$")
 """Names what torch calls its dumps: a file of that name counts as a rank's even where nothing can be read in it."""
-KNOWN = "Genlock's traces, Flight Recorder dumps, profiles, logs of torch, NCCL and engines, RAS answers, and stacks"
+KNOWN = (
+    "Genlock's traces, Flight Recorder dumps, profiles, logs of torch, NCCL and engines, RAS answers, and stacks, "
+    "also packed"
+)
 
 
 def programs(headers: Mapping[Path, TraceHeader], cut: Mapping[Path, CutFile]) -> Recording:
@@ -69,7 +72,7 @@ def recorded(files: Sequence[tuple[Path, bool]], paths: Sequence[Path]) -> Recor
     found.read(files)
     if found.empty:
         where = ", ".join(map(str, paths))
-        do = "name the folder of a run"
+        do = f"name the folder of a run; known are {KNOWN}"
         raise found.error or UnreadableInput("there is no trace of a known format", where=where, do=do)
     collectives = found.collectives()
     facts = found.logs.finish()

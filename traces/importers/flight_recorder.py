@@ -34,7 +34,7 @@ import numpy as np
 
 from ...errors import CutFile, UnreadableInput
 from ..collectives import OPS, Group, Interned, Ops, RankRecord, Signature, Status, packed
-from .flight_recorder_versions import UNANCHORED, unified
+from .flight_recorder_versions import LARGEST, UNANCHORED, is_number, unified
 from .places import place_of, place_text
 from .safe_pickle import MAX_BYTES, MAX_CONTAINERS, load_plain
 
@@ -76,7 +76,6 @@ FIELDS = (
     *("input_sizes", "output_sizes", "input_dtypes", "output_dtypes", "state", "is_p2p", "pg_id"),
 )
 FRAME: Callable[[Mapping[str, Any]], tuple[Any, Any, Any]] = itemgetter("filename", "line", "name")
-LARGEST = 1 << 62
 MAX_RANKS = 1_000_000
 
 
@@ -119,7 +118,7 @@ def _ends_early(data: bytes) -> bool:
         json.loads(codecs.getincrementaldecoder("utf-8")().decode(data))
     except json.JSONDecodeError as error:
         return _BEGUN.fullmatch(error.doc, error.pos) is not None
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no UTF-8, or a number of thousands of digits
         return False
     return False
 
@@ -222,6 +221,8 @@ class _Reader:
         signature = self._signatures.get(key)
         if signature is None:
             signature = self._signatures[key] = self._signature(kind, *shape)
+        if type(is_p2p) is not bool:
+            raise TypeError
         status = STATES[state] if backend != "gloo" else Status.UNSAID
         site = self._site(frames) if frames else 0
         peer = -1 if ends is None else self._peer(group - 1, ends, kind)
@@ -348,7 +349,7 @@ class _Reader:
         Both `pg_id` and a numeric name count up as a rank makes its groups; where there is one status for each
         configured group, and no entry contradicts, the smallest belongs to the smallest.
         """
-        names = sorted((n for n in self.config if n.isdecimal()), key=int)
+        names = sorted((n for n in self.config if is_number(n)), key=int)
         if len(names) == len(self.config) == len(statuses):
             groups = (self.interned.groups(self.config[name]) for name in names)
             ordered = dict(zip(sorted(statuses), groups, strict=True))
@@ -365,6 +366,8 @@ def _elements(sizes: Sequence[Sequence[int]]) -> int:
             if type(extent) is not int or extent < 0:
                 raise TypeError
             count *= extent
+            if count > LARGEST:
+                raise ValueError
         total += count
         if total > LARGEST:
             raise ValueError
@@ -379,10 +382,20 @@ def _statuses(path: Path, given: object) -> dict[int, tuple[int, int]]:
     for name, about in (given or {}).items():
         try:
             last, done = about["last_enqueued_collective"], about["last_completed_collective"]
-            found[int(name)] = (int(last), int(done))
+            found[_counter(name)] = (_counter(last), _counter(done))
         except (KeyError, TypeError, ValueError):
             raise _bad(path, "`pg_status` is malformed") from None
     return found
+
+
+def _counter(given: object) -> int:
+    """Return a number, as pickles have it, or as JSON, in a text. Raises ValueError."""
+    if type(given) is not int and not (isinstance(given, str) and re.fullmatch(r"-?\d{1,18}", given, re.ASCII)):
+        raise ValueError
+    number = int(given)
+    if not -1 <= number < LARGEST:
+        raise ValueError
+    return number
 
 
 def _configured(path: Path, config: object, interned: Interned) -> dict[str, Group]:

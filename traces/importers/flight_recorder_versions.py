@@ -20,6 +20,7 @@ from typing import Any
 from ...errors import UnreadableInput
 
 Dump = dict[str, Any]
+LARGEST = 1 << 62
 ALWAYS = {"collective_seq_id": 0, "p2p_seq_id": 0, "input_dtypes": [], "output_dtypes": [], "is_p2p": False}
 """Names what older versions leave out."""
 
@@ -58,6 +59,11 @@ def unified(path: Path, dump: object, rank: int) -> Dump:
 UNANCHORED = "numbers count from where the ring begins"
 
 
+def is_number(name: object) -> bool:
+    """Tell whether a group's name is a number."""
+    return isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 19
+
+
 def _first_versions(path: Path, entries: Sequence[Any], config: object, rank: int) -> list[Any]:
     """Return the entries of torch 2.2 and 2.3."""
     names = _names(entries, config)
@@ -70,6 +76,8 @@ def _first_versions(path: Path, entries: Sequence[Any], config: object, rank: in
         if "time_created_us" in one:
             one["time_created_ns"] = _thousand(path, one["time_created_us"], number)
         pg_id = one.get("pg_id", 0)
+        if type(pg_id) is not int or not 0 <= pg_id < LARGEST:
+            raise _bad(path, "`pg_id` is no number of a group", number)
         p2p = " " in str(one.get("profiling_name", ""))
         if "process_group" not in one:
             one["process_group"] = names.get(pg_id) or (f"{pg_id} of rank{rank}", "undefined")
@@ -83,8 +91,8 @@ def _names(entries: Sequence[Any], config: object) -> dict[object, tuple[str, st
     """Map `pg_id` to the group's name and description, as far as it is the same on all ranks."""
     found: dict[object, tuple[str, str]] = {0: ("0", "default_pg")}
     if isinstance(config, dict) and all(isinstance(about, dict) for about in config.values()):
-        names = sorted((name for name in config if isinstance(name, str) and name.isdecimal()), key=int)
-        ids = sorted({e["pg_id"] for e in entries if isinstance(e, dict) and isinstance(e.get("pg_id"), int)})
+        names = sorted((name for name in config if is_number(name)), key=int)
+        ids = sorted({e["pg_id"] for e in entries if isinstance(e, dict) and type(e.get("pg_id")) is int})
         if len(names) == len(config) and (len(ids) == len(names) or ids == list(range(len(ids)))):
             pairs = zip(ids, names, strict=False)
             found |= {pg_id: (name, str(config[name].get("desc", "undefined"))) for pg_id, name in pairs}
@@ -107,6 +115,8 @@ def _counts_over_groups(entries: Sequence[Any], *, torch: bool) -> bool:
         records = [entry["record_id"] for entry in entries]
         groups = [tuple(map(str, entry["process_group"])) for entry in entries]
         if not entries or any(entry["p2p_seq_id"] != 0 or entry["is_p2p"] for entry in entries):
+            return False
+        if not all("profiling_name" in entry for entry in entries):
             return False
         if any(n - r != numbers[0] - records[0] for n, r in zip(numbers, records, strict=True)):
             return False

@@ -3,6 +3,12 @@
 A line is its number, its time, and the rest; in a job, ranks and steps write the same rests again and again, so that
 each is decoded once. A site is a number of its file, so that each file's are translated by themselves.
 
+Of an operation that repeats, the lines are lists of numbers, which are read without being decoded.
+
+There are two ways to read a file: blocks of lines at once, and line by line. The first answers only where the second
+would say the same; what it cannot answer for, the second reads, and refuses it with the line. Every line is accounted
+for: nothing that is not understood is passed over.
+
 Left out: traces with a protocol, which are held against its tables.
 """
 
@@ -15,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from ...errors import UnreadableInput
 from ..collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
@@ -24,18 +31,28 @@ from ..format import (
     P2P,
     Dropped,
     End,
+    Enter,
     Event,
+    Exit,
     Line,
+    RepeatedOperation,
     Site,
     TraceHeader,
+    Wait,
     check_group,
+    check_operation,
+    check_site,
     decode,
+    encode,
+    entered_event,
+    frames_of,
     lines_of,
     opening,
     to_event,
 )
 from ..format import Group as GroupLine
 from ..outcome import Code
+from .places import recorded_place
 
 KINDS = {
     "all_gather_into_tensor": "all_gather",
@@ -67,14 +84,16 @@ def read_programs(paths: Sequence[Path]) -> tuple[Interned, list[ProgramRank]]:
     return interned, [reader.rank(path) for path in paths]
 
 
-def line_of(path: Path, index: int) -> int:
-    """Return the line, from 1, in which a rank's file has the event of that index."""
+def line_of(path: Path, index: int, after: int = 0) -> int:
+    """Return the line, from 1, in which a rank's file has the event of that index; so many events are passed over."""
     rest = lines_of(path)
     header = opening(path, rest)
     for number, raw in rest:
         line = decode(path, number, raw, header.format)
-        if isinstance(line, Event) and line.index == index:
-            return number
+        if isinstance(line, Event | End | Enter | Wait | Exit):
+            after -= 1
+            if line.index == index and after < 0:
+                return number
     return 1
 
 
@@ -89,9 +108,11 @@ _SHAPE = np.dtype(
         ("name", "<i4"),  # of its group
         ("entered", "<i8"),  # of an exit: the index of what it is the exit of; else -1
         ("op", "?"),  # whether it issues an operation
+        ("kind", "<i4"),  # what it issues or leaves; -1: not told
         ("asynchronous", "?"),
         ("failed", "?"),
         ("listens", "?"),  # whether it takes what anybody sends
+        ("waits", "?"),  # whether the host begins to wait for what was issued as `entered`
     ]
 )
 """Lays out all of an event but its number and time."""
@@ -100,40 +121,69 @@ _SHAPE = np.dtype(
 class _Shapes:
     """Keeps the distinct events of the ranks that were read so far, each decoded once."""
 
-    def __init__(self, backend: str, format: int, interned: Interned) -> None:
-        self.backend, self.format, self.interned = backend, format, interned
+    def __init__(self, header: TraceHeader, interned: Interned) -> None:
+        self.backend, self.format, self.world, self.interned = header.backend, header.format, header.world, interned
         self.names: Interner[str] = Interner()
         """Names of groups."""
+        self.kinds: Interner[str] = Interner()
         self.numbers: dict[bytes, int] = {}
         self.table = np.zeros(1 << 10, _SHAPE)
 
+    def fits(self, header: TraceHeader) -> bool:
+        """Tell whether the events of that file mean the same as those that were met."""
+        return (header.backend, header.format, header.world) == (self.backend, self.format, self.world)
+
     def add(self, path: Path, number: int, raw: bytes, rest: bytes) -> int:
-        """Take up what was not met before."""
+        """Take up what was not met before. Raises UnreadableInput."""
         event, place = to_event(decode(path, number, raw, self.format))
         assert isinstance(event, Event)
-        at = self.numbers[rest] = len(self.numbers)
+        row = self._row(path, number, event, -self.interned.sites(place) if place else event.site or 0)
+        return self._keep(rest, row)
+
+    def _keep(self, key: bytes, row: tuple[int | bool, ...]) -> int:
+        at = len(self.numbers)
         if at == len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
-        self.table[at] = self._row(path, number, event, -self.interned.sites(place) if place else event.site or 0)
+        self.table[at] = row
+        self.numbers[key] = at  # last, so that what was refused is refused again
         return at
 
+    def repeated(self, path: Path, number: int, about: RepeatedOperation) -> int:
+        """Take up an operation that repeats; its sequence number is left open. Raises UnreadableInput."""
+        key = b"\0" + encode(replace(about, number=0))
+        at = self.numbers.get(key)
+        if at is None:
+            event = entered_event(Enter(0, 0, about.number, 1), about)
+            at = self._keep(key, self._row(path, number, event, about.site or 0))
+            self.table[at]["sequence"] = 0
+        return at
+
+    def follows(self, waits: bool) -> int:
+        """Return the shape of a short line that says what became of an operation, but for which operation that is."""
+        key = b"\0wait" if waits else b"\0exit"
+        row = (0, 0, -1, 0, 0, -1, -1, False, -1, False, False, False, waits)
+        return self.numbers[key] if key in self.numbers else self._keep(key, row)
+
     def _row(self, path: Path, number: int, event: Event, site: int) -> tuple[int | bool, ...]:
-        failed = event.outcome is not None
-        entered = -1 if event.entered is None or event.edge != "exit" else event.entered
         refused = event.outcome is not None and event.outcome.code in REFUSED
-        if event.edge != "enter" or event.op is None or refused:
-            return (0, 0, -1, 0, 0, -1, min(entered, LARGE), False, False, failed, False)
-        if event.group is None or event.sequence is None:
-            raise _bad(path, number, "its group or its sequence number is not told")
-        bounds = ((event.sequence, LARGE), (event.numel, LARGE), (event.peer, SMALL), (event.root, SMALL))
-        if not all(0 <= (value or 0) < most for value, most in (*bounds, (event.tag, SMALL), (event.site, SMALL))):
-            raise _bad(path, number, "a number out of bounds")
+        if missing := _untold(event, refused):
+            raise _bad(path, number, missing)
+        if max(event.root or 0, event.peer or 0) >= self.world:
+            raise _bad(path, number, f"it names a rank that is none of {self.world}")
+        issues, leaves = event.edge == "enter" and not refused, event.edge == "exit"
+        name = -1 if event.group is None else self.names(event.group)
+        kind = -1 if event.op is None else self.kinds(event.op)
+        sequence = event.sequence or 0
+        if not issues:
+            waits = event.edge == "wait"
+            entered = -1 if event.entered is None or not (leaves or waits) else event.entered
+            failed = event.outcome is not None
+            return (sequence, 0, -1, 0, site, name, entered, False, kind, False, failed, False, waits)
         signature = self.interned.signatures(self._signature(event))
         listens = event.op in P2P and event.peer is None
         peer = -1 if event.peer is None else event.peer
-        name = self.names(event.group)
-        op = (event.sequence, signature, peer, event.tag or 0, site, name)
-        return (*op, -1, not listens, event.asynchronous, False, listens)
+        op = (sequence, signature, peer, event.tag or 0, site, name)
+        return (*op, -1, not listens, kind, event.asynchronous, False, listens, False)
 
     def _signature(self, event: Event) -> Signature:
         kind, size = KINDS.get(str(event.op), str(event.op)), event.numel or 0
@@ -146,6 +196,19 @@ class _Shapes:
         return Signature(kind, event.dtype or "", *sizes, root, event.reduce or "", even)
 
 
+def _untold(event: Event, refused: bool) -> str | None:
+    """Return what an event has to say and does not."""
+    if event.transition:
+        return "a move of a protocol, in a trace that has none"
+    if event.edge == "step" or (event.op is None and event.edge != "wait"):
+        return "neither the beginning nor the end of an operation"
+    if event.edge == "enter" and not refused and (event.group is None or not event.sequence):
+        return "its group or its sequence number is not told"
+    if event.edge != "enter" and event.entered is None:
+        return "nothing says which operation it belongs to"
+    return None
+
+
 REFUSED = (Code.COLLECTIVE, Code.THREAD)
 """Outcomes of an operation that never reached the backend."""
 
@@ -153,14 +216,22 @@ Numbers = npt.NDArray[np.int64]
 NONE: Numbers = np.zeros(0, np.int64)
 
 
+_Columns = tuple[Numbers, ...]
+"""Holds events by shape, index, time, sequence and what they entered, as in `_Lines`."""
+
+
 class _Lines(NamedTuple):
     """Holds a file: its events by shape, index and time, and the lines that are no events."""
 
     groups: dict[str, Group]
-    sites: dict[int, str]
+    sites: dict[int, Site]
     shapes: Numbers
     indices: Numbers
     times: Numbers
+    sequences: Numbers
+    """Of lines that are lists; else 0: the shape says it."""
+    entered: Numbers
+    """Of lines that are lists; else -1: the shape says it."""
     dropped: Sequence[Dropped]
     end: End | None
     cut: bool
@@ -169,32 +240,59 @@ class _Lines(NamedTuple):
 class _Others(NamedTuple):
     """Collects the lines of a file that are no events."""
 
+    world: int
     groups: dict[str, Group]
-    sites: dict[int, str]
+    sites: dict[int, Site]
     ends: list[Dropped | End]
+    operations: dict[int, RepeatedOperation]
+    shapes: dict[int, int]
+    """Maps the number of an operation that repeats to its shape."""
+    since: dict[str | int, int]
+    """Name of a group, or number of a site, to how many events stand before the line that announces it."""
 
-    def take(self, path: Path, number: int, line: Line) -> None:
-        """Take up a line. Raises UnreadableInput."""
+    def take(self, path: Path, number: int, line: Line, before: int, met: _Shapes) -> None:
+        """Take up a line that stands behind so many events. Raises UnreadableInput."""
+        if self.ended:
+            raise _bad(path, number, "a line behind the end")
         if isinstance(line, GroupLine):
-            check_group(path, number, line.name, line.members)
+            check_group(path, number, line.name, line.members, self.world)
             if not line.name:  # this rank is not in it
                 return
             group = self.groups.setdefault(line.name, Group(line.name, line.description, line.members))
             if group.members != line.members:
                 raise _bad(path, number, f"group {line.name} had other members before")
+            self.since.setdefault(line.name, before)
+        elif isinstance(line, RepeatedOperation):
+            check_operation(path, number, line, self.operations)
+            if line.group not in self.groups:
+                raise _bad(path, number, f"nothing says who is in group {line.group[:80]}")
+            if line.site is not None and line.site not in self.sites:
+                raise _bad(path, number, f"nothing says where site {line.site} is")
+            self.shapes[line.number] = met.repeated(path, number, line)
         elif isinstance(line, Site):
-            if self.sites.setdefault(line.number, line.place) != line.place:
-                raise _bad(path, number, f"site {line.number} was another place before")
+            check_site(path, number, line, self.sites)
+            self.since.setdefault(line.number, before)
         elif isinstance(line, Dropped | End):
             self.ends.append(line)
         else:
             raise _bad(path, number, "a second header line")
 
-    def lines(self, shapes: Numbers, indices: Numbers, times: Numbers, cut: bool) -> _Lines:
+    @property
+    def ended(self) -> bool:
+        """Tell whether the line that says why the rank ended was met."""
+        return bool(self.ends) and isinstance(self.ends[-1], End)
+
+    def lines(self, columns: _Columns, cut: bool) -> _Lines:
         """Return them together with the events."""
         dropped = [line for line in self.ends if isinstance(line, Dropped)]
         end = next((line for line in self.ends if isinstance(line, End)), None)
-        return _Lines(self.groups, self.sites, shapes, indices, times, dropped, end, cut)
+        shapes, indices, times, sequences, entered = columns
+        return _Lines(self.groups, self.sites, shapes, indices, times, sequences, entered, dropped, end, cut)
+
+
+def _others(header: TraceHeader) -> _Others:
+    groups = {name: Group(name, "", members) for name, members in header.groups.items()}
+    return _Others(header.world, groups, {}, [], {}, {}, dict.fromkeys(groups, 0))
 
 
 def _integers(texts: Sequence[bytes]) -> Numbers:
@@ -208,26 +306,27 @@ class Reader:
 
     def __init__(self, interned: Interned) -> None:
         self.interned = interned
-        self.shapes = _Shapes("", FORMAT_VERSION, interned)
+        self.shapes: _Shapes | None = None
 
     @property
     def met(self) -> int:
         """Count the distinct events that it remembers."""
-        return len(self.shapes.numbers)
+        return 0 if self.shapes is None else len(self.shapes.numbers)
 
     def rank(self, path: Path) -> ProgramRank:
         """Read one rank. Raises UnreadableInput."""
         lines = lines_of(path)
         header = opening(path, lines)
-        if (header.backend, header.format) != (self.shapes.backend, self.shapes.format):  # a backend says what binds
-            self.shapes = _Shapes(header.backend, header.format, self.interned)
-        read = self._quickly(path, header) or self._lines(path, header, lines)
-        return ProgramRank(header, self._record(path, header, read))
+        if self.shapes is None or not self.shapes.fits(header):
+            self.shapes = _Shapes(header, self.interned)
+        read = self.quickly(path, header, self.shapes) or self.line_by_line(path, header, self.shapes, lines)
+        return ProgramRank(header, self._record(path, header, self.shapes, read))
 
-    def _quickly(self, path: Path, header: TraceHeader) -> _Lines | None:
+    def quickly(self, path: Path, header: TraceHeader, shapes: _Shapes) -> _Lines | None:
         """Read the lines of a file that a recorder wrote; None for any other, which is read line by line."""
-        others = _Others({name: Group(name, "", members) for name, members in header.groups.items()}, {}, [])
-        columns: list[tuple[Numbers, Numbers, Numbers]] = [(NONE, NONE, NONE)]
+        others = _others(header)
+        columns: list[_Columns] = [NOTHING]
+        before = 0
         with path.open("rb") as file:
             file.readline()
             rest = b""
@@ -236,34 +335,23 @@ class Reader:
                 if len(rest) > MAX_LINE:
                     return None
                 try:
-                    read = self._block(path, block + newline, others)
+                    read = _block(path, block + newline, shapes, others, before)
                 except UnreadableInput:
                     return None
                 if read is None:
                     return None
                 columns.append(read)
-        shapes, indices, times = (np.concatenate(column) for column in zip(*columns, strict=True))
-        return others.lines(shapes, indices, times, cut=bool(rest))
+                before += len(read[0])
+        together = _joined(columns)
+        return others.lines(together, cut=bool(rest)) if _announced(shapes, together[0], others) else None
 
-    def _block(self, path: Path, raw: bytes, others: _Others) -> tuple[Numbers, Numbers, Numbers] | None:
-        """Read whole lines of such a file; returns their events, by shape, index and time."""
-        parts = _EVENTS.split(raw)
-        if not all(between == b"" or between.endswith(b"\n") for between in parts[:-1:4]):
-            return None
-        rests, known = parts[3::4], self.shapes.numbers
-        for rest in {rest for rest in rests if rest not in known}:
-            self.shapes.add(path, 0, b'{"kind":"event","index":0,"time_ns":0,' + rest + b"\n", rest)
-        for line in b"".join(parts[::4]).splitlines(keepends=True):
-            if isinstance(other := decode(path, 0, line, self.shapes.format), Event):
-                return None
-            others.take(path, 0, other)
-        shapes = np.array([known[rest] for rest in rests], np.int64)
-        return shapes, _integers(parts[1::4]), _integers(parts[2::4])
-
-    def _lines(self, path: Path, header: TraceHeader, lines: Iterator[tuple[int, bytes]]) -> _Lines:
+    def line_by_line(
+        self, path: Path, header: TraceHeader, shapes: _Shapes, lines: Iterator[tuple[int, bytes]]
+    ) -> _Lines:
         """Read a file line by line. Raises UnreadableInput with the line that makes no sense."""
-        others = _Others({name: Group(name, "", members) for name, members in header.groups.items()}, {}, [])
-        shapes, indices, times = list[int](), list[bytes](), list[bytes]()
+        others = _others(header)
+        found, indices, times = list[int](), list[bytes](), list[bytes]()
+        sequences, entered = list[int](), list[int]()
         cut = False
         for number, raw in lines:
             if not raw.endswith(b"\n"):
@@ -272,32 +360,48 @@ class Reader:
             if (event := _EVENTS.fullmatch(raw)) is not None:
                 index, time, rest = event.groups()
             else:
-                line = decode(path, number, raw, self.shapes.format)
-                if not isinstance(line, Event):
-                    others.take(path, number, line)
+                line = decode(path, number, raw, shapes.format)
+                if isinstance(line, Enter | Wait | Exit):
+                    found.append(_shape_of(path, number, line, shapes, others))
+                    indices.append(b"%d" % line.index)
+                    times.append(b"%d" % line.time_ns)
+                    sequences.append(line.sequence if isinstance(line, Enter) else 0)
+                    entered.append(-1 if isinstance(line, Enter) else line.entered)
                     continue
-                if not (0 <= line.index < LARGE and 0 <= line.time_ns < LARGE):
-                    raise _bad(path, number, "a number out of bounds")
+                if not isinstance(line, Event):
+                    others.take(path, number, line, len(found), shapes)
+                    continue
                 index, time, rest = b"%d" % line.index, b"%d" % line.time_ns, raw
-            shape = self.shapes.numbers.get(rest)
-            shapes.append(self.shapes.add(path, number, raw, rest) if shape is None else shape)
+            if others.ended:
+                raise _bad(path, number, "a line behind the end")
+            shape = shapes.numbers.get(rest)
+            found.append(shapes.add(path, number, raw, rest) if shape is None else shape)
+            row = shapes.table[found[-1]]
+            if row["site"] > 0 and int(row["site"]) not in others.sites:
+                raise _bad(path, number, f"nothing says where site {row['site']} is")
+            if row["name"] >= 0 and shapes.names.values[row["name"]] not in others.groups and _used(row):
+                raise _bad(path, number, f"nothing says who is in group {shapes.names.values[row['name']][:80]}")
             indices.append(index)
             times.append(time)
-        return others.lines(np.array(shapes, np.int64), _integers(indices), _integers(times), cut)
+            sequences.append(0)
+            entered.append(-1)
+        columns = tuple(np.array(column, np.int64) for column in (found, sequences, entered))
+        return others.lines((columns[0], _integers(indices), _integers(times), *columns[1:]), cut)
 
-    def _record(self, path: Path, header: TraceHeader, lines: _Lines) -> RankRecord:
+    def _record(self, path: Path, header: TraceHeader, met: _Shapes, lines: _Lines) -> RankRecord:
         end, dropped = lines.end, lines.dropped
-        shapes = self.shapes.table[lines.shapes]
+        _whole(path, lines)
+        shapes = met.table[lines.shapes]
+        shapes["sequence"] += lines.sequences
+        shapes["entered"] = np.where(lines.entered >= 0, lines.entered, shapes["entered"])
+        _matched(path, shapes, lines)
         members = {name: self.interned.groups(group) for name, group in lines.groups.items()}
-        groups = np.array([members.get(name, -1) for name in self.shapes.names.values], np.int64)
-        used = shapes["op"] | shapes["listens"]
-        if (groups[shapes["name"][used]] < 0).any():
-            raise UnreadableInput("nothing says who is in one of its groups", where=str(path))
+        groups = np.array([members.get(name, -1) for name in met.names.values], np.int64)
         at = np.flatnonzero(shapes["op"])
         ops = np.zeros(len(at), OPS)
         for name in ("sequence", "signature", "peer", "tag"):
             ops[name] = shapes[name][at]
-        ops["site"] = self._sites(path, shapes["site"][at], lines.sites)
+        ops["site"] = self._sites(shapes["site"][at], lines.sites)
         ops["group"] = groups[shapes["name"][at]]
         ops["entry"] = lines.indices[at]
         ops["time"] = lines.times[at] + (header.clock.wall_ns - header.clock.monotonic_ns)
@@ -314,21 +418,18 @@ class Reader:
             packed(ops),
             lost=False,
             pending_only=False,
-            gap=_gap(lines),
             span=_span(header, lines),
             ended=ended,
             message="" if end is None or stopped else end.message,
-            raised_at="" if end is None or stopped else lines.sites.get(end.site or 0, ""),
+            raised_at="" if end is None or stopped else _place(lines.sites, end.site or 0),
             dropped=bool(dropped),
             listens=frozenset(groups[shapes["name"][shapes["listens"]]].tolist()),
         )
 
-    def _sites(self, path: Path, numbers: Numbers, places: dict[int, str]) -> Numbers:
+    def _sites(self, numbers: Numbers, places: dict[int, Site]) -> Numbers:
         """Return the interned numbers of sites, whose numbers in the file are given."""
         used, back = np.unique(numbers, return_inverse=True)
-        if missing := [number for number in used.tolist() if number > 0 and number not in places]:
-            raise UnreadableInput(f"nothing says where site {missing[0]} is", where=str(path))
-        sites = [self.interned.sites(places[n]) if n > 0 else -n for n in used.tolist()]
+        sites = [self.interned.sites(_place(places, n)) if n > 0 else -n for n in used.tolist()]
         interned: Numbers = np.array(sites, np.int64)[back]
         return interned
 
@@ -336,7 +437,9 @@ class Reader:
 def _statuses(entries: Numbers, shapes: npt.NDArray[np.void], unsaid: npt.NDArray[np.bool_], backend: str) -> Numbers:
     """Return how far each operation came, by its exit; `unsaid` are those of which a missing exit says nothing."""
     statuses = np.where(unsaid, Status.UNSAID, Status.ISSUED)
-    exits = shapes[shapes["entered"] >= 0]
+    exits = shapes[(shapes["entered"] >= 0) & ~shapes["waits"]]
+    waited = np.isin(entries, shapes["entered"][shapes["waits"]])
+    statuses[waited] = Status.ISSUED  # without an exit, the host is in it
     at = np.searchsorted(entries, exits["entered"])
     exits, at = exits[at < len(entries)], at[at < len(entries)]
     fits = entries[at] == exits["entered"]
@@ -353,17 +456,158 @@ def _span(header: TraceHeader, lines: _Lines) -> tuple[int, int]:
     return header.clock.wall_ns, header.clock.wall_ns + last - header.clock.monotonic_ns
 
 
-def _gap(lines: _Lines) -> int | None:
-    """Return the first event that is missing or out of its order, though nothing says that it was dropped."""
+def _place(sites: dict[int, Site], number: int) -> str:
+    """Return the place of a recorded stack for people: the program's line, with the library's beside it."""
+    return ", ".join(filter(None, recorded_place(frames_of(sites, number))))
+
+
+NOTHING: _Columns = (NONE, NONE, NONE, NONE, NONE)
+
+
+def _joined(columns: Sequence[_Columns]) -> _Columns:
+    return tuple(np.concatenate(column) for column in zip(*columns, strict=True))
+
+
+def _block(path: Path, raw: bytes, met: _Shapes, others: _Others, before: int) -> _Columns | None:
+    """Read whole lines of a file that a recorder wrote; return their events.
+
+    `before` is how many events stand before them. Raises UnreadableInput.
+    """
+    columns = [NOTHING]
+    for at, part in enumerate(_RUNS.split(raw)):
+        if part:
+            read = _short_lines(part, met, others) if at % 2 else _long_lines(path, part, met, others, before)
+            if read is None:
+                return None
+            columns.append(read)
+            before += len(read[0])
+    return _joined(columns)
+
+
+_RUNS = re.compile(rb'(?m)((?:^\["[^\n]*\n)+)')
+"""Splits lines into those that are lists and the others, by turns."""
+_SHORT = re.compile(
+    rb'(?m)^\["(enter|wait|exit)",(0|[1-9]\d{0,17}),(0|[1-9]\d{0,17}),(0|[1-9]\d{0,17})(?:,([1-9]\d{0,17}))?\]\n'
+)
+
+
+def _short_lines(raw: bytes, met: _Shapes, others: _Others) -> _Columns | None:
+    """Read lines that are lists; None where one is not as a recorder writes it, or names what was not announced."""
+    found = _SHORT.findall(raw)
+    if len(found) != raw.count(b"\n") or met.format != FORMAT_VERSION or others.ended:
+        return None
+    kinds, indices, times, which, last = zip(*found, strict=True)
+    enters = np.array([kind == b"enter" for kind in kinds], bool)
+    numbers = _integers(which)
+    if not np.array_equal(enters, [number != b"" for number in last]):
+        return None
+    operations, back = np.unique(numbers[enters], return_inverse=True)
+    if any(number not in others.shapes for number in operations.tolist()):
+        return None
+    waits = np.array([kind == b"wait" for kind in kinds], bool)
+    shapes = np.where(waits, met.follows(waits=True), met.follows(waits=False))
+    shapes[enters] = np.array([others.shapes[number] for number in operations.tolist()], np.int64)[back]
+    sequences = np.zeros(len(found), np.int64)
+    sequences[enters] = _integers([number for number in last if number])
+    return shapes, _integers(indices), _integers(times), sequences, np.where(enters, -1, numbers)
+
+
+def _shape_of(path: Path, number: int, line: Enter | Wait | Exit, met: _Shapes, others: _Others) -> int:
+    """Return the shape of a line that is a list. Raises UnreadableInput."""
+    if others.ended:
+        raise _bad(path, number, "a line behind the end")
+    if not isinstance(line, Enter):
+        return met.follows(waits=isinstance(line, Wait))
+    if not line.sequence:
+        raise _bad(path, number, "its sequence number is not told")
+    if line.operation not in others.shapes:
+        raise _bad(path, number, f"nothing says what operation {line.operation} is")
+    return others.shapes[line.operation]
+
+
+def _long_lines(path: Path, raw: bytes, met: _Shapes, others: _Others, before: int) -> _Columns | None:
+    """Read lines that are objects.
+
+    `before` is how many events stand before them. Raises UnreadableInput.
+    """
+    parts = _EVENTS.split(raw)
+    if not all(between == b"" or between.endswith(b"\n") for between in parts[:-1:4]):
+        return None
+    rests, known = parts[3::4], met.numbers
+    if others.ended and rests:
+        return None
+    for rest in dict.fromkeys(rest for rest in rests if rest not in known):
+        met.add(path, 0, b'{"kind":"event","index":0,"time_ns":0,' + rest + b"\n", rest)
+    for at, between in ((at, between) for at, between in enumerate(parts[::4]) if between):
+        for line in between.split(b"\n")[:-1]:
+            if len(line) >= MAX_LINE or isinstance(other := decode(path, 0, line + b"\n", met.format), Event):
+                return None
+            others.take(path, 0, other, before + at, met)
+        if others.ended and at < len(rests):
+            return None
+    shapes = np.array([known[rest] for rest in rests], np.int64)
+    nothing = np.zeros(len(shapes), np.int64)
+    return shapes, _integers(parts[1::4]), _integers(parts[2::4]), nothing, nothing - 1
+
+
+def _used(rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """Return which events issue an operation."""
+    used: npt.NDArray[np.bool_] = rows["op"] | rows["listens"]
+    return used
+
+
+def _announced(met: _Shapes, shapes: Numbers, others: _Others) -> bool:
+    """Tell whether each site and each group of an operation is announced before its first use."""
+    rows = met.table[shapes]
+    used = np.flatnonzero(_used(rows))
+    sites, first_sites = np.unique(rows["site"], return_index=True)
+    names, first_names = np.unique(rows["name"][used], return_index=True)
+    first: dict[str | int, int] = {n: at for n, at in zip(sites.tolist(), first_sites.tolist(), strict=True) if n > 0}
+    first |= {met.names.values[n]: int(used[at]) for n, at in zip(names.tolist(), first_names.tolist(), strict=True)}
+    return all(name in others.since and others.since[name] <= at for name, at in first.items())
+
+
+def _whole(path: Path, lines: _Lines) -> None:
+    """Raise UnreadableInput if an event is missing or out of its order, though nothing says that it was dropped."""
     index = lines.indices
     last = [] if lines.end is None else [lines.end.index]
     before = np.concatenate([[-1], index])
     after = np.concatenate([index, last]).astype(np.int64)
     for at in np.flatnonzero(np.diff(np.append(before[:1], after)) != 1).tolist():
         low, high = int(before[at]) + 1, int(after[at])
-        if high < low or not any(d.index <= low and high <= d.index + d.count for d in lines.dropped):
-            return low
-    return None
+        if high < low:
+            raise _bad(path, line_of(path, high, after=at), f"event {high} is out of its order")
+        known = low
+        for lost in lines.dropped:
+            if lost.index <= known:
+                known = max(known, lost.index + lost.count)
+        if known < high:
+            raise _bad(path, line_of(path, high), f"event {low} is missing, and nothing says that it was dropped")
+
+
+def _matched(path: Path, shapes: npt.NDArray[np.void], lines: _Lines) -> None:
+    """Raise UnreadableInput if an exit is that of no operation, of another one, or there twice."""
+    enters, exits = np.flatnonzero(_used(shapes)), np.flatnonzero(shapes["entered"] >= 0)
+    waits = shapes["waits"][exits]
+    entered, issued = shapes["entered"][exits], lines.indices[enters]
+    at = np.searchsorted(issued, entered)
+    there = at < len(issued)
+    there[there] = issued[at[there]] == entered[there]
+    wrong = ~there | (entered >= lines.indices[exits])
+    for lost in lines.dropped:
+        wrong &= (entered < lost.index) | (entered >= lost.index + lost.count)
+    _, first = np.unique(entered[~waits], return_index=True)
+    twice = ~waits
+    twice[np.flatnonzero(~waits)[first]] = False
+    wrong |= twice
+    mine, theirs = shapes[exits[there]], shapes[enters[at[there]]]
+    for name, untold in (("kind", -1), ("name", -1), ("sequence", 0)):
+        wrong[there] |= (mine[name] != untold) & (mine[name] != theirs[name])
+    if wrong.any():
+        index = int(lines.indices[exits[int(np.argmax(wrong))]])
+        raise _bad(
+            path, line_of(path, index), f"event {index} ends no operation that was issued before it, or not one like it"
+        )
 
 
 def _bad(path: Path, number: int, what: str) -> UnreadableInput:

@@ -17,7 +17,8 @@ import numpy as np
 
 from ...errors import UnreadableInput
 from ..collectives import DEFAULT_GROUP, OPS, Group, Interned, RankRecord, Signature, Status
-from .flight_recorder import KINDS, LARGEST, MAX_RANKS
+from .flight_recorder import KINDS, MAX_RANKS
+from .flight_recorder_versions import LARGEST
 
 MAX_BYTES = 256 << 20
 """Bounds the JSON; a profile of some steps is 1 to 100 MB."""
@@ -78,7 +79,7 @@ def read_kineto(path: Path, data: bytes, interned: Interned) -> KinetoRank:
     ops, gap = _described(path, host, interned), None
     if not ops:
         ops = _annotated(path, host, interned)
-        gap = _unnamed(path, host, ops)
+        gap = _unnamed(path, host, ops) if ops else None  # where none is named, there is nothing to miss one in
     numbered = bool(ops) and all(op.sequence is not None for op in ops)
     rows = _rows(ops, numbered)
     span = (_ns(path, host[0]), _ns(path, host[-1])) if host else None
@@ -127,7 +128,7 @@ def _annotated(path: Path, host: Sequence[_Event], interned: Interned) -> list[_
             raise _bad(path, f"`Input Dims` of a {kind[:40]} is malformed")
         count = 1
         for extent in dims[0]:
-            count *= _number(path, extent)
+            count = min(count * _number(path, extent), LARGEST)
         signature = Signature(KINDS.get(kind, kind), str(types[0])[:40], min(count, LARGEST), -1)
         group = interned.groups(Group("", DEFAULT_GROUP, (), stated=False))
         found.append(_Op(_ns(path, event), group, interned.signatures(signature), None, -1))

@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..evidence import Place
+from ..format import Site
 
 LIBRARIES = frozenset(
     """
@@ -113,6 +114,19 @@ _PLUMBING = re.compile(
     r"|(?:^|/)contextlib\.py$|^<|(?:^|/)genlock/impl/"
 )
 """Files through which every operation passes."""
+
+
+def recorded_place(frames: Sequence[Site]) -> tuple[str, str]:
+    """Return the program's `file:line` of a recorded short stack, and as half a sentence the library's place beside it.
+
+    Where no line of the program is known, the first is empty.
+    """
+    if len(frames) == 1 and not frames[0].function:  # as former formats have them
+        return frames[0].place, ""
+    split = [(frame.place.rpartition(":"), frame.function) for frame in frames]
+    place, library = place_of([(file, int(line), name) for (file, _, line), name in split if line.isdecimal()])
+    beside = "" if library is None else place_text(None, library)
+    return "" if place is None else f"{place.file}:{place.line}", beside
 
 
 def place_text(place: Place | None, library: Place | None) -> str:

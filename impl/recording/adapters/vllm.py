@@ -44,7 +44,7 @@ def adapt(module: Any) -> None:
 
 def _name_of(queue: Any) -> str:
     """Return the name of a ring, which its writer and its readers know."""
-    return f"vllm-{queue.handle.buffer_handle[3]}"
+    return f"vLLM's queue {queue.handle.buffer_handle[3]}: rank0 is the engine, rank n+1 is worker n"
 
 
 def _engine(original: Callable[..., None]) -> Callable[..., None]:
@@ -55,7 +55,7 @@ def _engine(original: Callable[..., None]) -> Callable[..., None]:
         if ring is None or ring.handle.buffer_handle is None:
             return
         workers = executor.world_size
-        end = channel(_name_of(ring), 0, workers + 1, "vLLM's queue: rank0 is the engine, rank n+1 is worker n")
+        end = channel(_name_of(ring), 0, workers + 1)
         put = ring.enqueue
 
         def enqueue(*given: Any, **named: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from genlock.conformance.diagnosis import Diagnosis
 from genlock.conformance.replay import replay
 from genlock.errors import GenlockError
+from repository import CORPUS
 
 WAITS = [("all_reduce", "/env/torch/distributed/distributed_c10d.py"), ("step", "/job/train.py")]
 SLEEPS = [("load", "/job/data.py"), ("main", "/job/train.py")]
@@ -103,6 +104,16 @@ def test_of_several_that_are_stopped_nothing_tells_which(tmp_path: Path) -> None
     assert (found.verdict, found.suspects) == ("unknown", (1, 2))
 
 
+def test_traces_of_a_protocol_are_judged_by_it_in_an_archive_too(tmp_path: Path) -> None:
+    run = next(folder for folder in sorted((CORPUS / "broken").iterdir()) if folder.is_dir())
+    path = archive(tmp_path / "out.zip", [about(0)], {0: WAITS})
+    with zipfile.ZipFile(path, "a") as file:
+        for trace in sorted(run.glob("*.trace.jsonl")):
+            file.write(trace, f"out/{trace.name}")
+    packed, plain = replay([path]).diagnosis, replay([run]).diagnosis
+    assert (packed.verdict, packed.culprits, packed.failure_mode) == (plain.verdict, plain.culprits, plain.failure_mode)
+
+
 @pytest.mark.parametrize(
     "ranks",
     [
@@ -118,7 +129,7 @@ def test_what_makes_no_sense_in_a_manifest_is_left_out(tmp_path: Path, ranks: li
 
 def test_a_manifest_that_is_torn_anywhere_is_no_bug(tmp_path: Path) -> None:
     whole = json.dumps({"genlock_collect": 1, "host": "h", "ranks": [about(0)]}, indent=1).encode()
-    verdicts = set()
+    verdicts: set[str] = set()
     for cut in range(0, len(whole), 7):
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as file:

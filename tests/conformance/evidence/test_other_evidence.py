@@ -11,6 +11,9 @@ import pytest
 from genlock.conformance.diagnosis import Diagnosis
 from genlock.conformance.replay import replay
 from genlock.errors import UnreadableInput
+from genlock.traces.evidence import Evidence, Operation, Waits
+from genlock.traces.importers.logs.torch_watchdog import operation_of
+from genlock.traces.load import gather
 from job_logs import mixed, one_behind
 
 Files = Mapping[str, str]
@@ -331,9 +334,46 @@ def test_a_desync_report_names_who_did_not_join(tmp_path: Path) -> None:
     assert (set(found.culprits) | set(found.suspects)) == {2}
 
 
-def test_a_barrier_names_whom_it_missed(tmp_path: Path) -> None:
-    said = "[rank0]: RuntimeError: [Rank 0]: Rank(s) 3 failed to pass monitoredBarrier in 2000 ms\n"
+@pytest.mark.parametrize("who", ["[Rank 0]: Rank(s) 3", "[Rank 0]: Ranks 3", "[Rank 0]: Rank 3", "Rank 3"])
+def test_a_barrier_names_whom_it_missed(who: str, tmp_path: Path) -> None:
+    said = f"[rank0]: RuntimeError: {who} failed to pass monitoredBarrier in 2000 ms\n"
     assert named(judged(tmp_path, said)) == ("unknown", (), (3,))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "torch.distributed.DistNetworkError: The client socket has timed out after 60000ms while trying to connect to "
+        "(10.0.0.1, 29500).",
+        "RuntimeError: Gloo connectFullMesh failed with [/gloo/transport/tcp/pair.cc:144] no error",
+        "RuntimeError: Socket Timeout",
+        "RuntimeError: Rank 1 successfully reached monitoredBarrier, but received errors while waiting for send/recv "
+        "from rank 0. Please check rank 0 logs for faulty rank.",
+        "RuntimeError: [/gloo/transport/tcp/pair.cc:547] Connection closed by peer [fe80::1%eth0]:2222",
+    ],
+)
+def test_who_waited_in_vain_is_not_to_blame(said: str, tmp_path: Path) -> None:
+    found = judged(tmp_path, f"[rank1]: {said}\n")
+    assert found.verdict == "unknown"
+    assert 1 not in found.suspects
+
+
+def test_a_blocking_wait_says_what_it_waited_in(tmp_path: Path) -> None:
+    work = (
+        "Work WorkNCCL(SeqNum=8, OpType=BROADCAST, NumelIn=4, NumelOut=5, Timeout(ms)=1000) timed out in blocking wait"
+    )
+    for said in (f"[rank2]: RuntimeError: [Rank 0] {work}", f"[rank2]: RuntimeError: {work}", f"[Rank 2] {work}"):
+        (tmp_path / "job.log").write_text(f"{said} (TORCH_NCCL_BLOCKING_WAIT=1).\n")
+        found = gather([tmp_path / "job.log"])
+        assert isinstance(found, Evidence)
+        [wait] = found.of(Waits)
+        assert (wait.rank, wait.number, wait.operation) == (2, 8, Operation("broadcast", 4, 5))
+
+
+def test_what_is_no_size_is_none(tmp_path: Path) -> None:
+    """A batch writes the largest number of 64 bits."""
+    told = str(2**64 - 1)
+    assert operation_of("COALESCED", f", NumelIn={told}, NumelOut={told}, ") == Operation("coalesced")
 
 
 def test_who_never_came_to_the_store(tmp_path: Path) -> None:

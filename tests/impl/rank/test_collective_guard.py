@@ -17,7 +17,7 @@ from genlock.impl.rank.collective_guard import CallLimits, CollectiveGuard, Guar
 from genlock.impl.rank.monitor import Monitor
 from genlock.impl.rank.operations import BackendFailed
 from genlock.impl.rank.roles import Run
-from genlock.impl.recording import c10d_intercept
+from genlock.impl.recording import c10d_intercept, fast_path
 from genlock.impl.recording.c10d_intercept import Operation, watching
 from genlock.impl.video.config import ALL_REDUCES_PER_BLOCK, tiny
 from genlock.impl.video.generator import Generator
@@ -180,7 +180,7 @@ def test_what_the_backend_could_not_complete_is_known_by_its_work_not_by_a_text(
     def lost(work: Any) -> None:
         raise RuntimeError(text)
 
-    monkeypatch.setattr(c10d_intercept, "_wait", lost)
+    monkeypatch.setattr(fast_path, "_wait", lost)
     with pytest.raises(BackendFailed) as caught:
         run_call()
     assert str(caught.value.__cause__) == text
@@ -202,7 +202,7 @@ def test_a_failed_work_that_nobody_waits_for_in_python_counts(failed: bool, monk
     monkeypatch.setattr(collective_guard, "SETTLES", 0.02)
 
     def broken() -> None:
-        c10d_intercept._interception._newest[0] = (Work(failed), lambda outcome: None)
+        c10d_intercept._interception.works.newest[0] = (Work(failed), lambda outcome: None)
         guard._open += 1
         raise RuntimeError("?")
 

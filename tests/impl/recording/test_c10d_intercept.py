@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from genlock.errors import ContractViolation, UsageError
-from genlock.impl.recording import c10d_intercept, torch_compat
+from genlock.impl.recording import c10d_intercept, fast_path, groups, operations, torch_compat, works
 from genlock.impl.recording.c10d_intercept import Operation, watching
 from genlock.impl.recording.command import RecordingSettings
 from genlock.impl.recording.session import JobTrace, Session
@@ -132,7 +132,7 @@ def test_facts_of_an_operation(found: list[dict[str, Any]]) -> None:
     nothing |= {"reduce": None, "splits": None}
     world = {**nothing, "group": "0", "asynchronous": False}
     assert facts(0, "all_reduce") == {**world, "op": "all_reduce", "reduce": "sum"}
-    assert facts(0, "async_op") == {**world, "op": "all_reduce", "asynchronous": True}
+    assert facts(0, "async_op") == {**world, "op": "all_reduce", "asynchronous": True, "reduce": "sum"}
     assert facts(0, "subgroup") == {**world, "op": "all_reduce", "group": "1", "reduce": "sum"}
     assert facts(0, "other thread") == {**world, "op": "all_reduce", "thread": "other", "reduce": "sum"}
     assert facts(1, "broadcast") == {**world, "op": "broadcast", "root": 1}
@@ -163,7 +163,7 @@ def test_torch_that_lacks_a_private_name_is_told_which_was_tried() -> None:
 
 def test_no_operator_of_this_torch_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert c10d_intercept.unknown_operators() == []
-    monkeypatch.delitem(c10d_intercept.OPERATORS, "barrier")
+    monkeypatch.delitem(operations.OPERATORS, "barrier")
     assert c10d_intercept.unknown_operators() == ["barrier"]
 
 
@@ -190,10 +190,10 @@ def test_without_watchers_torch_is_as_it_was() -> None:
     everything = Everything()
     with watching(everything):
         dist.all_reduce(torch.ones(2))
-        assert c10d_wait() is not c10d_intercept._wait
+        assert c10d_wait() is not works._wait
     dist.all_reduce(torch.ones(3))
     assert [o.numel for o in everything.seen] == [2]
-    assert c10d_wait() is c10d_intercept._wait
+    assert c10d_wait() is works._wait
 
 
 def c10d_wait() -> object:
@@ -239,9 +239,9 @@ class Keeping(Noting):
         self.begun: list[int] = []
         self.asked: list[Operation] = []
 
-    def observer(self, operation: Operation, frame: FrameType | None) -> Kept:
+    def observer(self, operation: Operation, frame: FrameType) -> Kept:
         self.asked.append(operation)
-        return Kept(self, operation, c10d_intercept.site(frame))
+        return Kept(self, operation, c10d_intercept.site(c10d_intercept.caller(frame)))
 
 
 class Kept(NamedTuple):
@@ -254,6 +254,9 @@ class Kept(NamedTuple):
     def begin(self, time_ns: int, /) -> int:
         self.keeping.begun.append(time_ns)
         return len(self.keeping.begun)
+
+    def wait(self, begun: int, time_ns: int, /) -> None:
+        assert begun <= len(self.keeping.begun)
 
     def end(self, begun: int, time_ns: int, outcome: Outcome | None = None, /) -> None:
         assert begun == len(self.keeping.begun)
@@ -274,14 +277,14 @@ def waited() -> None:
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each operation that torch's own function issues: whether it went the short way."""
     went = list[bool]()
-    may_go = c10d_intercept._Interception._takes_fast_path
+    may_go = fast_path.FastMethods._takes
 
     def noted(self: Any, *given: Any) -> Any:
-        known = may_go(self, *given)
-        went.append(known is not None)
-        return known
+        taken = may_go(self, *given)
+        went.append(taken is not None)
+        return taken
 
-    monkeypatch.setattr(c10d_intercept._Interception, "_takes_fast_path", noted)
+    monkeypatch.setattr(fast_path.FastMethods, "_takes", noted)
     return went
 
 
@@ -291,7 +294,7 @@ def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch
     with watching(short):
         waited()
     assert ways == [True] * 4
-    monkeypatch.setattr(c10d_intercept._Interception, "_takes_fast_path", lambda self, *given: None)
+    monkeypatch.setattr(fast_path.FastMethods, "_takes", lambda self, *given: None)
     with watching(long):
         waited()
     assert [(o._replace(reduce=None), *rest) for o, *rest in short.all] == long.all
@@ -308,7 +311,7 @@ def test_who_says_once_whom_to_tell_is_told_the_same_and_when_it_was_issued() ->
         waited()
     with watching(keeping):
         waited()
-        dist.barrier()  # by a kernel
+        dist.monitored_barrier()  # by a kernel
     assert keeping.all[:-1] == prompt.all
     times = [before, *keeping.begun, time.monotonic_ns()]
     assert times == sorted(times)
@@ -336,7 +339,7 @@ def test_who_says_whom_to_tell_is_asked_once_of_an_operation_and_a_place(monkeyp
         thread.join()
         assert asked_and_told() == (5, 8)
         assert keeping.asked[-1].thread == "other"
-        monkeypatch.setattr(c10d_intercept, "MAX_OBSERVERS", 3)
+        monkeypatch.setattr(fast_path, "MAX_OBSERVERS", 3)
         for again in range(2):
             dist.all_reduce(one)
             c10d_intercept.forget_observers()
@@ -351,7 +354,7 @@ def test_what_fails_while_it_is_waited_for_is_told_once(told: Noting, monkeypatc
         raise RuntimeError("connection closed by peer")
 
     with watching(told):
-        monkeypatch.setattr(c10d_intercept, "_wait", lost)
+        monkeypatch.setattr(fast_path, "_wait", lost)
         with pytest.raises(RuntimeError, match="closed by peer"):
             dist.all_reduce(torch.ones(1))
         monkeypatch.undo()
@@ -372,8 +375,8 @@ def test_what_nobody_waits_for_is_told_when_somebody_does_after_all() -> None:
             work.wait()
         assert [(o.op, outcome) for o, _, outcome in told.all] == [("all_reduce", None)] * 3
         world.allreduce([torch.ones(1)], options())
-    assert not c10d_intercept._interception._newest
-    assert not c10d_intercept._interception._unwaited
+    assert not c10d_intercept._interception.works.newest
+    assert not c10d_intercept._interception.works.unwaited
 
 
 @pytest.mark.usefixtures("alone")
@@ -399,7 +402,7 @@ def test_what_is_issued_was_written_before(tmp_path: Path, monkeypatch: pytest.M
         written.append([e.edge for e in read(tmp_path / name_of(0)).events])
         return to_backend(*given)
 
-    monkeypatch.setattr(c10d_intercept._Gloo, "allreduce", allreduce)
+    monkeypatch.setattr(fast_path._Gloo, "allreduce", allreduce)
     session = Session(RecordingSettings("r", str(tmp_path)))
     with watching(session):
         for _ in range(2):
@@ -415,14 +418,14 @@ class Refusing:
 
 @pytest.mark.usefixtures("alone")
 def test_the_short_way_leaves_torch_as_it_was() -> None:
-    methods = {name: vars(dist.ProcessGroup)[name] for name in c10d_intercept.METHODS}
+    methods = {name: vars(dist.ProcessGroup)[name] for name in fast_path.METHODS}
     for watcher in (Noting(), Refusing()):
         with watching(watcher):
             try:
                 waited()
             except ContractViolation:
                 assert isinstance(watcher, Refusing)
-    assert {name: vars(dist.ProcessGroup)[name] for name in methods} == methods == c10d_intercept.METHODS
+    assert {name: vars(dist.ProcessGroup)[name] for name in methods} == methods == fast_path.METHODS
 
 
 def options() -> Any:
@@ -435,12 +438,11 @@ def options() -> Any:
 @pytest.mark.parametrize(
     ("tensor", "given"),
     [
-        (torch.ones(2), {"async_op": True}),
         (torch.ones(2).to_sparse(), {}),
         (torch.ones(2, device="meta"), {}),
         (torch.ones(2, requires_grad=True), {}),
     ],
-    ids=["asynchronous", "sparse", "without data", "with a gradient"],
+    ids=["sparse", "without data", "with a gradient"],
 )
 def test_what_the_dispatcher_does_more_for_goes_by_the_kernels(
     ways: list[bool], tensor: torch.Tensor, given: dict[str, Any]
@@ -474,8 +476,8 @@ def test_under_a_mode_or_another_backend_operations_go_by_the_kernels(
         dist.all_reduce(torch.ones(1))
         with FlopCounterMode(display=False):
             dist.all_reduce(torch.ones(1))
-        monkeypatch.setattr(c10d_intercept, "_Gloo", object)
-        monkeypatch.setattr(c10d_intercept._interception, "_groups", {})
+        monkeypatch.setattr(groups, "_Gloo", object)
+        c10d_intercept._interception.groups.known.clear()
         dist.all_reduce(torch.ones(1))
     assert ways == [True, False, False]
 

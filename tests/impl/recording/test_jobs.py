@@ -9,7 +9,7 @@ import pytest
 from genlock.conformance.diagnosis import Diagnosis
 from genlock.conformance.replay import replay
 from genlock.conformance.report import as_json, as_junit, as_text
-from genlock.traces.format import Trace, find, read
+from genlock.traces.format import Trace, find, place_in, read
 from record_command import record
 from repository import PROCESSES
 
@@ -85,7 +85,7 @@ def test_what_was_caught_on_the_way_out_is_the_cause(out: Path) -> None:
     end = both(out / "job5")[1].end
     assert end is not None
     assert (end.cause, end.exit, end.message) == ("exception", 3, "ValueError: no such sample")
-    place, _, line = read(out / "job5" / "rank1.trace.jsonl").sites[end.site or 0].rpartition(":")
+    place, _, line = place_in(read(out / "job5" / "rank1.trace.jsonl").sites, end.site).rpartition(":")
     assert place == str(PROGRAM)
     assert "RAISED HERE" in PROGRAM.read_text().splitlines()[int(line) - 1]
 

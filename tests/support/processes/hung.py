@@ -14,13 +14,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 
 def rank(number: int, world: int, store: str, broken: int, way: str) -> None:
-    shared = dist.FileStore(store, world)
+    c10d: Any = dist
+    shared = c10d.FileStore(store, world)
     dist.init_process_group("gloo", store=shared, rank=number, world_size=world)
     dist.all_reduce(torch.ones(2))
     Path(f"{store}.{number}").touch()

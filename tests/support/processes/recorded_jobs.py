@@ -107,7 +107,7 @@ def prechecked(rank: int, store: str) -> None:
 
 def by_a_queue(rank: int, store: str) -> None:
     """Talks by a queue of its own; rank1 is killed with the second message in its hands."""
-    end = genlock.channel("a queue", rank, 2, "our queue")
+    end = genlock.channel("our queue", rank, 2)
     ours, theirs = f"{store}.{rank}", f"{store}.{1 - rank}"
     for number in range(2):
         if rank == 0:

@@ -14,9 +14,13 @@ from .lines import Family, Line, Sink
 
 _CLOSED = re.compile(
     r"[Cc]onnection (?:closed|reset) by (?:remote )?peer"
-    r"(?: \[?([0-9a-zA-Z_.:\-]{1,100}?)\]?(?::\d{1,5}|<\d{1,5}>))?(?=[\s.,;)]|$)"
+    r"(?: \[?([0-9a-zA-Z_.:\-%]{1,100}?)\]?(?::\d{1,5}|<\d{1,5}>))?(?=[\s.,;)]|$)"
 )
 _SILENT = re.compile(r"Timed out waiting (\d{1,12}) ?ms for (recv|send) operation to complete")
+_UNREACHED = re.compile(
+    r"client socket has timed out after \S{1,20} while trying to connect to \((?P<host>[^,()\s]{1,200}), ?\d{1,5}\)"
+    r"|Gloo connectFullMesh failed|Error: Socket Timeout"
+)
 _CLIENTS = re.compile(r"(\d{1,7})/(\d{1,7}) clients joined")
 _KEYS = re.compile(r"wait timeout after (\d{1,12}) ?ms, keys: (\S{1,300})")
 _UNIQUE = re.compile(r"retrieving ncclUniqueId from \[(\d{1,7})\] via c10d key-value store by key '([^']{1,200})'")
@@ -47,6 +51,12 @@ def _silent(line: Line, sink: Sink) -> None:
         sink.add(PeerSilent(line.source, line.writer, f"{match[2]} of gloo, {match[1]} ms"))
 
 
+def _unreached(line: Line, sink: Sink) -> None:
+    for match in _UNREACHED.finditer(line.text):
+        what = f"the store at {match['host']}" if match["host"] else "a connection of gloo, or of the store"
+        sink.add(PeerSilent(line.source, line.writer, what))
+
+
 def _store(line: Line, sink: Sink) -> None:
     for match in _CLIENTS.finditer(line.text):
         sink.add(Joined(line.source, line.writer, int(match[1]), int(match[2])))
@@ -60,5 +70,6 @@ FAMILIES = (
     Family((b"losed by peer", b"losed by remote peer", b"eset by peer"), _closed, b" peer"),
     Family((b"Got completion from peer ",), _completion, b" peer"),
     Family((b"ms for recv operation", b"ms for send operation"), _silent, b"Timed out waiting"),
+    Family((b"client socket has timed out", b"connectFullMesh failed", b"Error: Socket Timeout"), _unreached),
     Family((b" clients joined", b"wait timeout after ", b"retrieving ncclUniqueId from ["), _store),
 )

@@ -17,6 +17,8 @@ from ...evidence import Fact, GroupName, Numbering, Operation, Source, Waits, Wr
 
 MAX_FACTS = 200_000
 """A job of 4,096 ranks leaves some 40,000."""
+MAX_RANKS = 1 << 17
+"""No job has more: a higher rank, or a larger group, is a number that was torn, and what says so is left out."""
 MAX_TEXT = 400
 """Characters of a message that are kept."""
 
@@ -80,7 +82,7 @@ def split(text: str, source: Source) -> Line:
         at = found.end()
         given = found.groupdict()
         number = given["rank"] or given["mpi"] or given["arank"]
-        rank = int(number) if number else rank
+        rank = int(number) if number and int(number) < MAX_RANKS else rank
         local = int(given["local"]) if given["local"] else local
         task = int(given["task"]) if given["task"] else task
         pid = int(given["pid"]) if given["pid"] else pid
@@ -132,7 +134,7 @@ class Sink:
     def add(self, fact: Fact, key: object = None) -> bool:
         """Keep a fact, unless one of the same key was there; without a key, one of the same contents."""
         seen = (type(fact), key if key is not None else tuple(fact)[1:])
-        if seen in self._seen:
+        if seen in self._seen or not _possible(fact):
             return False
         if len(self.facts) >= MAX_FACTS:
             self.full = True
@@ -141,6 +143,11 @@ class Sink:
         self.facts.append(fact)
         return True
 
+    def keep(self, fact: Fact) -> None:
+        """Keep a fact as often as it is stated."""
+        if _possible(fact):
+            self.facts.append(fact)
+
     def wait(self, fact: Waits) -> None:
         """Keep a wait; one without a group gets it from the counters that the same rank writes next."""
         if fact.group is None:
@@ -148,8 +155,9 @@ class Sink:
             if ("wait", *key, fact.operation) in self._seen:
                 return  # the same line once more, inside of another message
             self._seen.add(("wait", *key, fact.operation))
-            self._untied[key] = len(self.facts)
-            self.add(fact, (fact.rank, fact.number, fact.operation))
+            at = len(self.facts)
+            if self.add(fact, (fact.rank, fact.number, fact.operation)):
+                self._untied[key] = at
         else:
             self.add(fact, (fact.rank, fact.group, fact.number))
 
@@ -222,6 +230,18 @@ class Sink:
         self._untied.clear()
 
 
+_RANKS = ("rank", "peer", "by", "position", "size", "of", "came")
+"""Fields that hold a rank, or how many there are."""
+
+
+def _possible(fact: Fact) -> bool:
+    """Tell whether all ranks that a fact names may be those of a job."""
+    writer: Writer | None = getattr(fact, "writer", None) if not isinstance(getattr(fact, "writer", 0), int) else None
+    named = [getattr(fact, name, None) for name in _RANKS]
+    named += [*(getattr(fact, "ranks", ())), None if writer is None else writer.rank]
+    return all(rank is None or rank <= MAX_RANKS for rank in named)
+
+
 class Row(NamedTuple):
     """Hold what a number of completed operations is of."""
 
@@ -244,7 +264,7 @@ class Family(NamedTuple):
 
 def ranks_in(text: str) -> tuple[int, ...]:
     """Return the ranks in `1, 2, 5`, with or without brackets."""
-    return tuple(int(number) for number in re.findall(r"\d{1,7}", text)[:100_000])
+    return tuple(int(number[:18]) for number in re.findall(r"\d+", text)[:100_000])
 
 
 def short(text: str) -> str:

@@ -174,7 +174,7 @@ class NcclCalls:
             name = stream.comm.decode("ascii", "replace")
             # without an id, as many processes as the communicator has ranks are the one communicator of that size
             shared = bool(name) or sizes[stream.size] == stream.size
-            sink.facts.append(
+            sink.keep(
                 Calls(
                     stream.source,
                     (host, int(pid), int(device)),

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ...evidence import Counted, GroupName, Process, Source
-from .lines import Family, Line, Sink, ranks_in
+from .lines import MAX_RANKS, Family, Line, Sink, ranks_in
 from .nccl import KINDS
 
-MAX_RANKS = 1_000_000
 MAX_JSON = 64 << 20
 
 _COMM = re.compile(r"^#(\d{1,6})(?:-\d{1,6})? \(([0-9a-fA-F]{1,32})\) (INCOMPLETE|ERROR|MISMATCH)")
@@ -117,7 +116,7 @@ class _Answer:
         group = GroupName("ras", name.lower().lstrip("0") or "0")
         if counts or self.missing:
             missing, whole = tuple(sorted(self.missing)), self._whole(size)
-            sink.facts.append(Counted(self.source, self.query, group, size, counts, rest, missing, whole=whole))
+            sink.keep(Counted(self.source, self.query, group, size, counts, rest, missing, whole=whole))
         self.comm, self.kind, self.problem = None, None, ""
         self.named, self.unnamed, self.missing = {}, {}, set()
 
@@ -197,7 +196,7 @@ def read_answer(source: Source, answer: Mapping[str, Any], sink: Sink) -> None:
         for member in comm.members:
             for kind, launched in member.counts.items():
                 counts.setdefault(KINDS.get(kind, kind), {})[number[member.rank]] = launched
-        sink.facts.append(
+        sink.keep(
             Counted(
                 source,
                 query,

@@ -73,7 +73,7 @@ class _Dump:
         if main is not None and main.frames:
             frames = tuple(main.frames)
             stack = Stack(self.source, self.writer, frames, main.active, self.crashed, self.measured)
-            sink.facts.append(stack)
+            sink.keep(stack)
 
 
 def _main(threads: Sequence[_Thread], pid: int | None) -> _Thread | None:
@@ -160,7 +160,7 @@ def read_threads(path: Path, threads: Sequence[Mapping[str, Any]], sink: Sink) -
         main = _main(own, pid)
         if main is not None and main.frames:
             writer = Writer(rank=rank, pid=pid)
-            sink.facts.append(Stack(Source(path), writer, tuple(main.frames), main.active))
+            sink.keep(Stack(Source(path), writer, tuple(main.frames), main.active))
 
 
 def _frame(given: object) -> Frame | None:

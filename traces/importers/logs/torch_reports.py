@@ -26,7 +26,8 @@ _UNLIKE = re.compile(
     r"CollectiveFingerPrint\("
 )
 _PEER = re.compile(r"but Rank (\d{1,7}) is running (?:inconsistent )?collective: CollectiveFingerPrint\(")
-_BARRIER = re.compile(r"\[Rank (\d{1,7})\]: Rank\(?s?\)? ([\d, \[\]]{1,100000}) failed to pass monitoredBarrier")
+_BARRIER = re.compile(r"(?<!\w)Rank\(?s?\)? ([\d, \[\]]{1,100000}) failed to pass monitoredBarrier")
+_LEFT = re.compile(r"Rank (\d{1,7}) successfully reached monitoredBarrier, but received errors while waiting")
 _WRAPPED = re.compile(r"ProcessGroupWrapper: Monitored Barrier encountered error running collective")
 
 DESYNC = Name("desync", "desync")
@@ -116,8 +117,10 @@ def _fingerprint(text: str) -> tuple[int, Operation]:
 def _barrier(line: Line, sink: Sink) -> None:
     for match in _BARRIER.finditer(line.text):
         writer = line.rank_at(match.start())
-        fact = NeverCame(line.source, int(match[1]), ranks_in(match[2]), "monitored_barrier", writer)
-        sink.add(fact)
+        # it is rank 0 of the group alone that waits for the others, and some versions do not say so
+        sink.add(NeverCame(line.source, 0, ranks_in(match[1]), "monitored_barrier", writer))
+    if _LEFT.search(line.text):
+        sink.add(PeerSilent(line.source, line.writer, "rank 0 of a monitored barrier"))
     if _WRAPPED.search(line.text):
         sink.add(PeerSilent(line.source, line.writer, "the wrapper's barrier"))
 
@@ -127,5 +130,9 @@ FAMILIES = (
     Family((b"Timeout at collective: ", b"To our best knowledge", b"Snapshot of ranks' latest states"), _begin, NEAR),
     Family((b"didn't finish collective #", b"but didn't join collective #"), _desync, NEAR),
     Family((b"Detected mismatch between collectives on ranks",), _unlike, NEAR),
-    Family((b"failed to pass monitoredBarrier", b"Monitored Barrier encountered error"), _barrier, b"onitored"),
+    Family(
+        (b"failed to pass monitoredBarrier", b"reached monitoredBarrier", b"Monitored Barrier encountered error"),
+        _barrier,
+        b"onitored",
+    ),
 )

@@ -69,13 +69,16 @@ _OPTIONS = re.compile(
     r"size: (?P<size>\d{1,7}), global rank: (?P<rank>\d{1,7})"
 )
 _REMOTE = re.compile(r"remote error detected from rank: (\d{1,7})")
-_BLOCKING = re.compile(r"\[Rank (\d{1,7})\] .{0,200}?timed out in blocking wait")
+_BLOCKING = re.compile(
+    rf"(?:{_GROUP} |\[Rank (?P<in_group>\d{{1,7}})\] )?Work WorkNCCL\(SeqNum=(?P<number>\d{{1,18}}), "
+    r"OpType=(?P<op>\w{1,40})(?P<sizes>[^)]{0,400}?)(?:Timeout\(ms\)=\d{1,18})?\) timed out in blocking wait"
+)
 _STUCK = re.compile(
     r"ProcessGroupNCCL's watchdog got stuck for (?P<for>\d{1,9}) ?seconds"
     r"|monitoring thread detects no heartbeat|Heartbeat monitor timed out!"
     r"|Could not acquire GIL within (?P<gil>\d{1,9}) ?ms on exit"
 )
-_SIZES = re.compile(r"Numel(In|Out)=(\d{1,18})")
+_SIZES = re.compile(r"Numel(In|Out)=(\d{1,18})(?!\d)")
 _SHAPE = re.compile(r"TensorShape=\[([\d, ]{0,200})\]")
 DEFAULT = ("0", "default_pg")
 
@@ -191,8 +194,12 @@ def _remote(line: Line, sink: Sink) -> None:
 
 def _blocking(line: Line, sink: Sink) -> None:
     for match in _BLOCKING.finditer(line.text):
-        rank = line.rank_at(match.start())
-        sink.wait(Waits(line.source, int(match[1]) if rank is None else rank, None, -1, Operation("")))
+        rank = _rank(line, match)
+        if rank is None and match["in_group"] is not None:
+            rank = int(match["in_group"])
+        if rank is not None:
+            operation = operation_of(match["op"], match["sizes"])
+            sink.wait(Waits(line.source, rank, group_of(match), int(match["number"]), operation))
 
 
 NEAR = b"NCCL"
