@@ -418,7 +418,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     left = [0.0] * len(bars)
     for grade_name, colour in COLOURS.items():
         widths = [many[grade_name] / many.total() for _, many in bars]
-        label = {"set": "a set that holds the truth", "unknown": "nobody named", "innocent": "innocent accused"}
+        label = {
+            "set": "a set that holds the truth",
+            "unknown": "nobody, or none of them",
+            "innocent": "innocent accused",
+        }
         axes.barh([n for n, _ in bars], widths, left=left, color=colour, label=label.get(grade_name, grade_name))
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set(xlim=(0, 1), xlabel="share of the sets")

@@ -344,9 +344,10 @@ def guard(
     given += ["--observe"] * observe
     given += [f"--{name}={value}" for name, value in (("meet", meet), ("interface", interface), ("out", out)) if value]
     from ..guardian import command
+    from ..impl.recording.command import attaching
 
     # in place of this process, which has all of the command line in memory
-    os.execv(sys.executable, [*command(), *given, "--", *program])
+    os.execve(sys.executable, [*command(), *given, "--", *program], attaching())
 
 
 @app.command(context_settings=WRAPS, epilog="Example: genlock record --out traces -- python train.py --lr 1")

@@ -8,7 +8,7 @@ local work), and ranks that wait for each other alone (*stuck*: the collective d
 
 from __future__ import annotations
 
-from .status_page import EVERYONE, NOBODY, Page
+from .status_page import EVERYONE, NOBODY, SOMEONE, Page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,12 +77,15 @@ def is_waiting(one: RankState) -> bool:
 
 
 def waits_for(rank: int, ranks: Sequence[RankState]) -> set[int]:
-    """Return the ranks that a rank waits for: those that have not issued its collective, or the one that it names."""
+    """Return the ranks that a rank waits for: those that have not issued its collective, or the one that it names.
+
+    Of one that waits for SOMEONE, none is known.
+    """
     one = ranks[rank]
     if not is_waiting(one):
         return set()
     if one.page.waiting != EVERYONE:
-        return {one.page.waiting} if one.page.waiting < len(ranks) else set()
+        return {one.page.waiting} if 0 <= one.page.waiting < len(ranks) else set()
     return {n for n, other in enumerate(ranks) if n != rank and other.page.position < one.page.position}
 
 
@@ -92,11 +95,14 @@ def lags(rank: int, ranks: Sequence[RankState]) -> bool:
     if not is_waiting(one) or one.page.waiting != EVERYONE or not one.page.position or waits_for(rank, ranks):
         return False
     others = (other for n, other in enumerate(ranks) if n != rank)
-    return any(
-        other.page.position > one.page.position
-        or (other.page.position == one.page.position and other.page.waiting == NOBODY)
-        for other in others
-    )
+    return any(has_left(one.page.position, other.page) for other in others)
+
+
+def has_left(position: int, page: Page) -> bool:
+    """Return True if a rank has left the collective of this position. One that waits for SOMEONE may be in several."""
+    if page.waiting in (NOBODY, SOMEONE):
+        return page.waiting == NOBODY and page.position >= position
+    return page.position > position
 
 
 def stuck(rank: int, ranks: Sequence[RankState]) -> set[int]:

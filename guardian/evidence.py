@@ -15,7 +15,7 @@ import time
 
 from .child import FLAGS, PF_EXITING, descends, read
 from .deadlines import COLLECTIVE, Failure
-from .status_page import ASKED, DUMPS_STACKS, EVERYONE, HAS_SPOKEN, HAS_WORDS, NOBODY, Page
+from .status_page import ASKED, DUMPS_STACKS, EVERYONE, HAS_SPOKEN, HAS_WORDS, NOBODY, SOMEONE, Page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def state_of(pid: int) -> str:
 
 
 def _page(page: Page) -> Iterator[str]:
-    waits = {NOBODY: "nobody", EVERYONE: "everyone"}.get(page.waiting, f"rank{page.waiting}")
+    waits = {NOBODY: "nobody", EVERYONE: "everyone", SOMEONE: "somebody"}.get(page.waiting, f"rank{page.waiting}")
     yield f"phase {page.phase or '(no beat yet)'}, {page.counter} beats, {page.position} collectives issued"
     yield f"waiting for {waits}; last commitment point: {page.commit or 'none'}"
 

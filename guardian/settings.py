@@ -18,14 +18,19 @@ DEADLINES: Mapping[str, float] = {
     "warmup": 900.0,
     STEADY: 120.0,
     "idle": 600.0,
+    "aside": 1800.0,
+    "operations": 600.0,
     COLLECTIVE: 600.0,
     "meet": 60.0,
     "guardian": 10.0,
 }
-"""Deadlines in seconds. The first four, and any other name, are phases that a page may name; one without a deadline
-has that of `steady`. `collective`: ranks wait for each other alone. `meet`: rank0's guardian is not found.
+"""Deadlines in seconds. The first six, and any other name, are phases that a page may name; one without a deadline
+has that of `steady`. `operations` and `aside` are those of a program that does not beat itself: between its operations,
+and before and after them. `collective`: ranks wait for each other alone. `meet`: rank0's guardian is not found.
 `guardian`: a guardian is silent.
 """
+ALIKE = {"aside": "startup", "operations": STEADY}
+"""Phases of a program that does not beat itself, and whose deadline they have where that is given."""
 PORTS = 8
 """So many ports after MASTER_PORT are tried."""
 LOOPBACK = "127.0.0.1"
@@ -53,7 +58,8 @@ class GuardianSettings:
         self.restart = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         given = {**limits(environ.get(LIMITS, "").split(","), LIMITS), **limits(flags["--deadline"], "--deadline")}
         self.explicit = frozenset(given)
-        self.deadlines = {**DEADLINES, **given}
+        alike = {name: given[other] for name, other in ALIKE.items() if other in given}
+        self.deadlines = {**DEADLINES, **alike, **given}
         self.observe = "--observe" in flags or environ.get(OBSERVE, "") not in ("", "0")
         self.traces = environ.get(TRACES, "")
         self.evidence = _one(flags, "--out") or environ.get(EVIDENCE) or self.traces or f"out/guard-{self.run}"

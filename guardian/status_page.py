@@ -22,8 +22,10 @@ may end the process.
 ASKED = "GENLOCK_ASKED"
 """Names a pipe: a byte in it asks the rank for its last words, what only the rank itself can save."""
 
-NOBODY, EVERYONE = -1, -2
-"""Values of `waiting`: the rank does work of its own, or it waits for all that have not issued the collective yet."""
+NOBODY, EVERYONE, SOMEONE = -1, -2, -3
+"""Values of `waiting`: the rank does work of its own; it waits for all that have not issued the collective yet; it
+waits, and for whom is not known.
+"""
 DUMPS_STACKS, HAS_WORDS, HAS_SPOKEN = 1, 2, 4
 """Bits of `flags`: SIGUSR2 writes the rank's stacks; it has last words to save; it has saved them."""
 
@@ -41,8 +43,8 @@ class Page:
     """Holds what a rank says of itself.
 
     `counter` grows with all progress, `position` with each collective that is issued (0: not counted). `waiting` is a
-    rank, NOBODY or EVERYONE. `deadline` in seconds overrides that of the phase; 0: it does not. `commit` is the
-    last commitment point, in words. `edition` counts the writes; 0: no record is whole. `torn`: a write has begun
+    rank, NOBODY, EVERYONE or SOMEONE. `deadline` in seconds overrides that of the phase; 0: it does not. `commit` is
+    the last commitment point, in words. `edition` counts the writes; 0: no record is whole. `torn`: a write has begun
     that has not ended.
     """
 
@@ -101,7 +103,7 @@ class Page:
         magic, page.edition, page.counter, page.position, page.pid, page.waiting, page.flags, page.deadline, *texts = (
             RECORD.unpack(raw)
         )
-        if magic != MAGIC or page.waiting < EVERYONE or not 0 <= page.deadline < 1e9:
+        if magic != MAGIC or page.waiting < SOMEONE or not 0 <= page.deadline < 1e9:
             return None
         page.phase, page.commit = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
         return page

@@ -19,7 +19,9 @@ from repository import CORPUS, PROTOCOL_M, ROOT
 HEAVY = {"numpy", "networkx", "torch", "rich", "typer", "msgspec", "numba"}
 HOME_OF: dict[str, str] = vars(genlock)["_HOME_OF"]
 """Module of each public name."""
-NEED_TORCH = {"serve", "RankModel", "Driver", "chunk_fields", "Posture", "Mode"}
+NEED_TORCH = {
+    "serve", "RankModel", "Driver", "chunk_fields", "Posture", "Mode", "channel", "Channel", "precheck", "agree",
+}  # fmt: skip
 
 
 def python(code: str) -> str:

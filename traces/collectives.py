@@ -143,6 +143,8 @@ class RankRecord:
     """Text of what a failed rank raised; for people alone."""
     raised_at: str = ""
     """Place (`file:line`) where a failed rank raised it; empty where that is not recorded."""
+    found_dead: int = -1
+    """Rank whose process this one found to have ended, which is why it ends; -1 where there is none."""
     dropped: bool = False
     """True where the recorder had to leave something out in between."""
     unanchored: bool = False

@@ -246,6 +246,18 @@ STUCK: Table[Stuck] = Table("Nobody can finish an operation")
 
 
 @STUCK.case(
+    "found-dead-by-a-peer",
+    CULPRIT,
+    when="a rank ends because it found that the process of another one had ended, whose trace has no end",
+    needs="it was seen to be gone, by whoever watches over it; then no other case is asked",
+)
+def found_dead(e: Stuck) -> Iterable[int]:
+    ranks = e.recording.ranks
+    named = {record.found_dead for record in ranks.values()}
+    return (rank for rank in named if rank in ranks and ranks[rank].ended is Ended.OPEN)
+
+
+@STUCK.case(
     "out-of-step-by-place",
     CULPRIT,
     when="from some number on, a rank's places in the source are those of all other members, one number later "
@@ -396,7 +408,7 @@ def has_not_finished(e: Stuck) -> Iterable[int]:
 
 def culprits_of(e: Stuck) -> tuple[Accusation, ...]:
     """Return what the cases say that name culprits; of several, a rank is named by the first."""
-    if alone := STUCK.first(e, (out_of_step_by_place, out_of_step)):
+    if alone := STUCK.first(e, (found_dead, out_of_step_by_place, out_of_step)):
         return alone
     return _merged(case(e) for case in STUCK.cases if case.strength is CULPRIT)
 

@@ -34,6 +34,7 @@ from .blame import (
     broken_off,
     circle,
     device,
+    found_dead,
     left_its_own_order,
     one_too_many_or_too_few,
     out_of_step_by_place,
@@ -116,6 +117,8 @@ def _first(
         return _divergence(first, words), blamed(conflicts), None
     accused = accused_of(e)
     culprits = [a for a in accused if a.strength is Strength.CULPRIT]
+    if culprits and culprits[0].case == found_dead.name:
+        return _gone(culprits[0].rank, words), accused, "host"
     if culprits:
         slip = e.slip if culprits[0].case == out_of_step_by_place.name else None
         cases = {a.case for a in culprits}
@@ -244,6 +247,20 @@ def _next_due(culprit: int, owed: Sequence[Head], recording: Recording) -> Head:
 def _end(op: Op) -> int:
     """Return the rank that the other end of a send or receive names as its peer."""
     return op.rank if op.peer >= 0 else -1
+
+
+def _gone(rank: int, words: OperationNames) -> Divergence:
+    """Return the divergence of a rank whose process another one found to have ended."""
+    ranks = words.recording.ranks
+    witness = next(record for record in ranks.values() if record.found_dead == rank)
+    why = f"rank{rank} is gone, as rank{witness.rank} found: {witness.message}"
+    if not len(ranks[rank].ops):
+        return Divergence(
+            rank, 1, 0, None, "", None, None, "before any operation", "nothing", (), why, place="the start"
+        )
+    [last] = ops_of(rank, ranks[rank].ops, [len(ranks[rank].ops) - 1])
+    after = f"after {words.short(last)}"
+    return _at(last, words, after, "nothing", (), why, after)
 
 
 def _crashed(rank: int, words: OperationNames) -> Divergence:

@@ -179,7 +179,8 @@ def _illustrated(recorded: Diagnosis, merged: Judged) -> Diagnosis:
     found = recorded.divergence
     for finding in merged.findings:
         about = set(finding.culprits or finding.suspects)
-        if found is not None and found.rank in about and (finding.place or finding.library):
+        # of several ranks, the place is that of one of them
+        if found is not None and about == {found.rank} and (finding.place or finding.library):
             where = place_text(finding.place, finding.library)
             return replace(recorded, divergence=replace(found, phase=where, why=f"{found.why}; {finding.why}"))
     return recorded

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import mmap
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from ...guardian.status_page import (
@@ -28,6 +30,7 @@ from ...guardian.status_page import (
     HAS_WORDS,
     NOBODY,
     SIZE,
+    SOMEONE,
     SPARED,
     STACKS,
     VARIABLE,
@@ -38,30 +41,42 @@ from ...guardian.status_page import (
 class Beat:
     """Holds the page of this process. Any thread may write."""
 
-    def __init__(self, memory: memoryview, flags: int = 0, *, guarded: bool = False) -> None:
+    taken = False
+    """True once the program has opened the page of this process itself."""
+
+    def __init__(self, memory: memoryview, flags: int = 0, *, guarded: bool = False, phase: str = "startup") -> None:
         self.guarded = guarded
         """True where somebody reads it."""
         self._memory, self._lock = memory, threading.Lock()
-        self._pending = 0
+        self._awaited: Counter[int] = Counter()
+        """How many of its operations wait for whom."""
         self._page = Page()
         self._page.pid, self._page.flags = os.getpid(), flags
-        self.phase("startup")
+        self.phase(phase)
 
     @classmethod
     def open(cls) -> Beat:
         """Return the page that the guardian of this process has made, if there is one; stacks go there on SIGUSR2."""
+        Beat.taken = True
+        return cls.open_for("startup")
+
+    @classmethod
+    def open_for(cls, phase: str) -> Beat:
+        """Return the page, for a program that does not know of it; no stacks if that handles SIGUSR2 itself."""
         path = os.environ.get(VARIABLE)
         if path is None:
             return cls(memoryview(bytearray(SIZE)))
         with open(path, "r+b", buffering=0) as file:
             memory = memoryview(mmap.mmap(file.fileno(), SIZE))
+        if not Beat.taken and signal.getsignal(signal.SIGUSR2) is not signal.SIG_DFL:
+            return cls(memory, guarded=True, phase=phase)
         # unbuffered, and open for good: faulthandler writes to the descriptor
         stacks = os.open(os.environ[STACKS], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         if threading.current_thread() is threading.main_thread():
             # in force again once Python, on its way out, has let go of faulthandler: else stacks asked for then kill it
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=os.environ.get(SPARED) != "1")
-        return cls(memory, DUMPS_STACKS, guarded=True)
+        return cls(memory, DUMPS_STACKS, guarded=True, phase=phase)
 
     def last_words(self, speak: Callable[[], object]) -> None:
         """Have `speak` called when the guardian is about to end this process, to keep what only this process can.
@@ -134,19 +149,32 @@ class Beat:
 
     def issue(self, operation: object) -> Callable[[object], None]:
         """Watch for the interceptor: the clock is suspended until all collectives of this process have completed."""
-        with self._lock:
-            self._pending += 1
-            self._page.position += 1
-            self._page.waiting = EVERYONE
-            self._write()
-        return self._complete
+        return self.await_also(EVERYONE, counts=True)
 
-    def _complete(self, outcome: object) -> None:
+    def await_also(self, whom: int, *, counts: bool) -> Callable[[object], None]:
+        """Begin to wait for `whom`, perhaps beside others; return what ends it. `counts`: every rank will come here."""
         with self._lock:
-            self._pending -= 1
-            if not self._pending:
-                self._page.waiting = NOBODY
-            self._write()
+            self._awaited[whom] += 1
+            self._page.position += counts
+            self._wait()
+        return functools.partial(self._complete, whom)
+
+    def await_for_good(self, *, counts: bool) -> None:
+        """Wait for somebody, and nobody can say until when."""
+        with self._lock:
+            self._awaited[SOMEONE] = 1
+            self._page.position += counts
+            self._wait()
+
+    def _complete(self, whom: int, outcome: object) -> None:
+        with self._lock:
+            self._awaited[whom] -= 1
+            self._wait()
+
+    def _wait(self) -> None:
+        awaited = [whom for whom, number in self._awaited.items() if number]
+        self._page.waiting = NOBODY if not awaited else awaited[0] if len(awaited) == 1 else SOMEONE
+        self._write()
 
     def _write(self) -> None:
         self._page.counter += 1

@@ -59,7 +59,8 @@ BLIND_SPOTS = (
     "stores, RPC, and what a backend does inside an operation",
     "the reduction (sum, max) of a reducing operation that goes by the dispatcher",
     "how far a GPU is: for NCCL an exit says that the operation was enqueued",
-    "the end of an operation whose work has no future (gloo's send, recv, reduce_scatter), unless Python waits for it",
+    "the end of an asynchronous operation that Python neither waits for nor asks for, where c10d gives it no future "
+    "or the fast path issued it",
 )
 """Names what passes unseen here."""
 

@@ -80,6 +80,10 @@ class Channel:
         """Record that this end is of no use any more, because of this; what comes later is not recorded."""
         self._end(of(error))
 
+    def lost(self, rank: int, why: str) -> None:
+        """Record that this end is of no use any more, because the process of another end was found to have ended."""
+        self._end(Ending("peer_lost", 1, why, culprit=rank))
+
     def close(self) -> None:
         """Record that this end is done. A process that ends by itself need not say so."""
         self._end(STOPPED)

@@ -58,8 +58,13 @@ class RecordingSettings(msgspec.Struct, frozen=True):
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a program that is to be recorded."""
-        path = os.pathsep.join(filter(None, [str(ATTACH), os.environ.get("PYTHONPATH")]))
-        return {**os.environ, "PYTHONPATH": path, VARIABLE: msgspec.json.encode(self).decode()}
+        return {**attaching(), VARIABLE: msgspec.json.encode(self).decode()}
+
+
+def attaching() -> dict[str, str]:
+    """Return an environment in which every Python attaches to torch what its other variables ask for."""
+    path = os.pathsep.join(filter(None, [str(ATTACH), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 STALLED = -1000

@@ -30,6 +30,8 @@ class Ending(NamedTuple):
     message: str = ""
     place: str | None = None
     """Where it was raised, as `file:line`."""
+    culprit: int | None = None
+    """Rank whose process was found to have ended."""
 
 
 STOPPED = Ending("stopped")

@@ -235,7 +235,12 @@ class FastMethods:
         if _modes():
             return None
         known = self._groups.known.get(id(group)) or self._groups.of(group)
-        told = None if known.backend is None else read(given)
+        if known.backend is None:
+            return None
+        try:
+            told = read(given)
+        except (AttributeError, TypeError, ValueError):  # another torch gives other arguments
+            return None
         return None if told is None else (known, told)
 
     def _observe(

@@ -48,6 +48,7 @@ from .precheck import precheck_from_now_on
 from .stack_timer import NEVER, StackTimer, timer
 from .stacks import short_stack, stack_key
 from .standstill import STACKS, answer
+from .torch_compat import put_in_place_of
 
 
 def attach() -> None:
@@ -61,7 +62,7 @@ def attach() -> None:
     session.follow_groups()
     follow_endings(session.end, session.events)
     os.register_at_fork(after_in_child=session.forked)
-    timer.follow(_put_in_place_of)
+    timer.follow(put_in_place_of)
     watch(session)
     if settings.precheck is not None:
         precheck_from_now_on(settings.precheck)
@@ -129,7 +130,8 @@ class JobTrace:
         if self.over:
             self.recorder.resume()
         self.over = True
-        self.recorder.end(ending.cause, ending.exit, ending.message, site=self.recorder.site(ending.place))
+        place = self.recorder.site(ending.place)
+        self.recorder.end(ending.cause, ending.exit, ending.message, ending.culprit, place)
         self.stacks.close(keep=ending.cause != "stopped")
 
     def resume(self) -> None:
@@ -275,7 +277,7 @@ class Session:
             except Exception as error:
                 self._give_up(error)
 
-        _put_in_place_of(original, init_process_group)
+        put_in_place_of(original, init_process_group)
 
     def follow_destroy(self) -> None:
         """Write a clean end when the default group is destroyed: from then on, the process is no rank.
@@ -296,7 +298,7 @@ class Session:
                     self._operations.clear()
             original(*args, **kwargs)
 
-        _put_in_place_of(original, destroy_process_group)
+        put_in_place_of(original, destroy_process_group)
 
     def follow_groups(self) -> None:
         """Announce a group when this process has taken part in making it, member or not."""
@@ -312,7 +314,7 @@ class Session:
                 self._give_up(error)
             return group
 
-        _put_in_place_of(original, new_group)
+        put_in_place_of(original, new_group)
         split = dist.split_group
 
         @functools.wraps(split)
@@ -326,7 +328,7 @@ class Session:
                 self._give_up(error)
             return group
 
-        _put_in_place_of(split, split_group)
+        put_in_place_of(split, split_group)
 
     def _announce(self, group: Any, ranks: Any, local: bool, frame: FrameType) -> None:
         with self._lock:
@@ -388,11 +390,3 @@ def _header(job: journal.Job, rank: int, backend: str) -> TraceHeader:
         process=f"{socket.gethostname()}:{os.getpid()}",
         attempt=job.attempt,
     )
-
-
-def _put_in_place_of(original: Any, wrapper: Any) -> None:
-    """Put a wrapper wherever a module has the original by its name."""
-    name = original.__name__
-    for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get(name) is original:
-            module.__dict__[name] = wrapper

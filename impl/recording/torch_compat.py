@@ -1,4 +1,4 @@
-"""Looks up what torch keeps private, and says in one line where a version lacks it.
+"""Looks up what torch keeps private, says in one line where a version lacks it, and puts wrappers into its modules.
 
 Support is claimed for TRIED alone; `make smoke-torch VERSION=...` tries another one. Left out: the operators of
 c10d (`c10d_intercept` checks those that it overrides).
@@ -6,6 +6,7 @@ c10d (`c10d_intercept` checks those that it overrides).
 
 from __future__ import annotations
 
+import sys
 from functools import reduce
 from typing import Any
 
@@ -24,3 +25,11 @@ def lookup(name: str) -> Any:
     except AttributeError:
         do = f"use torch {' or '.join(TRIED)}, with which this was tried"
         raise UsageError(f"torch {torch.__version__} has no torch.{name}", do=do) from None
+
+
+def put_in_place_of(original: Any, wrapper: Any) -> None:
+    """Put a wrapper wherever a module has the original by its name."""
+    name = original.__name__
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get(name) is original:
+            module.__dict__[name] = wrapper

@@ -320,14 +320,16 @@ def _always_again(
 ) -> Verdict:
     """Judge AG EF per rank: from every judged state some path lets the rank advance (NO_STRANDING).
 
-    NO_LIVELOCK asks that wherever some path lets it advance, some path lets it take part.
+    NO_LIVELOCK asks that from there some path lets it take part, or come to where it never advances again: that is
+    stranding, and no livelock. What it asks for stays asked for on every path, which the reduction rests on.
     Until a fault the path is of ordinary steps alone; after one, detection may help, unless `judge_all`. Once a rank
     has failed, `crash_over_hang` takes over.
     """
     first: tuple[int, int] | None = None
     for rank in range(network.ranks):
-        alone = _goes_well(graph, rank, prop, detection=False)
-        helped = alone if judge_all else _goes_well(graph, rank, prop, detection=True)
+        judged = [judge_all or not failed for failed, _ in flags]
+        alone = _goes_well(graph, rank, prop, judged, detection=False)
+        helped = alone if judge_all else _goes_well(graph, rank, prop, judged, detection=True)
         for n, (failed, _) in enumerate(flags):
             state = graph.states[n]
             safe = helped if state.faults else alone
@@ -340,13 +342,15 @@ def _always_again(
     return Verdict(prop, first is None, *(first or (None, None)))
 
 
-def _goes_well(graph: Graph, rank: int, prop: Property, *, detection: bool) -> list[bool]:
-    """Return, for each state, whether it is as the property asks for `rank`."""
+def _goes_well(graph: Graph, rank: int, prop: Property, judged: Sequence[bool], *, detection: bool) -> list[bool]:
+    """Return, for each state, whether it is as the property asks for `rank`; halts count where states are `judged`."""
     advances = _can_get_to(graph, rank, ADVANCES, detection=detection)
     if prop is NO_STRANDING:
         return advances
     takes_part = _can_get_to(graph, rank, TAKING_PART, detection=detection)
-    return [part or not on for part, on in zip(takes_part, advances, strict=True)]
+    halts = [n for n, on in enumerate(advances) if judged[n] and not on]
+    comes_to_a_halt = _can_reach(graph, halts, ORDINARY | (DETECTS if detection else 0))
+    return [part or halt for part, halt in zip(takes_part, comes_to_a_halt, strict=True)]
 
 
 def _can_get_to(graph: Graph, rank: int, goal: int, *, detection: bool) -> list[bool]:

@@ -190,6 +190,10 @@ def test_a_pipe_that_is_closed_is_no_verdict(line: str) -> None:
     ("line", "message"),
     [
         ("check --any-world-size --ranks 4", "--ranks: it plays no part in every world size"),
+        ("check --any-world-size --engine numpy", "--engine: it plays no part in every world size"),
+        ("check --any-world-size --symmetry off", "--symmetry: it plays no part in every world size"),
+        ("check --any-world-size --reduction on", "--reduction: it plays no part in every world size"),
+        ("check --any-world-size --allow-unreached A.b", "--allow-unreached: no row `A.b` in tp_v1.1"),
         ("check tp_v0 --mutants", "--mutants: tp_v0 has no known mutants: they break tp_v1.1"),
         ("check --mutants --chunks 3", "--mutants --chunks: each mutant has its own"),
         ("check --mutants --fault crash", "--mutants --fault: each mutant has its own"),

@@ -178,3 +178,20 @@ def test_who_waits_in_another_job_is_no_culprit(tmp_path: Path) -> None:
     )
     assert (workers.verdict, workers.culprits) == ("divergent", (1,))
     assert (found.verdict, found.culprits) == ("divergent", (1,))
+
+
+def test_who_was_found_dead_is_named_and_not_who_was_asked(tmp_path: Path) -> None:
+    """The engine waits for the answer of worker 1, which is as it should be, when it finds that worker 2 is gone."""
+    for number in range(3):
+        now = time.monotonic_ns()
+        header = TraceHeader(FORMAT_VERSION, "r-a", number, 3, "", "channel", "", "", {}, Clock(START, now))
+        written = Recorder(tmp_path, header)
+        written.group(Group("0", (0, 1, 2)))
+        if number == 0:
+            written.operation(RepeatedOperation(0, "recv", "0", peer=1, tag=0), count(1), fail).begin(now)
+            written.end("peer_lost", 1, "the process of worker 2 ended by itself", 2)
+        written.close()
+    found = replay([tmp_path]).diagnosis
+    assert (found.verdict, found.culprits) == ("divergent", (2,))
+    assert found.divergence is not None
+    assert found.divergence.why == "rank2 is gone, as rank0 found: the process of worker 2 ended by itself"

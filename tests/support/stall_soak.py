@@ -34,7 +34,7 @@ DEADLINE = 1.0
 """Seconds of the phase in which a rank stalls."""
 TIME = 1.0
 """Seconds after the deadline."""
-LOST = 30.0
+LOST = 120.0
 """Seconds after which a job counts as never ended."""
 BLAME = r"was ended: rank(\d) (?:made no progress|is stopped|has not left a collective)"
 RANK = r"""

@@ -422,6 +422,7 @@ class Reader:
             ended=ended,
             message="" if end is None or stopped else end.message,
             raised_at="" if end is None or stopped else _place(lines.sites, end.site or 0),
+            found_dead=end.culprit if end and end.cause == "peer_lost" and end.culprit is not None else -1,
             dropped=bool(dropped),
             listens=frozenset(groups[shapes["name"][shapes["listens"]]].tolist()),
         )

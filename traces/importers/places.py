@@ -90,7 +90,8 @@ def _from_path(parts: Sequence[str]) -> bool:
 
 
 def _own_module(path: str) -> bool:
-    return not path[len(_HERE) :].startswith(("examples/", "bench/", "tests/"))
+    below = path[len(_HERE) :]
+    return not below.startswith(("examples/", "bench/", "tests/")) and "-packages/" not in below
 
 
 def place_of(frames: Sequence[tuple[str, int, str]]) -> tuple[Place | None, Place | None]:
@@ -100,13 +101,17 @@ def place_of(frames: Sequence[tuple[str, int, str]]) -> tuple[Place | None, Plac
     """
     layers = [layer(file) for file, _, _ in frames]
     at = next((i for wanted in (PROGRAM, PACKAGE) for i, found in enumerate(layers) if found == wanted), None)
-    inner = next((i for i, frame in enumerate(frames) if not _PLUMBING.search(frame[0])), None)
+    inner = next((i for i, frame in enumerate(frames) if not _is_plumbing(frame[0])), None)
     if at is None and inner is None:
         inner = next((i for i, frame in enumerate(frames) if not frame[0].startswith("<")), None)
     library = None if inner is None or layers[inner] != LIBRARY else Place(*frames[inner])
     if at is not None and inner is not None and inner > at:
         library = None  # what called the program says nothing of the place
     return (None if at is None else Place(*frames[at])), library
+
+
+def _is_plumbing(file: str) -> bool:
+    return _PLUMBING.search(file) is not None or (file.startswith(_HERE) and _own_module(file))
 
 
 _PLUMBING = re.compile(

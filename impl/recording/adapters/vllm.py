@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from typing import Any
 
 from ..channel import Channel, channel
@@ -65,10 +66,24 @@ def _engine(original: Callable[..., None]) -> Callable[..., None]:
             return result
 
         ring.enqueue = enqueue
+        executor.shutdown = _shut(executor.shutdown, executor, end)
         for worker, queue in enumerate(executor.response_mqs):
             queue.dequeue = _answered(queue.dequeue, end, worker + 1)
 
     return init
+
+
+def _shut(original: Callable[[], None], executor: Any, end: Channel) -> Callable[[], None]:
+    """Say which worker has died, where that is why the engine shuts down, before all others are ended for it."""
+
+    def shutdown() -> None:
+        workers = (executor.workers or ()) if executor.is_failed else ()
+        dead = [worker.rank for worker in workers if wait([worker.proc.sentinel], 0)]  # perhaps not reaped yet
+        if dead:
+            end.lost(dead[0] + 1, f"the process of worker {dead[0]} ended by itself")
+        original()
+
+    return shutdown
 
 
 def _answered(take: Callable[..., Any], end: Channel, rank: int) -> Callable[..., Any]:

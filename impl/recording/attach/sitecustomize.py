@@ -16,6 +16,7 @@ import os
 import sys
 from typing import Any
 
+RECORDED, GUARDED = "GENLOCK_RECORD" in os.environ, "GENLOCK_PAGE" in os.environ
 HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
 
@@ -74,14 +75,23 @@ def _attach() -> None:
     if _attached:  # torch was loaded anew
         return
     _attached = True
-    try:
-        _find_genlock()
-        from genlock.impl.recording.session import attach
+    if RECORDED:
+        try:
+            _find_genlock()
+            from genlock.impl.recording.session import attach
 
-        attach()
-    except Exception as error:
-        print(f"genlock: this process is not recorded: {error}", file=sys.stderr)
-        _mark(f"{' '.join(sys.orig_argv)[:200]}: {error}")
+            attach()
+        except Exception as error:
+            print(f"genlock: this process is not recorded: {error}", file=sys.stderr)
+            _mark(f"{' '.join(sys.orig_argv)[:200]}: {error}")
+    if GUARDED:
+        try:
+            _find_genlock()
+            from genlock.impl.rank.operation_beats import attach as beat
+
+            beat()
+        except Exception as error:
+            print(f"genlock: this process does not beat, and may stall unseen: {error}", file=sys.stderr)
 
 
 def _adapt(name: str, module: Any) -> None:
@@ -125,8 +135,8 @@ def _run_the_one_that_this_shadows() -> None:
         spec.loader.exec_module(module)
 
 
-if "GENLOCK_RECORD" in os.environ:
-    _region = _show()
+if RECORDED or GUARDED:
+    _region = _show() if RECORDED else None
     if "torch" in sys.modules:  # a .pth file has imported it
         _attach()
     else:

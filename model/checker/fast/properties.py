@@ -29,13 +29,19 @@ from . import layout
 from .layout import ADVANCES, DETECTS, ORDINARY, Array
 from .search import PackedGraph
 
+ALONE, HELPED = 0xFFFFFFFF, 0xFFFFFFFF << 32
+PATHS = np.array([
+    (ALONE | HELPED) * bool(label & ORDINARY) | HELPED * (label & layout.TAKES_PART == DETECTS) for label in range(8)
+], np.uint64)  # fmt: skip
+"""By an edge's label, the bits of `Judge._can_get_to` that it lets pass."""
+
 
 class Judge:
     """Judges properties on a finished graph; what they ask of it is worked out once each."""
 
     def __init__(self, graph: PackedGraph, sweeps: Any, *, judge_all: bool = False) -> None:
         self.graph, self.sweeps, self.judge_all = graph, sweeps, judge_all
-        self.ranks = graph.space.network.ranks
+        self.everybody = (1 << graph.space.network.ranks) - 1
         self.failed, self.ended, self.closing, self.idle = sweeps.standing(graph)
         self.faulty = graph.field(-1) > 0
 
@@ -87,8 +93,8 @@ class Judge:
         """Judge AG EF per rank, as `reference` defines it, all ranks at once."""
         good = self._can_advance
         if prop is NO_LIVELOCK:
-            good = self._can_get_to(layout.TAKES_PART) | ~good
-        bad = ~good & ~self.idle & np.uint64((1 << self.ranks) - 1)
+            good = self._can_get_to(layout.TAKES_PART) | self._can_halt
+        bad = ~self._told(good) & ~self.idle & np.uint64(self.everybody)
         if not self.judge_all:
             bad[self.failed] = 0
         first = _first(bad != 0)
@@ -101,21 +107,34 @@ class Judge:
     def _can_advance(self) -> Array:
         return self._can_get_to(ORDINARY | ADVANCES)
 
+    @cached_property
+    def _can_halt(self) -> Array:
+        """Bits by state as in `_can_get_to`: some path leads to a judged state where the rank never advances."""
+        own = ~self._can_advance & np.uint64(self.everybody << 32 | self.everybody)
+        if not self.judge_all:
+            own[self.failed] = 0
+        self.sweeps.carry(self.graph, PATHS, own)
+        return own
+
+    def _told(self, bits: Array) -> Array:
+        """Return, of bits as in `_can_get_to`, those that count: of paths with detection where a fault has struck."""
+        return bits if self.judge_all else np.where(self.faulty, bits >> np.uint64(32), bits)
+
     def _can_get_to(self, goal: int) -> Array:
-        """Return, per state, a bit for each rank that some path leads to a step of with all bits of `goal`."""
-        graph, alone, helped = self.graph, 0xFFFFFFFF, 0xFFFFFFFF << 32
-        helps, steps = [], []
+        """Return, by state, a bit a rank: some path leads to a step of it with all bits of `goal`.
+
+        From bit 0 on paths of ordinary steps, from bit 32 on with steps of detection too.
+        """
+        graph, steps = self.graph, []
         for label in range(8):
-            ordinary, detects = bool(label & ORDINARY), label & layout.TAKES_PART == DETECTS
-            helps.append(ordinary * alone | (ordinary or detects) * helped)
+            detects = label & layout.TAKES_PART == DETECTS
             steps.append((label & goal == goal) * (1 | 1 << 32) | (detects and bool(label & ADVANCES)) * (1 << 32))
         nowhere = np.full(len(self.failed), -1, np.int32)
-        own = self.sweeps.marks(graph, nowhere, np.array(steps, np.uint64))
+        own: Array = self.sweeps.marks(graph, nowhere, np.array(steps, np.uint64))
         if graph.reduced:
-            own[self.failed] |= np.uint64(helped)  # nothing goes on from there, but detection ends everybody
-        self.sweeps.carry(graph, np.array(helps, np.uint64), own)
-        found: Array = own if self.judge_all else np.where(self.faulty, own >> np.uint64(32), own)
-        return found
+            own[self.failed] |= np.uint64(HELPED)  # nothing goes on from there, but detection ends everybody
+        self.sweeps.carry(graph, PATHS, own)
+        return own
 
     def _first_hang(self) -> int | None:
         """Return the first state after a failure from which some fair run goes on for ever, or stands still."""

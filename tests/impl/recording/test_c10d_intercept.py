@@ -506,3 +506,62 @@ def test_a_recorder_that_fails_says_so_once_and_the_program_goes_on(
     assert [(e.edge, e.sequence) for e in trace.events] == [("enter", 1), ("exit", 1)]
     assert trace.end is not None
     assert (trace.end.cause, trace.end.exit) == ("detached", -1), "nothing follows from what is missing"
+
+
+# ── asynchronous operations of the short way ────────────────────────────────────────────────────────────
+
+
+def edges(folder: Path) -> list[tuple[str, str | None]]:
+    return [(event.edge, event.op) for event in read(folder / name_of(0)).events]
+
+
+@pytest.mark.usefixtures("alone")
+def test_when_the_host_begins_to_wait_is_recorded(tmp_path: Path) -> None:
+    session = Session(RecordingSettings("r", str(tmp_path)))
+    one, out = torch.ones(1), torch.empty(1)
+    with watching(session):
+        first = dist.all_reduce(one, async_op=True)
+        second = c10d.all_to_all_single(out, one, async_op=True)
+        dist.barrier()
+        second.wait()
+        first.wait()
+        first.wait()
+    session.end()
+    assert edges(tmp_path) == [
+        ("enter", "all_reduce"),
+        ("enter", "all_to_all_single"),
+        *[("enter", "barrier"), ("exit", "barrier")],
+        *[("wait", "all_to_all_single"), ("exit", "all_to_all_single")],
+        *[("wait", "all_reduce"), ("exit", "all_reduce")],
+    ]
+    entered = [event.entered for event in read(tmp_path / name_of(0)).events if event.entered is not None]
+    assert entered == [2, 1, 1, 0, 0]
+
+
+@pytest.mark.usefixtures("alone")
+def test_who_asks_for_the_end_sees_it_recorded(tmp_path: Path) -> None:
+    """By polling, or by a future."""
+    session = Session(RecordingSettings("r", str(tmp_path)))
+    with watching(session):
+        polled = dist.all_reduce(torch.ones(1), async_op=True)
+        while not polled.is_completed():
+            time.sleep(0.001)
+        ended = threading.Event()
+        dist.all_reduce(torch.ones(1), async_op=True).get_future().add_done_callback(lambda _: ended.set())
+        assert ended.wait(10)
+    session.end()
+    assert edges(tmp_path) == [("enter", "all_reduce"), ("exit", "all_reduce")] * 2
+
+
+@pytest.mark.usefixtures("alone")
+def test_arguments_that_are_not_understood_are_left_to_torch(ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Noting()
+    with watching(told):
+        dist.all_reduce(torch.ones(1))
+        options: Any = fast_path.FAST_PATHS[0]
+        assert options.read is fast_path._reduction
+        assert c10d_intercept._interception.fast._takes(dist.group.WORLD, options.read, ([torch.ones(1)],)) is None
+    assert [o.op for o, *_ in told.all] == ["all_reduce"]
+
+
+c10d: Any = dist

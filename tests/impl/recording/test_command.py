@@ -224,10 +224,10 @@ def test_full_disk_is_told_and_the_program_goes_on(tmp_path: Path) -> None:
     done = record(tmp_path / "out", sys.executable, "-c", FULL)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
     [trace] = [read(path) for path in find(tmp_path / "out")]
-    [hole] = [line for line in trace.lines if isinstance(line, Dropped)]
+    holes = [line for line in trace.lines if isinstance(line, Dropped)]
     indices = [line.index for line in trace.lines if not isinstance(line, Dropped)]
     missing = set(range(indices[-1] + 1)) - set(indices)
-    assert missing == set(range(hole.index, hole.index + hole.count))
+    assert missing == {index for hole in holes for index in range(hole.index, hole.index + hole.count)} != set()
     assert {e.numel for e in entered(trace)} >= set(range(21, 31))
     assert not trace.cut
 

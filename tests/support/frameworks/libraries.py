@@ -104,7 +104,7 @@ def lightning() -> None:
             if wrong(step) or way.strikes(rank, step, "uneven"):
                 return None  # LINE step
             loss = self.layer(batch[0]).square().mean()
-            self.log("loss", loss, sync_dist=True)
+            self.log("loss", loss, sync_dist=True)  # LINE step
             return loss
 
         def configure_optimizers(self) -> Any:

@@ -30,7 +30,7 @@ ROOT = HERE.parents[2]
 PAGE, KEPT = ROOT / "docs" / "frameworks.md", ROOT / "build" / "frameworks.json"
 WAYS = ("ok", "skip", "extra", "other", "raise", "kill", "stop", "uneven")
 BAD = 1
-STALL = 15
+STALL = 30
 
 
 class Framework(NamedTuple):
@@ -79,6 +79,7 @@ def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any
     command = [sys.executable, "-m", "genlock", "record", "--stall", str(STALL), "--out", str(folder / "out"), "--"]
     command += [python, *(torchrun if framework.launched else []), *program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    environment["FRAMEWORK"] = f"{framework.kind} {way}"
     begin = time.monotonic()
     process = subprocess.Popen(
         command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -98,7 +99,7 @@ def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any
     result: dict[str, Any] = {"status": process.returncode, "seconds": round(time.monotonic() - begin)}
     if judged.returncode in (0, 1, 3):
         report = json.loads(judged.stdout)
-        result |= {"verdict": report["verdict"], **grade(report, framework, way)}
+        result |= {"verdict": report["verdict"], **grade(report)}
     else:
         result |= {"verdict": "none", "said": judged.stderr[-300:]}
     if way == "ok" and result["verdict"] != "conforming":
@@ -108,19 +109,17 @@ def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any
     return result
 
 
-def grade(report: dict[str, Any], framework: Framework, way: str) -> dict[str, Any]:
-    """Return if rank and line are right."""
+def grade(report: dict[str, Any]) -> dict[str, Any]:
+    """Return who is named, if that is right, and the places that the report has."""
     found = report["divergence"] or {}
     named = found.get("culprits") or report["suspects"]
     text = " ".join(str(found.get(part, "")) for part in ("phase", "place", "why", "observed"))
     text += json.dumps(found.get("stack", ""))
     places = sorted({Path(file).name + ":" + line for file, line in re.findall(r"([\w./-]+\.py):(\d+)", text)})
-    right = lines_of(framework.program, way)
     return {
         "named": named,
         "rank": BAD in named,
         "alone": named == [BAD],
-        "line": bool(right & set(places)),
         "places": places,
         "reasons": report["reasons"][:2],
         "case": [a["case"] for a in report["accused"]][:1],
@@ -151,6 +150,7 @@ def page(kept: dict[str, dict[str, Any]], python: str) -> str:
             if cell is None or not shown:
                 row.append("not shown")
                 continue
+            cell["line"] = bool(lines_of(framework.program, way) & set(cell.get("places", ())))
             verdict = cell["verdict"]
             alarms += way == "ok" and verdict == "divergent"
             clear += way != "ok" and verdict == "conforming"
@@ -168,7 +168,8 @@ def page(kept: dict[str, dict[str, Any]], python: str) -> str:
         [
             "# Frameworks: recorded, broken, and judged by the user's own lines",
             "",
-            f"Written by `make frameworks`, with torch {versions.get('torch')} on gloo, three ranks (HSDP: four).",
+            f"Written by `make frameworks` on {time.strftime('%d %B %Y')}, with torch {versions.get('torch')} on gloo;",
+            "three ranks, of HSDP four.",
             f"Each program is a small model under a real library. Rank {BAD} does what the column says in one step:",
             "it leaves the step out (`skip`), calls one collective more (`extra`) or another one (`other`), raises, is",
             "killed, is stopped by a signal, or ends its loop early (`uneven`). A cell has the verdict, and what of it",

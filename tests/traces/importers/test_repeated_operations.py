@@ -11,6 +11,7 @@ import pytest
 from genlock.errors import UnreadableInput
 from genlock.traces.collectives import Interned, RankRecord, Status
 from genlock.traces.format import Event, Group, RepeatedOperation, encode, lines_of, opening, read
+from genlock.traces.importers import places
 from genlock.traces.importers.genlock_programs import Reader
 from genlock.traces.outcome import Code, Outcome
 from genlock.traces.recorder import Recorder
@@ -186,3 +187,9 @@ def test_a_number_that_is_spelt_otherwise_is_not_read_by_the_fast_way_alone(tmp_
     quick, slow = by_either(path)
     assert isinstance(quick, str)
     assert same(quick, slow)
+
+
+def test_genlocks_own_calls_are_no_place_beside_the_programs() -> None:
+    own = str(Path(places.__file__).parents[2] / "impl" / "recording" / "fast_path.py")
+    frames = [(own, 221, "method"), (CALL[0].rpartition(":")[0], 4387, CALL[1]), ("/home/me/train.py", 12, "step")]
+    assert places.place_text(*places.place_of(frames)) == "train.py:12 (step)"
