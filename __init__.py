@@ -50,7 +50,9 @@ Names, each imported when it is first used, so that `import genlock` itself load
 - replay a run: `replay`, `load_traces`, `diagnose`, `Diagnosis`, `Divergence`, `Trace`, `Recording`
 - print a verdict: `as_text`, `as_json`
 - write a protocol: `load_protocol`, `Protocol`, `Role`, `State`, `Row`, `By`, `Scope`, `Collective`, `Kind`, `Slot`,
-  `Put`, `Take`, `Meet`
+  `Put`, `Take`, `Meet`; groups `Group`, `mesh`, `everyone`; what ranks share, `Fifo`, `Cell`, `Link`, with `Poll`,
+  `Set`, `See`, `Send`, `Receive`, `Post`, `Sent`, `is_empty`, `is_there`; results `total`, `least`, `most`, `any_of`,
+  `each`; what it claims: `Invariant`, `Sometimes`, `LeadsTo`, `Fair`, `Whole`
 - record a queue of your own: `channel`, `Channel`
 - compare collectives and decisions before the backend has them: `precheck`, `agree`
 - serve a model: `serve`, `RankModel`, `Driver`, `chunk_fields`, `Posture`, `Mode`
@@ -72,7 +74,11 @@ _HOMES = {
     "conformance.diagnosis": "Diagnosis Divergence",
     "traces.format": "Trace",
     "traces.collectives": "Recording",
-    "model.tables": "Protocol Role State Row By Scope Collective Kind Slot Put Take Meet",
+    "model.claims": "Invariant Sometimes LeadsTo Fair",
+    "model.semantics.whole": "Whole",
+    "model.tables": "Protocol Role State Row By Scope Collective Kind Slot Put Take Meet "
+    "Group mesh everyone Fifo Cell Link Poll Set See Send Receive Post Sent is_empty is_there "
+    "total least most any_of each",
     "impl.recording.channel": "channel Channel",
     "impl.recording.precheck": "precheck agree",
     "impl.rank.serve": "serve RankModel Driver chunk_fields",

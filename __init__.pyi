@@ -27,21 +27,46 @@ from .impl.recording.channel import channel as channel
 from .impl.recording.precheck import agree as agree
 from .impl.recording.precheck import precheck as precheck
 from .model.checker.report import Report as Report
+from .model.claims import Fair as Fair
+from .model.claims import Invariant as Invariant
+from .model.claims import LeadsTo as LeadsTo
+from .model.claims import Sometimes as Sometimes
 from .model.semantics.run import Counterexample as Counterexample
 from .model.semantics.run import Stuck as Stuck
 from .model.semantics.run import TraceStep as TraceStep
+from .model.semantics.whole import Whole as Whole
 from .model.tables import By as By
+from .model.tables import Cell as Cell
 from .model.tables import Collective as Collective
+from .model.tables import Fifo as Fifo
+from .model.tables import Group as Group
 from .model.tables import Kind as Kind
+from .model.tables import Link as Link
 from .model.tables import Meet as Meet
+from .model.tables import Poll as Poll
+from .model.tables import Post as Post
 from .model.tables import Protocol as Protocol
 from .model.tables import Put as Put
+from .model.tables import Receive as Receive
 from .model.tables import Role as Role
 from .model.tables import Row as Row
 from .model.tables import Scope as Scope
+from .model.tables import See as See
+from .model.tables import Send as Send
+from .model.tables import Sent as Sent
+from .model.tables import Set as Set
 from .model.tables import Slot as Slot
 from .model.tables import State as State
 from .model.tables import Take as Take
+from .model.tables import any_of as any_of
+from .model.tables import each as each
+from .model.tables import everyone as everyone
+from .model.tables import is_empty as is_empty
+from .model.tables import is_there as is_there
+from .model.tables import least as least
+from .model.tables import mesh as mesh
+from .model.tables import most as most
+from .model.tables import total as total
 from .traces.collectives import Recording as Recording
 from .traces.format import Trace as Trace
 
@@ -74,6 +99,31 @@ __all__ = [  # noqa: RUF022  # in the order of the manual
     "Put",
     "Take",
     "Meet",
+    "Group",
+    "mesh",
+    "everyone",
+    "Fifo",
+    "Cell",
+    "Link",
+    "Poll",
+    "Set",
+    "See",
+    "Send",
+    "Receive",
+    "Post",
+    "Sent",
+    "is_empty",
+    "is_there",
+    "total",
+    "least",
+    "most",
+    "any_of",
+    "each",
+    "Invariant",
+    "Sometimes",
+    "LeadsTo",
+    "Fair",
+    "Whole",
     "channel",
     "Channel",
     "precheck",

@@ -73,7 +73,7 @@ class Rank:
 
     def trace(self, ranks: int) -> Trace:
         end = End(len(self.lines), 0, "peer_lost", 12)
-        groups = dict.fromkeys(TP_V1_1.groups, tuple(range(ranks)))
+        groups = dict.fromkeys(TP_V1_1.group_names, tuple(range(ranks)))
         tables = (TP_V1_1.name, TP_V1_1.digest)
         header = TraceHeader(1, "bench", self.rank, ranks, self.role.name, "gloo", *tables, groups, Clock(0, 0))
         lines = (*self.lines, end)

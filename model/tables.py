@@ -12,6 +12,8 @@ Left out: what a collective does between its two ends (`network.py`), and time.
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -21,14 +23,17 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from ..errors import ModelError
+from .claims import Claim, Invariant, LeadsTo, Sometimes
 
+MOST_WAITING = 64
+"""Messages that a channel may hold, or that may wait on a link."""
 Vars = Any
 """A role's variables: a frozen dataclass or struct, whose type belongs to the protocol."""
 Data = Any
 """Holds what a row is given: a choice of the environment, or what its collective delivered."""
 Guard = Callable[[Vars, Data], bool]
 Effect = Callable[[Vars, Data], Vars]
-Send = Callable[[Vars], Data]
+Sends = Callable[[Vars], Data]
 Choices = Callable[[Vars, "Scope"], Iterable[Data]]
 V = TypeVar("V")
 
@@ -58,6 +63,11 @@ class Kind(StrEnum):
     GATHER = "gather"
     ALL_GATHER = "all_gather"
     ALL_REDUCE = "all_reduce"
+    BARRIER = "barrier"
+    REDUCE = "reduce"
+    REDUCE_SCATTER = "reduce_scatter"
+    SCATTER = "scatter"
+    ALL_TO_ALL = "all_to_all"
 
 
 class By(StrEnum):
@@ -115,6 +125,8 @@ class Collective:
     dtype: str
     size: str
     phase: str
+    result: Callable[[tuple[Data, ...]], Data] | None = field(default=None, repr=False)
+    """Makes what is delivered out of what each member put in, in the order of the group. None: the set of these."""
 
     @property
     def signature(self) -> tuple[str, str, int | None, str, str]:
@@ -129,20 +141,123 @@ class Slot:
     name: str
 
 
+Keys = Callable[[Scope], Iterable[Any]]
+"""Of which there is one each: ranks, mostly. They must have a hash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fifo:
+    """Describes a channel that anybody may put into and take out of: first in, first out, at most `capacity` in it.
+
+    There is one for each of `keys`; without, one for all.
+    """
+
+    name: str
+    capacity: int = 1
+    keys: Keys | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Describes a value that anybody may set and see. There is one for each of `keys`; without, one for all."""
+
+    name: str
+    initial: Data = None
+    keys: Keys | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Describes messages from each rank to each other one, in order.
+
+    A send ends when its receive has been posted (a rendezvous), or when no more than `buffer` messages wait for one.
+    """
+
+    name: str
+    buffer: int = 0
+
+
+Shared = Slot | Fifo | Cell | Link
+"""What ranks share, apart from groups."""
+Whose = Callable[[Vars], Any]
+"""Picks, by a rank's variables, the key of a channel or cell, the worker of a slot (from 1), the peer on a link.
+
+None: one's own, or the one that there is for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Fills a worker's slot, once it is empty. `worker` picks whose, from 1; None: the own one."""
+    """Fills a slot once it is empty, or a channel that is not full. `worker` picks whose."""
 
-    slot: Slot
-    worker: Callable[[Vars], int] | None = None
+    slot: Slot | Fifo
+    worker: Whose | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Empties a worker's slot, once it is full; guards and effect are given what is in it. `worker` as for `Put`."""
+    """Takes what is in a slot, or the first in a channel, once there is something that its guards want.
 
-    slot: Slot
-    worker: Callable[[Vars], int] | None = None
+    Guards and effect are given it. `worker` picks whose.
+    """
+
+    slot: Slot | Fifo
+    worker: Whose | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """Takes as `Take` does, and does not wait: guards and effect are given EMPTY where nothing is there."""
+
+    slot: Fifo
+    worker: Whose | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """Sets a cell to what the row sends."""
+
+    slot: Cell
+    worker: Whose | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class See:
+    """Waits until the guards want what a cell holds, and leaves it there. What came and went was not seen."""
+
+    slot: Cell
+    worker: Whose | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Sends a message to the rank that `worker` picks, and ends as its link says."""
+
+    slot: Link
+    worker: Whose | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Posts a receive from the rank that `worker` picks, and ends with its next message, which the effect is given."""
+
+    slot: Link
+    worker: Whose | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Sends a message as `Send` does, and goes on."""
+
+    slot: Link
+    worker: Whose | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Waits until a receive has been posted for each message that the rank has sent to the one that `worker` picks."""
+
+    slot: Link
+    worker: Whose | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +265,20 @@ class Meet:
     """Goes on once every rank's counter (`Protocol.counter`) is at least one's own."""
 
 
-Gate = Put | Take | Meet
+At = Put | Take | Poll | Set | See | Send | Receive | Post | Sent
+"""A gate at something that ranks share."""
+Gate = At | Meet
+TAKES: Final = (Take, Poll, See)
+"""Gates of one step, whose guards and effect are given what is there."""
+GIVES: Final = (Put, Set, Post)
+"""Gates of one step that leave there what the row sends."""
+TWO_ENDED: Final = (Send, Receive)
+"""Gates with two ends, as a collective has them: guards are asked at the first, the effect comes at the second."""
+AT: Final[Mapping[type, tuple[type, ...]]] = {
+    Put: (Slot, Fifo), Take: (Slot, Fifo), Poll: (Fifo,), Set: (Cell,), See: (Cell,),
+    Send: (Link,), Receive: (Link,), Post: (Link,), Sent: (Link,),
+}  # fmt: skip
+"""What each gate may be at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +299,7 @@ class Row:
     by: By = By.PROTOCOL
     op: Collective | None = None
     gate: Gate | None = None
-    send: Send | None = None
+    send: Sends | None = None
     choices: Choices | None = None
     data: Any = None
     guards: tuple[Guard, ...] = ()
@@ -179,6 +307,8 @@ class Row:
     commits: bool = False
     syncs: bool = False
     fault: str = ""
+    posts: bool = False
+    interrupts: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -216,8 +346,10 @@ class Row:
         op = self.op.name if self.op else "-"
         what = f"{self.state} {self.event} {self.target} {self.by} {op} [{guards}] {' '.join(names)}"
         slot, worker = getattr(self.gate, "slot", "-"), getattr(getattr(self.gate, "worker", None), "__name__", "-")
+        slot = slot if isinstance(slot, Slot) else getattr(slot, "name", slot)
         gate = f"{type(self.gate).__name__} {slot} {worker}"
-        return f"{what} {_type_name(self.data)} {self.commits} {self.syncs} {self.fault or '-'} {gate}"
+        more = " posts" * self.posts + " interrupts" * self.interrupts
+        return f"{what} {_type_name(self.data)} {self.commits} {self.syncs} {self.fault or '-'} {gate}{more}"
 
 
 def named(function: Any) -> str:
@@ -232,6 +364,16 @@ def _type_name(kind: Any) -> str:
     return f"{name}[{arguments}]" if arguments else name
 
 
+def nothing(finite: bool) -> Vars:
+    """Return the variables of a role that has none."""
+    return None
+
+
+def everyone(scope: Scope) -> Iterable[int]:
+    """Return all ranks, as `Role.ranks` or the keys of a channel want them."""
+    return range(scope.ranks)
+
+
 @dataclass(frozen=True)
 class Role:
     """Holds a table: the states, the initial one, and the rows."""
@@ -240,8 +382,12 @@ class Role:
     initial: str
     states: tuple[State, ...]
     rows: tuple[Row, ...]
-    start: Callable[[bool], Vars] = field(compare=False)
+    start: Callable[[bool], Vars] = field(compare=False, default=nothing)
     """The variables at the start; the argument says whether ids must stay in a finite domain."""
+    ranks: Callable[[Scope], Iterable[int]] | None = field(compare=False, default=None)
+    """Who plays it, of a protocol's cast."""
+    start_at: Callable[[int, Scope], Vars] | None = field(compare=False, default=None)
+    """The variables that a rank of its number starts with, of a protocol's cast; asked instead of `start`."""
 
     @cached_property
     def by_name(self) -> Mapping[str, State]:
@@ -336,6 +482,66 @@ class Role:
         return replace(self, rows=tuple(replace(r, **changes) if r is old else r for r in self.rows))
 
 
+NOBODY = Role("nobody", "", (), ())
+"""Stands for driver and worker of a protocol that has a cast."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Names the ranks that a collective is of: lists of them, each rank in one at most, that know nothing of others."""
+
+    name: str
+    members: Callable[[Scope], Iterable[Iterable[int]]] = field(compare=False)
+
+
+def mesh(**sizes: int) -> tuple[Group, ...]:
+    """Return a group for each axis of a mesh of ranks, the last one the quickest: `mesh(dp=2, tp=4)` is of 8."""
+
+    def lines(axis: str) -> Callable[[Scope], Iterable[Iterable[int]]]:
+        names = list(sizes)
+        step = math.prod(sizes[name] for name in names[names.index(axis) + 1 :])
+        firsts = (rank for rank in range(math.prod(sizes.values())) if rank // step % sizes[axis] == 0)
+        found = tuple(tuple(first + step * n for n in range(sizes[axis])) for first in firsts)
+        return lambda scope: found
+
+    return tuple(Group(name, lines(name)) for name in sizes)
+
+
+def is_empty(v: Vars, data: Data) -> bool:
+    """Return, as a guard, whether a `Poll` found nothing."""
+    return data is EMPTY
+
+
+def is_there(v: Vars, data: Data) -> bool:
+    """Return, as a guard, whether a `Poll` found something."""
+    return data is not EMPTY
+
+
+def total(values: tuple[Data, ...]) -> Data:
+    """Return the sum of what the members of a collective put in."""
+    return sum(values)
+
+
+def least(values: tuple[Data, ...]) -> Data:
+    """Return the least of what the members of a collective put in."""
+    return min(values)
+
+
+def most(values: tuple[Data, ...]) -> Data:
+    """Return the most of what the members of a collective put in."""
+    return max(values)
+
+
+def any_of(values: tuple[Data, ...]) -> Data:
+    """Return whether any member of a collective put in something true."""
+    return any(values)
+
+
+def each(values: tuple[Data, ...]) -> Data:
+    """Return what each member of a collective put in, in the order of the group."""
+    return values
+
+
 @dataclass(frozen=True)
 class Frame:
     """Holds ids of which only the differences mean anything, so that states may be counted from the driver's own."""
@@ -352,9 +558,11 @@ class Protocol:
 
     name: str
     version: str
-    driver: Role
-    worker: Role
-    schedule: tuple[Collective, ...]
+    driver: Role = NOBODY
+    """The role of rank0, where there is no cast."""
+    worker: Role = NOBODY
+    """The role of all other ranks, where there is no cast."""
+    schedule: tuple[Collective, ...] = ()
     frame: Frame | None = None
     slots: tuple[Slot, ...] = ()
     counter: Callable[[Vars], int] | None = None
@@ -369,20 +577,50 @@ class Protocol:
     """Digests that earlier versions of Genlock gave the same tables."""
     may_be_unreached: tuple[str, ...] = ()
     """Rows, as `[ROLE.]STATE.EVENT`, that need not be taken for a search of this protocol to mean something."""
+    claims: tuple[Claim, ...] = ()
+    """What it claims of its whole state, beside what is asked of every protocol."""
+    cast: tuple[Role, ...] = ()
+    """The roles, instead of driver and worker: each says which ranks play it."""
+    groups: tuple[Group, ...] = ()
+    """The groups that are not of all ranks."""
+    shared: tuple[Fifo | Cell | Link, ...] = ()
 
     def __repr__(self) -> str:
         roles = ", ".join(f"{r.name} ({len(r.states)} states, {len(r.rows)} rows)" for r in self.roles)
         return f"<Protocol {self.name}: {roles}, {len(self.schedule)} collectives>"
 
-    def role(self, rank: int) -> Role:
-        return self.driver if rank == 0 else self.worker
+    def role(self, rank: int, scope: Scope | None = None) -> Role:
+        """Return the role of a rank. A cast has to be asked within a scope."""
+        if not self.cast:
+            return self.driver if rank == 0 else self.worker
+        if scope is None:
+            raise ModelError(f"who is rank{rank} depends on the scope", where=self.name)
+        return self.played(scope)[rank]
 
     @property
-    def roles(self) -> tuple[Role, Role]:
-        return (self.driver, self.worker)
+    def roles(self) -> tuple[Role, ...]:
+        return self.cast or (self.driver, self.worker)
+
+    def played(self, scope: Scope) -> tuple[Role, ...]:
+        """Return the role of each rank. Raise ModelError for a rank that plays none, or several."""
+        if not self.cast:
+            return (self.driver, *[self.worker] * (scope.ranks - 1))
+        found: dict[int, Role] = {}
+        for role in self.cast:
+            where = f"{self.name}, ranks of {role.name}"
+            for rank in _ranks_of(role, scope, where):
+                if rank in found:
+                    do = "give a second thread a number of its own"
+                    raise ModelError(f"rank{rank} plays {found[rank].name} too", where=where, do=do)
+                found[rank] = role
+        for rank in range(scope.ranks):
+            if rank not in found:
+                do = f"fix the number of them (`ranks`), or let some role play it, of {scope.ranks}"
+                raise ModelError(f"nobody plays rank{rank}", where=f"{self.name}, cast", do=do)
+        return tuple(found[rank] for rank in range(scope.ranks))
 
     @cached_property
-    def groups(self) -> tuple[str, ...]:
+    def group_names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(c.group for c in self.schedule))
 
     @cached_property
@@ -391,6 +629,8 @@ class Protocol:
         lines = [self.name, self.version, *map(repr, self.schedule)]
         for role in self.roles:
             lines += [role.name, role.initial, *map(repr, role.states), *(r.canonical() for r in role.rows)]
+        lines += [f"{c.name} gives {named(c.result)}" for c in self.schedule if c.result is not None]
+        lines += [*(group.name for group in self.groups), *map(_as_text, self.shared)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     @property
@@ -401,6 +641,9 @@ class Protocol:
     def validate(self) -> Protocol:
         """Return self if the tables make sense. Raise ModelError naming the row or state if not."""
         _validate_ranks(self)
+        _validate_cast(self)
+        _validate_shared(self)
+        _validate_claims(self)
         for role in self.roles:
             _validate_states(role)
             _validate_rows(role, self)
@@ -428,6 +671,90 @@ def _validate_ranks(protocol: Protocol) -> None:
         )
 
 
+def _validate_cast(protocol: Protocol) -> None:
+    where = f"{protocol.name}, cast"
+    if protocol.cast:
+        if protocol.driver is not NOBODY or protocol.worker is not NOBODY:
+            raise ModelError("it has a cast, and a driver or worker", where=where, do="name one or the other")
+        for what, there in (("slots", protocol.slots), ("a frame", protocol.frame), ("streams", protocol.streams)):
+            if there:
+                do = "channels have keys" if what == "slots" else "it is for driver and workers alone"
+                raise ModelError(f"it has a cast, and {what}", where=where, do=do)
+    elif protocol.driver is NOBODY or protocol.worker is NOBODY:
+        raise ModelError("nobody plays in it", where=where, do="name a driver and a worker, or a cast")
+
+
+def _validate_shared(protocol: Protocol) -> None:
+    kinds: tuple[tuple[str, Iterable[Any], Any], ...] = (
+        ("cast", protocol.cast, Role),
+        ("groups", protocol.groups, Group),
+        ("shared", protocol.shared, Fifo | Cell | Link),
+    )
+    for name, items, kind in kinds:
+        for item in items:
+            if not isinstance(item, kind):
+                raise ModelError(f"`{name}` has {item!r}", where=protocol.name, do="see docs/language.md")
+    for name, items in (("roles", protocol.cast), ("groups", protocol.groups), ("things shared", protocol.shared)):
+        names = [item.name for item in items]
+        for one in names:
+            if names.count(one) > 1:
+                raise ModelError(f"two {name} are called `{one}`", where=protocol.name, do="give one another name")
+    for group in protocol.groups:
+        if group.name not in protocol.group_names:
+            do = "name it as the `group` of a collective of the schedule, or leave it out"
+            raise ModelError(f"group `{group.name}` has no collective", where=protocol.name, do=do)
+    for shared in protocol.shared:
+        size = shared.capacity if isinstance(shared, Fifo) else shared.buffer if isinstance(shared, Link) else 1
+        least = 0 if isinstance(shared, Link) else 1
+        if not isinstance(size, int) or isinstance(size, bool) or not least <= size <= MOST_WAITING:
+            do = f"take {least} to {MOST_WAITING}"
+            raise ModelError(f"`{shared.name}` has room for {size!r}", where=protocol.name, do=do)
+
+
+def beyond(protocol: Protocol) -> str | None:
+    """Return, in words, the first thing in a protocol that only the reference engine has; None: nothing."""
+    if protocol.cast:
+        return f"a cast ({', '.join(role.name for role in protocol.cast)})"
+    if protocol.groups:
+        return f"group `{protocol.groups[0].name}`, not of all ranks"
+    for shared in protocol.shared:
+        return f"{type(shared).__name__.lower()} `{shared.name}`"
+    for op in protocol.schedule:
+        if op.kind not in (Kind.BROADCAST, Kind.GATHER, Kind.ALL_GATHER, Kind.ALL_REDUCE):
+            return f"collective `{op.name}`, a {op.kind}"
+        if op.result is not None:
+            return f"collective `{op.name}`, whose result is `{named(op.result)}`"
+    for role in protocol.roles:
+        for row in role.rows:
+            if row.interrupts or row.posts:
+                return f"row {row} of {role.name}, which {'interrupts' if row.interrupts else 'posts'}"
+    return None
+
+
+def _validate_claims(protocol: Protocol) -> None:
+    names: set[str] = set()
+    for claim in protocol.claims:
+        where = f"{protocol.name}, claims"
+        if not isinstance(claim, Claim):
+            do = "write Invariant, Sometimes or LeadsTo"
+            raise ModelError(f"{claim!r} is no claim", where=where, do=do)
+        if not re.fullmatch(r"[A-Za-z_][\w-]*", claim.name):
+            do = "use letters, digits, _ and -"
+            raise ModelError(f"`{claim.name}` is no name of a claim", where=where, do=do)
+        if claim.name in names:
+            raise ModelError(f"two claims are called `{claim.name}`", where=where, do="give one another name")
+        names.add(claim.name)
+        predicates = {
+            Invariant: ("holds",),
+            Sometimes: ("seen",),
+            LeadsTo: ("when", "then"),
+        }[type(claim)]
+        for name in predicates:
+            if not callable(getattr(claim, name)):
+                what = f"`{name}` of claim `{claim.name}` is no function"
+                raise ModelError(what, where=where, do="name a function of the whole state")
+
+
 def _validate_states(role: Role) -> None:
     names = [state.name for state in role.states]
     for name in names:
@@ -451,8 +778,9 @@ def _validate_rows(role: Role, protocol: Protocol) -> None:
         seen.add(row.key)
         if role.by_name[row.state].terminal:
             raise ModelError(f"state `{row.state}` is terminal", where=where, do="no row may leave it")
-        if isinstance(row.gate, Put | Take):
+        if row.gate is not None and not isinstance(row.gate, Meet):
             _validate_gate(row, row.gate, role, protocol, where)
+        _validate_ends(row, role, where)
         if row.op is not None and row.op not in protocol.schedule:
             raise ModelError(f"collective `{row.op.name}` is not in the schedule", where=where)
 
@@ -471,24 +799,100 @@ def _validate_types(row: Row, where: str) -> None:
     kinds: tuple[tuple[str, Any, Any], ...] = (
         ("by", row.by, By),
         ("op", row.op, Collective | None),
-        ("gate", row.gate, Put | Take | Meet | None),
+        ("gate", row.gate, Gate | None),
     )
     for name, value, kind in kinds:
         if not isinstance(value, kind):
             raise ModelError(f"`{name}` is {value!r}", where=where, do="see genlock.model.tables.Row")
 
 
-def _validate_gate(row: Row, gate: Put | Take, role: Role, protocol: Protocol, where: str) -> None:
+def _validate_gate(row: Row, gate: At, role: Role, protocol: Protocol, where: str) -> None:
+    kind, slot = type(gate).__name__, gate.slot
+    name = getattr(slot, "name", slot)
     if row.op is not None:
         raise ModelError("a row has either a collective or a gate", where=where, do="split it in two")
-    if isinstance(gate, Take) and row.choices is not None:
+    if not isinstance(slot, AT[type(gate)]):
+        do = f"it may be at a {' or a '.join(of.__name__ for of in AT[type(gate)])}"
+        raise ModelError(f"`{kind}` is at `{name}`, a {type(slot).__name__}", where=where, do=do)
+    if isinstance(gate, TAKES) and row.choices is not None:
         raise ModelError("a row either takes a value or chooses one", where=where, do="split it in two")
-    if gate.worker is None and role is protocol.driver:
-        do = "name a function of the variables as the gate's `worker`"
-        raise ModelError("a slot belongs to a worker, and this row does not say to which", where=where, do=do)
-    if gate.slot not in protocol.slots:
-        do = "add it to the protocol's `slots`"
-        raise ModelError(f"slot `{getattr(gate.slot, 'name', gate.slot)}` is not declared", where=where, do=do)
+    if isinstance(slot, Slot):
+        if gate.worker is None and role is protocol.driver:
+            do = "name a function of the variables as the gate's `worker`"
+            raise ModelError("a slot belongs to a worker, and this row does not say to which", where=where, do=do)
+        if slot not in protocol.slots:
+            do = "add it to the protocol's `slots`"
+            raise ModelError(f"slot `{name}` is not declared", where=where, do=do)
+    elif slot not in protocol.shared:
+        do = "add it to what the protocol has `shared`"
+        raise ModelError(f"{type(slot).__name__.lower()} `{name}` is not declared", where=where, do=do)
+    if isinstance(slot, Link) and gate.worker is None:
+        do = "name a function of the variables that picks the other rank"
+        raise ModelError(f"`{kind}` does not say with whom", where=where, do=do)
+
+
+def _validate_ends(row: Row, role: Role, where: str) -> None:
+    """Raise ModelError for what a row cannot be together with, as far as that is modelled."""
+    if row.posts and row.op is None:
+        raise ModelError("it posts, and has no collective", where=where, do="name one as its `op`")
+    if row.posts and row.op is not None and row.op.result is not None:
+        what = f"it posts `{row.op.name}`, whose result it would not be given"
+        raise ModelError(what, where=where, do="wait for it, or leave the result out")
+    if row.interrupts and row.by in (By.FAULT, By.DETECTION, By.VIOLATION):
+        do = "a fault or detection that leads to a failed state does so by itself"
+        raise ModelError(f"a row by {row.by} interrupts", where=where, do=do)
+    if row.interrupts and (row.op is not None or isinstance(row.gate, TWO_ENDED)):
+        raise ModelError("it interrupts, and waits itself", where=where, do="give it no collective, Send or Receive")
+    if row.syncs and isinstance(row.gate, TWO_ENDED):
+        raise ModelError("it syncs, and has a gate with two ends", where=where, do="split it in two")
+    beside = role.leaving[row.state]
+    if row.interrupts and any(isinstance(other.gate, TWO_ENDED) for other in beside):
+        do = "what becomes of a message or its receive is not modelled"
+        raise ModelError("it interrupts a Send or Receive", where=where, do=do)
+    if row.by is By.VIOLATION:
+        for other in beside:
+            if isinstance(other.gate, Poll | See | Sent | Receive | Send):
+                what = f"a violation stands beside row {other}, which is not judged by what is there"
+                raise ModelError(what, where=where, do="check it in a state of its own")
+
+
+def _ranks_of(role: Role, scope: Scope, where: str) -> tuple[int, ...]:
+    if role.ranks is None:
+        do = "give it `ranks`: a function of the scope, for example genlock.everyone"
+        raise ModelError("it does not say who plays it", where=where, do=do)
+    return ranks_among(role.ranks, scope, where)
+
+
+def ranks_among(function: Callable[[Scope], Iterable[int]], scope: Scope, where: str) -> tuple[int, ...]:
+    """Return the ranks that a function of the scope names. Raise ModelError for what are none."""
+    return _ranks(_listed(function, scope, where), scope, where)
+
+
+def lists_of(group: Group, scope: Scope, where: str) -> list[tuple[int, ...]]:
+    """Return the lists of ranks of a group. Raise ModelError for what are none."""
+    return [_ranks(one, scope, where) for one in _listed(lambda scope: map(tuple, group.members(scope)), scope, where)]
+
+
+def _listed(function: Callable[[Scope], Iterable[Any]], scope: Scope, where: str) -> list[Any]:
+    try:
+        return list(function(scope))
+    except Exception as error:
+        raise ModelError(f"it raised {type(error).__name__}: {error}", where=where) from error
+
+
+def _ranks(found: Iterable[Any], scope: Scope, where: str) -> tuple[int, ...]:
+    ranks = tuple(found)
+    for rank in ranks:
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < scope.ranks:
+            raise ModelError(f"{rank!r} is no rank", where=where, do=f"ranks are 0 to {scope.ranks - 1}")
+    return ranks
+
+
+def _as_text(shared: Fifo | Cell | Link) -> str:
+    """Return something shared as the digest shows it: functions by their names."""
+    parts = (getattr(shared, name) for name in ("capacity", "buffer", "initial", "keys") if hasattr(shared, name))
+    texts = (named(part) if callable(part) else repr(part) for part in parts)
+    return f"{type(shared).__name__} {shared.name} {' '.join(texts)}"
 
 
 def _validate_reach(role: Role) -> None:

@@ -47,9 +47,10 @@ def story_of(report: Report, bound: int = BOUND) -> Story:
             lanes=range(network.ranks),
             moments=(),
             protocol=network.protocol,
+            scope=network.scope,
             walk=walk(network, [network.initial()], bound),
         )
-    moments, links = lanes_of(example, network.protocol)
+    moments, links = lanes_of(example, network)
     cause = _cause(example, report)
     return Story(
         title=title,
@@ -61,6 +62,7 @@ def story_of(report: Report, bound: int = BOUND) -> Story:
         focus=cause.at,
         finding=_finding(example, report, cause),
         protocol=network.protocol,
+        scope=network.scope,
         walk=walk(network, along(network, steps(example)), bound),
     )
 
@@ -73,7 +75,7 @@ def of_protocol(protocol: Protocol, bound: int = WHOLE) -> Story:
 
 def of_run(network: Network, run: Counterexample) -> Story:
     """Return the page of a run in which nothing goes wrong, from which a crash anywhere may be walked."""
-    moments, links = lanes_of(run, network.protocol)
+    moments, links = lanes_of(run, network)
     crashing = Network(network.protocol, network.scope)
     story = _to_walk(crashing, network.protocol.name, BOUND, along(crashing, steps(run)))
     summary = f"{run.text}, {len(run.steps)} steps"
@@ -88,42 +90,45 @@ def _to_walk(network: Network, title: str, bound: int, spine: Sequence[NetworkSt
         lanes=range(network.ranks),
         moments=(),
         protocol=network.protocol,
+        scope=network.scope,
         walk=walk(network, spine or [network.initial()], bound),
     )
 
 
-def lanes_of(example: Counterexample, protocol: Protocol) -> tuple[list[Moment], list[CollectiveLink]]:
+def lanes_of(example: Counterexample, network: Network) -> tuple[list[Moment], list[CollectiveLink]]:
     """Return the steps, one a column, and the collectives by name and number."""
-    operations = {op.name: op for op in protocol.schedule}
-    links: dict[tuple[str, int], int] = {}
+    operations = {op.name: op for op in network.protocol.schedule}
+    links: dict[tuple[str, int, tuple[int, ...]], int] = {}
     found: list[CollectiveLink] = []
-    opened: dict[tuple[int, str, int], int] = {}
+    opened: dict[tuple[int, str, int, tuple[int, ...]], int] = {}
     moments: list[Moment] = []
-    states = _start(protocol, example.ranks)
+    states = _start(network)
     for at, step in enumerate(example.steps):
         edge, link, mate = EDGES.get(step.edge, "step"), None, None
         if step.sequence is not None and step.operation in operations:
-            key = (step.operation, step.sequence)
+            key = (step.operation, step.sequence, step.members)
             if key not in links:
                 links[key] = len(found)
                 root = operations[step.operation].root
-                found.append(CollectiveLink(f"{step.operation} #{step.sequence}", tuple(range(example.ranks)), root))
+                members = step.members or tuple(range(example.ranks))
+                root = None if root is None else members[root]
+                found.append(CollectiveLink(f"{step.operation} #{step.sequence}", members, root))
             link = links[key]
             mate = opened.pop((step.rank, *key), None) if edge == "exit" else None
             if edge == "enter":
                 opened[step.rank, *key] = at
             elif mate is not None:
                 moments[mate] = moments[mate]._replace(mate=at)
-        moments.append(_moment(step, at, edge, states[step.rank], protocol, link, mate))
+        moments.append(_moment(step, at, edge, states[step.rank], network, link, mate))
         states = step.states
     return moments, found
 
 
 def _moment(
-    step: TraceStep, at: int, edge: Edge, before: str, protocol: Protocol, link: int | None, mate: int | None
+    step: TraceStep, at: int, edge: Edge, before: str, network: Network, link: int | None, mate: int | None
 ) -> Moment:
     state = step.states[step.rank]
-    table = protocol.role(step.rank).by_name
+    table = network.lts[step.rank].role.by_name
     return Moment(
         step.rank,
         at,
@@ -173,7 +178,7 @@ def _broken_at(example: Counterexample, report: Report) -> WrongStep | None:
         stream=broken.stream,
     )
     shared = along(whole, steps(example))
-    edits = _edits(example, tables, broken.protocol)
+    edits = _edits(example, tables, broken)
     at = len(shared) - 1
     if at < len(example.steps):
         rank = example.steps[at].rank
@@ -191,10 +196,10 @@ def _broken_at(example: Counterexample, report: Report) -> WrongStep | None:
     return None
 
 
-def _edits(example: Counterexample, whole: Protocol, broken: Protocol) -> list[tuple[int, Change]]:
+def _edits(example: Counterexample, whole: Protocol, broken: Network) -> list[tuple[int, Change]]:
     """Return the first step by each row that was edited, with the edit."""
-    changed = [changes(old, new) for old, new in zip(whole.roles, broken.roles, strict=True)]
-    states = [_start(broken, example.ranks), *(s.states for s in example.steps)]
+    changed = [changes(old, new) for old, new in zip(whole.roles, broken.protocol.roles, strict=True)]
+    states = [_start(broken), *(s.states for s in example.steps)]
     found: dict[tuple[str, str], tuple[int, Change]] = {}
     for at, (step, before) in enumerate(zip(example.steps, states, strict=False)):
         key = (before[step.rank], step.event)
@@ -204,8 +209,8 @@ def _edits(example: Counterexample, whole: Protocol, broken: Protocol) -> list[t
     return sorted(found.values(), key=lambda edit: edit[0])
 
 
-def _start(protocol: Protocol, ranks: int) -> tuple[str, ...]:
-    return tuple(protocol.role(rank).initial for rank in range(ranks))
+def _start(network: Network) -> tuple[str, ...]:
+    return tuple(lts.role.initial for lts in network.lts)
 
 
 def _finding(example: Counterexample, report: Report, cause: WrongStep) -> Headline:

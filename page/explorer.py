@@ -126,7 +126,7 @@ def _whose(network: Network, move: Move) -> str:
         return "fault"
     if move.detects:
         return "detection"
-    causes = {row.by for row in network.protocol.role(move.rank).rows if row.event == move.event}
+    causes = {row.by for row in network.lts[move.rank].role.rows if row.event == move.event}
     return "fault" if causes == {By.FAULT} else "world" if causes == {By.ENVIRONMENT} else "own"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..model.diagrams.colours import FILLS
 from ..model.diagrams.state_diagram import phase_colours
-from ..model.tables import Protocol, Role
+from ..model.tables import Protocol, Role, Scope
 
 SCHEMA = 1
 Edge = Literal["step", "enter", "exit", "fault"]
@@ -99,6 +99,8 @@ class Story:
     notes: Sequence[str] = ()
     """Reasons for care, such as what the page leaves out."""
     protocol: Protocol | None = None
+    scope: Scope | None = None
+    """Within which a protocol with a cast says who plays which rank."""
     walk: Mapping[str, Any] | None = None
     """See `explorer.walk`."""
     places: str = "step"
@@ -124,7 +126,7 @@ def as_json(story: Story) -> dict[str, Any]:
         "title": story.title,
         "verdict": story.verdict,
         "summary": story.summary,
-        "lanes": [{"rank": rank, "role": _role(story.protocol, rank)} for rank in story.lanes],
+        "lanes": [{"rank": rank, "role": _role(story, rank)} for rank in story.lanes],
         "moments": moments,
         "links": [
             [
@@ -157,5 +159,5 @@ def _roles(story: Story) -> Sequence[Role]:
     return story.protocol.roles if story.protocol else ()
 
 
-def _role(protocol: Protocol | None, rank: int) -> str:
-    return protocol.role(rank).name if protocol else ""
+def _role(story: Story, rank: int) -> str:
+    return story.protocol.role(rank, story.scope).name if story.protocol else ""

@@ -51,6 +51,9 @@ SECTIONS = (
         (
             *("load_protocol", "Protocol", "Role", "State", "Row", "By", "Scope"),
             *("Collective", "Kind", "Slot", "Put", "Take", "Meet"),
+            *("Group", "mesh", "everyone", "Fifo", "Cell", "Link", "Poll", "Set", "See"),
+            *("Send", "Receive", "Post", "Sent", "is_empty", "is_there", "total", "least", "most", "any_of", "each"),
+            *("Invariant", "Sometimes", "LeadsTo", "Fair", "Whole"),
         ),
     ),
     Section(

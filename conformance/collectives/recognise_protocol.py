@@ -84,7 +84,7 @@ class Lifted:
                 line = lines[signature]
                 if line in (HEADER, PAYLOAD) and len(self.recording.groups[group].members) == self.recording.world:
                     found[group] = line.group if found.get(group, line.group) == line.group else ""
-        return found if set(found.values()) == set(self.protocol.groups) else {}
+        return found if set(found.values()) == set(self.protocol.group_names) else {}
 
     def _walk(self, rank: int) -> bool:
         """Return True if the rank's operations fit its table, which places them on the way."""

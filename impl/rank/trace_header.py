@@ -22,7 +22,7 @@ def header(
         backend,
         TP_V1_1.name,
         TP_V1_1.digest,
-        dict.fromkeys(TP_V1_1.groups, tuple(range(world))),
+        dict.fromkeys(TP_V1_1.group_names, tuple(range(world))),
         Clock(time.time_ns(), time.monotonic_ns()),
         dict(versions),
         blind_spots,

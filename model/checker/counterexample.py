@@ -34,9 +34,15 @@ def counterexample(result: Result, verdict: Verdict) -> Counterexample | None:
         return Counterexample(
             verdict.property.name, verdict.property.text, network.ranks, round_, steps, shortest=not result.reduced
         )
-    stuck = _stuck(network, final, steps, verdict.rank) if about_waiting else ()
+    stuck = _stuck(network, final, steps, verdict.rank) if about_waiting or verdict.then else ()
     return Counterexample(
-        verdict.property.name, verdict.property.text, network.ranks, stuck, steps, shortest=not result.reduced
+        verdict.property.name,
+        verdict.property.text,
+        network.ranks,
+        stuck,
+        steps,
+        shortest=not result.reduced,
+        then=verdict.then,
     )
 
 
@@ -68,14 +74,17 @@ def numbered(network: Network, path: list[tuple[Move, NetworkState]]) -> tuple[T
     counts: dict[tuple[int, str, bool], int] = {}
     steps = []
     for number, (move, state) in enumerate(path, 1):
-        sequence = None
+        sequence, members = None, tuple[int, ...]()
         if move.edge in ("issue", "complete", "device"):
+            members = network.members_of(move.rank, move.op)
             of_this = (move.rank, move.op, move.edge == "issue")
             sequence = counts[of_this] = counts.get(of_this, 0) + 1
         states = tuple(network.state_name(state, r) for r in range(network.ranks))
         shown = move.edge == "complete" or (move.edge == "step" and is_dataclass(move.data))
         data = "" if not shown or move.data is None or isinstance(move.data, frozenset) else _show(move.data)
-        steps.append(TraceStep(number, move.rank, move.event, move.edge, move.op, sequence, move.commits, states, data))
+        steps.append(
+            TraceStep(number, move.rank, move.event, move.edge, move.op, sequence, move.commits, states, data, members)
+        )
     return tuple(steps)
 
 

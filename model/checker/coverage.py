@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ...errors import UsageError
 from ..semantics.network import CRASH, STALL, Network
 from ..semantics.properties import Property
-from ..tables import By, Data, Guard, Protocol, Role, Row, Take, named, row_names
+from ..tables import By, Data, Guard, Meet, Protocol, Role, Row, Slot, Take, named, row_names
 from .reference import Result, Taken
 
 ORDINARY = (By.PROTOCOL, By.ENVIRONMENT)
@@ -178,14 +178,15 @@ def _unreached(network: Network, number: int, role: Role, row: Row, entered: boo
 
 def _ever_holds(network: Network, number: int, row: Row, guard: Guard) -> bool:
     """Return whether a guard holds for some variables that were met in its row's state, and what it may be given."""
-    lts = network.lts[number]
-    met = {local.vars for local in lts.locals.items if local.state == row.state}
+    met = {local.vars for lts in network.playing(number) for local in lts.locals.items if local.state == row.state}
     return any(_holds(guard, v, data) for v in met for data in _given(network, row, v))
 
 
 def _given(network: Network, row: Row, v: Any) -> Iterator[Data]:
-    if isinstance(row.gate, Take):
+    if isinstance(row.gate, Take) and isinstance(row.gate.slot, Slot):
         yield from network.values.items[1:]
+    elif row.gate is not None and not isinstance(row.gate, Meet) and not isinstance(row.gate.slot, Slot):
+        yield from network.given.get(row.gate.slot, ())
     elif row.choices is not None:
         yield from row.choices(v, network.scope)
     else:

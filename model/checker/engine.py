@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 from ...errors import UsageError
 from ..semantics.network import Network
 from ..semantics.properties import Property
-from . import reference
+from ..tables import beyond
+from . import claims, reference
 from .fast.partial_order_reduction import Reduction, Unfit, unfit
 from .limits import limit
 from .reference import INTERRUPTED, Progress, Result, known_early
@@ -49,7 +51,67 @@ def check(
     result that says so (`Result.stopped`), in which only what was seen violated is judged. Raise UsageError for what
     cannot be had.
     """
-    chosen = _engine(engine)
+    chosen = _engine(engine, beyond(network.protocol))
+    mine = claims.own(network, properties)
+    if mine:
+        symmetry = _every_state(mine[0], "--symmetry", symmetry)
+        reduction = _every_state(mine[0], "--reduction", reduction)
+    rest = [p for p in properties if p not in mine]
+    found = _check(
+        network,
+        rest,
+        chosen,
+        symmetry=symmetry,
+        reduction=reduction,
+        judge_all=judge_all,
+        progress=progress,
+        max_states=max_states,
+        timeout=timeout,
+    )
+    return _with_claims(found, properties, mine)
+
+
+def _every_state(prop: Property, flag: str, asked: str) -> str:
+    """Return `off`, for a claim of the protocol's own is about states that none may stand for."""
+    if asked == "on":
+        what = f"`{prop.name}` is a claim of the protocol's own, about every state by itself"
+        raise UsageError(what, where=f"{flag} on", do="leave it out, or name other properties by --property")
+    return "off"
+
+
+def _with_claims(found: Result, properties: Sequence[Property], mine: Sequence[Property]) -> Result:
+    """Return the result with verdicts on the protocol's own claims too, in the order in which they were asked for."""
+    if not mine:
+        return found
+    begin = time.perf_counter()
+    stopped = found.stopped
+    verdicts = {v.property: v for v in found.verdicts}
+    try:
+        if stopped:
+            verdicts.update((v.property, v) for v in claims.known_early(found.network, found.graph, mine))
+        else:
+            verdicts.update((p, claims.judge(found.network, found.graph, p)) for p in mine)
+    except KeyboardInterrupt:
+        stopped = f"{INTERRUPTED} while the properties were judged"
+        verdicts = {p: v for p, v in verdicts.items() if not v.holds and p.kind != "sometimes"}
+    judged = tuple(verdicts[p] for p in properties if p in verdicts)
+    seconds = found.seconds + time.perf_counter() - begin
+    return replace(found, verdicts=judged, stopped=stopped, seconds=seconds)
+
+
+def _check(
+    network: Network,
+    properties: Sequence[Property],
+    chosen: str,
+    *,
+    symmetry: str,
+    reduction: str,
+    judge_all: bool,
+    progress: Progress | None,
+    max_states: int | None,
+    timeout: float | None,
+) -> Result:
+    """Search, and judge the properties that any protocol may have."""
     symmetric = _symmetric(network, chosen, symmetry)
     ends = limit(max_states, timeout)
     if chosen == REFERENCE:
@@ -116,7 +178,13 @@ def _judged(
     return found(early, 0, time.perf_counter() - begin, stopped=stopped)
 
 
-def _engine(asked: str) -> str:
+def _engine(asked: str, beyond: str | None) -> str:
+    """Return the engine to search with. Raise UsageError for one that has not what a protocol uses (`beyond`)."""
+    if beyond is not None and asked in (NUMPY, NUMBA):
+        where = f"--engine {asked}"
+        raise UsageError(f"only the {REFERENCE} engine has {beyond}", where=where, do=f"take --engine {REFERENCE}")
+    if beyond is not None:
+        return REFERENCE
     if asked == NUMBA and find_spec("numba") is None:
         raise UsageError("the numba engine needs numba", where="--engine numba", do="install `genlock[fast]`")
     return fast() if asked == AUTO else asked

@@ -45,7 +45,7 @@ TAKING_PART, ORDINARY, ADVANCES, DETECTS = 8, 4, 2, 1
 ANY = TAKING_PART | ORDINARY | ADVANCES | DETECTS | 16
 """Bits of a packed edge. Bit 16 of a reversed one is always set, so that ANY counts every edge."""
 Taken = tuple[int, str, str]
-"""A row that was taken: the role (0 is rank0's), state and event. A crash or stall is an event of no state."""
+"""A row that was taken: the number of its role, state and event. A crash or stall is an event of no state."""
 
 
 class Edges(Sequence[list[Edge]]):
@@ -170,6 +170,10 @@ class Verdict:
     rank: int | None = None
     edge: int | None = None
     """For a property seen on an edge: its ordinal among the state's moves."""
+    path: tuple[int, ...] = ()
+    """The states of a run that shows it, from the initial one on, where that is not the shortest way to the state."""
+    then: str = ""
+    """How such a run may go on for ever."""
 
 
 @dataclass(frozen=True)
@@ -235,9 +239,9 @@ def _expand(network: Network, graph: Graph, progress: Progress | None, limit: Li
             part = move.ordinary and move.takes_part
             edges.append(Edge(move.rank, target, move.ordinary, move.advances, move.detects, part))
             if move.row is not None:  # of a collective: it has completed, or the host goes on without
-                graph.taken_rows.add((min(move.rank, 1), *move.row))
+                graph.taken_rows.add((network.role_of[move.rank], *move.row))
             elif move.edge in (CRASH, STALL):
-                graph.taken_rows.add((min(move.rank, 1), "", move.edge))
+                graph.taken_rows.add((network.role_of[move.rank], "", move.edge))
             for name in move.seen:
                 graph.seen.setdefault(name, (number, ordinal))
         graph.edges.append(edges)
@@ -491,6 +495,8 @@ def path_to(network: Network, graph: StateGraph, verdict: Verdict) -> list[tuple
     """Return a shortest path to where `verdict` shows, replayed through the network."""
     if verdict.state is None:
         return []
+    if verdict.path:
+        return replay(network, graph, verdict.path[1:], network.initial())
     numbers = [verdict.state]
     while graph.parent[numbers[-1]] >= 0:
         numbers.append(int(graph.parent[numbers[-1]]))

@@ -17,7 +17,7 @@ from ..protocols.load import load
 from ..semantics.growth import Growth
 from ..semantics.known_mutants import mutant as find_mutant
 from ..semantics.network import Network
-from ..semantics.properties import PROPERTIES, Property, properties_of
+from ..semantics.properties import PROPERTIES, Property, of_any, own_properties, properties_of
 from ..semantics.query import Query
 from ..semantics.run import Counterexample
 from ..tables import Protocol
@@ -281,7 +281,7 @@ def run_check(
 
 def growing_in(network: Network) -> tuple[Growth, ...]:
     """Return the variable of each role that kept growing while the network was searched."""
-    return tuple(growth for lts in network.lts[:2] if (growth := lts.growth()) is not None)
+    return tuple(growth for lts in dict.fromkeys(network.lts) if (growth := lts.growth()) is not None)
 
 
 def named_protocol(name: str) -> Protocol:
@@ -290,7 +290,10 @@ def named_protocol(name: str) -> Protocol:
 
 
 def _properties(names: Sequence[str], tables: Protocol) -> Sequence[Property]:
+    has = properties_of(tables.name)
+    known = {p.name: p for p in (*has, *of_any(tables), *own_properties(tables))}
     for name in names:
-        if name not in PROPERTIES:
-            raise UsageError(f"no property `{name}`", do=f"choose from {', '.join(PROPERTIES)}")
-    return [PROPERTIES[name] for name in names] or properties_of(tables.name)
+        if name not in known:
+            unfit = f": {tables.name} has not what it speaks of" if name in PROPERTIES else ""
+            raise UsageError(f"no property `{name}`{unfit}", do=f"choose from {', '.join(known)}")
+    return [known[name] for name in names] or (*has, *own_properties(tables))

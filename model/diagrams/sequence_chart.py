@@ -103,7 +103,9 @@ def _grouped(
         last = run[-1]
         sources: Sequence[int] = ()
         if last.edge in ("complete", "device") and last.operation in operations and sign != "-":
-            sources = depends_on(operations[last.operation], last.rank, example.ranks)
+            members = last.members or range(example.ranks)
+            needed = depends_on(operations[last.operation], members.index(last.rank), len(members))
+            sources = [members[place] for place in needed]
         others = tuple(rank for rank in sources if rank != last.rank)
         found.append(Beat(tuple(run), others, verdict if last is example.steps[-1] else "", sign))
     return found

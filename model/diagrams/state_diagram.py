@@ -163,7 +163,7 @@ def _title(role: Role, brief: bool, marks: Marks | None) -> str:
 
 def _state_label(state: State) -> str:
     name = f"<b>{escape(state.name)}</b>"
-    if state.phase.upper() == state.name:
+    if not state.phase or state.phase.upper() == state.name:
         return f"<{name}>"
     return f'<{name}<br/><font point-size="10" color="{GREY}">{escape(state.phase)}</font>>'
 

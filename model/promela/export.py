@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...errors import Unfinished
+from ...errors import ModelError, Unfinished
 from ..checker.engine import check, fast
 from ..checker.fast.search import PackedGraph
 from ..semantics.network import CRASH, STALL, Network
 from ..semantics.properties import NO_FALSE_ABORT, NO_LIVELOCK, NO_MISPAIRING, NO_STRANDING, properties_of
 from ..semantics.transport import run_ahead
-from ..tables import Kind
+from ..tables import Kind, beyond
 from . import template as text
 from .tables import GATES, At, Met, Tables
 
@@ -68,6 +68,12 @@ def export(network: Network, name: str | None = None, tell: Tell | None = None) 
 
     Raises ModelError for tables that cannot be written down.
     """
+    more = beyond(network.protocol)
+    if more is not None:
+        raise ModelError(f"Promela cannot be written for {more}", where=network.protocol.name)
+    if network.protocol.claims:
+        what = f"its claim `{network.protocol.claims[0].name}` is a function, which Promela has no word for"
+        raise ModelError(what, where=network.protocol.name, do="export it without its claims")
     met = _search(network, tell)
     asserted = [p.name for p in properties_of(network.protocol.name) if p.kind == "always" and p not in NOT_ASKED]
     judged = [name for name in asserted if name != NO_FALSE_ABORT.name]  # that one is judged on the state

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ...errors import ModelError
 from ..semantics.lts import Interner, Lts, Step
@@ -112,7 +112,7 @@ class Tables:
         self.contributions: Interner[Any] = _from_one(issued)
         self.items: Interner[Any] = _from_one(network.values.items)
         self.values, self.states, self.bases = _from_one(), _from_one(), _from_one()
-        self.groups = {name: n for n, name in enumerate(network.protocol.groups)}
+        self.groups = {name: n for n, name in enumerate(network.protocol.group_names)}
         self.channels = {slot: n * (network.ranks - 1) for n, slot in enumerate(network.protocol.slots)}
         self.kinds = {kind: n for n, kind in enumerate(network.kinds, 1)}
         self.least = min(self.roles[role].info(n).counter for role in (0, 1) for n in met.locals[role])
@@ -209,7 +209,7 @@ class Tables:
         if step.slot is None:
             meets = GATES.index("MEET") if isinstance(gate, Meet) else 0
             return [self._line(role, step)._replace(GATE=meets, SYNCS=syncs)]
-        slot, worker = step.slot
+        slot, worker = cast(tuple[Slot, int], step.slot)  # nothing else that is shared is written in Promela
         place = {"CHANNEL": self.channels[slot], "WORKER": worker, "SYNCS": syncs}
         if isinstance(gate, Put):
             item = self.items.index.get(step.data, 0)

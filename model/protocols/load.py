@@ -97,7 +97,9 @@ def _read(key: str, text: str, kind: type) -> object:
 
 def _refuse_a_borrowed_name(protocol: Protocol, name: str) -> None:
     """Raise ModelError where a user's tables are called as TP's: properties would look for TP's variables in them."""
-    if protocol.name.startswith("tp_") and not all(isinstance(r.start(True), TPVars) for r in protocol.roles):
+    if protocol.name.startswith("tp_") and (
+        protocol.cast or not all(isinstance(r.start(True), TPVars) for r in protocol.roles)
+    ):
         what = f"the protocol is called `{protocol.name}`, as Genlock's own are"
         raise ModelError(what, where=name, do="give it another name")
 

@@ -436,8 +436,9 @@ def asked(points: Iterable[tuple[str, str | None]], protocol: Protocol) -> Fault
     return chosen
 
 
-def refuse_idle(kinds: Faults, protocol: Protocol, ranks: int) -> None:
+def refuse_idle(kinds: Faults, protocol: Protocol, scope: Scope) -> None:
     """Raise UsageError for a fault that cannot strike: no such rank, or no row of its kind where it is to strike."""
+    ranks = scope.ranks
     for kind, points in kinds.items():
         where = f"--fault {kind}"
         for point in points or ():
@@ -454,7 +455,7 @@ def refuse_idle(kinds: Faults, protocol: Protocol, ranks: int) -> None:
             do = f"use {CRASH} or {STALL}, or add FAULT rows of this kind"
             raise UsageError(f"it cannot strike: {protocol.name} has no row of it", where=where, do=do)
         for point in points or ():
-            roles = (0, 1) if point.rank is None else (min(point.rank, 1),)
-            if not any((number, point.state) in rows for number in roles):
+            roles = protocol.roles if point.rank is None else (protocol.role(point.rank, scope),)
+            if not any(protocol.roles[number] in roles and state == point.state for number, state in rows):
                 states = ", ".join(sorted({state for _, state in rows})) or "no single state"
                 raise UsageError(f"`{point}` cannot strike: it strikes in {states}", where=where)

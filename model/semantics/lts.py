@@ -10,21 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import is_dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 
 from ...errors import ModelError
 from ..tables import (
+    EMPTY,
+    GIVES,
+    TAKES,
+    TWO_ENDED,
+    At,
     By,
     Collective,
     Data,
     Kind,
+    Meet,
+    Poll,
     Protocol,
-    Put,
+    Receive,
     Role,
     Row,
     Scope,
+    See,
+    Send,
+    Shared,
     Slot,
     Take,
     Vars,
@@ -87,8 +97,8 @@ class Step(NamedTuple):
     contribution: Contribution | None
     seen: tuple[str, ...]
     data: Data
-    slot: tuple[Slot, int] | None = None
-    """The slot that a `Put` or `Take` is about, and the worker whose it is (0: its own)."""
+    slot: tuple[Shared, Any] | None = None
+    """What the gate is at, and whose: of a slot a worker (0: its own), else a key (None: one's own) or a peer."""
     checks: tuple[Step, ...] = ()
     """The PROTOCOL rows, of a VIOLATION row, with a `Take` that it comes after (see `Role.checks_pass`)."""
 
@@ -112,6 +122,8 @@ class Info(NamedTuple):
     stalled: bool
     counter: int
     """Holds what `Meet` compares."""
+    inside: Send | Receive | None = None
+    """The gate that it waits in, having begun."""
 
 
 class Lts:
@@ -120,12 +132,15 @@ class Lts:
     On a `stream`, the host goes on where it needs no result.
     """
 
-    def __init__(self, protocol: Protocol, role: Role, scope: Scope, *, stream: bool = False) -> None:
+    def __init__(
+        self, protocol: Protocol, role: Role, scope: Scope, *, stream: bool = False, rank: int | None = None
+    ) -> None:
+        """Unfold the role of one rank that starts with variables of its own, or of all that play it."""
         self.protocol, self.role, self.scope, self.frame = protocol, role, scope, protocol.frame
         self.stream = stream
         self.ghost, self.watch = observer(protocol.name)
         self.locals: Interner[Local] = Interner()
-        self.initial = self._number(Local(role.initial, None, self._start(), self.ghost), None)
+        self.initial = self._begins(rank)
         self._info: dict[int, Info] = {}
         self._bases: dict[int, int] = {}
         self._rebased: dict[tuple[int, int], int] = {}
@@ -143,20 +158,25 @@ class Lts:
                 found = Info(CRASHED, None, True, True, False, count)
             else:
                 state = self.role.by_name[local.state]
-                op = self.role.row(local.state, local.pending).op if local.pending else None
-                found = Info(local.state, op, state.terminal, state.failed, local.stalled, count)
+                row = self.role.row(local.state, local.pending) if local.pending else None
+                op = row.op if row else None
+                inside = row.gate if row and isinstance(row.gate, TWO_ENDED) else None
+                found = Info(local.state, op, state.terminal, state.failed, local.stalled, count, inside)
             self._info[number] = found
         return found
 
     def takes_part(self, number: int, step: Step) -> bool:
         """Return whether a step takes a rank further than going round by itself does.
 
-        It has a collective, a slot, the counters or a choice, or leads to an end or a failure. A rank that has
-        failed takes no part.
+        It has a collective, a slot, the counters or a choice, or leads to an end or a failure. To look at a cell, or
+        into a channel that is empty, is none of it. A rank that has failed takes no part.
         """
         if self.info(number).failed:
             return False
         row, after = step.row, self.info(step.target)
+        gate = row.gate
+        if gate is not None and (isinstance(gate, See) or (isinstance(gate, Poll) and step.data is EMPTY)):
+            return after.terminal or after.failed
         reaches_out = row.op is not None or row.gate is not None or row.choices is not None
         return reaches_out or after.terminal or after.failed
 
@@ -208,6 +228,13 @@ class Lts:
             self._taken[key] = self._step(local, row, "step", data) if row.allows(local.vars, data) else None
         return self._taken[key]
 
+    def picks(self, row: Row, key: Any, me: int) -> bool:
+        """Return whether the gate of a row, of rank `me`, is at this key for some variables that were met."""
+        if row.gate is None or isinstance(row.gate, Meet) or row.gate.worker is None:
+            return bool(key == me)
+        met = {local.vars for local in self.locals.items if local.state == row.state}
+        return any(self._asked("its worker", row.gate.worker, row, v) == key for v in met)
+
     def crashed(self, number: int) -> int:
         """Return the same rank, dead."""
         v = self.locals.items[number].vars if self.protocol.keeps else None
@@ -245,7 +272,7 @@ class Lts:
         if not self.stream or op.group not in self.protocol.streams:
             return False
         is_root = op.root == 0 and self.role is self.protocol.driver
-        return op.kind is Kind.ALL_REDUCE or (op.kind is Kind.BROADCAST and is_root)
+        return (op.kind is Kind.ALL_REDUCE and op.result is None) or (op.kind is Kind.BROADCAST and is_root)
 
     # ── a user's functions ──────────────────────────────────────────────────────────────────────────
 
@@ -266,8 +293,12 @@ class Lts:
     def _where(self, row: Row | None) -> str:
         return f"{self.role.name}, row {row}" if row is not None else self.role.name
 
-    def _start(self) -> Vars:
-        return self._asked("its start", self.role.start, None, True)
+    def _begins(self, rank: int | None) -> int:
+        if self.role.start_at is None or rank is None:
+            v = self._asked("its start", self.role.start, None, True)
+        else:
+            v = self._asked("its start_at", self.role.start_at, None, rank, self.scope)
+        return self._number(Local(self.role.initial, None, v, self.ghost), None)
 
     def _number(self, local: Local, row: Row | None) -> int:
         """Number a local. Raise ModelError where its variables cannot be compared with others."""
@@ -330,8 +361,14 @@ class Lts:
             raise ModelError(f"its effect `{named(row.effect)}` returned None", where=self._where(row), do=do)
         return state, after
 
-    def _slot(self, row: Row, gate: Put | Take, v: Vars) -> tuple[Slot, int]:
-        """Return the slot of a gate and whose it is. Raise ModelError where there is no such worker."""
+    def _slot(self, row: Row, gate: At, v: Vars) -> tuple[Shared, Any]:
+        """Return what a gate is at and whose it is. Raise ModelError where there is no such worker."""
+        if not isinstance(gate.slot, Slot):
+            whose = None if gate.worker is None else self._asked("its worker", gate.worker, row, v)
+            if gate.worker is not None and whose is None:
+                what = f"its worker `{named(gate.worker)}` is None"
+                raise ModelError(what, where=self._where(row), do="leave it out where there is nothing to pick")
+            return (gate.slot, whose)
         if gate.worker is None:
             return (gate.slot, 0)
         whose = self._asked("its worker", gate.worker, row, v)
@@ -346,16 +383,17 @@ class Lts:
     def _unfold(self, local: Local) -> list[Step]:
         found = []
         for row in self.role.leaving[local.state]:
-            if local.pending is not None and not breaks_off(self.role, row):
+            if local.pending is not None and not (row.interrupts or breaks_off(self.role, row)):
                 continue
-            if isinstance(row.gate, Take):
+            if row.gate is not None and isinstance(row.gate, TAKES):
                 if not self._nothing_wrong(row, local, None):
                     slot = self._slot(row, row.gate, local.vars)
                     found.append(Step(row, "step", -1, None, (), None, slot, self._checks(row, local)))
                 continue
             for data in self._choices(row, local.vars):
                 if row.allows(local.vars, data) and not self._nothing_wrong(row, local, data):
-                    step = self._step(local, row, "issue" if row.op else "step", data)
+                    two_ended = row.op is not None or isinstance(row.gate, TWO_ENDED)
+                    step = self._step(local, row, "issue" if two_ended else "step", data)
                     found.append(step._replace(checks=self._checks(row, local)))
         return found
 
@@ -377,7 +415,7 @@ class Lts:
 
     def _step(self, local: Local, row: Row, edge: str, data: Data) -> Step:
         sent = self._sent(row, local.vars) if edge == "issue" else None
-        goes_on = edge == "issue" and row.op is not None and self.goes_on(row.op)
+        goes_on = edge == "issue" and row.op is not None and (row.posts or self.goes_on(row.op))
         waits = edge == "issue" and not goes_on
         arrived, after = (local.state, local.vars) if waits else self._arrived(row, local.vars, data)
         ghost = local.ghost
@@ -388,16 +426,23 @@ class Lts:
         contribution = Contribution(row.op, sent) if edge == "issue" and row.op else None
         if waits:
             waiting = self._number(Local(local.state, row.event, local.vars, ghost), row)
-            return Step(row, edge, waiting, contribution, seen, sent)
+            at = None
+            if row.gate is not None and isinstance(row.gate, TWO_ENDED):
+                at = self._slot(row, row.gate, local.vars)
+            return Step(row, edge, waiting, contribution, seen, sent, at)
         state = self.role.by_name[arrived]
         gone = (state.terminal or state.failed) and not self.protocol.keeps
         target = self._number(Local(arrived, None, None if gone else after, None if gone else ghost), row)
-        slot = self._slot(row, row.gate, local.vars) if isinstance(row.gate, Put) else None
-        if isinstance(row.gate, Put):
-            contribution, data = None, self._sent(row, local.vars)
+        slot = None
+        if row.gate is not None and not isinstance(row.gate, _SLOTLESS):
+            slot = self._slot(row, cast(At, row.gate), local.vars)
+            if isinstance(row.gate, GIVES):
+                contribution, data = None, self._sent(row, local.vars)
         return Step(row, edge, target, contribution, seen, sent if goes_on else data, slot)
 
 
+_SLOTLESS = (Meet, *TAKES)
+"""Gates after which a step no longer says what they were at."""
 _VARS_AT: dict[Callable[..., Any], int] = {arrive: 1, nothing_wrong: 2}
 """Which argument the variables are, of a function that steps a rank; of a model's own it is the first."""
 _BY_VALUE = (str, bytes, bool, int, float, complex, tuple, frozenset, type(None))

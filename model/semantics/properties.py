@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...errors import ModelError
+from ..claims import Claim, Invariant, LeadsTo
 from ..protocols.tp_values import Ack, Action, Call, Header, Payload, Plan, TPVars
-from ..tables import Data
+from ..tables import Data, Protocol
 
 PREFLIGHT = ("preflight_schema", "preflight_split", "preflight_encode", "preflight_dtypes", "preflight_materialise")
 """The steps of preflight, in their order."""
@@ -145,6 +147,11 @@ PROPERTIES = {
 
 GENERIC = (NO_STRANDING, CRASH_OVER_HANG, NO_FALSE_ABORT, NO_MISPAIRING, NO_LIVELOCK, TAKES_PART, ALL_ENDED)
 """The properties that any protocol has; the others speak of TP's events and values."""
+
+CLOSING_PHASES = ("shutdown", "stopped")
+"""In these rank0 is on its way to STOPPED."""
+WHEN = ".when"
+"""Ends the name of the claim that what a `LeadsTo` speaks of comes about."""
 
 NOT_IN_V0 = (NO_STALE_OVERRIDE, NO_UNSEEN_DRIFT, RECOMPUTED, ACKS_COLLECTED, DRAINED, SIGNAL_HELD)
 """TP v0 has no payload, no ack and no drain, so that there is nothing to say about them."""
@@ -360,3 +367,25 @@ def properties_of(protocol_name: str) -> tuple[Property, ...]:
     if observer(protocol_name)[0] is None:
         return GENERIC
     return tuple(p for p in PROPERTIES.values() if protocol_name != "tp_v0" or p not in NOT_IN_V0)
+
+
+def of_any(protocol: Protocol) -> tuple[Property, ...]:
+    """Return the properties that can be judged of a protocol, whether it has them by itself or not."""
+    closes = any(state.phase in CLOSING_PHASES for state in protocol.driver.states)
+    return (*GENERIC, ALL_STOPPED, *((CLEAN_SHUTDOWN,) if closes else ()))
+
+
+def own_properties(protocol: Protocol) -> tuple[Property, ...]:
+    """Return what a protocol claims of its own, as properties; a `LeadsTo` comes with what it must not lack."""
+    for claim in protocol.claims:
+        if claim.name in PROPERTIES:
+            what = f"a claim is called `{claim.name}`, as a property is that every protocol may have"
+            raise ModelError(what, where=f"{protocol.name}, claims", do="give it another name")
+    return tuple(prop for claim in protocol.claims for prop in _as_properties(claim))
+
+
+def _as_properties(claim: Claim) -> tuple[Property, ...]:
+    if isinstance(claim, LeadsTo):
+        when = Property(claim.name + WHEN, "sometimes", f"what {claim.name} speaks of comes about")
+        return (Property(claim.name, "eventually", claim.text), when)
+    return (Property(claim.name, "always" if isinstance(claim, Invariant) else "sometimes", claim.text),)

@@ -60,7 +60,7 @@ class Query:
         kinds = {**(broken.faults if broken else {}), **chosen} or {CRASH: None}
         budget, detection, stream = 1, self.detection, self.stream
         edited = with_faults(tables, kinds)
-        refuse_idle(chosen, edited, ranks)
+        refuse_idle(chosen, edited, replace(self.scope, ranks=ranks))
         if broken is not None:
             edited, budget, stream = broken.edit(edited), broken.budget, stream or broken.stream
             detection = broken.detection if detection is None else detection

@@ -25,6 +25,8 @@ class TraceStep:
     commits: bool
     states: tuple[str, ...]
     data: str = ""
+    members: tuple[int, ...] = ()
+    """The ranks that its collective is of, in the order of the group; empty: all."""
 
     @property
     def text(self) -> str:
@@ -74,6 +76,8 @@ class Counterexample:
     steps: tuple[TraceStep, ...]
     shortest: bool = True
     """No run that shows it has fewer steps. A reduced search leaves out some that may."""
+    then: str = ""
+    """How the run may go on for ever, where the property says what must come in the end."""
 
     def __repr__(self) -> str:
         return f"<{self.title}>"
@@ -87,10 +91,12 @@ class Counterexample:
     @property
     def summary(self) -> str:
         """Return one sentence for each rank that is stuck, or what the last step did."""
+        after = [self.then] if self.then else []
         if not self.stuck:
             last = self.steps[-1] if self.steps else None
-            return f"{self.claim} is violated" + (f" when {last.text}" if last else " in the initial state")
-        return "; ".join(s.text + self._since(s) for s in self.stuck)
+            violated = f"{self.claim} is violated" + (f" when {last.text}" if last else " in the initial state")
+            return "; ".join([violated, *after])
+        return "; ".join([*(s.text + self._since(s) for s in self.stuck), *after])
 
     def _since(self, stuck: Stuck) -> str:
         return f", since step {stuck.since} ({self.steps[stuck.since - 1].event})" if stuck.since else ""

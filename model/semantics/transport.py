@@ -24,7 +24,8 @@ from enum import StrEnum
 from functools import cache
 from typing import NamedTuple
 
-from ..tables import Collective, Data, Kind
+from ...errors import ModelError
+from ..tables import Collective, Data, Kind, named
 
 
 class Contribution(NamedTuple):
@@ -37,9 +38,15 @@ class Contribution(NamedTuple):
 
 
 def depends_on(op: Collective, rank: int, ranks: int) -> Sequence[int]:
-    """Return the members that must have issued `op` before it may complete for `rank`."""
-    if op.kind is Kind.BROADCAST:
+    """Return the members that must have issued `op` before it may complete for `rank`.
+
+    Of broadcast and gather that is measured. Of reduce and scatter it is as little as can be: one who only sends may
+    leave at once.
+    """
+    if op.kind in (Kind.BROADCAST, Kind.SCATTER):
         return (op.root or 0,)
+    if op.kind is Kind.REDUCE and rank != op.root:
+        return (rank,)
     if op.kind is Kind.GATHER and rank != op.root:
         return (op.root or 0,)
     return range(ranks)
@@ -64,22 +71,53 @@ def must_complete(op: Collective, issued: Sequence[Contribution | None]) -> bool
     return all(other is not None and not other.lost and same_on_the_wire(other.op, op) for other in issued)
 
 
+REDUCES = (Kind.ALL_REDUCE, Kind.REDUCE, Kind.REDUCE_SCATTER)
+"""Kinds whose values have to fit each other, unless their result says what becomes of them."""
+
+
 def mispaired(op: Collective, issued: Sequence[Contribution | None]) -> bool:
     """Return whether members paired on the wire that mean something else by it, or reduce what does not fit."""
     others = [c for c in issued if c is not None and same_on_the_wire(c.op, op)]
     if any(c.op.name != op.name for c in others):
         return True
-    return op.kind is Kind.ALL_REDUCE and len({c.value for c in others}) > 1
+    return op.kind in REDUCES and op.result is None and len({c.value for c in others}) > 1
 
 
 def delivered(op: Collective, rank: int, issued: Sequence[Contribution | None]) -> Data:
-    """Return what `rank` is given when `op` completes: the root's value, everyone's values as a set, or None."""
+    """Return what `rank` is given when `op` completes: its result, the root's value, or everyone's values as a set.
+
+    Raise ModelError where that cannot be had of what the members have put in.
+    """
     if op.kind is Kind.BROADCAST:
         root = issued[op.root or 0]
         return root.value if root else None
-    if op.kind is Kind.GATHER and rank != op.root:
+    if op.kind is Kind.BARRIER or (op.kind in (Kind.GATHER, Kind.REDUCE) and rank != op.root):
         return None
-    return frozenset(other.value for other in issued if other is not None)
+    if op.kind is Kind.SCATTER:
+        root = issued[op.root or 0]
+        return _share(op, root.value, rank, len(issued)) if root else None
+    values = [other.value for other in issued if other is not None]
+    if op.kind is Kind.ALL_TO_ALL:
+        values = [_share(op, value, rank, len(issued)) for value in values]
+    return frozenset(values) if op.result is None else _result(op, tuple(values))
+
+
+def _share(op: Collective, value: Data, rank: int, members: int) -> Data:
+    if not isinstance(value, tuple) or len(value) != members:
+        do = "put a tuple in, with a value for each member of the group"
+        raise ModelError(f"`{op.name}` is given {value!r} for {members} members", where=f"a {op.kind}", do=do)
+    return value[rank]
+
+
+def _result(op: Collective, values: tuple[Data, ...]) -> Data:
+    assert op.result is not None
+    try:
+        found = op.result(values)
+        hash(found)
+    except Exception as error:
+        what = f"its result `{named(op.result)}` of {values!r} raised {type(error).__name__}: {error}"
+        raise ModelError(what, where=f"collective `{op.name}`") from error
+    return found
 
 
 def run_ahead(ranks: int) -> int:

@@ -146,6 +146,8 @@ OTHER: dict[str, Any] = {
     "syncs": True,
     "fault": "x",
     "gate": Meet(),
+    "posts": True,
+    "interrupts": True,
 }
 
 

@@ -182,7 +182,7 @@ def watched(job: Job, rank: int) -> Watched:
 
 def header(rank: int) -> TraceHeader:
     members = tuple(range(RANKS))
-    groups = dict.fromkeys(TP_V1_1.groups, members)
+    groups = dict.fromkeys(TP_V1_1.group_names, members)
     role, now = TP_V1_1.role(rank).name, Clock(0, 0)
     names = (TP_V1_1.name, TP_V1_1.digest)
     return TraceHeader(FORMAT_VERSION, "sim", rank, RANKS, role, "memory", *names, groups, now)

@@ -147,7 +147,7 @@ class LocalMoves:
         )
         issues = None
         if step.contribution is not None:
-            group = self._network.protocol.groups.index(step.contribution.op.group)
+            group = self._network.protocol.group_names.index(step.contribution.op.group)
             issues = (group, self._network.contributions(step.contribution))
         fails = info.failed and issues is None
         return Move(

@@ -19,8 +19,8 @@ import numpy as np
 
 from ...semantics.lts import CRASHED, Interner, Step
 from ...semantics.network import CRASH, STALL, Network, NetworkState
-from ...semantics.properties import NO_MISPAIRING
-from ...tables import Data, Kind, Put, Take
+from ...semantics.properties import CLOSING_PHASES, NO_MISPAIRING
+from ...tables import Data, Kind, Put, Take, beyond
 from ..reference import Taken
 from .layout import (
     ADVANCES,
@@ -65,8 +65,6 @@ Columns = tuple[tuple[int, ...], ...]
 
 MAX_SORTED = 16
 """Workers that can be sorted: a place is four bits."""
-CLOSING_PHASES = ("shutdown", "stopped")
-"""In these rank0 is on its way to STOPPED."""
 SPARE_BITS = 8
 """So many bits a lane may have to spare."""
 
@@ -78,6 +76,8 @@ class Space:
     """
 
     def __init__(self, network: Network, *, symmetric: bool = False, reduction: Reduction | None = None) -> None:
+        if (more := beyond(network.protocol)) is not None:
+            raise ValueError(f"{network.protocol.name} has {more}, which only the reference engine knows")
         self.network, self.symmetric, self.reduction = network, symmetric, reduction
         self._lts = network.lts[0], network.lts[min(1, network.ranks - 1)]
         self.layout: Layout
@@ -100,7 +100,7 @@ class Space:
         self._described: tuple[dict[int, list[int]], ...] = ({}, {})
         self._sources: dict[int, tuple[int, int]] = {}
         self._taking: dict[int, Step] = {}
-        groups = len(network.protocol.groups)
+        groups = len(network.protocol.group_names)
         # lists, which are quick to add to; what is new in them goes into arrays when an engine asks for those
         self._facts: tuple[list[list[int]], list[list[int]]] = ([], [])
         self._fresh: tuple[list[int], list[int]] = ([], [])
@@ -154,7 +154,7 @@ class Space:
             known[BASE] = lts.base(local) if role == 0 else 0
             known[POINTS] = 0 if state is None else 1 << state
             known[FIRST] = -1
-            known[WAITS_IN] = -1 if info.op is None else self.network.protocol.groups.index(info.op.group)
+            known[WAITS_IN] = -1 if info.op is None else self.network.protocol.group_names.index(info.op.group)
             self._described[role][local] = known
         return known.copy()
 
@@ -188,7 +188,7 @@ class Space:
     def expand(self, role: int, number: int) -> None:
         """Work out a lane's options, in the order of `Network.successors`."""
         local, columns = self.lanes[role].items[number]
-        groups = self.network.protocol.groups
+        groups = self.network.protocol.group_names
         outstanding = [groups[g] for g in self.network.stream_groups if any(entry > 0 for entry in columns[g])]
         hasty = (
             self.reduction is not None
@@ -241,7 +241,7 @@ class Space:
             self._device(role, number, group)
         info = self._lts[role].info(local)
         if info.op is not None and not info.terminal and not info.stalled:
-            group = self.network.protocol.groups.index(info.op.group)
+            group = self.network.protocol.group_names.index(info.op.group)
             at = _earliest(columns[group])
             if 0 <= at == len(columns[group]) - 1:  # nothing that it issued before is unfinished
                 option = self._add(Option.COMPLETE, number, 0, group, at, columns[group][at])
@@ -275,7 +275,7 @@ class Space:
         seen: int = 0,
         row: Taken | None = None,
     ) -> int:
-        if not self.network.protocol.groups:
+        if not self.network.protocol.group_names:
             bits &= ~DROPS_FINISHED
         self._options.append((option, target, bits, a, b, c, striking, seen))
         self._rows.append(row)
@@ -443,7 +443,7 @@ class Space:
         network = self.network
         lanes = [self.lanes[min(rank, 1)].items[fields[rank]] for rank in range(network.ranks)]
         queues = []
-        for group in range(len(network.protocol.groups)):
+        for group in range(len(network.protocol.group_names)):
             columns = [columns[group] for _, columns in lanes]
             deep = max(map(len, columns))
             queues.append(network.queues(tuple(tuple(c[n] if n < len(c) else 0 for c in columns) for n in range(deep))))

@@ -70,7 +70,7 @@ class Lanes:
         self.protocol, self.frame = protocol, protocol.frame
         driver = Lts(protocol, protocol.driver, scope, stream=stream)
         self.lts = (driver, Lts(protocol, protocol.worker, scope, stream=stream))
-        self.group = {name: n for n, name in enumerate(protocol.groups)}
+        self.group = {name: n for n, name in enumerate(protocol.group_names)}
         self.groups = range(len(self.group))
         self.contributions: Interner[Contribution | None] = Interner()
         self.contributions(None)

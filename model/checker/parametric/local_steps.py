@@ -11,7 +11,7 @@ from __future__ import annotations
 from ....errors import ModelError
 from ...semantics.lts import Info, Lts, Step
 from ...semantics.network import Faults
-from ...tables import Protocol, Put, Take
+from ...tables import Protocol, Put, Take, beyond
 from ..reference import Taken
 from .abstract_state import Lanes
 
@@ -22,6 +22,12 @@ ELSEWHERE = "check it at a chosen number of ranks"
 
 def refuse(protocol: Protocol) -> None:
     """Raise ModelError for what is no function of the set of occupied lanes, naming the row."""
+    more = beyond(protocol)
+    if more is not None:
+        raise ModelError(f"no world size but one that is chosen can have {more}", where=protocol.name, do=ELSEWHERE)
+    if protocol.claims:
+        what = f"its claim `{protocol.claims[0].name}` is about the ranks that there are"
+        raise ModelError(what, where=protocol.name, do=ELSEWHERE)
     for role in protocol.roles:
         for row in role.rows:
             where = f"{role.name}, row {row}"

@@ -521,7 +521,7 @@ def _old_checks_pass(role: Role, violation: Row, v: Any, data: Any, **given: Any
     return any(r.allows(v, data) for r in beside)
 
 
-def _unchecked_slot(lts: Any, row: Row, gate: Put | Take, v: Any) -> tuple[Slot, int]:
+def _unchecked_slot(lts: Any, row: Row, gate: Put | Take, v: Any) -> tuple[Any, int]:
     return gate.slot, gate.worker(v) if gate.worker else 0
 
 

@@ -86,7 +86,7 @@ class Oracle:
     def start(self) -> World:
         """Return the initial state."""
         ranks = [Rank(self.role(r).initial, None, self.role(r).start(True), False, ()) for r in range(self.count)]
-        return World(tuple(ranks), tuple((group, ()) for group in self.protocol.groups), (), 0)
+        return World(tuple(ranks), tuple((group, ()) for group in self.protocol.group_names), (), 0)
 
     def role(self, rank: int) -> Any:
         return self.protocol.driver if rank == 0 else self.protocol.worker
