@@ -29,19 +29,13 @@ from . import layout
 from .layout import ADVANCES, DETECTS, ORDINARY, Array
 from .search import PackedGraph
 
-ALONE, HELPED = 0xFFFFFFFF, 0xFFFFFFFF << 32
-PATHS = np.array([
-    (ALONE | HELPED) * bool(label & ORDINARY) | HELPED * (label & layout.TAKES_PART == DETECTS) for label in range(8)
-], np.uint64)  # fmt: skip
-"""By an edge's label, the bits of `Judge._can_get_to` that it lets pass."""
-
 
 class Judge:
     """Judges properties on a finished graph; what they ask of it is worked out once each."""
 
     def __init__(self, graph: PackedGraph, sweeps: Any, *, judge_all: bool = False) -> None:
         self.graph, self.sweeps, self.judge_all = graph, sweeps, judge_all
-        self.everybody = (1 << graph.space.network.ranks) - 1
+        self.ranks = graph.space.network.ranks
         self.failed, self.ended, self.closing, self.idle = sweeps.standing(graph)
         self.faulty = graph.field(-1) > 0
 
@@ -143,7 +137,7 @@ class Judge:
             detects = label & layout.TAKES_PART == DETECTS
             steps.append((label & goal == goal) * (1 | 1 << 32) | (detects and bool(label & ADVANCES)) * (1 << 32))
         nowhere = np.full(len(self.failed), -1, np.int32)
-        own: Array = self.sweeps.marks(graph, nowhere, np.array(steps, np.uint64))
+        own = self.sweeps.marks(graph, nowhere, np.array(steps, np.uint64))
         if graph.reduced:
             own[self.failed] |= np.uint64(helped)  # nothing goes on from there, but detection ends everybody
         self.sweeps.carry(graph, self._helps, own)
