@@ -179,6 +179,8 @@ class Recording:
     members where a job stands still, unless it is a device that does."""
     died: Mapping[int, str] = field(default_factory=dict)
     """Rank to how it ended, as its launcher or its host saw it, of ranks that wrote no end themselves."""
+    sized: bool = True
+    """True where it is stated how many ranks the job has; else the highest that was seen counts as the last."""
 
     def __repr__(self) -> str:
         return f"<Recording by {self.source}: {len(self.ranks)} of {self.world} ranks, {self.entries:,} operations>"
@@ -239,11 +241,14 @@ def recording(
         records = [_from_the_last_completed(r, interned) for r in records]
     ranks = {r.rank: r for r in sorted(records, key=lambda r: r.rank)}
     told = {rank for group in interned.groups.values for rank in group.members}
+    sized = world > 0 or _size_is_stated(interned.groups.values)
     world = max(world, 1 + max({*ranks, *unreadable, *told}, default=-1))
     seen: dict[int, list[int]] = {}
     for rank, record in ranks.items():
         for group in {*np.unique(record.ops["group"]).tolist(), *record.issued}:
             seen.setdefault(group, []).append(rank)
+    # where all groups name their members, nobody waits for a rank that is not named
+    sized = sized or all(interned.groups.values[at].stated for at in seen) or _all_gather(interned, ranks, world)
     groups = [
         group if group.stated else _guessed(group, seen.get(at, []), world)
         for at, group in enumerate(interned.groups.values)
@@ -259,6 +264,7 @@ def recording(
         window,
         numbered,
         relative,
+        sized=sized,
     )
 
 
@@ -279,6 +285,31 @@ BASE = 1 << 20
 DEFAULT_GROUP = "default_pg"
 OWN = "genlock"
 """Names the `source` of Genlock's own traces."""
+
+
+def _size_is_stated(groups: Sequence[Group]) -> bool:
+    """Return True where the members of the group of all ranks are stated, by the names that torch gives it.
+
+    gloo states under the name "" those of the group that was made last: the same where no other was ever used.
+    """
+    stated = [group for group in groups if group.stated]
+    if any(g.description == DEFAULT_GROUP or (g.name == "0" and g.description in ("", "undefined")) for g in stated):
+        return True
+    return any(not g.name for g in stated) and len({g.name for g in groups if g.name}) == 1
+
+
+def _all_gather(interned: Interned, ranks: Mapping[int, RankRecord], world: int) -> bool:
+    """Return True where every rank gathered, in the group of all ranks, what so many ranks put in."""
+    of_all = [at for at, group in enumerate(interned.groups.values) if group.description == DEFAULT_GROUP]
+    gathers = [
+        at
+        for at, s in enumerate(interned.signatures.values)
+        if s.kind == "all_gather" and s.received == world * s.sent > 0
+    ]
+    return all(
+        bool((np.isin(record.ops["group"], of_all) & np.isin(record.ops["signature"], gathers)).any())
+        for record in ranks.values()
+    )
 
 
 def _guessed(group: Group, seen: Sequence[int], world: int) -> Group:

@@ -321,7 +321,11 @@ def _unseen(recording: Recording) -> list[str]:
     reasons = [f"rank{rank}: {why}" for rank, why in sorted(recording.unreadable.items())]
     known = {*recording.ranks, *recording.unreadable}
     absent = [rank for rank in range(recording.world) if rank not in known]
-    return reasons + ([f"there is no recording of {_ranks(absent)}"] if absent else [])
+    reasons += [f"there is no recording of {_ranks(absent)}"] if absent else []
+    return reasons if recording.sized else [*reasons, UNSIZED]
+
+
+UNSIZED = "nothing states how many ranks the job has: there may be more than the highest that was recorded"
 
 
 def _lost(recording: Recording) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from genlock.conformance.collectives.diagnose import UNSIZED
 from genlock.conformance.replay import judge, replay
 from genlock.conformance.report import as_json, as_junit, as_text
 from genlock.errors import UnreadableInput, UsageError
@@ -216,6 +217,15 @@ def test_a_missing_rank_is_unknown() -> None:
     del dumps[1]
     found = judge(recorded(dumps))
     assert (found.verdict, found.culprits, found.reasons) == ("unknown", (), ("there is no recording of rank1",))
+
+
+def test_a_set_that_does_not_say_how_many_ranks_there_are_does_not_conform() -> None:
+    """Of dumps without groups, or with those of a part of the ranks alone, the last one may be missing."""
+    part = {"7": {"name": "7", "desc": "tp", "ranks": "[0, 1, 2]"}}
+    for config, verdict in (({}, "unknown"), (part, "unknown"), (healthy()[0]["pg_config"], "conforming")):
+        found = judge(recorded({rank: {**dump, "pg_config": config} for rank, dump in healthy().items()}))
+        assert found.verdict == verdict, config
+        assert (UNSIZED in found.reasons) == (verdict == "unknown")
 
 
 def test_a_cut_or_empty_dump_counts_as_its_rank_and_says_why(tmp_path: Path) -> None:
