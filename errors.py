@@ -109,6 +109,7 @@ class GenlockError(Exception):
 def _one_line(text: str, longest: int) -> str:
     """Return a text without line breaks and control characters, of a bearable length."""
     cut = len(text) > longest
+    text = " ".join(text.splitlines()) if "\n" in text else text
     text = text[:longest]
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

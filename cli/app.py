@@ -414,7 +414,7 @@ def _write_replay(run: Replayed, out: Path) -> None:
     write_page(out / "page.html", story_of(run.drawable, run.diagnosis))
 
 
-@app.command(epilog="Example: genlock collect --out /shared/hang, on each node; then genlock replay /shared/hang")
+@app.command(epilog="Example: genlock collect --out /shared/hang")
 def collect(
     pids: collect_flags.Pids = None,
     out: collect_flags.Out = Path(),

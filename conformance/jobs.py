@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from ..traces.collectives import OWN, Recording
 from ..traces.journal import Began, Ended, Job, Journal, Unrecorded
 from ..traces.load import starts_in
 from .diagnosis import Diagnosis, JobVerdict, Strength, Verdict
+
+if TYPE_CHECKING:
+    from ..traces.collectives import Recording
 
 WORST: tuple[Verdict, ...] = ("divergent", "unknown", "conforming")
 """Verdicts, the worst first."""
@@ -105,6 +108,8 @@ def unseen_time(recording: Recording, until: int | None) -> str:
 
     `until` is when the recorded command ended, in ns of the wall clock, for ranks that have no end.
     """
+    from ..traces.collectives import OWN
+
     if recording.source != OWN or not recording.entries:
         return ""
     quiet, busy, operations = float("inf"), 0.0, 0

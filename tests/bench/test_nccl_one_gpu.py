@@ -54,7 +54,8 @@ def test_a_copy_runs_without_a_network_and_degrades_to_gloo(results: tuple[Path,
     outcome = {step["name"]: step["status"] for step in summary["steps"]}
     assert (outcome["run2"], outcome["run2-OM-11"], outcome["litmus"]) == (0, 10, 0)
     assert (outcome["replay run2"], outcome["replay run2-OM-11"]) == (0, 1)
-    assert (outcome["replay run2, dumps of torch"], outcome["replay hang-skip, dumps of torch"]) == (0, 1)
+    # gloo's dumps do not say how many ranks there are
+    assert (outcome["replay run2, dumps of torch"], outcome["replay hang-skip, dumps of torch"]) == (3, 1)
     assert not [step for step in summary["steps"] if "skipped" in step]
 
 

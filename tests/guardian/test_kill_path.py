@@ -228,12 +228,13 @@ def ignored(text: str) -> set[int]:
 def test_a_program_is_given_the_signals_that_it_expects() -> None:
     """Python's own ways end at the guardian; what the launcher has it ignore, as `nohup` does, is ignored."""
     for ignore in ((), (signal.SIGHUP, signal.SIGINT)):
-        before = [signal.signal(number, signal.SIG_IGN) for number in ignore]
+        ways = {n: signal.SIG_IGN if n in ignore else signal.SIG_DFL for n in (signal.SIGHUP, signal.SIGINT)}
+        before = [signal.signal(number, way) for number, way in ways.items()]
         try:
             said = subprocess.run([*command(), "--", "cat", "/proc/self/status"], capture_output=True, text=True,
                                   check=True, timeout=60).stdout  # fmt: skip
         finally:
-            for number, handler in zip(ignore, before, strict=True):
+            for number, handler in zip(ways, before, strict=True):
                 signal.signal(number, handler)
         given = ignored(said)
         assert not given & {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM}

@@ -24,8 +24,7 @@ from genlock.errors import ContractViolation, ModelError
 from genlock.model.protocols.tp_v1_1 import TP_V1_1
 from genlock.model.semantics.stepper import RoleMachine
 from genlock.model.tables import By
-from genlock.traces.format import Line as Read
-from genlock.traces.format import Trace, find, read
+from genlock.traces.format import Dropped, End, Event, Trace, decode, find, read
 from repository import CORPUS
 
 Line = dict[str, Any]
@@ -284,7 +283,8 @@ def _asked_for(line: Line, rank: int) -> bool:
 def replayed(run: Run, mutation: Mutation, lines: Sequence[Line]) -> Diagnosis:
     """What replay says of the run with one file spoilt, without a detour over the disk."""
     own = run.traces[mutation.rank]
-    body = tuple(_KINDS.decode(msgspec.json.encode(line)) for line in lines[1:])
+    whole = (decode(own.path, at, msgspec.json.encode(line)) for at, line in enumerate(lines[1:], 2))
+    body = tuple(line for line in whole if isinstance(line, Event | Dropped | End))
     trace = Trace(own.path, own.header, body, tuple(range(2, len(lines) + 1)), False, own.groups)
     return diagnose([trace if r == mutation.rank else t for r, t in run.traces.items()])
 
@@ -306,9 +306,6 @@ def wrong(run: Run, mutation: Mutation) -> str | None:
     said = (divergence.rank, found.culprits, divergence.line, divergence.chunk)
     right = (rank, (rank,), at + 1, after[at - 1].get("chunk", 0))
     return None if said == right else f"(rank, culprits, line, chunk) is {said}, not {right}: {divergence.why}"
-
-
-_KINDS: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Read)
 
 
 def main(folders: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +295,16 @@ def test_not_held_up() -> None:
     }
     recorded = recording(parts, [Group("0", "default_pg", (0, 1, 2, 3, 4)), *COUPLES])
     assert said(recorded)[1] == ("not-held-up", CULPRIT)
+
+
+def test_found_dead_by_a_peer() -> None:
+    """Rank1 saw that rank0's process had ended; what has an end in its trace did not die, whoever says so."""
+    parts = {0: sums(2), 1: sums(3, ISSUED), 2: sums(3, ISSUED), 3: sums(3, ISSUED)}
+    for ended, case in ((Ended.OPEN, "found-dead-by-a-peer"), (Ended.STOPPED, None)):
+        recorded = recording(parts, ended={0: ended})
+        ranks = {**recorded.ranks, 1: replace(recorded.ranks[1], found_dead=0)}
+        found = said(replace(recorded, ranks=ranks))
+        assert (found[0][0] == "found-dead-by-a-peer") == (case is not None), found
 
 
 def test_every_case_is_tested_here() -> None:
