@@ -37,7 +37,7 @@ REPORT_IT = "please report it with the lines above and the command (see CONTRIBU
 MISUSES: tuple[type[Exception], ...] = tuple(
     kind for kind in typer.BadParameter.__mro__ if issubclass(kind, Exception) and kind.__name__ == "ClickException"
 )
-"""The error that typer raises, and shows, where a command line cannot be read; its module is another by version."""
+"""The error that typer raises where a command line cannot be read; its module is another by version."""
 
 
 class Commands(TyperGroup):
@@ -53,12 +53,21 @@ class Commands(TyperGroup):
         except MemoryError:
             _end("no memory is left", Exit.UNKNOWN)
         except Exception as error:
+            if isinstance(error, MISUSES) and type(error).__name__ != "NoArgsIsHelpError":
+                _end(_misuse(error), Exit.USAGE)
             if isinstance(error, (typer.Exit, typer.Abort, BrokenPipeError, *MISUSES)):
                 raise
             if isinstance(error, OSError) and error.filename is not None:
                 _end(f"{error.filename}: {error.strerror}", Exit.USAGE)
             traceback.print_exc()
             _end(f"this is a bug of Genlock {__version__}, and no verdict; {REPORT_IT}", Exit.BUG)
+
+
+def _misuse(error: Any) -> str:
+    """Say in one line what cannot be read in a command line, and where to look."""
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "genlock"
+    what = error.format_message().replace("Value error, ", "").rstrip(".")
+    return f"{what}; see `{path} --help`"
 
 
 def _end(message: str, status: int) -> NoReturn:
