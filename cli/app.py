@@ -524,6 +524,7 @@ def audit(
         from ..page.html import write as write_page
 
         write(found, out)
-        write_page(out / "page.html", story_of(found.as_json()))
+        if not found.ended:  # the page walks the model, which takes longer than Ctrl-C may
+            write_page(out / "page.html", story_of(found.as_json()))
     show(report, found.as_text, found.as_json, found.as_junit)
     raise typer.Exit(found.exit)

@@ -45,6 +45,8 @@ class Audit:
     ledger: Ledger
     verdict: Ship
     shown: str = ""
+    ended: bool = False
+    """True where Ctrl-C or SIGTERM ended it early."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -161,13 +163,15 @@ def audit(
     subject = f"{question.protocol} broken by {question.mutant}" if question.mutant else question.protocol
     if not contract:
         required = [what for what in (ended, NO_NCCL if nccl else "") if what]
-        return Audit(subject, ledger, ship(ledger, contract=False, outside=(NO_CODE,), required=required), of)
+        return Audit(
+            subject, ledger, ship(ledger, contract=False, outside=(NO_CODE,), required=required), of, bool(ended)
+        )
     kinds = {name.partition(":")[0] for name, found in ledger.items() if found.good}
     backends = [backend for kind, backend in (("row", "gloo"), ("nccl", "NCCL")) if kind in kinds]
     lacks = [] if "nccl" in kinds else [NO_NCCL]
     required = [what for what in (ended, *(lacks if nccl else ()), "" if files(ROOT) else NO_TESTS) if what]
     verdict = ship(ledger, outside=() if nccl else lacks, required=required)
-    return Audit(subject, ledger, verdict, f"on {' and '.join(backends) or 'no backend'}; model: {of}")
+    return Audit(subject, ledger, verdict, f"on {' and '.join(backends) or 'no backend'}; model: {of}", bool(ended))
 
 
 def _audit_runs(tell: Tell, runs: Sequence[Path], nccl: bool) -> Audit:
