@@ -67,7 +67,7 @@ CAUSES = {
     "kind": ("unlike",),
     "size": ("unlike",),
 }
-"""What was broken, to the beginnings of the cases that say so."""
+"""Maps what was broken to the beginnings of the cases that say so."""
 SEEDED = 2000
 
 

@@ -22,7 +22,7 @@ NEXT_TIME = {
     "rank": "ranks: name each process, `--pid PID=RANK`",
 }
 EITHER = {"faulthandler": "py-spy"}
-"""Of two that serve the same end, the one that makes the other needless."""
+"""Maps a piece of advice to the one that makes it needless."""
 
 
 def flight_recorder(version: tuple[int, int]) -> str:

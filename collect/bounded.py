@@ -36,7 +36,7 @@ class Outcome:
     missing: str = ""
     """Why something could not be had; empty where all could."""
     advice: list[str] = field(default_factory=list)
-    """What would have helped: keys of `advice.NEXT_TIME`."""
+    """Names what would have helped: keys of `advice.NEXT_TIME`."""
 
 
 class Step(NamedTuple):

@@ -113,7 +113,7 @@ class Collected:
     path: Path
     ranks: list[OfRank]
     general: list[str]
-    """What could not be had of the job as a whole."""
+    """Says what could not be had of the job as a whole."""
     advice: list[str]
     interrupted: bool
     seconds: float

@@ -91,7 +91,7 @@ class Rank:
     """None where nothing tells it."""
     world: int | None
     by: str
-    """What tells its number, in words."""
+    """Says in words what tells its number."""
     certain: bool = True
     """False where its number follows from a convention alone."""
 
@@ -218,7 +218,7 @@ def find(runner: Runner, named: Mapping[int, int | None]) -> tuple[list[Rank], l
     if not found:
         do = "name its processes: `--pid PID=RANK`, once for each"
         what = "no process here is known to be a rank: none has RANK in its environment"
-        raise UsageError("; ".join([what, *said]), where="genlock collect", do=do)
+        raise UsageError("; ".join([what, *said]), where="collect", do=do)
     ranks = []
     for one, number, world, by, certain in found:
         with contextlib.suppress(OSError):
@@ -326,9 +326,7 @@ def _check(ranks: Sequence[Rank], *, by_name: bool) -> None:
     numbers = [rank.number for rank in ranks if rank.number is not None]
     if (len(jobs) > 1 and not by_name) or len(set(numbers)) < len(numbers):
         told = "; ".join(_told(own) for own in jobs.values())
-        raise UsageError(
-            f"ranks of several jobs run here: {told}", where="genlock collect", do="choose one: `--pid PID`"
-        )
+        raise UsageError(f"ranks of several jobs run here: {told}", where="collect", do="choose one: `--pid PID`")
 
 
 def _told(ranks: Sequence[Rank]) -> str:

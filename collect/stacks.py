@@ -28,7 +28,7 @@ from .ranks import Rank
 from .staging import Staging
 
 SECONDS = 12.0
-"""How long one look at the stacks of a rank may take in all."""
+"""Bounds one look at the stacks of a rank, in all."""
 TRIES = 3
 MAX_STACKS = 8 << 20
 RECORDER_ASKS = signal.SIGRTMAX - 5

@@ -20,7 +20,7 @@ WEIGHT = {
     "guardian": 1,
     "exit": 2,
 }
-"""Of several failures at once the lightest is the cause, and the others are its consequences. Of nothing that a rank
+"""Weighs failures: of several at once the lightest is the cause, the others are consequences. Of nothing that a rank
 does its launcher dies, and of its launcher's death any rank may.
 """
 LAST = 3

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LINUX = sys.platform == "linux"
 NAMES = 8
-"""How many abstract sockets are tried; a stranger may have the first."""
+"""Counts the abstract sockets that are tried; a stranger may have the first."""
 CREDENTIALS = struct.Struct("3i")
 NOBODY = -1
 

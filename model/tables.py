@@ -142,7 +142,7 @@ class Slot:
 
 
 Keys = Callable[[Scope], Iterable[Any]]
-"""Of which there is one each: ranks, mostly. They must have a hash."""
+"""Lists the keys, of which there is one each: ranks, mostly. They must have a hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class Link:
 
 
 Shared = Slot | Fifo | Cell | Link
-"""What ranks share, apart from groups."""
+"""Names what ranks share, apart from groups."""
 Whose = Callable[[Vars], Any]
 """Picks, by a rank's variables, the key of a channel or cell, the worker of a slot (from 1), the peer on a link.
 
@@ -278,7 +278,7 @@ AT: Final[Mapping[type, tuple[type, ...]]] = {
     Put: (Slot, Fifo), Take: (Slot, Fifo), Poll: (Fifo,), Set: (Cell,), See: (Cell,),
     Send: (Link,), Receive: (Link,), Post: (Link,), Sent: (Link,),
 }  # fmt: skip
-"""What each gate may be at."""
+"""Says what each gate may be at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -578,7 +578,7 @@ class Protocol:
     may_be_unreached: tuple[str, ...] = ()
     """Rows, as `[ROLE.]STATE.EVENT`, that need not be taken for a search of this protocol to mean something."""
     claims: tuple[Claim, ...] = ()
-    """What it claims of its whole state, beside what is asked of every protocol."""
+    """Holds what it claims of its whole state, beside what is asked of every protocol."""
     cast: tuple[Role, ...] = ()
     """The roles, instead of driver and worker: each says which ranks play it."""
     groups: tuple[Group, ...] = ()

@@ -49,7 +49,7 @@ class Beat:
         """True where somebody reads it."""
         self._memory, self._lock = memory, threading.Lock()
         self._awaited: Counter[int] = Counter()
-        """How many of its operations wait for whom."""
+        """Counts its operations by whom they wait for."""
         self._page = Page()
         self._page.pid, self._page.flags = os.getpid(), flags
         self.phase(phase)

@@ -38,7 +38,7 @@ class Groups:
         """Keyed by the `id` of a ProcessGroup."""
         self._names: dict[str, int] = {}
         self._joined = 1
-        """How often this process has joined its job: torch gives the same names to groups again."""
+        """Counts how often this process has joined its job: torch gives the same names to groups again."""
         self.unregistered: dict[str, ref[Any]] = {}
         """Groups that torch.distributed does not know, by their names."""
 

@@ -20,7 +20,7 @@ from .reference import Edge, StateGraph, Verdict, components
 
 STILL = "nothing that is owed can happen from there"
 Action = tuple[int, bool]
-"""What is owed: a rank's host, or (True) its device, goes on."""
+"""Names what is owed: a rank's host, or (True) its device, goes on."""
 
 
 def own(network: Network, properties: Iterable[Property]) -> tuple[Property, ...]:

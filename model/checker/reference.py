@@ -173,7 +173,7 @@ class Verdict:
     path: tuple[int, ...] = ()
     """The states of a run that shows it, from the initial one on, where that is not the shortest way to the state."""
     then: str = ""
-    """How such a run may go on for ever."""
+    """Says how such a run may go on for ever."""
 
 
 @dataclass(frozen=True)

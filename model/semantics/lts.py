@@ -98,7 +98,7 @@ class Step(NamedTuple):
     seen: tuple[str, ...]
     data: Data
     slot: tuple[Shared, Any] | None = None
-    """What the gate is at, and whose: of a slot a worker (0: its own), else a key (None: one's own) or a peer."""
+    """Names what the gate is at, and whose: of a slot a worker (0: its own), else a key (None: one's own) or a peer."""
     checks: tuple[Step, ...] = ()
     """The PROTOCOL rows, of a VIOLATION row, with a `Take` that it comes after (see `Role.checks_pass`)."""
 

@@ -216,10 +216,10 @@ class Network:
         self._channel = {slot: n * (self.ranks - 1) for n, slot in enumerate(protocol.slots)}
         self._first_place = len(self._channel) * (self.ranks - 1)
         self.places = tuple(_places(protocol, scope))
-        """What is shared beside slots, with its keys."""
+        """Lists what is shared beside slots, with its keys."""
         self._place = {place: self._first_place + n for n, place in enumerate(self.places)}
         self.given: dict[Shared, set[Data]] = {}
-        """What channels, cells and links had for those who looked."""
+        """Holds what channels, cells and links had for those who looked."""
 
     def initial(self) -> NetworkState:
         """Return all ranks at the start of their tables, nothing issued, all slots empty."""

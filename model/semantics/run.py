@@ -77,7 +77,7 @@ class Counterexample:
     shortest: bool = True
     """No run that shows it has fewer steps. A reduced search leaves out some that may."""
     then: str = ""
-    """How the run may go on for ever, where the property says what must come in the end."""
+    """Says how the run may go on for ever, where the property says what must come in the end."""
 
     def __repr__(self) -> str:
         return f"<{self.title}>"

@@ -229,9 +229,9 @@ class _Lines(NamedTuple):
     indices: Numbers
     times: Numbers
     sequences: Numbers
-    """Of lines that are lists; else 0: the shape says it."""
+    """Holds what lines that are lists say; else 0: the shape says it."""
     entered: Numbers
-    """Of lines that are lists; else -1: the shape says it."""
+    """Holds what lines that are lists say; else -1: the shape says it."""
     dropped: Sequence[Dropped]
     end: End | None
     cut: bool

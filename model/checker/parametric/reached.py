@@ -32,9 +32,9 @@ class Reached:
     """Holds what was not reached by any network that was searched."""
 
     never: Coverage
-    """What no network reaches, whatever its size."""
+    """Names what no network reaches, whatever its size."""
     undecided: Coverage
-    """What larger networks may reach."""
+    """Names what larger networks may reach."""
     tried: int
     """The ranks of the largest network that was searched."""
 
