@@ -146,7 +146,7 @@ class Proof:
     tried: int
     """Networks of two to so many ranks were searched for one; 0: none."""
     reached: Reached | None
-    """Says what was not reached; None where something is violated, the search ended early, or no network was searched."""
+    """Says what was not reached; None where something is violated, or the search ended early or was not made."""
     seconds: float
 
     def holds(self, prop: Property) -> bool | None:
