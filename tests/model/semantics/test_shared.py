@@ -56,6 +56,7 @@ from genlock.model.tables import (
     mesh,
     most,
     total,
+    validate,
 )
 
 GO, END = State("GO", ""), State("END", "", terminal=True)
@@ -82,7 +83,7 @@ def cast(*roles: Role, ranks: int | None = None, **more: Any) -> Protocol:
 
 
 def checked(protocol: Protocol, ranks: int = 2, **how: Any) -> Report:
-    asked = Query(protocol.name, Scope(ranks=protocol.ranks or ranks), faults=0, given=protocol.validate())
+    asked = Query(protocol.name, Scope(ranks=protocol.ranks or ranks), faults=0, given=validate(protocol))
     return run_check(asked, **how)
 
 
@@ -237,7 +238,7 @@ def test_who_may_leave_before_the_others_have_come(kind: Kind, early: Sequence[i
     collective = op("c", kind, root=None if kind is Kind.BARRIER else 1, result=each if kind is Kind.REDUCE else None)
     asked = row("c", op=collective, send=lambda v: (0, 0, 0), by=By.ENVIRONMENT)
     protocol = cast(line("r", asked, v="rank"), ranks=3, schedule=(collective,))
-    graph = explore(Network(protocol.validate(), Scope(ranks=3), faults=0))
+    graph = explore(Network(validate(protocol), Scope(ranks=3), faults=0))
     network = Network(protocol, Scope(ranks=3), faults=0)
     first = {
         r
@@ -514,7 +515,7 @@ FAST = ("numpy", *(("numba",) if find_spec("numba") else ()))
 
 @pytest.mark.parametrize("said", BEYOND)
 def test_what_others_do_not_have_they_refuse_by_name(said: str) -> None:
-    protocol = BEYOND[said].validate()
+    protocol = validate(BEYOND[said])
     network = Network(protocol, Scope(ranks=2), faults=0)
     for engine in FAST:
         with pytest.raises(UsageError) as refused:
@@ -633,7 +634,7 @@ def test_a_result_is_waited_for_on_a_stream_too() -> None:
     rows = Row("S0", "s", "S1", op=SUM, send=lambda v: 1, effect=keep), Row("S1", "end", "END")
     role = Role("role", "S0", (State("S0", ""), State("S1", ""), END), rows)
     protocol = Protocol("stream", "1", role, role, (SUM,), streams=("g",), claims=(got,))
-    asked = Query("stream", Scope(ranks=2), faults=0, stream=True, given=protocol.validate())
+    asked = Query("stream", Scope(ranks=2), faults=0, stream=True, given=validate(protocol))
     assert run_check(asked).verdict is Answer.HOLDS
 
 
@@ -642,5 +643,5 @@ def test_a_rank_that_only_looks_takes_no_part() -> None:
     out = Row("GO", "out", "END", By.ENVIRONMENT, guards=((lambda v, data: False),))
     role = Role("role", "GO", (GO, State("AGAIN", ""), END), (*looks, out))
     protocol = Protocol("looks", "1", role, role, shared=(CELL,))
-    network = Network(protocol.validate(), Scope(ranks=2), faults=0)
+    network = Network(validate(protocol), Scope(ranks=2), faults=0)
     assert not check(network, [NO_LIVELOCK]).holds
