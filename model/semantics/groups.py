@@ -9,7 +9,7 @@ Left out: what a collective does between its two ends (`transport.py`), and wher
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ...errors import ModelError
@@ -101,13 +101,7 @@ class Groups:
         left = with_item(instances, at, with_item(instances[at], rank, -instances[at][rank]))
         last = at == _position(instances, rank) - 1
         seen = (NO_MISPAIRING.name,) if transport.mispaired(op, issued) else ()
-        try:
-            delivered = transport.delivered(op, rank, issued)
-        except ModelError:
-            if not seen:
-                raise
-            delivered = frozenset(other.value for other in issued if other is not None)
-        return Exit(op, transport.must_complete(op, issued), delivered, seen, self.queues(left), last)
+        return Exit(op, transport.must_complete(op, issued), given(op, rank, issued), seen, self.queues(left), last)
 
     def rebased(self, queues: tuple[int, ...], by: int) -> tuple[int, ...]:
         """Return the queues with their ids moved on by `by`."""
@@ -180,6 +174,16 @@ class Groups:
             if (c := self.contributions.items[abs(instance[m])])
             and (c.lost or not transport.same_on_the_wire(c.op, mine.op))
         )
+
+
+def given(op: Collective, seat: int, issued: Sequence[Contribution | None]) -> Data:
+    """Return what a member is given: of one that mispairs, where nothing can be made of the values, the values."""
+    try:
+        return transport.delivered(op, seat, issued)
+    except ModelError:
+        if not transport.mispaired(op, issued):
+            raise
+        return frozenset(other.value for other in issued if other is not None)
 
 
 def _lists(protocol: Protocol, scope: Scope) -> Iterator[tuple[str, tuple[int, ...]]]:

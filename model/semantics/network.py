@@ -353,8 +353,11 @@ class Network:
         step = self.lts[rank].complete(state.locals[rank], exit.delivered)
         locals_ = with_item(state.locals, rank, step.target)
         queues = self._drop_finished(with_item(state.queues, group, exit.queue), locals_)
+        after, held = self.lts[rank].info(step.target), state.slots
+        if after.terminal or after.failed:
+            held = self.store.without_rank(held, rank, failed=after.failed)
         move = self._move(rank, step, state.locals[rank])._replace(ordinary=exit.must, seen=step.seen + exit.seen)
-        yield move, self._normal(NetworkState(locals_, queues, state.slots, state.faults))
+        yield move, self._normal(NetworkState(locals_, queues, held, state.faults))
 
     def _on_device(self, state: NetworkState, rank: int, group: int, info: Info) -> Iterator[tuple[Move, NetworkState]]:
         """Yield the completion of the earliest collective on the rank's stream, unless the host waits in it."""

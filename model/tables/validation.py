@@ -117,6 +117,8 @@ def beyond(protocol: Protocol) -> str | None:
         if op.result is not None:
             return f"collective `{op.name}`, whose result is `{named(op.result)}`"
     for role in protocol.roles:
+        if role.start_at is not None:
+            return f"role {role.name}, each rank of which starts with variables of its own"
         for row in role.rows:
             if row.interrupts or row.posts:
                 return f"row {row} of {role.name}, which {'interrupts' if row.interrupts else 'posts'}"
@@ -225,6 +227,9 @@ def _validate_gate(row: Row, gate: At, role: Role, protocol: Protocol, where: st
 
 def _validate_ends(row: Row, role: Role, where: str) -> None:
     """Raise ModelError for what a row cannot be together with, as far as that is modelled."""
+    if row.gate is not None and row.by in (By.FAULT, By.DETECTION):
+        do = "nothing opens or closes for it: let it lead to a state whose row has the gate"
+        raise ModelError(f"a row by {row.by} has a gate", where=where, do=do)
     if row.posts and row.op is None:
         raise ModelError("it posts, and has no collective", where=where, do="name one as its `op`")
     if row.posts and row.op is not None and row.op.result is not None:

@@ -507,6 +507,9 @@ BEYOND = {
     "link `l`": two(shared=(LINK,)),
     "collective `b`, a barrier": two(Row("GO", "go", "END", op=BARRIER), schedule=(BARRIER,)),
     "collective `s`, whose result is `total`": two(Row("GO", "go", "END", op=SUM, send=lambda v: 1), schedule=(SUM,)),
+    "role role, each rank of which starts": replace(
+        two(), worker=replace(two().worker, start_at=lambda rank, scope: rank)
+    ),
     "which posts": two(Row("GO", "go", "END", op=PLAIN, posts=True), schedule=(PLAIN,)),
     "which interrupts": two(Row("GO", "go", "END", interrupts=True)),
 }
@@ -565,6 +568,8 @@ def test_a_cast_has_no_streams() -> None:
         ),
         (two(Row("GO", "go", "END", gate=Send(LINK)), shared=(LINK,)), "`Send` does not say with whom"),
         (two(Row("GO", "go", "END", posts=True)), "it posts, and has no collective"),
+        (two(Row("GO", "x", "END", By.FAULT, gate=See(CELL), fault="x"), shared=(CELL,)), "a row by fault has a gate"),
+        (two(Row("GO", "x", "END", By.DETECTION, gate=Set(CELL)), shared=(CELL,)), "a row by detection has a gate"),
         (two(Row("GO", "go", "END", op=SUM, posts=True), schedule=(SUM,)), "whose result it would not be given"),
         (two(Row("GO", "go", "END", op=PLAIN, interrupts=True), schedule=(PLAIN,)), "it interrupts, and waits itself"),
         (
@@ -645,3 +650,19 @@ def test_a_rank_that_only_looks_takes_no_part() -> None:
     protocol = Protocol("looks", "1", role, role, shared=(CELL,))
     network = Network(validate(protocol), Scope(ranks=2), faults=0)
     assert not check(network, [NO_LIVELOCK]).holds
+
+
+def test_of_a_rank_that_ends_by_a_collective_comes_no_more_than_of_any_that_ends() -> None:
+    """It posts, and ends by a barrier: what nobody had posted a receive for may come, and need not."""
+    sends = row("post", gate=Post(LINK, lambda v: 1)), row("barrier", op=BARRIER)
+    takes = row("barrier", op=BARRIER), row("receive", gate=Receive(LINK, lambda v: 0))
+    found = checked(
+        cast(
+            line("sender", *sends, ranks=only(0)),
+            line("receiver", *takes, ranks=only(1)),
+            ranks=2,
+            shared=(LINK,),
+            schedule=(BARRIER,),
+        )
+    )
+    assert found.verdict is Answer.VIOLATED
