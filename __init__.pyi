@@ -24,6 +24,7 @@ from .impl.rank.serve import chunk_fields as chunk_fields
 from .impl.rank.serve import serve as serve
 from .impl.recording.channel import Channel as Channel
 from .impl.recording.channel import channel as channel
+from .impl.rank.operation_beats import guard as guard
 from .impl.recording.precheck import agree as agree
 from .impl.recording.precheck import precheck as precheck
 from .model.checker.report import Report as Report
@@ -128,6 +129,7 @@ __all__ = [  # noqa: RUF022  # in the order of the manual
     "Channel",
     "precheck",
     "agree",
+    "guard",
     "serve",
     "RankModel",
     "Driver",

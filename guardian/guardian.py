@@ -17,6 +17,7 @@ import sys
 import time
 
 from . import evidence
+from .attached import Attached
 from .child import HELD, Child, Watched, stopped, traced
 from .deadlines import Failure, RankGraph, WorkClock, where
 from .exit_cause import LAST, USAGE, by_itself, cause_of, status_of, weight_of
@@ -24,7 +25,7 @@ from .helper import Helpers, say_in_time
 from .links import Caller, Listener
 from .places import numeric, resolved
 from .settings import GuardianSettings, Wrong, differences, digest, listens_at, pieces
-from .status_page import EVERYONE, NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
+from .status_page import ASKED, EVERYONE, NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,11 +110,25 @@ class Guardian:
         self.listening = self.hub is None or self.world == 1
         if self.places:
             self._listen()
-        self.child = Child(self.settings.program, self.environ, self._pids)
+        self.child: Child | Attached
+        if self.settings.attached:
+            self.child = Attached(self.settings.attached, memoryview(self.memory))
+            self._answer()
+        else:
+            self.environ |= self.settings.inherited
+            self.child = Child(self.settings.program, self.environ, self._pids)
         self.page = Page()
         self.local = WorkClock(self.rank, self.settings.deadlines, time.monotonic())
         self._moved = time.monotonic()
         self._meet(self._moved)
+
+    def _answer(self) -> None:
+        """Tell the rank that has asked for this guardian what it needs to know, and that it is guarded from now on."""
+        lines = [f"{name}={self.environ[name]}\n" for name in (VARIABLE, STACKS, SPARED, ASKED)]
+        os.write(1, "".join(lines).encode())
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.close(nothing)
 
     def _watch(self, launcher: int) -> None:
         """Watch the launcher, and the supervisor that this process was forked from. Raises Wrong if they are gone."""
@@ -483,7 +498,7 @@ class Guardian:
         # of a launcher that has died ranks may die before it is reaped: its pipes, and its store, are closed by then
         parents = self._see_parents()
         self.orphaned |= parents is not None
-        self.find(parents or by_itself(self.rank, status, where(self.page), asked=self.asked))
+        self.find(parents or by_itself(self.rank, status, where(self.page), asked=self.asked, how=self.child.how))
         if self.settings.observe:
             self.links.send_all("done")
 
