@@ -18,13 +18,13 @@ from .errors import UnreadableInput as UnreadableInput
 from .errors import UsageError as UsageError
 from .impl.chunk.parity import Posture as Posture
 from .impl.chunk.schema import Mode as Mode
+from .impl.rank.operation_beats import guard as guard
 from .impl.rank.serve import Driver as Driver
 from .impl.rank.serve import RankModel as RankModel
 from .impl.rank.serve import chunk_fields as chunk_fields
 from .impl.rank.serve import serve as serve
 from .impl.recording.channel import Channel as Channel
 from .impl.recording.channel import channel as channel
-from .impl.rank.operation_beats import guard as guard
 from .impl.recording.precheck import agree as agree
 from .impl.recording.precheck import precheck as precheck
 from .model.checker.report import Report as Report

@@ -12,8 +12,9 @@ import select
 import signal
 import time
 
-from .child import ATTACH, EXIT_CODE, children, how_it_ended, is_beside, read
-from .status_page import HAS_FAILED, HAS_LEFT, Page
+from .child import ATTACH, EXIT_CODE, FLAGS, PF_EXITING, children, how_it_ended, is_beside, read
+from .exit_cause import PEER_DIED
+from .status_page import HAS_FAILED, HAS_LEFT, HAS_LOST, Page
 
 ASKED_TO = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals by which a launcher ends its ranks: of one that ends by these, peers may wait, and it is no failure yet."""
@@ -39,9 +40,11 @@ class Attached:
             if page is not None and page.flags & HAS_LEFT:
                 self.status = 0
             elif page is not None and page.flags & HAS_FAILED:
-                self.status, self.how = 1, page.commit
+                self.status, self.how = PEER_DIED if page.flags & HAS_LOST else 1, page.commit
+            elif (status := _exit_status(self.pid)) is not None:
+                self._take(status)
             elif self._ended():
-                self._take(_exit_status(self.pid))
+                self._take(UNKNOWN)
         return self.status is not None
 
     def _take(self, status: int) -> None:
@@ -99,11 +102,14 @@ def attached(arguments: list[str]) -> int:
     return 0
 
 
-def _exit_status(pid: int) -> int:
-    """Return the exit status of a process that has ended, negative for a signal; UNKNOWN once it was reaped."""
+def _exit_status(pid: int) -> int | None:
+    """Return the exit status of a process that the kernel takes down, negative for a signal; None of any other.
+
+    Its connections close before its end can be waited for: whoever is asked for the cause then has to know it.
+    """
     facts = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    if len(facts) <= EXIT_CODE or facts[0] not in "ZX":
-        return UNKNOWN
+    if len(facts) <= EXIT_CODE or not int(facts[FLAGS]) & PF_EXITING:
+        return None
     return os.waitstatus_to_exitcode(int(facts[EXIT_CODE]))
 
 

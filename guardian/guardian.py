@@ -78,7 +78,7 @@ class Guardian:
         self.reported: set[int] = set()
         self.met: set[int] = set()
         self.kept = ""
-        self.left = self.orphaned = False
+        self.left = self.orphaned = self._answered = False
         self.places = settings.places
         self.postures: dict[int, str] = {}
         self._said = self._pinged = self._called = 0.0
@@ -113,7 +113,6 @@ class Guardian:
         self.child: Child | Attached
         if self.settings.attached:
             self.child = Attached(self.settings.attached, memoryview(self.memory))
-            self._answer()
         else:
             self.environ |= self.settings.inherited
             self.child = Child(self.settings.program, self.environ, self._pids)
@@ -125,7 +124,11 @@ class Guardian:
     def _answer(self) -> None:
         """Tell the rank that has asked for this guardian what it needs to know, and that it is guarded from now on."""
         lines = [f"{name}={self.environ[name]}\n" for name in (VARIABLE, STACKS, SPARED, ASKED)]
-        os.write(1, "".join(lines).encode())
+        self._answered = True
+        try:
+            os.write(1, "".join([*lines, "\n"]).encode())
+        except BrokenPipeError:  # it has not waited
+            pass
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
         os.close(nothing)
@@ -199,6 +202,10 @@ class Guardian:
             self.links.send(0, "posture", {"part": part})
         self.links.send(0, "hello", {"digest": digest(self.settings.posture)})
         self.met.add(0)
+        if self.findings:  # before they met
+            self.links.send(0, "abort", self._abort(self._best()[2]))
+        if self.graph.ranks[self.rank].done and self.child.status == 0:
+            self.links.send(0, "done")
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────
 
@@ -236,6 +243,12 @@ class Guardian:
         if waits and not self.sealed and now - self._called > RETRY:
             self._meet(now)
         self._expect_all(now)
+        if (
+            self.settings.attached
+            and not self._answered
+            and self.met >= ({0} if self.rank else {*range(1, self.world)})
+        ):
+            self._answer()
         if self.child.status is None and self.finding is None:
             self._read_page(now)
         if self.hub is not None and self.finding is None:
@@ -445,7 +458,9 @@ class Guardian:
         if self.hub is None or self.sealed:
             return
         met = self.reported | self.links.ranks.keys() >= others
-        patience = GRACE if self._best()[0] < LAST else SEARCH
+        # a rank that says itself what it has raised does so before another's guardian can see that its own has died
+        search = FAREWELL if self.settings.attached else SEARCH
+        patience = GRACE if self._best()[0] < LAST else search
         if (waited > GRACE and self.reported >= others) or (met and waited > patience) or waited > FAREWELL:
             self.finding = self._best()[2]
             self.links.send_all("verdict", _fields(self.finding))

@@ -55,9 +55,7 @@ def _beside(rank: int, arguments: Sequence[str]) -> int:
     return supervise(lambda launcher: import_module(".guardian", __package__).main(arguments, launcher), 0, lost)
 
 
-def supervise(
-    run: Callable[[int], int], launcher: int | None = None, lost: Callable[[], object] = lambda: None
-) -> int:
+def supervise(run: Callable[[int], int], launcher: int | None = None, lost: Callable[[], object] = lambda: None) -> int:
     """Fork, and return `run(launcher)` in the child. Return its exit status here, once nothing of it is left.
 
     `launcher` is the parent, unless there is none to be watched (0). `lost` is called where the guardian was killed.

@@ -28,6 +28,7 @@ from ...guardian.status_page import (
     EVERYONE,
     HAS_FAILED,
     HAS_LEFT,
+    HAS_LOST,
     HAS_SPOKEN,
     HAS_WORDS,
     NOBODY,
@@ -111,11 +112,13 @@ class Beat:
         """Say that this process is no rank any more, whatever becomes of it."""
         self._flag(HAS_LEFT)
 
-    def failed(self, why: str) -> None:
-        """Say that this process comes to its end, and by what; only 64 bytes of that are kept."""
+    def failed(self, why: str, *, lost: bool = False) -> None:
+        """Say that this process comes to its end, and by what; only 64 bytes of that are kept. `lost`: the backend has
+        lost a peer, and that is why.
+        """
         with self._lock:
             self._page.commit = why
-            self._page.flags |= HAS_FAILED
+            self._page.flags |= HAS_FAILED | (HAS_LOST if lost else 0)
             self._page.write(self._memory)
 
     def phase(self, name: str, *, deadline: float = 0.0) -> None:

@@ -19,10 +19,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ...errors import Code
 from ...guardian.status_page import EVERYONE, SOMEONE, VARIABLE
+from ...traces.outcome import Outcome
 from ..recording.c10d_intercept import OnComplete, Operation, watch
-from ..recording.torch_compat import put_in_place_of
 from ..recording.endings import Ending, follow_endings
+from ..recording.torch_compat import put_in_place_of
 from . import sidecar
 from .heartbeat import Beat
 
@@ -88,6 +90,8 @@ class OperationBeats:
         self._own = False
         """True where the page is of a guardian that this process has asked for."""
         self._over = False
+        self._lost = False
+        """True once the backend could not complete the operation that was issued last."""
         self._lock = threading.Lock()
         self._number = 0
 
@@ -119,7 +123,7 @@ class OperationBeats:
         if self._beat is None or not self._own:
             return
         if ending.cause == "exception":
-            self._beat.failed(f"raised {ending.message}")
+            self._beat.failed(f"raised {ending.message}", lost=self._lost)
         elif ending.cause == "stopped" and ending.exit > 0:
             self._beat.failed(f"exited with {ending.exit}")
         else:
@@ -172,13 +176,20 @@ class OperationBeats:
             return None
         with self._lock:
             self._number += 1
+            self._lost = False
             beat.move(OPERATIONS, f"operation {self._number}: {operation.op}")
         everyone = len(operation.group.members) == dist.get_world_size() and operation.peer is None
         if not _seen_to_end(operation):
             beat.await_for_good(counts=everyone)
             return None
         whom = EVERYONE if everyone and operation.op not in ROOTED else SOMEONE
-        return beat.await_also(whom if operation.peer is None else operation.peer, counts=everyone)
+        completed = beat.await_also(whom if operation.peer is None else operation.peer, counts=everyone)
+
+        def complete(outcome: Outcome | None) -> None:
+            self._lost |= outcome is not None and outcome.code is Code.BACKEND
+            completed(outcome)
+
+        return complete
 
     def _open(self) -> Beat | None:
         """Return this process's page; None where it is not for this to write."""

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import select
-import signal
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -27,8 +26,8 @@ from ...guardian.settings import DEADLINES, LIMITS, MEET, OBSERVE, TOKEN, TRACES
 from ..recording.c10d_intercept import store_of
 from .heartbeat import Beat
 
-STARTS = 20.0
-"""Seconds that a guardian may take to start."""
+STARTS = DEADLINES["meet"] + 10.0
+"""Seconds that guardians may take to start, and to meet."""
 KEY = "genlock/guard"
 
 
@@ -100,16 +99,20 @@ def _start(environ: Mapping[str, str]) -> dict[str, str]:
         start_new_session=True,
     )
     assert process.stdout is not None
-    said, until = b"", STARTS
-    while select.select([process.stdout], [], [], until)[0] and (more := os.read(process.stdout.fileno(), 1 << 16)):
+    said = b""
+    while not said.endswith(b"\n\n") and select.select([process.stdout], [], [], STARTS)[0]:
+        more = os.read(process.stdout.fileno(), 1 << 16)
+        if not more:
+            break
         said += more
     process.stdout.close()
-    if not said:
-        process.send_signal(signal.SIGKILL)
+    whole = said.endswith(b"\n\n")
+    if not whole:
+        process.kill()
     process.wait()  # the first of its processes, which hands over to the one that stays
-    if not said:
-        raise GenlockError("the guardian of this rank did not start", where="genlock.guard", do="see what it has said")
-    return dict(line.split("=", 1) for line in said.decode().splitlines())
+    if not whole:
+        raise GenlockError("this rank has no guardian", where="genlock.guard", do="see on stderr what that has said")
+    return dict(line.split("=", 1) for line in said.decode().split())
 
 
 def variables(deadlines: Mapping[str, float] | None, observe: bool) -> dict[str, str]:
