@@ -125,13 +125,14 @@ class Guardian:
         """Tell the rank that has asked for this guardian what it needs to know, and that it is guarded from now on."""
         lines = [f"{name}={self.environ[name]}\n" for name in (VARIABLE, STACKS, SPARED, ASKED)]
         self._answered = True
+        nothing = os.open(os.devnull, os.O_WRONLY)
         try:
             os.write(1, "".join([*lines, "\n"]).encode())
-        except BrokenPipeError:  # it has not waited
-            pass
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)
-        os.close(nothing)
+        except BrokenPipeError:
+            return  # it has not waited
+        finally:
+            os.dup2(nothing, 1)
+            os.close(nothing)
 
     def _watch(self, launcher: int) -> None:
         """Watch the launcher, and the supervisor that this process was forked from. Raises Wrong if they are gone."""
@@ -243,11 +244,8 @@ class Guardian:
         if waits and not self.sealed and now - self._called > RETRY:
             self._meet(now)
         self._expect_all(now)
-        if (
-            self.settings.attached
-            and not self._answered
-            and self.met >= ({0} if self.rank else {*range(1, self.world)})
-        ):
+        others = {0} if self.rank else {*range(1, self.world)}
+        if self.settings.attached and not self._answered and self.met >= others:
             self._answer()
         if self.child.status is None and self.finding is None:
             self._read_page(now)

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -95,8 +97,9 @@ def test_whatever_a_guarded_program_starts_is_guarded(tmp_path: Path) -> None:
 
 def test_a_rank_that_asks_for_no_guardian_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sidecar, "DEADLINES", {"meet": 0.05})
-    store = dist.FileStore(str(tmp_path / "store"), 2)
-    with pytest.raises(UsageError, match="genlock.guard: rank1 asked for no guardian; call it in every rank"):
+    c10d: Any = dist
+    store = c10d.FileStore(str(tmp_path / "store"), 2)
+    with pytest.raises(UsageError, match=r"genlock\.guard: rank1 asked for no guardian; call it in every rank"):
         sidecar._agree(store, 0, 2)
 
 
@@ -114,10 +117,9 @@ def test_a_guardian_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_attached_rank_says_how_it_ends() -> None:
     assert (attached(["--attach=7", "--observe"]), attached(["--", "--attach=7"])) == (7, 0)
-    for say, status, how in (
-        (lambda beat: beat.left(), 0, ""),
-        (lambda beat: beat.failed("raised ValueError: x"), 1, "raised ValueError: x"),
-    ):
+    leaves: Callable[[Beat], None] = lambda beat: beat.left()  # noqa: E731
+    fails: Callable[[Beat], None] = lambda beat: beat.failed("raised ValueError: x")  # noqa: E731
+    for say, status, how in ((leaves, 0, ""), (fails, 1, "raised ValueError: x")):
         memory = memoryview(bytearray(SIZE))
         beat, rank = Beat(memory), Attached(os.getpid(), memory)
         assert not rank.reap()

@@ -20,10 +20,11 @@ from typing import Any
 import genlock
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as torch_multiprocessing
+import torch.multiprocessing
 import unaware
 
 c10d: Any = dist
+spawner: Any = torch.multiprocessing
 WORLD, BAD, AT = 3, 1, 3
 DEADLINES = {"steady": 3.0, "collective": 5.0}
 
@@ -66,9 +67,7 @@ def job(folder: str, start: str, way: str, asks: bool) -> None:
             each.start()
     else:
         method = "spawn" if start == "spawn" else "fork"
-        started = torch_multiprocessing.start_processes(
-            rank_of, (folder, way, asks), WORLD, join=False, start_method=method
-        )
+        started = spawner.start_processes(rank_of, (folder, way, asks), WORLD, join=False, start_method=method)
         ranks = started.processes
     for each in ranks:
         each.join()
