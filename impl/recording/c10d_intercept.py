@@ -70,7 +70,8 @@ BLIND_SPOTS = (
     "kernels that talk to other GPUs by themselves: custom all-reduce, symmetric memory, NVSHMEM",
     "calls of a backend object, past its ProcessGroup",
     "stores, RPC, and what a backend does inside an operation",
-    "the reduction (sum, max) of a reducing operation that goes by the dispatcher, unless the kernels in C++ were built",
+    "the reduction (sum, max) of a reducing operation that goes by the dispatcher, unless the kernels in C++ were "
+    "built",
     "how far a GPU is: for NCCL an exit says that the operation was enqueued",
     "the end of an asynchronous operation that Python neither waits for nor asks for, where c10d gives it no future "
     "or the fast path issued it",
