@@ -115,7 +115,9 @@ def _suspects(diagnosis: Diagnosis) -> str:
 
 def _place(found: Divergence) -> str:
     if found.place:
-        return f"{found.place}, at {found.phase}" if found.phase else found.place
+        if not found.phase or found.phase == found.place:
+            return found.place
+        return f"{found.place}, {found.phase if found.phase.startswith('in ') else f'at {found.phase}'}"
     call = f", call {found.call}" if found.call else ""
     return f"chunk {found.chunk}, phase {found.phase}{call}"
 
