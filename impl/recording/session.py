@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,18 @@ from msgspec.structs import replace
 
 from ...errors import GenlockError
 from ...traces import journal
-from ...traces.format import FORMAT_VERSION, P2P, SUFFIX, Clock, Group, RepeatedOperation, TraceHeader
+from ...traces.format import (
+    FORMAT_VERSION,
+    P2P,
+    SUFFIX,
+    Clock,
+    Group,
+    KnownBy,
+    Maker,
+    Making,
+    RepeatedOperation,
+    TraceHeader,
+)
 from ...traces.recorder import OperationRecorder, Recorder
 from .c10d_intercept import (
     BLIND_SPOTS,
@@ -101,12 +112,19 @@ class JobTrace:
             self._groups.add(group.name)
             self.recorder.group(group)
 
-    def made(self, group: Group, *, local: bool, frame: FrameType) -> None:
-        """Write that a group was made, with this process in it or not."""
+    def making(self, by: Maker, members: tuple[int, ...], *, local: bool, frame: FrameType) -> Making:
+        """Write that this process begins to make a group, with itself in it or not."""
+        known_by: KnownBy = "members" if local else "all"
+        place = self.recorder.stack(short_stack(frame))
+        making = Making(next(self._made), time.monotonic_ns(), by, members, known_by, place)
+        self.recorder.making(making)
+        return making
+
+    def made(self, group: Group, making: Making) -> None:
+        """Write that the group was made."""
         if group.name:
             self._groups.add(group.name)
-        number, place = next(self._made), self.recorder.stack(short_stack(frame))
-        self.recorder.group(replace(group, number=number, known_by="members" if local else "all", site=place))
+        self.recorder.made(replace(group, number=making.number, known_by=making.known_by, site=making.site))
 
     def operation(
         self, operation: Operation, frame: FrameType | None, failed: Callable[[Exception], None]
@@ -306,12 +324,11 @@ class Session:
 
         @functools.wraps(original)
         def new_group(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind_partial(*args, **kwargs).arguments
+            local = bool(given.get("use_local_synchronization"))
+            making = self._making("new_group", given.get("ranks"), local, sys._getframe())
             group = original(*args, **kwargs)
-            try:
-                given = signature.bind(*args, **kwargs).arguments
-                self._announce(group, given.get("ranks"), bool(given.get("use_local_synchronization")), sys._getframe())
-            except Exception as error:
-                self._give_up(error)
+            self._made(group, making)
             return group
 
         put_in_place_of(original, new_group)
@@ -319,29 +336,42 @@ class Session:
 
         @functools.wraps(split)
         def split_group(*args: Any, **kwargs: Any) -> Any:
+            parent = args[0] if args else kwargs.get("parent_pg")
+            local = parent is not None and parent is not dist.group.WORLD
+            making = self._making("split_group", (), local, sys._getframe())
             group = split(*args, **kwargs)
-            try:
-                parent = args[0] if args else kwargs.get("parent_pg")
-                local = parent is not None and parent is not dist.group.WORLD
-                self._announce(group, (), local, sys._getframe())
-            except Exception as error:
-                self._give_up(error)
+            self._made(group, making)
             return group
 
         put_in_place_of(split, split_group)
 
-    def _announce(self, group: Any, ranks: Any, local: bool, frame: FrameType) -> None:
-        with self._lock:
-            if self._now is None:
-                self.open()
-            if self._now is None or self._over:
-                return
-            if isinstance(group, dist.ProcessGroup):
-                described = group_of(group)
-            else:
-                everyone = range(dist.get_world_size())
-                described = Group("", tuple(int(rank) for rank in (everyone if ranks is None else ranks)))
-            self._now.made(described, local=local, frame=frame)
+    def _making(self, by: Maker, ranks: Any, local: bool, frame: FrameType) -> Making | None:
+        """Write that this process begins to make a group; None where nothing is recorded."""
+        try:
+            with self._lock:
+                if self._now is None:
+                    self.open()
+                if self._now is None or self._over:
+                    return None
+                if ranks is None:
+                    ranks = range(dist.get_world_size())
+                # what can be looked at once alone is left to torch
+                members = tuple(int(rank) for rank in ranks) if isinstance(ranks, Sequence) else ()
+                return self._now.making(by, members, local=local, frame=frame)
+        except Exception as error:
+            self._give_up(error)
+            return None
+
+    def _made(self, group: Any, making: Making | None) -> None:
+        """Write that the group was made, with this process in it or not."""
+        try:
+            with self._lock:
+                if making is None or self._now is None or self._over:
+                    return
+                known = group_of(group) if isinstance(group, dist.ProcessGroup) else Group("", making.members)
+                self._now.made(known, making)
+        except Exception as error:
+            self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         with self._lock:
