@@ -68,6 +68,7 @@ def attach() -> None:
     if settings is None or not dist.is_available():
         return
     session = Session(settings)
+    _sessions.append(session)
     session.follow_init()
     session.follow_destroy()
     session.follow_groups()
@@ -77,6 +78,16 @@ def attach() -> None:
     watch(session)
     if settings.precheck is not None:
         precheck_from_now_on(settings.precheck)
+
+
+_sessions: list[Session] = []
+"""The one of this process, where it is recorded."""
+
+
+def folder_now() -> Path | None:
+    """Return where the trace of the job lies that this process has joined; None where there is none."""
+    trace = _sessions[0].now if _sessions else None
+    return None if trace is None else trace.recorder.path.parent
 
 
 SOON = 1_000_000_000
@@ -186,6 +197,11 @@ class Session:
         self._due = 0
         """From when on (monotonic) the timer of stacks is to be told that the process goes on."""
         begin_job(again=False)
+
+    @property
+    def now(self) -> JobTrace | None:
+        """Return the trace of the job of the default group, while there is one."""
+        return self._now
 
     def issue(self, operation: Operation) -> OnComplete | None:
         """Write that the operation is issued; returns what writes that it has completed."""
