@@ -91,9 +91,29 @@ class Signature(NamedTuple):
         return self.kind if self.kind == "barrier" else f"{self.kind} of {size} {self.dtype}{root}{reduce}"
 
 
+MAKING = "new_group"
+"""Kind of the operation that the making of a group is, where ranks are in it."""
 P2P = ("send", "recv")
 BALANCED = ("all_to_all", "all_gather", "reduce_scatter")
 """Kinds in which all that members put in comes out again: once, at every member, or after a reduction of all."""
+
+
+class Making(NamedTuple):
+    """Holds that a rank made a group, or began to."""
+
+    number: int
+    """Counts those that the rank began to make, from 1."""
+    members: tuple[int, ...]
+    """Global ranks that it gave; none where they are not known."""
+    by_all: bool
+    """True where all ranks of the job have to make the call, members or not: torch names the group by its number."""
+    place: str
+    time: int
+    """When it began, in ns of the rank's wall clock."""
+    before: int
+    """Number of the event that came next."""
+    done: bool
+
 
 OPS = np.dtype(
     [
@@ -151,6 +171,14 @@ class RankRecord:
     """True where its numbers count from where it begins, as the recorder has lost what came before and how much."""
     listens: frozenset[int] = frozenset()
     """Groups in which the rank takes what anybody sends: there, its receives are not among the operations."""
+    makings: tuple[Making, ...] = ()
+    """Groups that it was seen to make, in order."""
+
+    @property
+    def making(self) -> Making | None:
+        """Return the group that the rank is about to make; None where it is in no such call."""
+        last = self.makings[-1] if self.makings else None
+        return None if last is None or last.done else last
 
     @property
     def whole(self) -> bool:

@@ -54,6 +54,7 @@ P2P = ("send", "recv", "recv_any_source")
 Edge = Literal["step", "enter", "exit", "wait"]
 Cause = Literal["stopped", "violation", "parity", "exception", "peer_lost", "deadline", "detached"]
 KnownBy = Literal["all", "members"]
+Maker = Literal["new_group", "split_group"]
 Loss = Literal["write", "recorder"]
 
 
@@ -118,6 +119,24 @@ class Group(_Line, frozen=True, tag="group", cache_hash=True):
     """Says who has to make the call: `all` ranks, or its `members` alone (`use_local_synchronization`)."""
     site: Small | None = None
     """Number of the `Site` that made it."""
+
+
+class Making(_Line, frozen=True, tag="making"):
+    """Says that the rank begins to make a group: it is in that call until a `Group` line has the number.
+
+    It has no number among the events.
+    """
+
+    number: Annotated[int, Meta(ge=1, lt=1 << 31)]
+    """As in `Group`."""
+    time_ns: Count
+    by: Maker
+    members: tuple[Rank, ...]
+    """Global ranks that the caller gave, in their order; none where they are not known, as before a split."""
+    known_by: KnownBy = "all"
+    """As in `Group`."""
+    site: Small | None = None
+    """Number of the `Site` that makes it."""
 
 
 class Site(_Line, frozen=True, tag="site"):
@@ -271,7 +290,7 @@ class End(_Line, frozen=True, tag="end"):
 
 
 Short = Enter | Wait | Exit
-Line = TraceHeader | Group | Site | RepeatedOperation | Event | Dropped | End | Enter | Wait | Exit
+Line = TraceHeader | Group | Making | Site | RepeatedOperation | Event | Dropped | End | Enter | Wait | Exit
 
 
 class FormerEvent(Event, frozen=True, tag="event"):
@@ -285,7 +304,7 @@ class FormerEvent(Event, frozen=True, tag="event"):
 _former_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(TraceHeader | Group | FormerEvent | Dropped | End)
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
-    TraceHeader | Group | Site | RepeatedOperation | Event | Dropped | End
+    TraceHeader | Group | Making | Site | RepeatedOperation | Event | Dropped | End
 )
 _short_decoder: msgspec.json.Decoder[Short] = msgspec.json.Decoder(Short)
 
@@ -306,7 +325,7 @@ def blank(line: Line) -> bytes:
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of one line. `python -m genlock.traces.format` prints it, for docs/trace.schema.json."""
-    kinds = (TraceHeader, Group, Site, RepeatedOperation, Event, Dropped, End, Enter, Wait, Exit)
+    kinds = (TraceHeader, Group, Making, Site, RepeatedOperation, Event, Dropped, End, Enter, Wait, Exit)
     schemas, parts = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": [*schemas], "$defs": parts}
 
@@ -419,6 +438,7 @@ class LineReader:
         self.path, self.world, self.groups, self._format = path, header.world, dict(header.groups), header.format
         self.sites: dict[int, Site] = {}
         self.operations: dict[int, RepeatedOperation] = {}
+        self.makings: dict[int, Making] = {}
         self._open: dict[int, tuple[RepeatedOperation, int]] = {}
         """Operations that have not completed, with their sequence numbers, by the index of their `enter`."""
         self._lossy = False
@@ -426,7 +446,7 @@ class LineReader:
         self._former: dict[str, int] = {}
         """Numbers that the places of a file of format 1 are given."""
 
-    def take(self, number: int, raw: bytes) -> Group | Site | RepeatedOperation | Event | Dropped | End:
+    def take(self, number: int, raw: bytes) -> Group | Making | Site | RepeatedOperation | Event | Dropped | End:
         """Return one whole line, a short one as the event that it stands for. Raises UnreadableInput."""
         line: Any = decode(self.path, number, raw, self._format)
         if isinstance(line, Enter | Wait | Exit):
@@ -438,18 +458,24 @@ class LineReader:
                 self.sites[self._former[place]] = Site(self._former[place], place)
         if isinstance(line, TraceHeader):
             raise _bad(self.path, number, "a second header line")
-        if isinstance(line, Event | RepeatedOperation | End) and line.site is not None and line.site not in self.sites:
+        if (
+            isinstance(line, Event | RepeatedOperation | Making | End)
+            and line.site is not None
+            and line.site not in self.sites
+        ):
             raise _bad(self.path, number, f"nothing says where site {line.site} is")
         if isinstance(line, Group):
             check_group(self.path, number, line.name, line.members, self.world)
             if line.name and self.groups.setdefault(line.name, line.members) != line.members:
                 raise _bad(self.path, number, f"group {line.name} had other members before")
+        elif isinstance(line, Making):
+            check_making(self.path, number, line, self.makings, self.world)
         elif isinstance(line, Site):
             check_site(self.path, number, line, self.sites)
         elif isinstance(line, RepeatedOperation):
             check_operation(self.path, number, line, self.operations)
         self._lossy |= isinstance(line, Dropped)
-        known: Group | Site | RepeatedOperation | Event | Dropped | End = line
+        known: Group | Making | Site | RepeatedOperation | Event | Dropped | End = line
         return known
 
     def _event(self, number: int, line: Short) -> Event:
@@ -475,6 +501,13 @@ def entered_event(line: Enter, about: RepeatedOperation) -> Event:
     """Return the event that an `enter` stands for."""
     facts = {name: getattr(about, name) for name in RepeatedOperation.__struct_fields__[1:]}
     return Event(line.index, line.time_ns, "", "enter", "", "", sequence=line.sequence, **facts)
+
+
+def check_making(path: Path, number: int, line: Making, makings: dict[int, Making], world: int) -> None:
+    """Take up the making of a group. Raises UnreadableInput where its number is taken, or its members cannot be."""
+    check_group(path, number, f"number {line.number}", line.members, world)
+    if makings.setdefault(line.number, line) != line:
+        raise _bad(path, number, f"the making of group number {line.number} is there twice")
 
 
 def check_site(path: Path, number: int, line: Site, sites: dict[int, Site]) -> None:
@@ -510,7 +543,7 @@ def decode(path: Path, number: int, raw: bytes, format: int = FORMAT_VERSION) ->
     """Return one whole line as that format has it. Raises UnreadableInput."""
     short = format == FORMAT_VERSION and raw.startswith(SHORT)
     line: Line = _decode(path, number, raw, _short_decoder if short else _former_decoder if format == 1 else _decoder)
-    if format == 2 and isinstance(line, RepeatedOperation):
+    if format == 2 and isinstance(line, RepeatedOperation | Making):
         raise _bad(path, number, "format 2 has no such line")
     return line
 

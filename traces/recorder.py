@@ -32,6 +32,7 @@ from .format import (
     Event,
     Exit,
     Group,
+    Making,
     RepeatedOperation,
     Site,
     TraceHeader,
@@ -112,6 +113,33 @@ class Recorder:
         with self._lock:
             self._due += encode(group)
             self._shared[LATE] = True
+
+    def making(self, making: Making) -> None:
+        """Announce that the rank begins to make a group: at once, as it may stand in there."""
+        with self._lock:
+            self._due += encode(making)
+            self._flush()
+
+    def made(self, group: Group) -> None:
+        """Announce a group that the rank has made: at once, so that it does not seem to stand in there."""
+        with self._lock:
+            self._due += encode(group)
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write the lines that are due; where that fails, or events are missing before them, they wait for the next."""
+        self._shared[LATE] = True
+        if self._lost or self._shared[FILE] == -1:
+            return
+        try:
+            written = _put(self._shared[FILE], self._due)
+        except OSError:
+            return
+        if written == len(self._due):
+            self._due, self._shared[LATE] = b"", False
+        elif written:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._shared[FILE], os.fstat(self._shared[FILE]).st_size - written)
 
     def site(self, place: str | None) -> int | None:
         """Return the number of a place (`file:line`); a new one is announced with the next event. None of None."""

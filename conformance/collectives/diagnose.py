@@ -42,6 +42,7 @@ from .blame import (
 )
 from .endings import ending_text, limits, with_torn_marked
 from .history import PAST, expected
+from .making import unlike_makings, with_makings
 from .mismatches import Conflict, OperationNames, blamed, contradictions, mismatches, unpaired
 from .off_by_one import OutOfStep
 from .queues import Progress, Queues
@@ -56,12 +57,16 @@ def diagnose(recording: Recording) -> Diagnosis:
     """Return the verdict on a recording; the same for any order of its files."""
     if not recording.numbered:
         return _diagnose_windows(recording, OperationNames(recording))
-    recording = with_torn_marked(recording)
+    recording = with_makings(with_torn_marked(recording))
     aligned, pairs, words = Aligned(recording), Pairs(recording), OperationNames(recording)
     order = Order(Queues(recording, Progress(recording), pairs), SameProgram(recording))
     still = Standstill(recording, order)
     conflicts = list(contradictions(aligned, words))
-    conflicts = conflicts or [*mismatches(aligned, order, words), *unpaired(pairs, order, words)]
+    conflicts = conflicts or [
+        *mismatches(aligned, order, words),
+        *unlike_makings(recording, order, words),
+        *unpaired(pairs, order, words),
+    ]
     stuck = Stuck(still, lambda key: words.lifted is not None and key in words.lifted.places)
     found, accused, kind = _first(conflicts, stuck, words)
     reasons = _unseen(recording) + _lost(recording) + limits(recording)

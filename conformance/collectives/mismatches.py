@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ...traces.collectives import BASE, Ended, RankRecord, Recording, Signature
-from ...traces.importers.genlock_programs import line_of
+from ...traces.collectives import BASE, MAKING, Ended, RankRecord, Recording, Signature
+from ...traces.importers.genlock_programs import line_of, line_of_making
 from ..diagnosis import Accusation, Strength
 from .alignment import Aligned, Key, Op, ops_of
 from .blame import UNLIKE, Alone, Unlike, Value, recording_contradicts_itself, unlike_the_past
@@ -50,6 +50,8 @@ class OperationNames:
 
     def op(self, op: Op) -> str:
         signature = self.recording.signatures[op.signature]
+        if signature.kind == MAKING:
+            return self.short(op)
         return f"{signature} {self.number(op)} of {self.group(op.group)}"
 
     def number(self, op: Op) -> str:
@@ -58,11 +60,15 @@ class OperationNames:
 
     def short(self, op: Op) -> str:
         kind, towards = self._towards(op)
+        if kind == MAKING:
+            return making_text(self.recording.groups[op.group].members, op.sequence)
         return f"{kind} {self.number(op)}{towards} of {self.group(op.group)}"
 
     def call(self, op: Op) -> str:
         """Return the same without its number."""
         signature, (_, towards) = self.recording.signatures[op.signature], self._towards(op)
+        if signature.kind == MAKING:
+            return self.short(op)
         return f"{signature}{towards} of {self.group(op.group)}"
 
     def _towards(self, op: Op) -> tuple[str, str]:
@@ -93,7 +99,14 @@ class OperationNames:
         record = self.recording.ranks.get(op.rank)
         if record is None or record.ended is Ended.UNSAID:
             return op.at + 1
+        if self.recording.signatures[op.signature].kind == MAKING:
+            return line_of_making(record.path, op.sequence)
         return line_of(record.path, op.entry)
+
+
+def making_text(members: Sequence[int], position: int) -> str:
+    """Return the call by which a group is made, with its position among those that all ranks make."""
+    return f"{MAKING}({list(members)}), number {position}"
 
 
 # ── recordings that contradict themselves ───────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from ...errors import UnreadableInput
-from ..collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
+from ..collectives import OPS, Ended, Group, Interned, Interner, Making, RankRecord, Signature, Status, packed
 from ..format import (
     FORMAT_VERSION,
     MAX_LINE,
@@ -40,6 +40,7 @@ from ..format import (
     TraceHeader,
     Wait,
     check_group,
+    check_making,
     check_operation,
     check_site,
     decode,
@@ -51,6 +52,7 @@ from ..format import (
     to_event,
 )
 from ..format import Group as GroupLine
+from ..format import Making as MakingLine
 from ..outcome import Code
 from .places import recorded_place
 
@@ -93,6 +95,19 @@ def line_of(path: Path, index: int, after: int = 0) -> int:
         if isinstance(line, Event | End | Enter | Wait | Exit):
             after -= 1
             if line.index == index and after < 0:
+                return number
+    return 1
+
+
+def line_of_making(path: Path, position: int) -> int:
+    """Return the line, from 1, in which a rank begins the call of that position, among those that all ranks make."""
+    rest = lines_of(path)
+    header = opening(path, rest)
+    for number, raw in rest:
+        line = decode(path, number, raw, header.format)
+        if isinstance(line, MakingLine) and line.by == "new_group" and line.known_by == "all":
+            position -= 1
+            if not position:
                 return number
     return 1
 
@@ -235,6 +250,8 @@ class _Lines(NamedTuple):
     dropped: Sequence[Dropped]
     end: End | None
     cut: bool
+    makings: Sequence[tuple[MakingLine, int, bool]]
+    """Holds, of each group in the making, its line, how many events stand before that, and whether it was made."""
 
 
 class _Others(NamedTuple):
@@ -249,6 +266,11 @@ class _Others(NamedTuple):
     """Maps the number of an operation that repeats to its shape."""
     since: dict[str | int, int]
     """Name of a group, or number of a site, to how many events stand before the line that announces it."""
+    makings: dict[int, MakingLine]
+    """Groups in the making, by their numbers."""
+    begun: dict[int, int]
+    """Number of one to how many events stand before its line."""
+    made: set[int]
 
     def take(self, path: Path, number: int, line: Line, before: int, met: _Shapes) -> None:
         """Take up a line that stands behind so many events. Raises UnreadableInput."""
@@ -256,6 +278,7 @@ class _Others(NamedTuple):
             raise _bad(path, number, "a line behind the end")
         if isinstance(line, GroupLine):
             check_group(path, number, line.name, line.members, self.world)
+            self.made.add(line.number or 0)
             if not line.name:  # this rank is not in it
                 return
             group = self.groups.setdefault(line.name, Group(line.name, line.description, line.members))
@@ -269,6 +292,11 @@ class _Others(NamedTuple):
             if line.site is not None and line.site not in self.sites:
                 raise _bad(path, number, f"nothing says where site {line.site} is")
             self.shapes[line.number] = met.repeated(path, number, line)
+        elif isinstance(line, MakingLine):
+            check_making(path, number, line, self.makings, self.world)
+            if line.site is not None and line.site not in self.sites:
+                raise _bad(path, number, f"nothing says where site {line.site} is")
+            self.begun[line.number] = before
         elif isinstance(line, Site):
             check_site(path, number, line, self.sites)
             self.since.setdefault(line.number, before)
@@ -287,12 +315,13 @@ class _Others(NamedTuple):
         dropped = [line for line in self.ends if isinstance(line, Dropped)]
         end = next((line for line in self.ends if isinstance(line, End)), None)
         shapes, indices, times, sequences, entered = columns
-        return _Lines(self.groups, self.sites, shapes, indices, times, sequences, entered, dropped, end, cut)
+        makings = [(line, self.begun[number], number in self.made) for number, line in self.makings.items()]
+        return _Lines(self.groups, self.sites, shapes, indices, times, sequences, entered, dropped, end, cut, makings)
 
 
 def _others(header: TraceHeader) -> _Others:
     groups = {name: Group(name, "", members) for name, members in header.groups.items()}
-    return _Others(header.world, groups, {}, [], {}, {}, dict.fromkeys(groups, 0))
+    return _Others(header.world, groups, {}, [], {}, {}, dict.fromkeys(groups, 0), {}, {}, set())
 
 
 def _integers(texts: Sequence[bytes]) -> Numbers:
@@ -425,6 +454,7 @@ class Reader:
             found_dead=end.culprit if end and end.cause == "peer_lost" and end.culprit is not None else -1,
             dropped=bool(dropped),
             listens=frozenset(groups[shapes["name"][shapes["listens"]]].tolist()),
+            makings=tuple(_making(line, before, done, header, lines) for line, before, done in lines.makings),
         )
 
     def _sites(self, numbers: Numbers, places: dict[int, Site]) -> Numbers:
@@ -448,6 +478,15 @@ def _statuses(entries: Numbers, shapes: npt.NDArray[np.void], unsaid: npt.NDArra
     left = Status.UNSAID if "nccl" in backend else Status.COMPLETED
     statuses[at[fits]] = np.where(exits["failed"][fits], Status.ISSUED, left)
     return statuses
+
+
+def _making(line: MakingLine, before: int, done: bool, header: TraceHeader, lines: _Lines) -> Making:
+    """Return a group in the making as a recording has it."""
+    indices = lines.indices
+    before = int(indices[before]) if before < len(indices) else int(indices[-1]) + 1 if len(indices) else 0
+    time = line.time_ns + header.clock.wall_ns - header.clock.monotonic_ns
+    by_all = line.by == "new_group" and line.known_by == "all"
+    return Making(line.number, line.members, by_all, _place(lines.sites, line.site or 0), time, before, done)
 
 
 def _span(header: TraceHeader, lines: _Lines) -> tuple[int, int]:
