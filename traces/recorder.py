@@ -152,6 +152,8 @@ class Recorder:
         most = MAX_SITES if caller is None else MAX_SITES // 2
         with self._lock:
             number = self._sites.get((place, function, caller))
+            if number is not None and self._past is not None:
+                self._announce(number)
             if number is None and len(self._sites) < most:
                 number = self._sites[place, function, caller] = len(self._sites) + 1
                 site = Site(number, place, function, caller)
@@ -331,10 +333,10 @@ class Recorder:
                     raise OSError(28, "No space left on device", str(self._new))
                 self._keep_earlier()
                 os.replace(self._new, self.path)
-            except OSError:
+            except BaseException:
                 os.close(file)
                 raise
-        except OSError:
+        except BaseException:
             self._due, self._stands = before
             raise
         old, self._shared[FILE] = self._shared[FILE], file

@@ -89,6 +89,7 @@ def diagnose(recording: Recording) -> Diagnosis:
         {},
         missing=_missing(recording, still, accused) if found or reasons else (),
         lifted=words.lifted.summary() if words.lifted else "",
+        summed=before.entries,
     )
     return _at_most_unknown(diagnosis) if recording.relative else diagnosis
 

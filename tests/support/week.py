@@ -53,9 +53,7 @@ FAULTS = {
         "unknown",
         False,
     ),
-    "another size, long before": Fault(
-        "a hundredth from the beginning, one all-reduce has another size", "divergent", True
-    ),
+    "another size, long before": Fault("long before, one all-reduce has another size", "divergent", True),
     "left out, at the end": Fault("its last step but one has one all-reduce less; the others wait", "divergent", True),
     "killed, at the end": Fault("it is killed before its last step; the others wait", "unknown", True),
 }
@@ -120,12 +118,11 @@ def _run(name: str, given: argparse.Namespace, base: Path) -> Row:
     named = 1 in (*found.culprits, *found.suspects)
     good = found.verdict == fault.verdict and size <= given.keep and (named or not fault.named)
     good &= not (fault.verdict == "conforming" and found.events != given.operations * given.ranks)
-    who = (
-        ", ".join([*(f"rank{r} (culprit)" for r in found.culprits), *(f"rank{r}" for r in found.suspects)]) or "nobody"
-    )
-    row = f"| {name}: {fault.what} | {found.verdict}, {found.events:,} operations | {who} | {size / (1 << 20):.1f} "
+    who = [*(f"rank{r} (culprit)" for r in found.culprits), *(f"rank{r} (suspect)" for r in found.suspects)]
+    told = ", ".join(who) or "nobody"
+    row = f"| {name}: {fault.what} | {found.verdict}, {found.events:,} operations | {told} | {size / (1 << 20):.1f} "
     why = found.divergence.why if found.divergence else "; ".join(found.reasons)
-    print(f"{name}: {found.verdict}, {who}: {why}" + ("" if good else "   NOT AS EXPECTED"), file=sys.stderr)
+    print(f"{name}: {found.verdict}, {told}: {why}" + ("" if good else "   NOT AS EXPECTED"), file=sys.stderr)
     return Row(f"{row}| {written:.0f} s | {took:.0f} s |", good)
 
 
@@ -134,7 +131,7 @@ def rank(name: str, folder: Path, operations: int, keep: int, number: int, world
     header = TraceHeader(FORMAT_VERSION, "week", number, world, "", "gloo", "", "", {}, Clock(0, 0))
     writer = Recorder(folder, header, keep or None)
     job = _Job(writer, number, world)
-    recorders.time = job  # type: ignore[assignment]
+    vars(recorders)["time"] = job
     hit, step = number == 1, 0
     while job.issued < operations - job.per_step:
         at = job.issued / operations

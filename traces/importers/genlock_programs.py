@@ -444,6 +444,7 @@ class Reader:
         shapes["sequence"] += lines.sequences
         shapes["entered"] = np.where(lines.entered >= 0, lines.entered, shapes["entered"])
         gone = before.gone(shapes["entered"])
+        ended_late = {int(entered) for entered in shapes["entered"][gone & ~shapes["waits"]]}
         lines, shapes = lines.without(gone), shapes[~gone]
         _matched(path, shapes, lines)
         members = {name: self.interned.groups(group) for name, group in lines.groups.items()}
@@ -481,7 +482,7 @@ class Reader:
             found_dead=end.culprit if end and end.cause == "peer_lost" and end.culprit is not None else -1,
             dropped=bool(dropped),
             listens=listens | {members[past.group] for past in lines.past if past.op == "recv_any_source"},
-            summed=before.summed(members, header.backend),
+            summed=before.summed(members, header.backend, ended_late),
         )
 
     def _sites(self, numbers: Numbers, places: dict[int, Site]) -> Numbers:
@@ -510,8 +511,8 @@ class _Before:
         self.left = np.array(sorted(issued - {enter for enter, *_ in opened}), np.int64)
         """Indices of those that had been left."""
         self.waited = np.array([enter for enter, *_, waits in opened if waits], np.int64)
-        self.old = {enter: of for enter, of, *_ in opened if enter not in issued}
-        """Those that had not been left, though many came after them: index to operation."""
+        self.old = {enter: (of, sequence, waits) for enter, of, sequence, _, waits in opened if enter not in issued}
+        """Those that had not been left, though many came after them, by index: operation, number, whether it waits."""
 
     def together(self, lines: _Lines) -> _Lines:
         """Return the lines behind what is known from before."""
@@ -539,8 +540,8 @@ class _Before:
         """Return the last collective of each group, by its number."""
         return {members[past.group]: past.count for past in self.past if past.op is None}
 
-    def summed(self, members: Mapping[str, int], backend: str) -> Summed | None:
-        """Return the digests of all that is not known by itself."""
+    def summed(self, members: Mapping[str, int], backend: str, ended_late: set[int]) -> Summed | None:
+        """Return the digests of all that is not known by itself. `ended_late` are those that were left after all."""
         if self.history is None:
             return None
         ways: dict[Way, Digest] = {}
@@ -556,6 +557,10 @@ class _Before:
         limits = []
         if self.history.lost:
             limits.append(f"{self.history.lost:,} events before could not be written, or are not summed up")
+        for enter, (number, sequence, waits) in self.old.items():
+            about = self.operations[number]
+            if enter not in ended_late and (waits or not about.asynchronous):
+                limits.append(f"{about.op} #{sequence} of group {about.group}, issued long before, was not left")
         if self.history.overflown:
             limits.append("there were more groups, peers and tags before than are summed up")
         return Summed(ways, tuple(limits))
