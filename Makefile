@@ -54,8 +54,8 @@ soak-sim: $(INSTALLED) ## a million simulated schedules; goes on from FIRST=seed
 smoke-torch: ## the control plane's tests with another torch: make smoke-torch VERSION=2.12.0
 	@scripts/smoke_torch $(VERSION)
 
-frameworks: $(INSTALLED) ## frameworks recorded and broken, in an environment of their own, two hours; ONLY=ddp,ray WAYS=ok,kill
-	@ONLY="$(ONLY)" WAYS="$(WAYS)" scripts/frameworks
+frameworks: $(INSTALLED) ## frameworks recorded and broken, in an environment of their own, two hours; goes on where it was; ONLY=ddp,ray WAYS=ok,kill MOST=n
+	@ONLY="$(ONLY)" WAYS="$(WAYS)" MOST="$(MOST)" scripts/frameworks
 
 litmus: $(INSTALLED) ## each litmus program ten times on real gloo ranks
 	$(BIN)/python -m genlock.impl.litmus --repeat 10 --jobs 4

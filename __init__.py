@@ -55,6 +55,7 @@ Names, each imported when it is first used, so that `import genlock` itself load
   `each`; what it claims: `Invariant`, `Sometimes`, `LeadsTo`, `Fair`, `Whole`
 - record a queue of your own: `channel`, `Channel`
 - compare collectives and decisions before the backend has them: `precheck`, `agree`
+- guard a rank from inside, where no launcher does: `guard`
 - serve a model: `serve`, `RankModel`, `Driver`, `chunk_fields`, `Posture`, `Mode`
 - errors, each one line that says what, where and what to do: `GenlockError`, `UsageError`, `UnreadableInput`,
   `ModelError`, `Refused`, `ContractViolation`; and the exit statuses of the commands, `Exit`
@@ -76,11 +77,14 @@ _HOMES = {
     "traces.collectives": "Recording",
     "model.claims": "Invariant Sometimes LeadsTo Fair",
     "model.semantics.whole": "Whole",
-    "model.tables": "Protocol Role State Row By Scope Collective Kind Slot Put Take Meet "
-    "Group mesh everyone Fifo Cell Link Poll Set See Send Receive Post Sent is_empty is_there "
-    "total least most any_of each",
+    "model.tables.protocol": "Protocol",
+    "model.tables.roles": "Role State Row By",
+    "model.tables.scope": "Scope everyone",
+    "model.tables.collectives": "Collective Kind Group mesh total least most any_of each",
+    "model.tables.shared": "Slot Put Take Meet Fifo Cell Link Poll Set See Send Receive Post Sent is_empty is_there",
     "impl.recording.channel": "channel Channel",
     "impl.recording.precheck": "precheck agree",
+    "impl.rank.operation_beats": "guard",
     "impl.rank.serve": "serve RankModel Driver chunk_fields",
     "impl.chunk.parity": "Posture",
     "impl.chunk.schema": "Mode",

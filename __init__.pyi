@@ -18,6 +18,7 @@ from .errors import UnreadableInput as UnreadableInput
 from .errors import UsageError as UsageError
 from .impl.chunk.parity import Posture as Posture
 from .impl.chunk.schema import Mode as Mode
+from .impl.rank.operation_beats import guard as guard
 from .impl.rank.serve import Driver as Driver
 from .impl.rank.serve import RankModel as RankModel
 from .impl.rank.serve import chunk_fields as chunk_fields
@@ -35,38 +36,38 @@ from .model.semantics.run import Counterexample as Counterexample
 from .model.semantics.run import Stuck as Stuck
 from .model.semantics.run import TraceStep as TraceStep
 from .model.semantics.whole import Whole as Whole
-from .model.tables import By as By
-from .model.tables import Cell as Cell
-from .model.tables import Collective as Collective
-from .model.tables import Fifo as Fifo
-from .model.tables import Group as Group
-from .model.tables import Kind as Kind
-from .model.tables import Link as Link
-from .model.tables import Meet as Meet
-from .model.tables import Poll as Poll
-from .model.tables import Post as Post
-from .model.tables import Protocol as Protocol
-from .model.tables import Put as Put
-from .model.tables import Receive as Receive
-from .model.tables import Role as Role
-from .model.tables import Row as Row
-from .model.tables import Scope as Scope
-from .model.tables import See as See
-from .model.tables import Send as Send
-from .model.tables import Sent as Sent
-from .model.tables import Set as Set
-from .model.tables import Slot as Slot
-from .model.tables import State as State
-from .model.tables import Take as Take
-from .model.tables import any_of as any_of
-from .model.tables import each as each
-from .model.tables import everyone as everyone
-from .model.tables import is_empty as is_empty
-from .model.tables import is_there as is_there
-from .model.tables import least as least
-from .model.tables import mesh as mesh
-from .model.tables import most as most
-from .model.tables import total as total
+from .model.tables.collectives import Collective as Collective
+from .model.tables.collectives import Group as Group
+from .model.tables.collectives import Kind as Kind
+from .model.tables.collectives import any_of as any_of
+from .model.tables.collectives import each as each
+from .model.tables.collectives import least as least
+from .model.tables.collectives import mesh as mesh
+from .model.tables.collectives import most as most
+from .model.tables.collectives import total as total
+from .model.tables.protocol import Protocol as Protocol
+from .model.tables.roles import By as By
+from .model.tables.roles import Role as Role
+from .model.tables.roles import Row as Row
+from .model.tables.roles import State as State
+from .model.tables.scope import Scope as Scope
+from .model.tables.scope import everyone as everyone
+from .model.tables.shared import Cell as Cell
+from .model.tables.shared import Fifo as Fifo
+from .model.tables.shared import Link as Link
+from .model.tables.shared import Meet as Meet
+from .model.tables.shared import Poll as Poll
+from .model.tables.shared import Post as Post
+from .model.tables.shared import Put as Put
+from .model.tables.shared import Receive as Receive
+from .model.tables.shared import See as See
+from .model.tables.shared import Send as Send
+from .model.tables.shared import Sent as Sent
+from .model.tables.shared import Set as Set
+from .model.tables.shared import Slot as Slot
+from .model.tables.shared import Take as Take
+from .model.tables.shared import is_empty as is_empty
+from .model.tables.shared import is_there as is_there
 from .traces.collectives import Recording as Recording
 from .traces.format import Trace as Trace
 
@@ -128,6 +129,7 @@ __all__ = [  # noqa: RUF022  # in the order of the manual
     "Channel",
     "precheck",
     "agree",
+    "guard",
     "serve",
     "RankModel",
     "Driver",

@@ -90,7 +90,7 @@ class EachTime(NamedTuple):
 
 
 class Several(NamedTuple):
-    """Observes one operation for several watchers; where one refuses it, those before it are told."""
+    """Observes one operation for several watchers, and tells those before it where one refuses it."""
 
     observers: tuple[OperationObserver, ...]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -98,6 +99,14 @@ def test_without_the_earlier_files_it_conforms_as_well(tmp_path: Path) -> None:
         earlier(tmp_path / name_of(rank)).unlink()
     found = replay([tmp_path]).diagnosis
     assert (found.verdict, found.events, found.reasons) == ("conforming", RANKS * STEPS * 5, ())
+
+
+def test_both_files_of_a_rank_are_read_from_an_archive(tmp_path: Path) -> None:
+    found = judged(tmp_path / "traces", KEEP)
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(tmp_path / "traces", "traces")
+    packed = replay([tmp_path / "all.tar"]).diagnosis
+    assert (packed.verdict, packed.events, packed.summed) == (found.verdict, found.events, found.summed)
 
 
 def unlike(**facts: Any) -> Way:
