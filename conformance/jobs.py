@@ -145,7 +145,8 @@ def unseen_time(recording: Recording, until: int | None) -> str:
         last = int(record.ops["time"].max())
         end = end if record.ended.name in ("STOPPED", "FAILED") else max(end, until or end)
         quiet, busy = min(quiet, (end - last) / SECOND), max(busy, (last - begin) / SECOND)
-        operations = max(operations, len(record.ops))
+        before = 0 if record.summed is None else record.summed.operations
+        operations = max(operations, before + len(record.ops))
     if quiet < QUIET or quiet <= busy:
         return ""
     return (

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import CutFile, UnreadableInput, UsageError
 from . import journal
-from .format import SUFFIX, Trace, TraceHeader, lines_of, opening
+from .format import EARLIER, NEW, SUFFIX, Trace, TraceHeader, lines_of, opening
 from .identical_ranks import fingerprints, read_identical
 from .importers.archives import OWN_HEAD, is_packed, opened
 from .parallel_read import in_processes
@@ -221,7 +221,7 @@ def run_of(header: TraceHeader) -> str:
 
 def _files(path: Path) -> Iterator[tuple[Path, bool]]:
     if path.is_dir():
-        yield from ((file, False) for file in sorted(path.rglob("*")) if file.is_file() and not journal.is_part(file))
+        yield from ((file, False) for file in sorted(path.rglob("*")) if file.is_file() and not _belongs(file))
     elif path.is_file():
         if not journal.is_part(path):
             yield path, True
@@ -229,6 +229,11 @@ def _files(path: Path) -> Iterator[tuple[Path, bool]]:
         raise UnreadableInput("neither a file nor a folder", where=str(path), do="name traces")
     else:
         raise UnreadableInput("no such file or folder", where=str(path), do="check the path")
+
+
+def _belongs(path: Path) -> bool:
+    """Return True for a file that is read with others: of a journal, or of a trace with a cap."""
+    return journal.is_part(path) or path.name.endswith((EARLIER, NEW))
 
 
 def _is_own(path: Path) -> bool:

@@ -121,7 +121,7 @@ def contradictions(aligned: Aligned, words: OperationNames) -> Iterator[Conflict
             op = ops_of(rank, record.ops, [min(at, len(record.ops) - 1)])[0]
             why = f"entry {record.gap} is missing: a ring drops its oldest entries, none between others"
             yield Conflict(op, _itself(rank), words.short(op), (f"entry {record.gap}",), why)
-        elif record.lost and not record.pending_only and _held(record) < capacity:
+        elif record.lost and record.summed is None and not record.pending_only and _held(record) < capacity:
             op = ops_of(rank, record.ops, [0])[0]
             why = f"what came before is missing: a ring drops nothing before it is full, and others hold {capacity}"
             yield Conflict(op, _itself(rank), words.short(op), (f"entry {op.entry - 1}",), why)

@@ -106,7 +106,7 @@ class JobTrace:
     def __init__(self, settings: RecordingSettings, job: journal.Job, rank: int, backend: str) -> None:
         self.job, self.rank = job, rank
         folder = journal.place_of(Path(settings.out), job)
-        self.recorder = Recorder(folder, _header(job, rank, backend))
+        self.recorder = Recorder(folder, _header(job, rank, backend), settings.keep)
         path = self.recorder.path
         self.stacks = StackTimer(path.with_name(path.name.removesuffix(SUFFIX) + STACKS), settings.stacks_after)
         if settings.stacks:
