@@ -87,7 +87,7 @@ def main() -> int:
 
 def rank(config: dict[str, Any], number: int) -> None:
     """One rank; rank0 prints what it measured."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "KINETO_LOG_LEVEL": "5"}
     import torch
     import torch.distributed as dist
     from genlock.impl.rank.devices import sharing
