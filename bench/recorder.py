@@ -36,8 +36,9 @@ from typing import Any
 
 LIMIT = 1.05
 MICROSECONDS, BYTES = 25, 150
-WAY_ROUNDS, WAY_BLOCK = 30, 100
-STEP_ROUNDS, STEP_BLOCK = 24, 10
+WAY_SHARE, WAY_BLOCK = 8, 100
+STEP_SHARE, STEP_BLOCK = 10, 10
+"""Of the rounds, one in so many is enough for each way, and for each kind of step."""
 BLOCK = 20
 """Operations that are timed in a row."""
 WARM = 6
@@ -136,7 +137,14 @@ def rank(config: dict[str, Any], number: int) -> None:
         for kind in ORDERS[turn % len(ORDERS)]:
             times[kind].append(median(block(tensor, kinds[kind])))
     both = partial(two_watchers, session)
-    small = {} if nccl else {"ways": ways(lambda: watching(session), both), "steps": steps(lambda: watching(session))}
+    small = (
+        {}
+        if nccl
+        else {
+            "ways": ways(lambda: watching(session), both, config["rounds"]),
+            "steps": steps(lambda: watching(session), config["rounds"]),
+        }
+    )
     session.end()
     if number == 0:
         result: dict[str, Any] = {"numel": numel, "ways": {}, "steps": {}} | small
@@ -175,7 +183,7 @@ def profiled() -> Any:
     return profile(activities=[ProfilerActivity.CPU], record_shapes=True)
 
 
-def ways(recorded: Callable[[], Any], two: Callable[[], Any]) -> dict[str, tuple[float, ...]]:
+def ways(recorded: Callable[[], Any], two: Callable[[], Any], rounds: int) -> dict[str, tuple[float, ...]]:
     """Way to the CPU in us an operation, of the thread and of the process: plain, what the recorder and a peer add."""
     import torch
     import torch.distributed as dist
@@ -206,15 +214,15 @@ def ways(recorded: Callable[[], Any], two: Callable[[], Any]) -> dict[str, tuple
         "all_reduce, two watchers": lambda: dist.all_reduce(x),
     }
     return {
-        name: _way(operation, two if "two" in name else recorded, 2 if "both" in name else 1)
+        name: _way(operation, two if "two" in name else recorded, 2 if "both" in name else 1, rounds)
         for name, operation in every.items()
     }
 
 
-def _way(operation: Callable[[], Any], recorded: Callable[[], Any], operations: int) -> tuple[float, ...]:
+def _way(operation: Callable[[], Any], recorded: Callable[[], Any], operations: int, rounds: int) -> tuple[float, ...]:
     kinds = (nullcontext, recorded, profiled)
     taken: tuple[list[tuple[float, float]], ...] = ([], [], [])
-    for turn in range(WAY_ROUNDS):
+    for turn in range(max(1, rounds // WAY_SHARE)):
         for kind in ORDERS[turn % len(ORDERS)]:
             with kinds[kind]():
                 for _ in range(WARM):
@@ -234,7 +242,7 @@ def _way(operation: Callable[[], Any], recorded: Callable[[], Any], operations: 
     return tuple(found)
 
 
-def steps(recorded: Callable[[], Any]) -> dict[str, tuple[float, ...]]:
+def steps(recorded: Callable[[], Any], rounds: int) -> dict[str, tuple[float, ...]]:
     """Kind of training to the CPU of the process in us a step, plain, and the ratios with the recorder and a peer."""
     import torch
     from torch.distributed.fsdp import fully_shard
@@ -248,12 +256,12 @@ def steps(recorded: Callable[[], Any]) -> dict[str, tuple[float, ...]]:
         fully_shard(block)
     fully_shard(sharded)
     return {
-        "FSDP2": _step(sharded, recorded),
-        "DDP": _step(DistributedDataParallel(model()), recorded),
+        "FSDP2": _step(sharded, recorded, rounds),
+        "DDP": _step(DistributedDataParallel(model()), recorded, rounds),
     }
 
 
-def _step(model: Any, recorded: Callable[[], Any]) -> tuple[float, ...]:
+def _step(model: Any, recorded: Callable[[], Any], rounds: int) -> tuple[float, ...]:
     import torch
 
     optimiser = torch.optim.SGD(model.parameters(), 1e-3)
@@ -265,7 +273,7 @@ def _step(model: Any, recorded: Callable[[], Any]) -> tuple[float, ...]:
 
     kinds = (nullcontext, recorded, profiled)
     taken: tuple[list[float], ...] = ([], [], [])
-    for turn in range(STEP_ROUNDS):
+    for turn in range(max(1, rounds // STEP_SHARE)):
         for kind in ORDERS[turn % len(ORDERS)]:
             with kinds[kind]():
                 for _ in range(3):

@@ -588,7 +588,7 @@ def test_a_recording_with_a_cap_counts_every_way(tmp_path: Path, kernels: str) -
     with watching(session):
         for _ in range(100):
             dist.all_reduce(one)
-            dist.all_reduce(one, async_op=True).wait()  # type: ignore[union-attr]
+            dist.all_reduce(one, async_op=True).wait()
             direct.allreduce([one]).wait()
             dist.monitored_barrier()
         session.end()
