@@ -53,7 +53,7 @@ FAULTS = {
         "unknown",
         False,
     ),
-    "another size, long before": Fault("long before, one all-reduce has another size", "divergent", True),
+    "another size, long before": Fault("one all-reduce of its first hundredth has another size", "divergent", True),
     "left out, at the end": Fault("its last step but one has one all-reduce less; the others wait", "divergent", True),
     "killed, at the end": Fault("it is killed before its last step; the others wait", "unknown", True),
 }
