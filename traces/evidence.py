@@ -285,6 +285,17 @@ class Stack(NamedTuple):
     """True if it is of an exception which says that it waited for others there."""
 
 
+class Called(NamedTuple):
+    """Says from where a rank issued the operation that its watchdog gave up."""
+
+    source: Source
+    rank: int
+    place: Place | None
+    """The program's line."""
+    library: Place | None
+    """The innermost line, where that is a library's."""
+
+
 class Stuck(NamedTuple):
     """Says that a rank's own monitor found its watchdog or its interpreter not moving."""
 
@@ -425,6 +436,7 @@ Fact = (
     | Exited
     | Raised
     | Stack
+    | Called
     | Stuck
     | Hang
     | WorkerDied
