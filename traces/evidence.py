@@ -244,6 +244,16 @@ class Exited(NamedTuple):
     message: str
 
 
+class LocalExit(NamedTuple):
+    """Says that a launcher saw a process end first on its host, by its number there: the rank's on one host alone."""
+
+    source: Source
+    writer: Writer
+    """Names the process that ended, by its number on the host and its process id."""
+    code: int
+    """As in `Exited`."""
+
+
 class Raised(NamedTuple):
     """Says that a process raised an exception."""
 
@@ -434,6 +444,7 @@ Fact = (
     | PeerLost
     | PeerSilent
     | Exited
+    | LocalExit
     | Raised
     | Stack
     | Called
