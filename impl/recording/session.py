@@ -36,6 +36,7 @@ from .c10d_intercept import (
     OnComplete,
     Operation,
     begin_job,
+    forget_observers,
     group_of,
     store_of,
     unknown_operators,
@@ -43,7 +44,7 @@ from .c10d_intercept import (
     watch,
 )
 from .command import RecordingSettings
-from .endings import STOPPED, Ending, follow_endings
+from .endings import STOPPED, Ending, follow_endings, of
 from .precheck import precheck_from_now_on
 from .stack_timer import NEVER, StackTimer, timer
 from .stacks import short_stack, stack_key
@@ -61,7 +62,7 @@ def attach() -> None:
     session.follow_init()
     session.follow_destroy()
     session.follow_groups()
-    follow_endings(session.end, session.events)
+    follow_endings(session.end, session.events, session.keep)
     os.register_at_fork(after_in_child=session.forked)
     timer.follow(put_in_place_of)
     watch(session)
@@ -100,6 +101,10 @@ class JobTrace:
             answer(folder, rank)
         self.over = False
         """True once its end is written, and the process has not gone on since."""
+        self.kept = False
+        """True where that is what the process has raised, and somebody keeps: it may go on."""
+        self.raised: BaseException | None = None
+        """What was about to be raised, or was handled, when its group was destroyed."""
         self._groups: set[str] = set()
         self._made = count(1)
         """The next number of a group in whose making this process takes part."""
@@ -138,6 +143,7 @@ class JobTrace:
         """Write why the process ends; the first cause stands, but for an exception after a clean end."""
         if self.over and not (ending.cause == "exception" and self.recorder.ended == "stopped"):
             return
+        self.kept = False
         if self.over:
             self.recorder.resume()
         self.over = True
@@ -150,7 +156,7 @@ class JobTrace:
         if self.over:
             self.recorder.resume()
             self.stacks = StackTimer(self.stacks.path, self.stacks.after)
-            self.over = False
+            self.over = self.kept = False
 
 
 class Session:
@@ -221,6 +227,8 @@ class Session:
             trace = self._trace_of(operation.group)
             if trace is None or self._over:
                 return None
+            if trace.kept:
+                trace.resume()
             if trace is not self._now:  # its group's name says nothing to the other members
                 operation = operation._replace(group=replace(operation.group, name="0"))
             return trace.operation(operation, frame, self._give_up)
@@ -270,6 +278,17 @@ class Session:
                     with contextlib.suppress(Exception):
                         trace.end(STOPPED if trace in gone and trace is not traces[-1] else ending)
 
+    def keep(self, error: BaseException) -> None:
+        """Write what a task of this process has raised as the end of its job, until the process goes on with that."""
+        with self._lock, contextlib.suppress(Exception):
+            trace = next(reversed(self._jobs.values()), None)
+            if trace is None or self._over or (trace.over and trace.raised is not error):
+                return
+            trace.end(of(error)._replace(exit=-1))
+            trace.kept = True
+            self._operations.clear()
+            forget_observers()
+
     def events(self) -> int:
         """Count what was written so far."""
         return sum(trace.recorder.written for trace in self._jobs.values())
@@ -309,6 +328,9 @@ class Session:
             whole = dist.is_initialized() and (group is None or group is dist.group.WORLD)
             if whole and self._now is not None:
                 with self._lock, contextlib.suppress(Exception):
+                    if self._now.kept:
+                        self._now.resume()
+                    self._now.raised = sys.exc_info()[1]
                     self._now.end(STOPPED)
                     self._now = None
                     self._operations.clear()

@@ -2,8 +2,8 @@
 
     make frameworks ONLY=ddp,ray WAYS=ok,kill MOST=3
 
-Each run is a row, kept with the version of the code that it was run with; one that there is for this version is not run
-again, so that it can be done in parts, and be interrupted.
+Each recording is kept, with the version of the code that it was made with; one that there is for this version is not
+made again, so that it can be done in parts, and be interrupted. It is judged anew where that code has changed.
 A verdict is right where a healthy run conforms and a broken one diverges; the rank where the broken one is named; the
 line where the report has one that the program marks for that way (`LINE …`). A program that does not run healthy is
 said to be not shown. Left out: setting up the environment (`scripts/frameworks`).
@@ -12,6 +12,7 @@ said to be not shown. Left out: setting up the environment (`scripts/frameworks`
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -30,12 +31,14 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-PAGE, KEPT = ROOT / "docs" / "frameworks.md", ROOT / "build" / "frameworks.json"
+PAGE, KEPT = ROOT / "docs" / "frameworks.md", ROOT / "build" / "frameworks-runs"
+"""Recordings are kept, one a cell, with what is known of it in `row.json`."""
 WAYS = ("ok", "skip", "extra", "other", "raise", "kill", "stop", "uneven")
 BAD = 1
-STALL = 30
-CODE = ("impl/recording", "impl/rank", "guardian", "traces", "conformance", "tests/support/frameworks")
-"""What a row depends on; the programs are among it."""
+STALL = 20
+RECORDED_BY = ("impl/recording", "traces/recorder.py", "traces/format.py", "traces/_fast_recorder.c", str(HERE))
+JUDGED_BY = ("conformance", "traces")
+"""What a recording depends on, the programs among it, and what a verdict depends on."""
 
 
 class Framework(NamedTuple):
@@ -77,7 +80,7 @@ def lines_of(program: str, way: str) -> set[str]:
 
 
 def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any]:
-    """Record and judge one run."""
+    """Record one run; returns what is known of it."""
     folder = Path(tempfile.mkdtemp(prefix="frameworks-"))
     program = [str(HERE / framework.program), framework.kind, way]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(framework.ranks), "--master-port", str(port)]
@@ -99,19 +102,42 @@ def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    replay = [sys.executable, "-m", "genlock", "replay", str(folder / "out"), "--format", "json"]
+    kept = place_of(framework, way)
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    if (folder / "out").is_dir():
+        shutil.copytree(folder / "out", kept / "out")
+    shutil.rmtree(folder, ignore_errors=True)
+    row = {"status": process.returncode, "seconds": round(time.monotonic() - begin), "said": said[-1500:]}
+    return {**row, "code": version(RECORDED_BY), "date": time.strftime("%Y-%m-%d %H:%M")}
+
+
+def place_of(framework: Framework, way: str) -> Path:
+    """Return where the recording of a cell is kept."""
+    return KEPT / f"{framework.kind}-{way}"
+
+
+def row_of(framework: Framework, way: str) -> dict[str, Any] | None:
+    """Return what is known of a cell, judged by the code as it is; None where it was not run."""
+    file = place_of(framework, way) / "row.json"
+    if not file.exists():
+        return None
+    row: dict[str, Any] = json.loads(file.read_text())
+    if row.get("judged") != version(JUDGED_BY):
+        row |= judge(file.parent / "out")
+        file.write_text(json.dumps(row, indent=1))
+    return row
+
+
+def judge(folder: Path) -> dict[str, Any]:
+    """Return the verdict on a recording, and what of it is right."""
+    replay = [sys.executable, "-m", "genlock", "replay", str(folder), "--format", "json"]
     judged = subprocess.run(replay, capture_output=True, text=True, check=False)
-    result: dict[str, Any] = {"status": process.returncode, "seconds": round(time.monotonic() - begin)}
-    if judged.returncode in (0, 1, 3):
-        report = json.loads(judged.stdout)
-        result |= {"verdict": report["verdict"], **grade(report)}
-    else:
-        result |= {"verdict": "none", "said": judged.stderr[-300:]}
-    if way == "ok" and result["verdict"] != "conforming":
-        result["said"] = said[-1500:]
-    if "--keep" not in sys.argv:
-        shutil.rmtree(folder, ignore_errors=True)
-    return result
+    row = {"judged": version(JUDGED_BY)}
+    if judged.returncode not in (0, 1, 3):
+        return {**row, "verdict": "none", "error": judged.stderr[-300:]}
+    report = json.loads(judged.stdout)
+    return {**row, "verdict": report["verdict"], **grade(report)}
 
 
 def grade(report: dict[str, Any]) -> dict[str, Any]:
@@ -131,19 +157,16 @@ def grade(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def version() -> str:
+@functools.cache
+def version(places: tuple[str, ...]) -> str:
     """Return what tells this code from any other."""
     found = hashlib.sha256()
-    for folder in CODE:
-        for file in sorted((ROOT / folder).rglob("*.py")):
+    for place in places:
+        files = [ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*.py"))
+        for file in files:
             if file != HERE / "matrix.py":
                 found.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
     return found.hexdigest()[:12]
-
-
-def kept_rows() -> dict[str, dict[str, Any]]:
-    """Return all rows so far, the last one of each cell, by `KIND WAY`."""
-    return json.loads(KEPT.read_text()) if KEPT.exists() else {}
 
 
 def cells(only: str, ways: str) -> Iterator[tuple[Framework, str]]:
@@ -154,20 +177,20 @@ def cells(only: str, ways: str) -> Iterator[tuple[Framework, str]]:
                     yield framework, way
 
 
-def page(kept: dict[str, dict[str, Any]], python: str) -> str:
+def page(python: str) -> str:
     """Return docs/frameworks.md."""
     site = next(Path(python).parents[1].glob("lib/python*/site-packages"))
     versions = {d.metadata["Name"]: d.version for d in distributions(path=[str(site)])}
     counts = {name: [0, 0] for name in ("verdict", "rank", "line")}
     alarms = clear = older = 0
-    current = version()
+    current = version(RECORDED_BY)
     rows = []
     for framework in FRAMEWORKS:
         row = [framework.name, versions.get(framework.package, "not installed")]
-        healthy = kept.get(f"{framework.kind} ok")
+        healthy = row_of(framework, "ok")
         shown = healthy is not None and (healthy["status"] == 0 or healthy["verdict"] == "conforming")
         for way in WAYS:
-            cell = kept.get(f"{framework.kind} {way}")
+            cell = row_of(framework, way)
             if cell is None or not shown:
                 row.append("not shown")
                 continue
@@ -219,22 +242,20 @@ def main() -> None:
     parser.add_argument("--python", default=str(ROOT / "build" / "frameworks" / "bin" / "python"))
     parser.add_argument("--only", default="")
     parser.add_argument("--ways", default="")
-    parser.add_argument("--keep", action="store_true")
     parser.add_argument("--most", type=int, default=1000, help="so many runs")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     given = parser.parse_args()
-    KEPT.parent.mkdir(exist_ok=True)
-    current, kept = version(), kept_rows()
     todo = [
-        (f, way) for f, way in cells(given.only, given.ways) if kept.get(f"{f.kind} {way}", {}).get("code") != current
+        (framework, way)
+        for framework, way in cells(given.only, given.ways)
+        if (row_of(framework, way) or {}).get("code") != version(RECORDED_BY)
     ]
     for number, (framework, way) in enumerate([] if given.page else todo[: given.most]):
-        cell = run(framework, way, given.python, 29100 + (os.getpid() + 7 * number) % 900)
-        kept = kept_rows()  # another run may have added to them
-        kept[f"{framework.kind} {way}"] = {**cell, "code": current, "date": time.strftime("%Y-%m-%d %H:%M")}
-        KEPT.write_text(json.dumps(kept, indent=1))
-        print(framework.kind, way, json.dumps(cell), flush=True)
-    PAGE.write_text(page(kept_rows(), given.python))
+        row = run(framework, way, given.python, 29100 + (os.getpid() + 7 * number) % 900)
+        (place_of(framework, way) / "row.json").write_text(json.dumps(row, indent=1))
+        row = row_of(framework, way) or {}
+        print(framework.kind, way, json.dumps({name: row[name] for name in row if name != "said"}), flush=True)
+    PAGE.write_text(page(given.python))
 
 
 if __name__ == "__main__":
