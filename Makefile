@@ -78,9 +78,9 @@ pictures: $(INSTALLED) ## every picture of the documents, into docs/pictures
 	$(BIN)/python scripts/pictures.py
 
 clean: ## remove all that these targets made, .venv too
-	rm -rf .venv build dist *.egg-info traces/*.so out genlock-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist *.egg-info traces/*.so impl/recording/*.so out genlock-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml scripts/setup traces/_fast_recorder.c
+$(INSTALLED): pyproject.toml scripts/setup traces/_fast_recorder.c traces/fast_recorder.h impl/recording/_c10d_kernel.cpp
 	@scripts/setup
 	@touch $@

@@ -48,6 +48,8 @@ Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
 Counter = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """Holds what a protocol counts. Its tables say what it may be."""
 
+CHANNEL = "channel"
+"""Names the backend of what passes by a queue of the program's own."""
 P2P = ("send", "recv", "recv_any_source")
 """Lists every `Event.op` that involves two ranks instead of a whole group."""
 
@@ -93,6 +95,9 @@ class TraceHeader(_Line, frozen=True, tag="header"):
     attempt: Small = 0
     """Number of the start of the run, from 0: an elastic launcher starts the ranks again. Traces of one attempt belong
     together."""
+    recording: str = ""
+    """Names the recording that it is part of, which keeps a journal: without that, nothing says what went unrecorded.
+    Empty where there is no journal."""
 
 
 class Group(_Line, frozen=True, tag="group", cache_hash=True):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ...errors import UsageError
 from ...traces import journal
-from ...traces.format import Group
+from ...traces.format import CHANNEL, Group
 from .c10d_intercept import Operation, caller
 from .command import RecordingSettings
 from .endings import STOPPED, Ending, follow_endings, of
@@ -39,9 +39,10 @@ def channel(name: str, rank: int, world: int) -> Channel:
     settings = RecordingSettings.inherited()
     end = Channel(None, name, world)
     if settings is not None:
-        job = journal.Job(f"{settings.run}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}", settings.attempt_now(), world)
+        run = f"{settings.run}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
+        job = journal.Job(run, settings.attempt_now(), world, settings.run)
         try:
-            end = Channel(JobTrace(settings, job, rank, "channel"), name, world)
+            end = Channel(JobTrace(settings, job, rank, CHANNEL), name, world)
         except Exception as error:
             journal.mark(Path(settings.out), f"channel {name}: {error}")
             print(f"genlock: channel {name} is not recorded: {error}", file=sys.stderr)
@@ -55,7 +56,7 @@ class Channel:
 
     def __init__(self, trace: JobTrace | None, name: str, world: int) -> None:
         self._trace = trace
-        self._all = Group("0", tuple(range(world)), "channel", name)
+        self._all = Group("0", tuple(range(world)), CHANNEL, name)
 
     def sent(self, to: int, tag: int = 0) -> None:
         """Record that something was handed over to an end: it need not have taken it."""
@@ -73,7 +74,7 @@ class Channel:
 
     def meeting(self, op: str = "all_reduce", members: Sequence[int] = ()) -> contextlib.AbstractContextManager[None]:
         """Record, around it, an operation that all ends, or these, must come to; named as torch.distributed does."""
-        group = Group(",".join(map(str, members)), tuple(members), "channel") if members else self._all
+        group = Group(",".join(map(str, members)), tuple(members), CHANNEL) if members else self._all
         return self._operation(op, group, None, None)
 
     def raised(self, error: BaseException) -> None:

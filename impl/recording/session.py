@@ -262,7 +262,7 @@ class Session:
     def _join(self, store: Any, rank: int, world: int, backend: str) -> JobTrace:
         """Return the trace of the job whose store this is."""
         attempt = self._settings.attempt_now()
-        job = journal.Job(f"{self._settings.run}-{agreed_name(store)}", attempt, world)
+        job = journal.Job(agreed_name(store, self._settings.run), attempt, world, self._settings.run)
         known = self._jobs.get(job)
         if known is None or known.rank != rank:
             known = self._jobs[job] = JobTrace(self._settings, job, rank, backend)
@@ -396,18 +396,20 @@ class Session:
         print(f"genlock: this process is not recorded any further: {what}", file=sys.stderr)
 
 
-def agreed_name(store: Any) -> str:
+def agreed_name(store: Any, recording: str) -> str:
     """Return a name for a job that all ranks with this store get alike: that of the first to ask.
 
-    A store that cannot compare and set leaves what the environment says.
+    Ranks of several nodes, which have a recording each, get one name too. A store that cannot compare and set leaves
+    what the environment says.
     """
-    mine = uuid.uuid4().hex[:12]
+    mine = f"{recording}-{uuid.uuid4().hex[:12]}"
     try:
         name = store.compare_set(KEY, "", mine)
         return name.decode() if isinstance(name, bytes) else str(name)
     except Exception:
         names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
-        return "-".join(filter(None, map(os.environ.get, names))).replace("/", "_") or "job"
+        known = "-".join(filter(None, map(os.environ.get, names))).replace("/", "_")
+        return f"{recording}-{known or 'job'}"
 
 
 def _header(job: journal.Job, rank: int, backend: str) -> TraceHeader:
@@ -427,4 +429,5 @@ def _header(job: journal.Job, rank: int, backend: str) -> TraceHeader:
         blind_spots=(*BLIND_SPOTS, *unknown),
         process=f"{socket.gethostname()}:{os.getpid()}",
         attempt=job.attempt,
+        recording=job.recording,
     )

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from ...errors import UnreadableInput
 from ..collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
 from ..format import (
+    CHANNEL,
     FORMAT_VERSION,
     MAX_LINE,
     P2P,
@@ -258,7 +259,9 @@ class _Others(NamedTuple):
             check_group(path, number, line.name, line.members, self.world)
             if not line.name:  # this rank is not in it
                 return
-            group = self.groups.setdefault(line.name, Group(line.name, line.description, line.members))
+            group = self.groups.setdefault(
+                line.name, Group(line.name, line.description, line.members, queued=line.backend == CHANNEL)
+            )
             if group.members != line.members:
                 raise _bad(path, number, f"group {line.name} had other members before")
             self.since.setdefault(line.name, before)
