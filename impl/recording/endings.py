@@ -87,7 +87,8 @@ def _install() -> None:
     hook, leave, leave_now = sys.excepthook, sys.exit, os._exit
     noted: list[tuple[Ending, int]] = []
     caught: list[tuple[BaseException, int]] = []
-    init = traceback.TracebackException.__init__
+    described: Any = traceback.TracebackException
+    init = described.__init__
 
     def written_down(self: Any, kind: Any, error: Any, *given: Any, **named: Any) -> None:
         frame = sys._getframe(1)
@@ -127,7 +128,7 @@ def _install() -> None:
 
     # the last three are what their users look up when they leave
     sys.excepthook, sys.exit, os._exit = excepthook, exit, exit_now
-    traceback.TracebackException.__init__ = written_down  # type: ignore[method-assign]
+    described.__init__ = written_down
     atexit.register(at_end)
     at_end_of_child()
     util.register_after_fork(at_end_of_child, at_end_of_child)  # a forked child forgets its parent's

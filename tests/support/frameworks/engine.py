@@ -1,8 +1,8 @@
 """vLLM's offline engine on CPU, two workers, a tiny random Llama; worker 1 does what the way says while it generates.
 
-    python engine.py WAY FOLDER
+    python engine.py KIND WAY
 
-The model is made in FOLDER, unless it is there. Strikes come from inside of the worker, at its fifth step.
+The model is made in build/llama, unless it is there. Strikes come from inside of the worker, at its fifth step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-WAY, FOLDER = sys.argv[1:3]
+WAY, FOLDER = sys.argv[2], Path(__file__).parents[3] / "build"
 BAD, AT, REQUESTS = 1, 5, 6
 
 os.environ |= {
@@ -52,9 +52,9 @@ def arm(worker: Any, way: str, number: int, at: int) -> None:
     runner.execute_model = execute_model
 
 
-def make_model(folder: str) -> str:
+def make_model() -> str:
     """Return the folder of a tiny random Llama."""
-    place = Path(folder, "llama")
+    place = FOLDER / "llama"
     if not (place / "config.json").exists():
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -64,7 +64,7 @@ def make_model(folder: str) -> str:
 
 
 def main() -> None:
-    model = make_model(FOLDER)
+    model = make_model()
     from vllm import LLM, SamplingParams
 
     engine = LLM(

