@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ...errors import Code
 from ...guardian.status_page import EVERYONE, SOMEONE, VARIABLE
 from ...traces.outcome import Outcome
 from ..recording.c10d_intercept import OnComplete, Operation, watch
+from ..recording.channel import follow_waits
 from ..recording.endings import Ending, follow_endings
 from ..recording.torch_compat import put_in_place_of
 from . import sidecar
@@ -70,6 +71,7 @@ def attach(*, wanted: bool = False) -> None:
     beats.follow_groups()
     os.register_at_fork(after_in_child=beats.forked)
     follow_endings(beats.end, beats.issued)
+    follow_waits(beats.meet)
     watch(beats)
 
 
@@ -190,6 +192,14 @@ class OperationBeats:
             completed(outcome)
 
         return complete
+
+    def meet(self, op: str) -> Callable[[None], object]:
+        """Beat for a wait by a channel, for whom is not said; return what beats again when it is over."""
+        beat = self._beat
+        if beat is None or self._over or Beat.taken:
+            return _nothing
+        beat.move(OPERATIONS, f"{op} by a channel")
+        return beat.await_also(SOMEONE, counts=False)
 
     def _open(self) -> Beat | None:
         """Return this process's page; None where it is not for this to write."""

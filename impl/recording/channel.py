@@ -13,7 +13,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...errors import UsageError
@@ -51,6 +51,16 @@ def channel(name: str, rank: int, world: int) -> Channel:
     return end
 
 
+Waits = Callable[[str], Callable[[None], object]]
+"""Is called when an end begins to wait for another, with the operation; returns what ends that."""
+_followers: list[Waits] = []
+
+
+def follow_waits(waits: Waits) -> None:
+    """Call `waits` whenever an end of a channel of this process waits for what is due."""
+    _followers.append(waits)
+
+
 class Channel:
     """Records one end of a channel. All methods may be called from any thread; none raises, whatever fails in here."""
 
@@ -70,12 +80,12 @@ class Channel:
 
     def receiving(self, source: int, tag: int = 0) -> contextlib.AbstractContextManager[None]:
         """Record, around it, a wait for something that is due from an end, such as an answer."""
-        return self._operation("recv", self._all, source, tag)
+        return self._waiting("recv", self._all, source, tag)
 
     def meeting(self, op: str = "all_reduce", members: Sequence[int] = ()) -> contextlib.AbstractContextManager[None]:
         """Record, around it, an operation that all ends, or these, must come to; named as torch.distributed does."""
         group = Group(",".join(map(str, members)), tuple(members), CHANNEL) if members else self._all
-        return self._operation(op, group, None, None)
+        return self._waiting(op, group, None, None)
 
     def raised(self, error: BaseException) -> None:
         """Record that this end is of no use any more, because of this; what comes later is not recorded."""
@@ -90,13 +100,24 @@ class Channel:
         self._end(STOPPED)
 
     @contextlib.contextmanager
-    def _operation(self, op: str, group: Group, peer: int | None, tag: int | None) -> Iterator[None]:
+    def _waiting(self, op: str, group: Group, peer: int | None, tag: int | None) -> Iterator[None]:
+        """Record an operation that waits for others, and say so to whoever follows that."""
+        over = [waits(op) for waits in _followers]
+        try:
+            with self._operation(op, group, peer, tag, depth=4):
+                yield
+        finally:
+            for end in over:
+                end(None)
+
+    @contextlib.contextmanager
+    def _operation(self, op: str, group: Group, peer: int | None, tag: int | None, depth: int = 2) -> Iterator[None]:
         trace = self._trace
         if trace is None or trace.over:
             yield
             return
         operation = Operation(op, group, None, peer, tag, None, None, False, None)
-        recorder = trace.operation(operation, caller(sys._getframe(2)), self._failed)
+        recorder = trace.operation(operation, caller(sys._getframe(depth)), self._failed)
         begun = recorder.begin(time.monotonic_ns())
         try:
             yield

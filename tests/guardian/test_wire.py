@@ -23,7 +23,15 @@ def session() -> tuple[wire.Frames, wire.Frames, bytes, bytes]:
 
 def test_frames_arrive_whole_in_any_pieces() -> None:
     up, down, *_ = session()
-    status = {"quiet": True, "paused": False, "waiting": -2, "position": 1 << 60, "counter": 3, "deadline": 0.5}
+    status = {
+        "quiet": True,
+        "paused": False,
+        "stopped": False,
+        "waiting": -2,
+        "position": 1 << 60,
+        "counter": 3,
+        "deadline": 0.5,
+    }
     sent = up.pack("status", {**status, "phase": "stea\ndy", "commit": "é" * 999}) + up.pack("done", {})
     got = [frame for n in range(0, len(sent), 7) for frame in down.feed(sent[n : n + 7])]
     assert got == [{"kind": "status", **status, "phase": "stea dy", "commit": "é" * 800}, {"kind": "done"}]

