@@ -54,7 +54,7 @@ def test_a_replayed_a_wrong_and_a_foreign_answer_are_refused_by_name() -> None:
         listening = wire.Listening(TOKEN, 3, BOND)
         with pytest.raises(wire.Malformed, match=why):
             listening.answered(wire.Calling(token, rank, listening.greeting, BOND).answer)
-    with pytest.raises(wire.Malformed, match="does not speak GLK2"):
+    with pytest.raises(wire.Malformed, match="does not speak GLK3"):
         wire.Calling(TOKEN, 1, b"HTTP/1.1 400 Bad Req", BOND)
     calling = wire.Calling(TOKEN, 1, wire.Listening(TOKEN, 3, BOND).greeting, BOND)
     with pytest.raises(wire.Malformed, match="does not know the token"):
