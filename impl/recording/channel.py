@@ -21,7 +21,7 @@ from ...traces import journal
 from ...traces.format import CHANNEL, Group
 from .c10d_intercept import Operation, caller
 from .command import RecordingSettings
-from .endings import STOPPED, Ending, follow_endings, of
+from .endings import STOPPED, Ending, follow_endings, keep, of
 from .session import JobTrace
 
 
@@ -88,8 +88,12 @@ class Channel:
         return self._waiting(op, group, None, None)
 
     def raised(self, error: BaseException) -> None:
-        """Record that this end is of no use any more, because of this; what comes later is not recorded."""
+        """Record that this end is of no use any more, because of this; what comes later is not recorded.
+
+        The process may go on in its other jobs; while it does not, this is why.
+        """
         self._end(of(error))
+        keep(error)
 
     def lost(self, rank: int, why: str) -> None:
         """Record that this end is of no use any more, because the process of another end was found to have ended."""

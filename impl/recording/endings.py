@@ -73,6 +73,12 @@ def follow_endings(
         _install()
 
 
+def keep(error: BaseException) -> None:
+    """Tell what a task of this process has raised, which lives on."""
+    for follower in _followers:
+        follower.kept(error)
+
+
 def _tell(ending: Ending) -> None:
     for follower in _followers:
         follower.ended(ending)
@@ -95,8 +101,7 @@ def _install() -> None:
         if isinstance(error, Exception) and frame.f_code is not init.__code__:  # what was behind it comes that way
             caught[:] = [(error, written())]
             if _keeps(frame):
-                for follower in _followers:
-                    follower.kept(error)
+                keep(error)
         init(self, kind, error, *given, **named)
 
     def leaving(status: Any) -> Ending:

@@ -2,7 +2,7 @@
 
     python engine.py KIND WAY
 
-The model is made in build/llama, unless it is there. Strikes come from inside of the worker, at its fifth step.
+The model is made in build/llama, unless it is there.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+import engine_strikes
 
 WAY, FOLDER = sys.argv[2], Path(__file__).parents[3] / "build"
-BAD, AT, REQUESTS = 1, 5, 6
+REQUESTS = 6
 
 os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -24,32 +25,6 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "GLOO_SOCKET_IFNAME": "lo",
 }
-
-
-def arm(worker: Any, way: str, number: int, at: int) -> None:
-    """Have one worker strike in a step to come."""
-    if worker.rank != number:
-        return
-    import os
-    import signal
-    import time
-
-    runner, steps = worker.model_runner, [0]
-    run = runner.execute_model
-
-    def execute_model(*given: Any, **named: Any) -> Any:
-        steps[0] += 1
-        if steps[0] == at:
-            print(f"STRIKE {time.time()}", flush=True)
-            if way == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if way == "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            if way == "raise":
-                raise ValueError("bad block")  # LINE raise
-        return run(*given, **named)
-
-    runner.execute_model = execute_model
 
 
 def make_model() -> str:
@@ -72,7 +47,7 @@ def main() -> None:
         enforce_eager=True, distributed_executor_backend="mp", max_num_seqs=2,
     )  # fmt: skip
     if WAY != "ok":
-        engine.collective_rpc(arm, args=(WAY, BAD, AT))
+        engine.collective_rpc(engine_strikes.arm, args=(WAY,))
     parameters = SamplingParams(max_tokens=8, detokenize=False)
     for _ in range(REQUESTS):
         engine.generate([{"prompt_token_ids": [1, 5, 6, 7]}], parameters, use_tqdm=False)

@@ -38,9 +38,11 @@ WAYS = ("ok", "skip", "extra", "other", "raise", "kill", "stop", "uneven")
 BAD = 1
 STALL, PATIENT = 20, 60
 """Seconds without an operation after which a program is ended; an engine may take its time to start."""
-RECORDED_BY = ("impl/recording", "traces/recorder.py", "traces/format.py", "traces/_fast_recorder.c", str(HERE))
+RECORDED_BY = ("impl/recording", "traces/recorder.py", "traces/format.py", "traces/_fast_recorder.c")
 JUDGED_BY = ("conformance", "traces")
-"""What a recording depends on, the programs among it, and what a verdict depends on."""
+"""What a recording depends on, beside its program, and what a verdict depends on."""
+ENGINES_ALONE = ("adapters", "channel.py", "precheck.py")
+"""Parts of the recorder that take no part in what a program does that has neither an engine nor checks."""
 
 
 class Framework(NamedTuple):
@@ -122,7 +124,7 @@ def run(framework: Framework, way: str, port: int) -> dict[str, Any]:
     row = {"status": process.returncode, "seconds": round(time.monotonic() - begin), "said": said[-1500:]}
     if struck := re.search(r"STRIKE ([0-9.]+)", said):
         row["after"] = round(ended - float(struck[1]), 1)
-    return {**row, "code": version(RECORDED_BY), "date": time.strftime("%Y-%m-%d %H:%M")}
+    return {**row, "code": code_of(framework), "date": time.strftime("%Y-%m-%d %H:%M")}
 
 
 def python_of(framework: Framework) -> Path:
@@ -184,14 +186,20 @@ def grade(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def code_of(framework: Framework) -> str:
+    """Return what tells the code that a recording is made with from any other."""
+    programs = [framework.program, "way.py"] if framework in FRAMEWORKS else [framework.program, "engine_strikes.py"]
+    return version(RECORDED_BY + tuple(str(HERE / file) for file in programs), framework in ENGINE)
+
+
 @functools.cache
-def version(places: tuple[str, ...]) -> str:
+def version(places: tuple[str, ...], whole: bool = True) -> str:
     """Return what tells this code from any other."""
     found = hashlib.sha256()
     for place in places:
         files = [ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*.*"))
         for file in files:
-            if file.suffix in (".py", ".c", ".cpp", ".h") and file != HERE / "matrix.py":
+            if file.suffix in (".py", ".c", ".cpp", ".h") and (whole or not {*file.parts} & {*ENGINES_ALONE}):
                 found.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
     return found.hexdigest()[:12]
 
@@ -206,7 +214,7 @@ def cells(only: str, ways: str) -> Iterator[tuple[Framework, str]]:
 
 def engine_table() -> list[str]:
     """Return the table of the engine's runs."""
-    current, rows = version(RECORDED_BY), []
+    current, rows = code_of(ENGINE[0]), []
     for way in ENGINE_WAYS:
         runs = [row for framework in ENGINE if (row := row_of(framework, way)) is not None]
         now = [row for row in runs if row.get("code") == current]
@@ -214,9 +222,7 @@ def engine_table() -> list[str]:
         told = ", ".join(f"{verdict} {n} times" for verdict, n in counts.items()) or "not shown"
         jobs = [job for row in now or runs for job in row["jobs"] if job["verdict"] == "divergent"]
         named = "" if way == "ok" else f"{sum(job['right'] for job in jobs)} of {len(jobs)}"
-        line = (
-            f"{sum(bool(lines_of('engine.py', way) & set(row['places'])) for row in now or runs)} of {len(now or runs)}"
-        )
+        line = f"{sum(bool(lines_of('engine_strikes.py', way) & set(row['places'])) for row in now or runs)} of {len(now or runs)}"
         after = ", ".join(f"{row['after']:g}" for row in now or runs if "after" in row)
         told = told if now or not runs else f"({told})"
         rows.append(f"| {way} | {told} | {named} | {line if way == 'raise' else ''} | {after} |")
@@ -228,7 +234,6 @@ def page() -> str:
     versions = versions_in("frameworks")
     counts = {name: [0, 0] for name in ("verdict", "rank", "line")}
     alarms = clear = older = 0
-    current = version(RECORDED_BY)
     rows = []
     for framework in FRAMEWORKS:
         row = [framework.name, versions.get(framework.package, "not installed")]
@@ -243,7 +248,7 @@ def page() -> str:
             verdict = cell["verdict"]
             marks = "" if way == "ok" else (" rank" if cell.get("rank") else "") + (" line" if cell.get("line") else "")
             text = verdict + (f":{marks}" if marks else "")
-            if cell.get("code") != current:
+            if cell.get("code") != code_of(framework):
                 older += 1
                 row.append(f"({text})")
                 continue
@@ -310,7 +315,7 @@ def main() -> None:
     todo = [
         (framework, way)
         for framework, way in cells(given.only, given.ways)
-        if (row_of(framework, way) or {}).get("code") != version(RECORDED_BY)
+        if (row_of(framework, way) or {}).get("code") != code_of(framework)
     ]
     for number, (framework, way) in enumerate([] if given.page else todo[: given.most]):
         row = run(framework, way, 29100 + (os.getpid() + 7 * number) % 900)
