@@ -1,4 +1,4 @@
-"""Has a worker of vLLM do wrong, from inside: a module of its own, which workers import, so that its lines have places."""
+"""Has a worker of vLLM do wrong, from inside; in a module that workers import, so that its lines have places."""
 
 from __future__ import annotations
 

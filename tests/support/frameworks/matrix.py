@@ -222,7 +222,8 @@ def engine_table() -> list[str]:
         told = ", ".join(f"{verdict} {n} times" for verdict, n in counts.items()) or "not shown"
         jobs = [job for row in now or runs for job in row["jobs"] if job["verdict"] == "divergent"]
         named = "" if way == "ok" else f"{sum(job['right'] for job in jobs)} of {len(jobs)}"
-        line = f"{sum(bool(lines_of('engine_strikes.py', way) & set(row['places'])) for row in now or runs)} of {len(now or runs)}"
+        lines = [lines_of("engine_strikes.py", way) & set(row["places"]) for row in now or runs]
+        line = f"{sum(map(bool, lines))} of {len(lines)}"
         after = ", ".join(f"{row['after']:g}" for row in now or runs if "after" in row)
         told = told if now or not runs else f"({told})"
         rows.append(f"| {way} | {told} | {named} | {line if way == 'raise' else ''} | {after} |")
