@@ -24,7 +24,7 @@ from ...guardian.status_page import EVERYONE, SOMEONE, VARIABLE
 from ...traces.outcome import Outcome
 from ..recording.c10d_intercept import OnComplete, Operation, watch
 from ..recording.channel import follow_waits
-from ..recording.endings import Ending, follow_endings
+from ..recording.endings import Ending, follow_endings, of
 from ..recording.torch_compat import put_in_place_of
 from . import sidecar
 from .heartbeat import Beat
@@ -70,7 +70,7 @@ def attach(*, wanted: bool = False) -> None:
     _beats.append(beats)
     beats.follow_groups()
     os.register_at_fork(after_in_child=beats.forked)
-    follow_endings(beats.end, beats.issued)
+    follow_endings(beats.end, beats.issued, beats.keep)
     follow_waits(beats.meet)
     watch(beats)
 
@@ -117,6 +117,11 @@ class OperationBeats:
         if dist.get_world_size() > 1:
             self._number = 0
             self._beat, self._own = sidecar.start(ASIDE, self._given, _traces()), True
+
+    def keep(self, error: BaseException) -> None:
+        """Tell the guardian what a task of this process has raised, which lives on: it is why nothing follows."""
+        if self._beat is not None and not self._over and not Beat.taken:
+            self._beat.commit(f"raised {of(error).message}")
 
     def end(self, ending: Ending) -> None:
         """Tell the guardian why this process ends, where nobody else does."""

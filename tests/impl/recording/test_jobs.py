@@ -100,7 +100,7 @@ def test_precheck_tells_every_rank_what_differs_and_who_did_not_come(out: Path) 
     told = [(out.parent / f"prechecked.told{rank}").read_text().splitlines() for rank in range(2)]
     assert told[0][:2] == told[1][:2]
     assert told[0][0] == (
-        f"operation 2 of group 0 differs: rank0: all_reduce of 2 float32 at {PROGRAM}:{line}; "
+        f"operation 2 of group 0 differs: rank0: all_reduce of 2 float32 by sum at {PROGRAM}:{line}; "
         f"rank1: broadcast of 2 float32 from rank1 at {PROGRAM}:{line}"
     )
     assert "rank0: decision `abort` = False" in told[0][1]
