@@ -54,6 +54,8 @@ class Group(NamedTuple):
     """Global ranks in the group's own order."""
     stated: bool = True
     """True where the recorder names the members; else they are those that were seen in the group."""
+    queued: bool = False
+    """True where what is sent lies in a queue: it need not have been taken when both ends leave."""
 
 
 class Signature(NamedTuple):

@@ -58,6 +58,8 @@ Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
 Counter = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """Holds what a protocol counts. Its tables say what it may be."""
 
+CHANNEL = "channel"
+"""Names the backend of what passes by a queue of the program's own."""
 P2P = ("send", "recv", "recv_any_source")
 """Lists every `Event.op` that involves two ranks instead of a whole group."""
 

@@ -286,11 +286,16 @@ def unpaired(pairs: Pairs, order: Order, words: OperationNames) -> Iterator[Conf
         yield Conflict(odd, accused, words.op(odd), (words.op(other),), why)
     stopped = {rank for rank, record in recording.ranks.items() if record.ended is Ended.STOPPED}
     for rank, alone in pairs.alone.items():
-        op = ops_of(rank, recording.ranks[rank].ops, alone[:1])[0]
-        if {rank, op.peer} <= stopped:
+        op = next((op for op in ops_of(rank, recording.ranks[rank].ops, alone) if not _may_lie(recording, op)), None)
+        if op is not None and {rank, op.peer} <= stopped:
             why = f"rank{op.peer} came to its end, as rank{rank} did, without a {words.due(op)}"
             accused = _of_two({rank: ("issued",), op.peer: ("nothing",)}, (), order)
             yield Conflict(op, accused, words.op(op), (words.due(op),), why)
+
+
+def _may_lie(recording: Recording, op: Op) -> bool:
+    """Return True for what was put into a queue: its reader may leave without it."""
+    return recording.groups[op.group].queued and recording.signatures[op.signature].kind == "send"
 
 
 def _of_two(given: Mapping[int, Value], past: Sequence[Value], order: Order) -> tuple[Accusation, ...]:

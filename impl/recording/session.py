@@ -47,6 +47,7 @@ from .c10d_intercept import (
     OnComplete,
     Operation,
     begin_job,
+    forget_observers,
     group_of,
     store_of,
     unknown_operators,
@@ -72,7 +73,7 @@ def attach() -> None:
     session.follow_init()
     session.follow_destroy()
     session.follow_groups()
-    follow_endings(session.end, session.events)
+    follow_endings(session.end, session.events, session.keep)
     os.register_at_fork(after_in_child=session.forked)
     timer.follow(put_in_place_of)
     watch(session)
@@ -113,6 +114,10 @@ class JobTrace:
             answer(folder, rank)
         self.over = False
         """True once its end is written, and the process has not gone on since."""
+        self.kept = False
+        """True where that is what the process has raised, and somebody keeps: it may go on."""
+        self.raised: BaseException | None = None
+        """What was about to be raised, or was handled, when its group was destroyed."""
         self._groups: set[str] = set()
         self._made = count(1)
         """The next number of a group in whose making this process takes part."""
@@ -158,6 +163,7 @@ class JobTrace:
         """Write why the process ends; the first cause stands, but for an exception after a clean end."""
         if self.over and not (ending.cause == "exception" and self.recorder.ended == "stopped"):
             return
+        self.kept = False
         if self.over:
             self.recorder.resume()
         self.over = True
@@ -170,7 +176,7 @@ class JobTrace:
         if self.over:
             self.recorder.resume()
             self.stacks = StackTimer(self.stacks.path, self.stacks.after)
-            self.over = False
+            self.over = self.kept = False
 
 
 class Session:
@@ -243,6 +249,8 @@ class Session:
             trace = self._trace_of(operation.group)
             if trace is None or self._over:
                 return None
+            if trace.kept:
+                trace.resume()
             if trace is not self._now:  # its group's name says nothing to the other members
                 operation = operation._replace(group=replace(operation.group, name="0"))
             return trace.operation(operation, frame, self._give_up)
@@ -296,6 +304,17 @@ class Session:
                 if not trace.over or (not self._over and trace is traces[-1]):
                     with contextlib.suppress(Exception):
                         trace.end(STOPPED if trace in gone and trace is not traces[-1] else ending)
+
+    def keep(self, error: BaseException) -> None:
+        """Write what a task of this process has raised as the end of its job, until the process goes on with that."""
+        with self._lock, contextlib.suppress(Exception):
+            trace = next(reversed(self._jobs.values()), None)
+            if trace is None or self._over or (trace.over and trace.raised is not error):
+                return
+            trace.end(of(error)._replace(exit=-1))
+            trace.kept = True
+            self._operations.clear()
+            forget_observers()
 
     def events(self) -> int:
         """Count what was written so far."""
@@ -356,6 +375,9 @@ class Session:
             whole = dist.is_initialized() and (group is None or group is dist.group.WORLD)
             if whole and self._now is not None:
                 with self._lock, contextlib.suppress(Exception):
+                    if self._now.kept:
+                        self._now.resume()
+                    self._now.raised = sys.exc_info()[1]
                     self._now.end(STOPPED)
                     self._now = None
                     self._operations.clear()

@@ -41,6 +41,7 @@ from ..collectives import (
 )
 from ..digests import MASK, mixed, tokens
 from ..format import (
+    CHANNEL,
     FORMAT_VERSION,
     MAX_LINE,
     P2P,
@@ -321,7 +322,9 @@ class _Others(NamedTuple):
             self.made.add(line.number or 0)
             if not line.name:  # this rank is not in it
                 return
-            group = self.groups.setdefault(line.name, Group(line.name, line.description, line.members))
+            group = self.groups.setdefault(
+                line.name, Group(line.name, line.description, line.members, queued=line.backend == CHANNEL)
+            )
             if group.members != line.members:
                 raise _bad(path, number, f"group {line.name} had other members before")
             self.since.setdefault(line.name, before)
