@@ -17,7 +17,6 @@ from typing import Any
 from ...errors import UsageError
 from ..semantics.network import Network
 from ..semantics.properties import Property
-from ..tables import beyond
 from . import claims, reference
 from .fast.partial_order_reduction import Reduction, Unfit, unfit
 from .limits import limit
@@ -51,7 +50,7 @@ def check(
     result that says so (`Result.stopped`), in which only what was seen violated is judged. Raise UsageError for what
     cannot be had.
     """
-    chosen = _engine(engine, beyond(network.protocol))
+    chosen = _engine(engine)
     mine = claims.own(network, properties)
     if mine:
         symmetry = _every_state(mine[0], "--symmetry", symmetry)
@@ -178,13 +177,8 @@ def _judged(
     return found(early, 0, time.perf_counter() - begin, stopped=stopped)
 
 
-def _engine(asked: str, beyond: str | None) -> str:
-    """Return the engine to search with. Raise UsageError for one that has not what a protocol uses (`beyond`)."""
-    if beyond is not None and asked in (NUMPY, NUMBA):
-        where = f"--engine {asked}"
-        raise UsageError(f"only the {REFERENCE} engine has {beyond}", where=where, do=f"take --engine {REFERENCE}")
-    if beyond is not None:
-        return REFERENCE
+def _engine(asked: str) -> str:
+    """Return the engine to search with. Raise UsageError for one that is not installed."""
     if asked == NUMBA and find_spec("numba") is None:
         raise UsageError("the numba engine needs numba", where="--engine numba", do="install `genlock[fast]`")
     return fast() if asked == AUTO else asked
