@@ -17,6 +17,7 @@ from typing import Any
 from ...errors import UsageError
 from ..semantics.network import Network
 from ..semantics.properties import Property
+from ..tables import beyond
 from . import claims, reference
 from .fast.partial_order_reduction import Reduction, Unfit, unfit
 from .limits import limit
@@ -25,6 +26,9 @@ from .reference import INTERRUPTED, Progress, Result, known_early
 AUTO, REFERENCE, NUMPY, NUMBA = "auto", "reference", "numpy", "numba"
 ENGINES = (AUTO, REFERENCE, NUMPY, NUMBA)
 SYMMETRIES = (AUTO, "on", "off")
+SMALL = 2_000
+"""States up to which `auto` searches a protocol whose ranks all differ by the reference engine: before the compiled
+one is loaded, or compiled when it is first used, that is done."""
 REDUCED_FROM = 4
 """Ranks from which on a search is reduced by itself. Below it takes no time, and the whole graph is of use."""
 
@@ -50,23 +54,27 @@ def check(
     result that says so (`Result.stopped`), in which only what was seen violated is judged. Raise UsageError for what
     cannot be had.
     """
-    chosen = _engine(engine)
     mine = claims.own(network, properties)
     if mine:
         symmetry = _every_state(mine[0], "--symmetry", symmetry)
         reduction = _every_state(mine[0], "--reduction", reduction)
-    rest = [p for p in properties if p not in mine]
-    found = _check(
+    search = partial(
+        _check,
         network,
-        rest,
-        chosen,
+        [p for p in properties if p not in mine],
         symmetry=symmetry,
         reduction=reduction,
         judge_all=judge_all,
         progress=progress,
-        max_states=max_states,
         timeout=timeout,
     )
+    found = None
+    if engine == AUTO and beyond(network.protocol) is not None and "on" not in (symmetry, reduction):
+        found = search(REFERENCE, max_states=SMALL if max_states is None else min(SMALL, max_states))
+        if found.stopped and found.stopped != INTERRUPTED and found.graph.counts[0] >= SMALL:
+            found = None
+    if found is None:
+        found = search(_engine(engine), max_states=max_states)
     return _with_claims(found, properties, mine)
 
 

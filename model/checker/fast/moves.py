@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ...semantics.lts import Info, Interner, Step
 from ...semantics.network import CRASH, STALL, Network
-from ...tables import TAKES, TWO_ENDED, By, Collective, Data, Link, Meet, Put, Receive, Slot
+from ...tables import TAKES, TWO_ENDED, By, Collective, Data, Link, Meet, Put, Receive, Row, Slot
 from ..reference import Taken
 from .layout import (
     ADVANCES,
@@ -39,6 +39,8 @@ class Move(NamedTuple):
     to: int
     """The local that it leads to; -1 where that depends on what is in a slot."""
     bits: int
+    row: Taken | None = None
+    """The row that it takes."""
     a: int = 0
     b: int = 0
     c: int = 0
@@ -56,11 +58,14 @@ class Move(NamedTuple):
     """The step that takes something out of a slot."""
     checks: tuple[Move, ...] = ()
     """Holds what a violation comes after: see `lts.Step`."""
-    row: Taken | None = None
-    """The row that it takes."""
 
 
-Menu = tuple[tuple[Move, ...], ...]
+_ENDS = 1 << 20
+"""Bit of an arrival, not of an option: the rank ends or fails there."""
+Plain = tuple[int, int, Taken]
+"""A move that neither waits nor issues, nor fails: where to, bits and row, as `Move` has them. Most are, so they are
+small."""
+Menu = tuple[Sequence[Move | Plain], ...]
 """A local's own moves, and what faults, detection, and a crash or a stall do to it."""
 
 
@@ -87,7 +92,11 @@ class LocalMoves:
         self.roles = [network.role_of[rank] for rank in ranks]
         self._reduced = reduced
         self._links = any(isinstance(shared, Link) for shared in network.protocol.shared)
+        self._keeps = reduced or bool(network.protocol.group_names) or len(set(self._lts)) < len(self._lts)
+        """A local may be asked for again: it stands in several lanes, of one kind or of several."""
         self._menus: list[dict[int, Menu]] = [{} for _ in ranks]
+        self._rows: list[dict[int, tuple[int, bool, Taken] | None]] = [{} for _ in ranks]
+        self._arrivals: list[dict[int, tuple[int, bool]]] = [{} for _ in ranks]
 
     def of(self, kind: int, local: int) -> Menu:
         """Return the moves of a local: its own steps, then what faults, detection, and a crash or a stall do to it."""
@@ -100,15 +109,17 @@ class LocalMoves:
             elif info.stalled:
                 menu = (self._awakening(kind, local), (), (), ())
             else:
-                steps = lts.menu(local)
+                steps = lts.menu(local, keep=self._keeps)
                 detects = steps.detects if self._network.detection else ()
+                struck = self._network.faults > 0
                 menu = (
-                    tuple(self._own(kind, local, step) for step in steps.own),
-                    tuple(self._faults(kind, local, steps.faults)),
-                    tuple(self.made(Option.DETECT, kind, local, step) for step in detects),
-                    tuple(self._strikes_on(kind, local)),
+                    [self._own(kind, local, step) for step in steps.own],
+                    list(self._faults(kind, local, steps.faults)) if struck else (),
+                    [self.made(Option.DETECT, kind, local, step) for step in detects],
+                    list(self._strikes_on(kind, local)) if struck else (),
                 )
-            self._menus[kind][local] = menu
+            if self._keeps:
+                self._menus[kind][local] = menu
         return menu
 
     def _awakening(self, kind: int, local: int) -> tuple[Move, ...]:
@@ -144,14 +155,21 @@ class LocalMoves:
         """Return the bit of what a rank that has ended or failed does to its links."""
         return (PARTS_FAILED if info.failed else PARTS if info.terminal else 0) * self._links
 
-    def _own(self, kind: int, local: int, step: Step) -> Move:
-        move = self._own_unchecked(kind, local, step)
-        if not step.checks:
-            return move
-        checks = tuple(self._own_unchecked(kind, local, check) for check in step.checks)
-        return move._replace(bits=move.bits | CHECKED, checks=checks)
+    def _own(self, kind: int, local: int, step: Step) -> Move | Plain:
+        if step.checks:
+            move = self._unchecked(kind, local, step)
+            checks = tuple(self._unchecked(kind, local, check) for check in step.checks)
+            return move._replace(bits=move.bits | CHECKED, checks=checks)
+        if step.row.gate is None and (plain := self._plain(kind, step.row)) is not None and not step.seen:
+            bits, takes_part, row = plain
+            after, fails = self._arrival(kind, step.target)
+            if (takes_part or after & _ENDS) and not self._lts[kind].info(local).failed:
+                bits |= TAKES_PART
+            bits |= (after & ~_ENDS) | ADVANCES * (step.target != local)
+            return Move(Option.FREE, step.target, bits, row, fails=True) if fails else (step.target, bits, row)
+        return self._unchecked(kind, local, step)
 
-    def _own_unchecked(self, kind: int, local: int, step: Step) -> Move:
+    def _unchecked(self, kind: int, local: int, step: Step) -> Move:
         gate = step.row.gate
         if isinstance(gate, Meet):
             return self.made(Option.MEET, kind, local, step)
@@ -164,7 +182,7 @@ class LocalMoves:
         if isinstance(gate, Put):
             value = self._channels[channel](step.data)
             return self.made(Option.PUT, kind, local, step)._replace(a=base, b=step.slot[1], c=value)
-        return Move(Option.TAKE, -1, 0, base, step.slot[1], channel, syncs=step.row.syncs, takes=step)
+        return Move(Option.TAKE, -1, 0, None, base, step.slot[1], channel, syncs=step.row.syncs, takes=step)
 
     def _at_a_place(self, kind: int, local: int, step: Step) -> Move:
         """Return a step whose gate is at a channel, cell or link."""
@@ -174,7 +192,7 @@ class LocalMoves:
         place = self._network.ranks + self._network.store.at(rank, step)
         action = self._touches.gate(gate, step.data, end=BEGIN if isinstance(gate, TWO_ENDED) else "")
         if isinstance(gate, TAKES):
-            return Move(Option.TOUCH, -1, LOOKS, place, action, syncs=step.row.syncs, takes=step)
+            return Move(Option.TOUCH, -1, LOOKS, None, place, action, syncs=step.row.syncs, takes=step)
         return self.made(Option.TOUCH, kind, local, step)._replace(a=place, b=action)
 
     def end(self, kind: int, local: int) -> Move | None:
@@ -185,7 +203,7 @@ class LocalMoves:
         rank, receives = self._ranks[kind], isinstance(inside, Receive)
         place = self._network.store.wire(inside.slot, rank, self.peer(kind, local), receives=receives)
         action = self._touches.gate(inside, None, end=END)
-        return Move(Option.TOUCH, -1, LOOKS, self._network.ranks + place, action)
+        return Move(Option.TOUCH, -1, LOOKS, None, self._network.ranks + place, action)
 
     def peer(self, kind: int, local: int) -> int:
         """Return the rank with which a send or receive is that a rank is in; -1 where it is in none."""
@@ -196,6 +214,32 @@ class LocalMoves:
         """Return the number of a collective's group. Raise ModelError where the rank is in none."""
         self._network.queue(self._ranks[kind], op, step.row)
         return self._network.protocol.group_names.index(op.group)
+
+    def _plain(self, kind: int, row: Row) -> tuple[int, bool, Taken] | None:
+        """Return the bits of a row, whether it takes part by itself, and its name.
+
+        None for one with a collective, or with more to it than guards and an effect. As `made`, once for each row.
+        """
+        try:
+            return self._rows[kind][id(row)]
+        except KeyError:
+            found = None
+            if row.op is None and not row.syncs and not row.interrupts and row.by in (By.PROTOCOL, By.ENVIRONMENT):
+                bits = ORDINARY | NORMALISES | ASKED_FOR * (row.by is By.ENVIRONMENT)
+                found = bits, row.choices is not None, (self.roles[kind], *row.key)
+            self._rows[kind][id(row)] = found
+            return found
+
+    def _arrival(self, kind: int, local: int) -> tuple[int, bool]:
+        """Return the bits that each step to a local has, _ENDS with them, and whether the rank has failed there."""
+        try:
+            return self._arrivals[kind][local]
+        except KeyError:
+            info = self._lts[kind].info(local)
+            ends = _ENDS * (info.terminal or info.failed)
+            found = DROPS_FINISHED * info.terminal | ends | self.parting(info), info.failed
+            self._arrivals[kind][local] = found
+            return found
 
     def made(self, option: Option, kind: int, local: int, step: Step) -> Move:
         info, by = self._lts[kind].info(step.target), step.row.by

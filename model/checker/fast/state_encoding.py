@@ -128,6 +128,7 @@ class Space:
         self._sources: dict[int, tuple[int, int]] = {}
         self._taking: dict[int, Step | None] = {}
         """The step that takes what an option is given; None where that ends a send or receive."""
+        self._unless = -1 if network.protocol.group_names else ~DROPS_FINISHED
         self._begin_writing()
         self._seats = fixed_tables.seats(network)
         self._fixed = (
@@ -241,14 +242,17 @@ class Space:
         )
         menu = self._menus.of(kind, local)
         self._facts[kind][number][CHECKS] = len(self._options)
-        for check in next((move.checks for move in menu[0] if move.checks), ()):
+        for check in next((move.checks for move in menu[0] if type(move) is Move and move.checks), ()):
             self._option(kind, local, columns, check)
         bounds = [len(self._options)]
         self._collectives(kind, number)
         for part, moves in enumerate(menu):
             if not hasty or part == 0:
                 for move in moves:
-                    if not (move.syncs and outstanding):
+                    if type(move) is not Move:
+                        to, bits, row = move
+                        self._add(Option.FREE, self.lane(kind, to, columns), bits, row)
+                    elif not (move.syncs and outstanding):
                         self._option(kind, local, columns, move)
             bounds.append(len(self._options))
         facts = self._facts[kind][number]
@@ -273,9 +277,8 @@ class Space:
                 group = move.leaves
                 columns = (*columns[:group], self._gone(columns[group : group + 1])[0], *columns[group + 1 :])
             target = self.lane(kind, move.to, columns)
-        option = self._add(
-            move.option, target, move.bits, move.a, move.b, move.c, move.striking, move.sees, row=move.row
-        )
+        more = move.a, move.b, move.c, move.striking, move.sees
+        option = self._add(move.option, target, move.bits, move.row, more)
         if move.to < 0:
             self._sources[option] = (kind, self.lanes[kind].index[local, columns])
             self._taking[option] = move.takes
@@ -295,7 +298,7 @@ class Space:
             group = self.network.protocol.group_names.index(info.op.group)
             at = _earliest(columns[group])
             if 0 <= at == len(columns[group]) - 1:  # nothing that it issued before is unfinished
-                option = self._add(Option.COMPLETE, number, 0, group, at, columns[group][at])
+                option = self._add(Option.COMPLETE, number, 0, None, (group, at, columns[group][at], 0, 0))
                 self._sources[option] = (kind, number)
 
     def _device(self, kind: int, number: int, group: int) -> None:
@@ -306,7 +309,7 @@ class Space:
         if at < 0 or (last and self._facts[kind][number][WAITS_IN] == group):
             return
         after = self.lane(kind, local, _left(columns, group, at))
-        self._add(Option.DEVICE, after, DROPS_FINISHED, group, at, columns[group][at])
+        self._add(Option.DEVICE, after, DROPS_FINISHED, None, (group, at, columns[group][at], 0, 0))
 
     def _gone(self, columns: Columns) -> Columns:
         """Return what a rank leaves behind that is no longer in any collective."""
@@ -321,16 +324,10 @@ class Space:
         option: Option,
         target: int,
         bits: int,
-        a: int = 0,
-        b: int = 0,
-        c: int = 0,
-        striking: int = 0,
-        seen: int = 0,
         row: Taken | None = None,
+        more: tuple[int, ...] = (0, 0, 0, 0, 0),
     ) -> int:
-        if not self.network.protocol.group_names:
-            bits &= ~DROPS_FINISHED
-        self._options.append((option, target, bits, a, b, c, striking, seen))
+        self._options.append((option, target, bits & self._unless, *more))
         self._rows.append(row)
         return len(self._options) - 1
 
@@ -378,7 +375,7 @@ class Space:
         bits = ADVANCES * (step.target != local) | DROPS_FINISHED | NORMALISES
         bits |= self._menus.parting(self._lts[kind].info(step.target))
         seen = self._menus.names_of(step.seen)
-        return self._add(Option.FREE, target, bits, seen=seen, row=(self._menus.roles[kind], *step.row.key))
+        return self._add(Option.FREE, target, bits, (self._menus.roles[kind], *step.row.key), (0, 0, 0, 0, seen))
 
     def _delivered(self, kind: int, group: int, entry: int, data: int) -> Data:
         """Return what a rank is given that waits in a collective, of which `data` numbers what is known."""
