@@ -93,17 +93,27 @@ def _with_claims(found: Result, properties: Sequence[Property], mine: Sequence[P
     begin = time.perf_counter()
     stopped = found.stopped
     verdicts = {v.property: v for v in found.verdicts}
+    judged_by = claims.Judge(found.network, found.graph, _asks(found.engine))
     try:
         if stopped:
-            verdicts.update((v.property, v) for v in claims.known_early(found.network, found.graph, mine))
+            verdicts.update((v.property, v) for v in judged_by.known_early(mine))
         else:
-            verdicts.update((p, claims.judge(found.network, found.graph, p)) for p in mine)
+            verdicts.update((p, judged_by.verdict(p)) for p in mine)
     except KeyboardInterrupt:
         stopped = f"{INTERRUPTED} while the properties were judged"
         verdicts = {p: v for p, v in verdicts.items() if not v.holds and p.kind != "sometimes"}
     judged = tuple(verdicts[p] for p in properties if p in verdicts)
     seconds = found.seconds + time.perf_counter() - begin
     return replace(found, verdicts=judged, stopped=stopped, seconds=seconds)
+
+
+def _asks(engine: str) -> claims.Where | None:
+    """Return how predicates are asked about what an engine has found, if not state by state."""
+    if engine == REFERENCE:
+        return None
+    from .fast import predicates
+
+    return predicates.where
 
 
 def _check(
