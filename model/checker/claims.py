@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 from ...errors import ModelError
 from ..claims import Claim, Fair, Invariant, LeadsTo
@@ -29,43 +31,56 @@ def own(network: Network, properties: Iterable[Property]) -> tuple[Property, ...
     return tuple(p for p in properties if p in mine)
 
 
-def judge(network: Network, graph: StateGraph, prop: Property) -> Verdict:
-    """Return whether a claim of the protocol holds in a graph that is whole."""
-    claim = _claim(network, prop)
-    if isinstance(claim, Invariant):
-        bad = next(_where(network, graph, claim, claim.holds, wanted=False), None)
-        return Verdict(prop, bad is None, bad)
-    if isinstance(claim, LeadsTo) and not prop.name.endswith(WHEN):
-        return _leads_to(network, graph, prop, claim)
-    predicate = claim.when if isinstance(claim, LeadsTo) else claim.seen
-    seen = next(_where(network, graph, claim, predicate, wanted=True), None)
-    return Verdict(prop, seen is not None, seen)
+Where = Callable[[Any, Callable[[Whole], bool], bool], Iterator[int]]
+"""Given a graph, a predicate and what is wanted of it: yields the states of which it says so, in order."""
 
 
-def known_early(network: Network, graph: StateGraph, properties: Iterable[Property]) -> tuple[Verdict, ...]:
-    """Return what an unfinished search has shown: the invariants that some state violates."""
-    found = (judge(network, graph, p) for p in properties if isinstance(_claim(network, p), Invariant))
-    return tuple(v for v in found if not v.holds)
+class Judge:
+    """Judges what the protocol of a network claims, in a graph. An engine may bring its own way to ask predicates."""
+
+    def __init__(self, network: Network, graph: StateGraph, where: Where | None = None) -> None:
+        self._network, self._graph = network, graph
+        self._asks = where or partial(_one_by_one, network)
+
+    def verdict(self, prop: Property) -> Verdict:
+        """Return whether a claim of the protocol holds in a graph that is whole."""
+        claim = _claim(self._network, prop)
+        if isinstance(claim, Invariant):
+            bad = next(self._where(claim, claim.holds, wanted=False), None)
+            return Verdict(prop, bad is None, bad)
+        if isinstance(claim, LeadsTo) and not prop.name.endswith(WHEN):
+            short = set(self._where(claim, claim.then, wanted=False))
+            begins = [n for n in self._where(claim, claim.when, wanted=True) if n in short]
+            return _leads_to(self._network, self._graph, prop, claim, begins, short)
+        predicate = claim.when if isinstance(claim, LeadsTo) else claim.seen
+        seen = next(self._where(claim, predicate, wanted=True), None)
+        return Verdict(prop, seen is not None, seen)
+
+    def known_early(self, properties: Iterable[Property]) -> tuple[Verdict, ...]:
+        """Return what an unfinished search has shown: the invariants that some state violates."""
+        found = (self.verdict(p) for p in properties if isinstance(_claim(self._network, p), Invariant))
+        return tuple(v for v in found if not v.holds)
+
+    def _where(self, claim: Claim, predicate: Callable[[Whole], bool], *, wanted: bool) -> Iterator[int]:
+        """Yield the states of which a predicate says what is wanted."""
+        return self._asks(self._graph, partial(_asked, self._network, claim, predicate), wanted)
 
 
 def _claim(network: Network, prop: Property) -> Claim:
     return next(c for c in network.protocol.claims if prop.name in (c.name, c.name + WHEN))
 
 
-def _where(
-    network: Network, graph: StateGraph, claim: Claim, predicate: Callable[[Whole], bool], *, wanted: bool
-) -> Iterator[int]:
-    """Yield the states in which a predicate says what is wanted."""
-    for number in range(len(graph.states)):
-        if _asked(network, graph, claim, predicate, number) is wanted:
+def _one_by_one(network: Network, graph: StateGraph, asked: Callable[[Whole], bool], wanted: bool) -> Iterator[int]:
+    for number, state in enumerate(graph.states):
+        if asked(Whole(network, state)) is wanted:
             yield number
 
 
-def _asked(network: Network, graph: StateGraph, claim: Claim, predicate: Callable[[Whole], bool], number: int) -> bool:
+def _asked(network: Network, claim: Claim, predicate: Callable[[Whole], bool], whole: Whole) -> bool:
     """Ask a predicate about a state. Raise ModelError, naming the claim, for one that raises or says nothing."""
     where = f"{network.protocol.name}, claim `{claim.name}`"
     try:
-        answer = predicate(Whole(network, graph.states[number]))
+        answer = predicate(whole)
     except ModelError as error:
         raise ModelError(error.what, where=where, do=error.do) from error
     except Exception as error:
@@ -79,15 +94,15 @@ def _asked(network: Network, graph: StateGraph, claim: Claim, predicate: Callabl
 # ── what must come in the end ───────────────────────────────────────────────────────────────────────
 
 
-def _leads_to(network: Network, graph: StateGraph, prop: Property, claim: LeadsTo) -> Verdict:
-    """Judge whether every fair run from `when` comes to `then`.
+def _leads_to(
+    network: Network, graph: StateGraph, prop: Property, claim: LeadsTo, begins: Sequence[int], short: set[int]
+) -> Verdict:
+    """Judge whether every fair run from `begins`, where `when` holds, leaves `short`, where `then` does not.
 
     Where one does not, some path from a state of `when` leads, past no state of `then`, to where a fair run can stay:
     in one state where nothing is owed, or in a strongly connected component in which each action that is owed in all
     of its states is taken inside. (Weak fairness: a larger component can only take more, and owe less.)
     """
-    short = set(_where(network, graph, claim, claim.then, wanted=False))
-    begins = [n for n in _where(network, graph, claim, claim.when, wanted=True) if n in short]
     came = _spread(graph, begins, short)
     owed = {n: list(_owed(network, graph, n, claim.fair)) for n in came}
     traps = {n: STILL for n in came if not any(action is not None for action, _ in owed[n])}

@@ -26,6 +26,9 @@ from .reference import INTERRUPTED, Progress, Result, known_early
 AUTO, REFERENCE, NUMPY, NUMBA = "auto", "reference", "numpy", "numba"
 ENGINES = (AUTO, REFERENCE, NUMPY, NUMBA)
 SYMMETRIES = (AUTO, "on", "off")
+SMALL = 2_000
+"""States up to which `auto` searches a protocol whose ranks all differ by the reference engine: before the compiled
+one is loaded, or compiled when it is first used, that is done."""
 REDUCED_FROM = 4
 """Ranks from which on a search is reduced by itself. Below it takes no time, and the whole graph is of use."""
 
@@ -51,23 +54,27 @@ def check(
     result that says so (`Result.stopped`), in which only what was seen violated is judged. Raise UsageError for what
     cannot be had.
     """
-    chosen = _engine(engine, beyond(network.protocol))
     mine = claims.own(network, properties)
     if mine:
         symmetry = _every_state(mine[0], "--symmetry", symmetry)
         reduction = _every_state(mine[0], "--reduction", reduction)
-    rest = [p for p in properties if p not in mine]
-    found = _check(
+    search = partial(
+        _check,
         network,
-        rest,
-        chosen,
+        [p for p in properties if p not in mine],
         symmetry=symmetry,
         reduction=reduction,
         judge_all=judge_all,
         progress=progress,
-        max_states=max_states,
         timeout=timeout,
     )
+    found = None
+    if engine == AUTO and beyond(network.protocol) is not None and "on" not in (symmetry, reduction):
+        found = search(REFERENCE, max_states=SMALL if max_states is None else min(SMALL, max_states))
+        if found.stopped and found.stopped != INTERRUPTED and found.graph.counts[0] >= SMALL:
+            found = None
+    if found is None:
+        found = search(_engine(engine), max_states=max_states)
     return _with_claims(found, properties, mine)
 
 
@@ -86,17 +93,27 @@ def _with_claims(found: Result, properties: Sequence[Property], mine: Sequence[P
     begin = time.perf_counter()
     stopped = found.stopped
     verdicts = {v.property: v for v in found.verdicts}
+    judged_by = claims.Judge(found.network, found.graph, _asks(found.engine))
     try:
         if stopped:
-            verdicts.update((v.property, v) for v in claims.known_early(found.network, found.graph, mine))
+            verdicts.update((v.property, v) for v in judged_by.known_early(mine))
         else:
-            verdicts.update((p, claims.judge(found.network, found.graph, p)) for p in mine)
+            verdicts.update((p, judged_by.verdict(p)) for p in mine)
     except KeyboardInterrupt:
         stopped = f"{INTERRUPTED} while the properties were judged"
         verdicts = {p: v for p, v in verdicts.items() if not v.holds and p.kind != "sometimes"}
     judged = tuple(verdicts[p] for p in properties if p in verdicts)
     seconds = found.seconds + time.perf_counter() - begin
     return replace(found, verdicts=judged, stopped=stopped, seconds=seconds)
+
+
+def _asks(engine: str) -> claims.Where | None:
+    """Return how predicates are asked about what an engine has found, if not state by state."""
+    if engine == REFERENCE:
+        return None
+    from .fast import predicates
+
+    return predicates.where
 
 
 def _check(
@@ -178,13 +195,8 @@ def _judged(
     return found(early, 0, time.perf_counter() - begin, stopped=stopped)
 
 
-def _engine(asked: str, beyond: str | None) -> str:
-    """Return the engine to search with. Raise UsageError for one that has not what a protocol uses (`beyond`)."""
-    if beyond is not None and asked in (NUMPY, NUMBA):
-        where = f"--engine {asked}"
-        raise UsageError(f"only the {REFERENCE} engine has {beyond}", where=where, do=f"take --engine {REFERENCE}")
-    if beyond is not None:
-        return REFERENCE
+def _engine(asked: str) -> str:
+    """Return the engine to search with. Raise UsageError for one that is not installed."""
     if asked == NUMBA and find_spec("numba") is None:
         raise UsageError("the numba engine needs numba", where="--engine numba", do="install `genlock[fast]`")
     return fast() if asked == AUTO else asked

@@ -58,6 +58,8 @@ class Groups:
         """Per rank its place in each queue."""
         self.on_streams = [n for n, (group, _) in enumerate(self.lists) if group in streams]
         posting = {row.op.group for role in protocol.roles for row in role.rows if row.posts and row.op is not None}
+        self.with_devices = [g for g in protocol.group_names if g in streams or g in posting]
+        """The groups of which a device may complete something by itself."""
         self.devices = [
             [n for n in seats if n in self.on_streams or self.lists[n][0] in posting] for seats in self.seat
         ]

@@ -8,7 +8,7 @@ Left out: which locals can be reached together; a role alone would reach more th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -106,9 +106,9 @@ class Step(NamedTuple):
 class Menu(NamedTuple):
     """Holds the steps of a local, by who causes them."""
 
-    own: tuple[Step, ...]
-    faults: tuple[Step, ...]
-    detects: tuple[Step, ...]
+    own: Sequence[Step]
+    faults: Sequence[Step]
+    detects: Sequence[Step]
 
 
 class Info(NamedTuple):
@@ -144,10 +144,16 @@ class Lts:
         self._info: dict[int, Info] = {}
         self._bases: dict[int, int] = {}
         self._rebased: dict[tuple[int, int], int] = {}
-        self._steps: dict[int, tuple[Step, ...]] = {}
+        self._steps: dict[int, Sequence[Step]] = {}
         self._menus: dict[int, Menu] = {}
         self._completions: dict[tuple[int, Data], Step] = {}
         self._taken: dict[tuple[int, str, Data], Step | None] = {}
+        others = (By.FAULT, By.DETECTION)
+        self._by_itself = {s: all(row.by not in others for row in rows) for s, rows in role.leaving.items()}
+        """Says of each state whether neither faults nor detection have a row there."""
+        forgets = () if protocol.keeps else (s.name for s in role.states if s.terminal or s.failed)
+        self._forgets = frozenset(forgets)
+        """The states in which a rank has no variables any more."""
 
     def info(self, number: int) -> Info:
         found = self._info.get(number)
@@ -180,11 +186,13 @@ class Lts:
         reaches_out = row.op is not None or row.gate is not None or row.choices is not None
         return reaches_out or after.terminal or after.failed
 
-    def steps(self, number: int) -> tuple[Step, ...]:
+    def steps(self, number: int, *, keep: bool = True) -> Sequence[Step]:
         """Return every step that the rank may take by itself: its rows, and what faults and detection may do to it."""
         found = self._steps.get(number)
         if found is None:
-            found = self._steps[number] = tuple(self._unfold(self.locals.items[number]))
+            found = self._unfold(self.locals.items[number])
+            if keep:
+                self._steps[number] = found
             if len(self.locals.items) > MAX_LOCALS:
                 growth = self.growth()
                 raise ModelError(
@@ -194,19 +202,24 @@ class Lts:
                 )
         return found
 
-    def menu(self, number: int) -> Menu:
-        """Return the steps, sorted.
+    def menu(self, number: int, *, keep: bool = True) -> Menu:
+        """Return the steps, sorted. Not to `keep` them is for who asks but once.
 
         A passed deadline is no step here: time is not modelled, a stall is killed instead.
         """
         found = self._menus.get(number)
         if found is None:
-            steps = self.steps(number)
-            found = self._menus[number] = Menu(
-                tuple(s for s in steps if s.row.by not in (By.FAULT, By.DETECTION)),
-                tuple(s for s in steps if s.row.by is By.FAULT),
-                tuple(s for s in steps if s.row.by is By.DETECTION and s.row.event != DEADLINE),
-            )
+            steps = self.steps(number, keep=keep)
+            if self._by_itself[self.locals.items[number].state]:
+                found = Menu(steps, (), ())
+            else:
+                found = Menu(
+                    tuple(s for s in steps if s.row.by not in (By.FAULT, By.DETECTION)),
+                    tuple(s for s in steps if s.row.by is By.FAULT),
+                    tuple(s for s in steps if s.row.by is By.DETECTION and s.row.event != DEADLINE),
+                )
+            if keep:
+                self._menus[number] = found
         return found
 
     def complete(self, number: int, data: Data) -> Step:
@@ -278,17 +291,22 @@ class Lts:
 
     def _asked(self, what: str, function: Callable[..., Any], row: Row | None, *given: Any) -> Any:
         """Call a function of the model. Raise ModelError, naming the row, for whatever it raises."""
-        of = row.effect if function is arrive and row is not None else function
         try:
             return function(*given)
         except ModelError:
             raise
         except (Exception, SystemExit) as error:
-            why = f"{what} `{named(of)}` raised {type(error).__name__}: {error}"
-            hint = "a rank that has failed has no variables left, unless the protocol `keeps` them"
-            at = _VARS_AT.get(function, 0)
-            do = hint if len(given) > at and given[at] is None else ""
-            raise ModelError(why, where=self._where(row), do=do) from error
+            raise self._raised(what, function, row, given, error) from error
+
+    def _raised(
+        self, what: str, function: Callable[..., Any], row: Row | None, given: Sequence[Any], error: BaseException
+    ) -> ModelError:
+        of = row.effect if function is arrive and row is not None else function
+        why = f"{what} `{named(of)}` raised {type(error).__name__}: {error}"
+        hint = "a rank that has failed has no variables left, unless the protocol `keeps` them"
+        at = _VARS_AT.get(function, 0)
+        do = hint if len(given) > at and given[at] is None else ""
+        return ModelError(why, where=self._where(row), do=do)
 
     def _where(self, row: Row | None) -> str:
         return f"{self.role.name}, row {row}" if row is not None else self.role.name
@@ -326,15 +344,16 @@ class Lts:
         return self._bounded("the counter", self._asked("the counter", counter, None, local.vars), local.vars)
 
     def _bounded(self, what: str, number: Any, v: Vars) -> int:
-        where = f"{self.role.name}, variables {v}"
         if not isinstance(number, int):
+            where = f"{self.role.name}, variables {v}"
             raise ModelError(f"{what} is {number!r}, which is no whole number", where=where)
         if abs(number) > MAX_COUNTER:
+            where = f"{self.role.name}, variables {v}"
             do = f"keep it between -{MAX_COUNTER:,} and {MAX_COUNTER:,}"
             raise ModelError(f"{what} is {number:,}: too large", where=where, do=do)
         return int(number)
 
-    def _choices(self, row: Row, v: Vars) -> Iterable[Data]:
+    def _choices(self, row: Row, v: Vars) -> Sequence[Data]:
         if row.choices is None:
             return (None,)
         choices = row.choices
@@ -353,10 +372,15 @@ class Lts:
 
     def _arrived(self, row: Row, v: Vars, data: Data) -> tuple[str, Vars]:
         """Return state and variables after the row. Raise ModelError where its effect makes no sense."""
-        state, after = row.target, v
-        if row.effect is not None:
-            state, after = self._asked("its effect", arrive, row, row, v, data)
-        if row.effect is not None and after is None and v is not None:
+        if row.effect is None:
+            return row.target, v
+        try:
+            state, after = arrive(row, v, data)
+        except ModelError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise self._raised("its effect", arrive, row, (row, v, data), error) from error
+        if after is None and v is not None:
             do = "return the new variables, or leave the effect out"
             raise ModelError(f"its effect `{named(row.effect)}` returned None", where=self._where(row), do=do)
         return state, after
@@ -386,26 +410,34 @@ class Lts:
             if local.pending is not None and not (row.interrupts or breaks_off(self.role, row)):
                 continue
             if row.gate is not None and isinstance(row.gate, TAKES):
-                if not self._nothing_wrong(row, local, None):
-                    slot = self._slot(row, row.gate, local.vars)
-                    found.append(Step(row, "step", -1, None, (), None, slot, self._checks(row, local)))
+                violates = row.by is By.VIOLATION
+                if not (violates and self._nothing_wrong(row, local, None)):
+                    slot, checks = self._slot(row, row.gate, local.vars), self._checks(row, local) if violates else ()
+                    found.append(Step(row, "step", -1, None, (), None, slot, checks))
                 continue
-            for data in self._choices(row, local.vars):
-                if row.allows(local.vars, data) and not self._nothing_wrong(row, local, data):
-                    two_ended = row.op is not None or isinstance(row.gate, TWO_ENDED)
-                    step = self._step(local, row, "issue" if two_ended else "step", data)
-                    found.append(step._replace(checks=self._checks(row, local)))
+            v, choices = local.vars, self._choices(row, local.vars)
+            allowed = [data for data in choices if row.allows(v, data)] if row.guards else choices
+            if row.by is By.VIOLATION:
+                checks = self._checks(row, local)
+                violations = (data for data in allowed if not self._nothing_wrong(row, local, data))
+                found += [self._step(local, row, "step", data)._replace(checks=checks) for data in violations]
+            elif row.op is not None or isinstance(row.gate, TWO_ENDED):
+                found += [self._step(local, row, "issue", data) for data in allowed]
+            elif row.gate is not None or self.watch is not None:
+                found += [self._step(local, row, "step", data) for data in allowed]
+            else:
+                found += [
+                    Step(row, "step", self._at(row, *self._arrived(row, v, data)), None, (), data) for data in allowed
+                ]
         return found
 
     def _nothing_wrong(self, row: Row, local: Local, data: Data) -> bool:
         """Return whether a VIOLATION row is out of place here, whatever the slots hold."""
         given = (self.role, row, local.vars, data, self.scope)
-        return row.by is By.VIOLATION and bool(self._asked("a check of its state", nothing_wrong, row, *given))
+        return bool(self._asked("a check of its state", nothing_wrong, row, *given))
 
     def _checks(self, row: Row, local: Local) -> tuple[Step, ...]:
         """Return the PROTOCOL rows with a `Take` beside a VIOLATION row: what is in their slots decides about it."""
-        if row.by is not By.VIOLATION:
-            return ()
         beside = self.role.leaving[local.state]
         return tuple(
             Step(r, "step", -1, None, (), None, self._slot(r, r.gate, local.vars))
@@ -430,15 +462,17 @@ class Lts:
             if row.gate is not None and isinstance(row.gate, TWO_ENDED):
                 at = self._slot(row, row.gate, local.vars)
             return Step(row, edge, waiting, contribution, seen, sent, at)
-        state = self.role.by_name[arrived]
-        gone = (state.terminal or state.failed) and not self.protocol.keeps
-        target = self._number(Local(arrived, None, None if gone else after, None if gone else ghost), row)
-        slot = None
+        target, slot = self._at(row, arrived, after, ghost), None
         if row.gate is not None and not isinstance(row.gate, _SLOTLESS):
             slot = self._slot(row, cast(At, row.gate), local.vars)
             if isinstance(row.gate, GIVES):
                 contribution, data = None, self._sent(row, local.vars)
         return Step(row, edge, target, contribution, seen, sent if goes_on else data, slot)
+
+    def _at(self, row: Row, state: str, v: Vars, ghost: Any = None) -> int:
+        """Return the local in which a row arrives."""
+        local = Local(state, None, None, None) if state in self._forgets else Local(state, None, v, ghost)
+        return self._number(local, row)
 
 
 _SLOTLESS = (Meet, *TAKES)

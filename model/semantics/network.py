@@ -175,7 +175,7 @@ class Network:
         if info.op is not None:
             return Waiting(rank, info.state, str(local.pending), info.op.name, self._missing(state, rank, info.op))
         if info.inside is not None:
-            peer = self._peer(rank, state.locals[rank], info.inside)
+            peer = self.peer(rank, state.locals[rank], info.inside)
             return Waiting(rank, info.state, str(local.pending), info.inside.slot.name, (peer,))
         if not own:
             return None
@@ -234,14 +234,14 @@ class Network:
         after = self.lts[rank].info(step.target)
         held = state.slots if slots is None else slots
         if step.contribution is not None:
-            group = self._queue(rank, step.contribution.op, step.row)
+            group = self.queue(rank, step.contribution.op, step.row)
             seat, size = self.groups.seat[rank][group], len(self.groups.lists[group][1])
             number = self.contributions(step.contribution)
             queues = with_item(queues, group, self.groups.issue(queues[group], seat, number, size))
         elif after.failed:
             queues = self.groups.all_left(queues, rank)
         elif step.row.interrupts and (op := self.lts[rank].info(state.locals[rank]).op) is not None:
-            group = self._queue(rank, op, step.row)
+            group = self.queue(rank, op, step.row)
             queues = with_item(queues, group, self.groups.leave(queues[group], self.groups.seat[rank][group]))
         if after.terminal:
             queues = self._drop_finished(queues, locals_)
@@ -317,7 +317,7 @@ class Network:
 
     def _end(self, state: NetworkState, rank: int, inside: Send | Receive) -> Iterator[tuple[Move, NetworkState]]:
         """Yield the end of a send or receive that a rank is in."""
-        peer = self._peer(rank, state.locals[rank], inside)
+        peer = self.peer(rank, state.locals[rank], inside)
         at = self.store.wire(inside.slot, rank, peer, receives=isinstance(inside, Receive))
         ended = places.end(inside, self.store.content(state.slots, at))
         if ended is None:
@@ -327,7 +327,8 @@ class Network:
         move, after = self._take(state, rank, step, self.store.filled(state.slots, at, ended.after))
         yield move._replace(ordinary=move.ordinary and ended.bound), after
 
-    def _peer(self, rank: int, local: int, inside: Send | Receive) -> int:
+    def peer(self, rank: int, local: int, inside: Send | Receive) -> int:
+        """Return the rank with which a send or receive is that `rank` is in."""
         lts = self.lts[rank]
         found = lts.locals.items[local]
         row = lts.role.row(found.state, str(found.pending))
@@ -336,7 +337,7 @@ class Network:
 
     # ── groups ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _queue(self, rank: int, op: Collective, row: Row | None = None) -> int:
+    def queue(self, rank: int, op: Collective, row: Row | None = None) -> int:
         """Return the queue of a rank's own list of a group. Raise ModelError where it is in none."""
         found = self.groups.queue_of[rank].get(op.group)
         if found is None:
@@ -346,7 +347,7 @@ class Network:
 
     def _completion(self, state: NetworkState, rank: int, op: Collective) -> Iterator[tuple[Move, NetworkState]]:
         """Yield the completion of the collective that the host waits in, after all that it had issued before."""
-        group = self._queue(rank, op)
+        group = self.queue(rank, op)
         exit = self.groups.exit(state.queues[group], self.groups.seat[rank][group])
         if exit is None or not exit.last:
             return
@@ -362,7 +363,7 @@ class Network:
     def _on_device(self, state: NetworkState, rank: int, group: int, info: Info) -> Iterator[tuple[Move, NetworkState]]:
         """Yield the completion of the earliest collective on the rank's stream, unless the host waits in it."""
         exit = self.groups.exit(state.queues[group], self.groups.seat[rank][group])
-        if exit is None or (exit.last and info.op is not None and self._queue(rank, info.op) == group):
+        if exit is None or (exit.last and info.op is not None and self.queue(rank, info.op) == group):
             return
         queues = self._drop_finished(with_item(state.queues, group, exit.queue), state.locals)
         name = exit.op.name
@@ -420,7 +421,7 @@ class Network:
         )
 
     def _missing(self, state: NetworkState, rank: int, op: Collective) -> tuple[int, ...]:
-        return self.groups.missing_of(state.queues, rank, self._queue(rank, op))
+        return self.groups.missing_of(state.queues, rank, self.queue(rank, op))
 
     def _behind_gate(self, state: NetworkState, infos: Sequence[Info], rank: int, step: Step) -> tuple[int, ...]:
         if step.row.syncs:
@@ -462,7 +463,7 @@ class Network:
         """Return the members that `rank` waits for and that are no longer there to come."""
         op, inside = infos[rank].op, infos[rank].inside
         if inside is not None:
-            missing: tuple[int, ...] = (self._peer(rank, state.locals[rank], inside),)
+            missing: tuple[int, ...] = (self.peer(rank, state.locals[rank], inside),)
         elif op is not None:
             missing = self._missing(state, rank, op)
         else:

@@ -30,6 +30,8 @@ class Option(IntEnum):
     DETECT = 7
     CRASH = 8
     STALL = 9
+    TOUCH = 10
+    """Something is done to one place, if what is in it allows that: see `Touches`."""
 
 
 class Memo(IntEnum):
@@ -42,17 +44,26 @@ class Memo(IntEnum):
     JOINED = 4
     EXPANDED = 5
     """Not looked up: the lane's options are asked for."""
+    TOUCHED = 6
+    """What is in a place, and what is done to it."""
 
 
-DETECTS, ADVANCES, ORDINARY, DROPS_FINISHED, NORMALISES, COSTS, CHECKED = 1, 2, 4, 8, 16, 32, 64
+DETECTS, ADVANCES, ORDINARY, DROPS_FINISHED, NORMALISES, COSTS, CHECKED, LOOKS, PARTS, PARTS_FAILED = (
+    1 << n for n in range(10)
+)
 """Bits of an option. The first three are those of a packed edge. CHECKED: it is open only where none of its lane's
-checks passes (see `Role.checks_pass`)."""
+checks passes (see `Role.checks_pass`). LOOKS: what it leads to depends on what it is given. PARTS, PARTS_FAILED: the
+rank has ended or failed, which changes what is on its links."""
+ASKED_FOR = 1 << 10
+"""Bit of an option for which the world outside asks."""
 TAKES_PART = ORDINARY | DETECTS
 """No step is both ordinary and detection: both bits together say that it is ordinary, and that the rank takes part."""
 TERMINAL, FAILED, STALLED, CLOSING, HASTY = 1, 2, 4, 8, 16
 """Bits of a lane. CLOSING: rank0 is on its way to STOPPED. HASTY: see `partial_order_reduction`."""
-ROOT, ALL, OWN = 0, 1, 2
-"""Says whose contributions a member is given: the root's, everyone's, nobody's."""
+ROOT, ALL, OWN, BARRIER, ALONE, MADE, SHARE = range(7)
+"""Says whose contributions a member waits for, and what it is given of them: the root's; everyone's, as a set; the
+root's, nothing; everyone's, nothing; its own, nothing; everyone's, what is made of them; the root's, its share. Who
+waits for all has an odd one."""
 BIAS = 1 << 20
 """Makes a signed distance a key."""
 
@@ -61,9 +72,9 @@ class Tables(NamedTuple):
     """Holds all that a search needs to know of a network, in a few arrays: what stands where say the names below."""
 
     lanes: Array
-    """[role, lane, fact]; role 0 is rank0's, 1 the workers'."""
+    """[kind, lane, fact]; which kind of lanes a rank has says `Space.kinds`."""
     columns: Array
-    """[role, lane, group, ENTRIES + n]: the lane's entry in each unfinished collective."""
+    """[kind, lane, group, ENTRIES + n]: the lane's entry in each unfinished collective."""
     options: Array
     """[option, fact]."""
     contributions: Array
@@ -73,16 +84,25 @@ class Tables(NamedTuple):
     """The outcome of each key; -1 where there is none."""
     taken: Array
     """[option]: 1 where some state's move was this option. Written by the search."""
+    touched: Array
+    """[outcome, AFTER …]: what is in a place afterwards, what was given, and whether it is bound to come."""
     strikes: Array
     """[kind, rank]: the points that let a crash or a stall strike; all bits are set where it strikes anywhere."""
     streams: Array
-    """The groups that run on a device stream."""
+    """The groups of which a device may complete something by itself."""
+    queues: Array
+    """[queue, MEMBERS + n]: the group, how far a member may run ahead, how many members, and which."""
+    seats: Array
+    """[rank, group, SEAT or QUEUE]: the rank's place in its list of a group, and which queue that is; -1: none."""
+    wires: Array
+    """[rank, n, WIRE_AT …]: the fields of what is on its way to or from a rank, and what becomes of it with it."""
 
 
-FLAGS, COUNTER, BASE, POINTS, WAITS_IN, CHECKS, FIRST, FAULTS, WATCHES, STRIKES, END = range(11)
-"""Facts of a lane. WAITS_IN: the group, or -1. From FIRST (-1: not worked out) to END its options: its own steps,
-from FAULTS on what faults do to it, from WATCHES on detection, from STRIKES on crash and stall. From CHECKS to FIRST
-stand the rows with a `Take` that its VIOLATION rows come after; they are no moves."""
+FLAGS, COUNTER, BASE, POINTS, WAITS_IN, CHECKS, FIRST, FAULTS, WATCHES, STRIKES, END, PEER = range(12)
+"""Facts of a lane. WAITS_IN: the group, or -1. PEER: the rank that a send or receive is with, or -1. From FIRST (-1:
+not worked out) to END its options: its own steps, from FAULTS on what faults do to it, from WATCHES on detection, from
+STRIKES on crash and stall. From CHECKS to FIRST stand the rows with a `Take` that its VIOLATION rows come after; they
+are no moves."""
 LANE_FACTS = 16
 LENGTH, EARLIEST, ENTRIES = range(3)
 """Facts of a column: how many entries, the first that is still waiting (-1: none), and the entries themselves."""
@@ -91,6 +111,12 @@ KIND, TARGET, BITS, A, B, C, STRIKING, SEES = range(8)
 STRIKING: the ranks that a fault may strike. SEES: the properties that a ghost names."""
 VALUE, WIRE, NAME, LOST, REDUCES, ROOT_RANK, TO_OTHERS, TO_ROOT = range(8)
 """Facts of a contribution. WIRE: equal where the backend pairs. TO_…: whose value a member is given."""
+
+
+GROUP_OF, AHEAD_AT_MOST, SIZE, MEMBERS = range(4)
+SEAT, QUEUE = range(2)
+AFTER, GIVEN, BOUND = range(3)
+WIRE_AT, ONCE_ENDED, ONCE_FAILED = range(3)
 
 
 class Layout(NamedTuple):

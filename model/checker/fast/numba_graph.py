@@ -13,12 +13,12 @@ from .search import PackedGraph
 
 
 @njit(cache=True)
-def _standing(packed, word, shift, mask, ranks, flags, failed, ended, closing, idle):
+def _standing(packed, word, shift, mask, kinds, flags, failed, ended, closing, idle):
     for n in range(len(packed)):
         some, every = 0, TERMINAL
-        for rank in range(ranks):
+        for rank in range(kinds.size):
             lane = (packed[n, word[rank]] >> shift[rank]) & mask[rank]
-            found = flags[1 if rank else 0, lane]
+            found = flags[kinds[rank], lane]
             some |= found
             every &= found
             if found & (TERMINAL | STALLED):
@@ -31,8 +31,8 @@ def standing(graph: PackedGraph) -> tuple[Array, Array, Array, Array]:
     count, lay = len(graph.packed), graph.space.layout
     failed, ended, closing = (np.empty(count, bool) for _ in range(3))
     idle, flags = np.zeros(count, np.uint64), np.ascontiguousarray(graph.space.tables().lanes[:, :, FLAGS])
-    ranks = graph.space.network.ranks
-    _standing(graph.packed, lay.word, lay.shift, lay.mask, ranks, flags, failed, ended, closing, idle)
+    kinds = np.array(graph.space.kinds)
+    _standing(graph.packed, lay.word, lay.shift, lay.mask, kinds, flags, failed, ended, closing, idle)
     return failed, ended, closing, idle
 
 

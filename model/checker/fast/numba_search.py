@@ -23,10 +23,15 @@ from numba.extending import intrinsic
 
 from . import layout as names
 from .layout import (
+    AFTER,
+    AHEAD_AT_MOST,
     ALL,
+    ALONE,
+    BARRIER,
     BASE,
     BIAS,
     BITS,
+    BOUND,
     CHECKED,
     CHECKS,
     COSTS,
@@ -39,19 +44,31 @@ from .layout import (
     FAULTS,
     FIRST,
     FLAGS,
+    GIVEN,
+    GROUP_OF,
     HASTY,
     KIND,
     LANE_FACTS,
     LENGTH,
+    LOOKS,
     LOST,
+    MEMBERS,
     NAME,
     NORMALISES,
+    ONCE_ENDED,
+    ONCE_FAILED,
     OWN,
+    PARTS,
+    PARTS_FAILED,
+    PEER,
     POINTS,
+    QUEUE,
     REDUCES,
     ROOT,
     ROOT_RANK,
+    SEAT,
     SEES,
+    SIZE,
     STRIKES,
     STRIKING,
     TAKES_PART,
@@ -63,6 +80,7 @@ from .layout import (
     WAITS_IN,
     WATCHES,
     WIRE,
+    WIRE_AT,
     Array,
     Layout,
     Memo,
@@ -80,6 +98,7 @@ from .search import (
     FULL_STATES,
     FULL_TABLE,
     IN_PLACE,
+    ISSUED,
     LATE,
     MISPAIRED,
     MISSED,
@@ -99,8 +118,8 @@ from .search import (
 A, B, C = names.A, names.B, names.C
 DEVICE, COMPLETE, PUT, TAKE = int(Option.DEVICE), int(Option.COMPLETE), int(Option.PUT), int(Option.TAKE)
 MEET, FAULT, DETECT, CRASH = int(Option.MEET), int(Option.FAULT), int(Option.DETECT), int(Option.CRASH)
-STALL = int(Option.STALL)
-COMPLETED, TAKEN, SHIFTED, REBASED, JOINED, EXPANDED = (int(m) for m in Memo)
+STALL, TOUCH = int(Option.STALL), int(Option.TOUCH)
+COMPLETED, TAKEN, SHIFTED, REBASED, JOINED, EXPANDED, TOUCHED = (int(m) for m in Memo)
 FRUITLESS, PATIENCE = 64, 16
 """States that are looked at for more misses after one that had some, for each miss so far, and for how many at most."""
 GROUP = 4
@@ -125,6 +144,13 @@ class Shape(NamedTuple):
     fields: int
     cells: int
     misses: int
+    queues: int
+    queue: int
+    """Numbers in a row of the table of queues."""
+    wires: int
+    """Places on the links of a rank."""
+    by_rank: tuple[int, ...]
+    """Of two items where each rank has lanes of its own, and is in groups of its own: known when this is compiled."""
 
 
 # ── arrays and the hash table ──────────────────────────────────────────────────────────────────────────────────────
@@ -243,30 +269,71 @@ def _once(control, misses, known, asked):
 
 
 @njit(cache=True, inline="always")
-def _column(shape, lanes, rank, group):
-    """Return the place where the column of a rank begins."""
-    lane = lanes[rank] + (shape.lanes if rank else 0)
-    return (lane * shape.groups + group) * shape.entries
+def _kind(shape, rank):
+    """Return which kind of lanes a rank has."""
+    return rank if len(shape.by_rank) == 2 else (1 if rank else 0)
 
 
 @njit(cache=True, inline="always")
-def _needs_all(contributions, mine, rank):
-    """Return whether all members must have issued this rank's contribution; else its root must."""
+def _lane(shape, lanes, rank):
+    """Return the place of a rank's lane among those of all kinds."""
+    return lanes[rank] + (rank * shape.lanes if len(shape.by_rank) == 2 else (shape.lanes if rank else 0))
+
+
+@njit(cache=True, inline="always")
+def _column(shape, lanes, rank, group):
+    """Return the place where the column of a rank begins."""
+    return (_lane(shape, lanes, rank) * shape.groups + group) * shape.entries
+
+
+@njit(cache=True, inline="always")
+def _queue(seats, shape, rank, group):
+    """Return where the rank's list of a group stands in the table of queues."""
+    return seats[(rank * shape.groups + group) * 2 + QUEUE] * shape.queue if len(shape.by_rank) == 2 else 0
+
+
+@njit(cache=True, inline="always")
+def _seat(seats, shape, rank, group):
+    """Return the place of a rank in its list of a group."""
+    return seats[(rank * shape.groups + group) * 2 + SEAT] if len(shape.by_rank) == 2 else rank
+
+
+@njit(cache=True, inline="always")
+def _size(queues, shape, queue):
+    return queues[queue + SIZE] if len(shape.by_rank) == 2 else shape.ranks
+
+
+@njit(cache=True, inline="always")
+def _member(queues, shape, queue, seat):
+    return queues[queue + MEMBERS + seat] if len(shape.by_rank) == 2 else seat
+
+
+@njit(cache=True, inline="always")
+def _gives(contributions, mine, seat):
+    """Return whom a rank on this seat waits for, and what it is given: see `layout`. Odd: it waits for all."""
     at = mine * 8
-    return contributions[at + (TO_ROOT if rank == contributions[at + ROOT_RANK] else TO_OTHERS)] == ALL
+    return contributions[at + (TO_ROOT if seat == contributions[at + ROOT_RANK] else TO_OTHERS)]
+
+
+@njit(cache=True, inline="always")
+def _waits_for_root(shape, gives):
+    return len(shape.by_rank) != 2 or gives != ALONE
 
 
 @njit(cache=True)
-def _meet(columns, contributions, shape, lanes, rank, group, place, mine, reach):
+def _meet(columns, contributions, queues, seats, shape, lanes, rank, group, place, mine, reach):
     """Return (may complete, must complete, mispaired) for a collective that `rank` is in: as in `transport`."""
-    own = mine * 8
-    root, everyone = contributions[own + ROOT_RANK], _needs_all(contributions, mine, rank)
+    own, queue = mine * 8, _queue(seats, shape, rank, group)
+    gives = _gives(contributions, mine, _seat(seats, shape, rank, group))
+    root, everyone, one = contributions[own + ROOT_RANK], gives & 1 != 0, _waits_for_root(shape, gives)
     may, must, mispaired, slowest = True, True, False, 1 << 30
-    for member in range(shape.ranks):
-        column = _column(shape, lanes, member, group)
+    if len(shape.by_rank) == 2:
+        reach = np.int64(queues[queue + AHEAD_AT_MOST])
+    for seat in range(_size(queues, shape, queue)):
+        column = _column(shape, lanes, _member(queues, shape, queue, seat), group)
         slowest = min(slowest, columns[column + LENGTH])
         entry = columns[column + ENTRIES + place]
-        needed = everyone or member == root
+        needed = everyone or (seat == root and one)
         if entry == 0:
             must = False
             may &= not needed
@@ -284,20 +351,24 @@ def _meet(columns, contributions, shape, lanes, rank, group, place, mine, reach)
 
 
 @njit(cache=True)
-def _delivered(columns, contributions, keys, outcomes, shape, lanes, rank, group, place, mine, control, misses):
+def _delivered(
+    columns, contributions, keys, outcomes, queues, seats, shape, lanes, rank, group, place, mine, control, misses
+):  # fmt: skip
     """Return the number of what a member is given; -2 where it has to be worked out first."""
-    own = mine * 8
+    own, queue = mine * 8, _queue(seats, shape, rank, group)
     root = np.int64(contributions[own + ROOT_RANK])
-    gives = contributions[own + (TO_ROOT if rank == root else TO_OTHERS)]
-    if gives == OWN:
+    gives = _gives(contributions, mine, _seat(seats, shape, rank, group))
+    if gives == OWN or (len(shape.by_rank) == 2 and gives in (BARRIER, ALONE)):
         return control[NOTHING]
     if gives == ROOT:
-        entry = columns[_column(shape, lanes, root, group) + ENTRIES + place]
+        entry = columns[_column(shape, lanes, _member(queues, shape, queue, root), group) + ENTRIES + place]
         return np.int64(contributions[abs(entry) * 8 + VALUE])
-    found = control[NOBODY]
-    for member in range(shape.ranks):
+    made = len(shape.by_rank) == 2 and gives != ALL
+    found = control[ISSUED] if made else control[NOBODY]
+    for seat in range(_size(queues, shape, queue)):
+        member = _member(queues, shape, queue, seat)
         entry = np.int64(abs(columns[_column(shape, lanes, member, group) + ENTRIES + place]))
-        if entry:
+        if entry or made:
             found = _outcome(keys, outcomes, shape, control, misses, JOINED, found, entry)
             if found < 0:
                 break
@@ -306,25 +377,28 @@ def _delivered(columns, contributions, keys, outcomes, shape, lanes, rank, group
 
 @njit(cache=True, inline="always")
 def _terminal(facts, shape, lanes, rank):
-    return (facts[(lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS + FLAGS] & TERMINAL) != 0
+    return (facts[_lane(shape, lanes, rank) * LANE_FACTS + FLAGS] & TERMINAL) != 0
 
 
 @njit(cache=True)
-def _gone_in(facts, columns, contributions, shape, lanes, rank, group, place):
+def _gone_in(facts, columns, contributions, queues, seats, shape, lanes, rank, group, place):
     """Return (it waits for somebody, one of those is gone) for a collective that `rank` has issued."""
-    mine = columns[_column(shape, lanes, rank, group) + ENTRIES + place]
-    root, everyone = contributions[mine * 8 + ROOT_RANK], _needs_all(contributions, mine, rank)
+    mine, queue = columns[_column(shape, lanes, rank, group) + ENTRIES + place], _queue(seats, shape, rank, group)
+    gives = _gives(contributions, mine, _seat(seats, shape, rank, group))
+    root, everyone, one = contributions[mine * 8 + ROOT_RANK], gives & 1 != 0, _waits_for_root(shape, gives)
     for needed_only in (True, False):
         waits, gone = False, False
-        for member in range(shape.ranks):
-            asked = member != rank and (everyone or member == root or not needed_only)
+        for seat in range(_size(queues, shape, queue)):
+            member = _member(queues, shape, queue, seat)
+            asked = member != rank and (everyone or (seat == root and one) or not needed_only)
             if asked and columns[_column(shape, lanes, member, group) + ENTRIES + place] == 0:
                 waits = True
                 gone |= _terminal(facts, shape, lanes, member)
         if waits:
             return True, gone
     waits, gone = False, False
-    for member in range(shape.ranks):
+    for seat in range(_size(queues, shape, queue)):
+        member = _member(queues, shape, queue, seat)
         other = abs(columns[_column(shape, lanes, member, group) + ENTRIES + place]) * 8
         if contributions[other + LOST] or contributions[other + WIRE] != contributions[mine * 8 + WIRE]:
             waits = True
@@ -333,51 +407,58 @@ def _gone_in(facts, columns, contributions, shape, lanes, rank, group, place):
 
 
 @njit(cache=True)
-def _gone_for(facts, columns, contributions, streams, shape, lanes, rank):
+def _gone_for(facts, columns, contributions, streams, queues, seats, shape, lanes, rank):
     """Return whether a member that `rank` waits for is no longer there to come: as `Network._gone_for`."""
-    group = facts[(lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS + WAITS_IN]
+    if len(shape.by_rank) == 2:
+        peer = facts[_lane(shape, lanes, rank) * LANE_FACTS + PEER]
+        if peer >= 0:
+            return _terminal(facts, shape, lanes, peer)
+    group = facts[_lane(shape, lanes, rank) * LANE_FACTS + WAITS_IN]
     if group >= 0:
         place = columns[_column(shape, lanes, rank, group) + EARLIEST]
-        return place >= 0 and _gone_in(facts, columns, contributions, shape, lanes, rank, group, place)[1]
+        return (
+            place >= 0 and _gone_in(facts, columns, contributions, queues, seats, shape, lanes, rank, group, place)[1]
+        )
     for n in range(shape.streams):
         group = streams[n]
         place = columns[_column(shape, lanes, rank, group) + EARLIEST]
         if place >= 0:
-            waits, gone = _gone_in(facts, columns, contributions, shape, lanes, rank, group, place)
+            waits, gone = _gone_in(facts, columns, contributions, queues, seats, shape, lanes, rank, group, place)
             if waits:
                 return gone
     return False
 
 
 @njit(cache=True)
-def _over(facts, columns, shape, lanes, group, place):
+def _over(facts, columns, queues, shape, lanes, queue, group, place):
     """Return whether a collective has been issued, and every member has left it or has come to its end without."""
     some = False
-    for member in range(shape.ranks):
+    for seat in range(_size(queues, shape, queue)):
+        member = _member(queues, shape, queue, seat)
         column = _column(shape, lanes, member, group)
         if columns[column + LENGTH] > place:
             some = True
             if columns[column + ENTRIES + place] > 0:
                 return False
-        elif (
-            facts[(lanes[member] + (shape.lanes if member else 0)) * LANE_FACTS + FLAGS] & (TERMINAL | FAILED)
-            != TERMINAL
-        ):
+        elif facts[_lane(shape, lanes, member) * LANE_FACTS + FLAGS] & (TERMINAL | FAILED) != TERMINAL:
             return False
     return some
 
 
 @njit(cache=True)
-def _drop_finished(facts, columns, keys, outcomes, shape, lanes, control, misses):
+def _drop_finished(facts, columns, keys, outcomes, queues, shape, lanes, control, misses):
     """Drop what every member has left or has ended without. False where a lane has to be worked out first."""
-    for group in range(shape.groups):
+    for number in range(shape.queues if len(shape.by_rank) == 2 else shape.groups):
+        queue = number * shape.queue
+        group = np.int64(queues[queue + GROUP_OF]) if len(shape.by_rank) == 2 else number
         by = 0
-        while _over(facts, columns, shape, lanes, group, by):
+        while _over(facts, columns, queues, shape, lanes, queue, group, by):
             by += 1
         if by:
-            for member in range(shape.ranks):
+            for seat in range(_size(queues, shape, queue)):
+                member = _member(queues, shape, queue, seat)
                 if columns[_column(shape, lanes, member, group) + LENGTH]:
-                    lane = (lanes[member] << 1) | (1 if member else 0)
+                    lane = (lanes[member] << 5) | _kind(shape, member)
                     moved = _outcome(keys, outcomes, shape, control, misses, SHIFTED, lane, (group << 16) | by)
                     if moved < 0:
                         return False
@@ -392,7 +473,7 @@ def _rebase(facts, keys, outcomes, shape, lanes, control, misses):
     if by != BIAS:
         for member in range(shape.ranks):
             moved = _outcome(
-                keys, outcomes, shape, control, misses, REBASED, (lanes[member] << 1) | (1 if member else 0), by
+                keys, outcomes, shape, control, misses, REBASED, (lanes[member] << 5) | _kind(shape, member), by
             )
             if moved < 0:
                 return False
@@ -420,14 +501,23 @@ def _sort(shape, lanes, order):
 
 @njit(cache=True)
 def _checks_pass(
-    facts, options, keys, outcomes, shape, control, misses, states, width, word, shift, mask, row, here, rank, takes
+    facts, options, keys, outcomes, touched, shape, control, misses, states, width, word, shift, mask, row, here, rank,
+    takes,
 ):  # fmt: skip
     """Return -1 where no check of a lane passes, -2 where one has to be worked out first: see `Role.checks_pass`."""
     for option in range(facts[here + CHECKS], facts[here + FIRST]):
+        touches = len(shape.by_rank) == 2 and options[option * 8 + KIND] == TOUCH
         whose = options[option * 8 + B]
         slot = shape.ranks + options[option * 8 + A] + (whose if whose else rank) - 1
+        if touches:
+            slot = options[option * 8 + A]
         held = np.int64((states[row + _at(width, word, slot)] >> shift[slot]) & mask[slot])
-        if held:
+        if touches:
+            found = _outcome(keys, outcomes, shape, control, misses, TOUCHED, held, whose)
+            if found == -2:
+                return found
+            held = np.int64(touched[found * 3 + GIVEN]) if found >= 0 else -1
+        if held >= 0 if touches else held != 0:
             wanted = _outcome(keys, outcomes, shape, control, misses, TAKEN, np.int64(option), held)
             if wanted != -1:
                 return wanted
@@ -438,8 +528,9 @@ def _checks_pass(
 
 @njit(cache=True)
 def _successors(
-    parent, end, facts, columns, options, contributions, keys, outcomes, taken_rows, strikes, streams, shape, control,
-    states, width, word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
+    parent, end, facts, columns, options, contributions, keys, outcomes, taken_rows, touched, strikes, streams, queues,
+    seats, wires, shape, control, states, width, word, shift, mask, misses, out, begins, label, seen, went, places,
+    table, lanes, after, order,
 ):  # fmt: skip
     """Write the successors of some states, up to the first that misses something; returns how many are done.
 
@@ -454,12 +545,12 @@ def _successors(
         flags, points, missed, hasty, behind = 0, 0, False, -1, np.int64(1 << 30)
         for rank in range(ranks):
             lanes[rank] = np.int64((states[row + _at(width, word, rank)] >> shift[rank]) & mask[rank])
-            here = (lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS
+            here = _lane(shape, lanes, rank) * LANE_FACTS
             flags |= facts[here + FLAGS]
             points |= facts[here + POINTS]
             behind = min(behind, np.int64(facts[here + COUNTER]))
             if facts[here + FIRST] < 0:
-                _miss(shape, control, misses, EXPANDED, lanes[rank], 1 if rank else 0)
+                _miss(shape, control, misses, EXPANDED, lanes[rank], _kind(shape, rank))
                 missed = True
             elif hasty < 0 and facts[here + FLAGS] & HASTY:
                 hasty = rank
@@ -469,12 +560,12 @@ def _successors(
         for rank in range(ranks):
             if hasty >= 0 and rank != hasty:
                 continue
-            here = (lanes[rank] + (shape.lanes if rank else 0)) * LANE_FACTS
+            here = _lane(shape, lanes, rank) * LANE_FACTS
             option, over = facts[here + FIRST], facts[here + (END if hasty < 0 else FAULTS)]
             may_watch = trouble or (
                 (flags & TERMINAL) != 0
                 and facts[here + WATCHES] < facts[here + STRIKES]
-                and _gone_for(facts, columns, contributions, streams, shape, lanes, rank)
+                and _gone_for(facts, columns, contributions, streams, queues, seats, shape, lanes, rank)
             )
             # in the order of the menu: moves, faults, detections, and a crash or a stall
             if may_fault:
@@ -496,8 +587,8 @@ def _successors(
                     continue
                 if options[own + BITS] & CHECKED:
                     passes = _checks_pass(
-                        facts, options, keys, outcomes, shape, control, misses, states, width, word, shift, mask, row,
-                        here, rank, kind == TAKE,
+                        facts, options, keys, outcomes, touched, shape, control, misses, states, width, word, shift,
+                        mask, row, here, rank, kind == TAKE or (options[own + BITS] & LOOKS) != 0,
                     )  # fmt: skip
                     missed |= passes == -2
                     if passes != -1:
@@ -505,7 +596,7 @@ def _successors(
                 if kind == DEVICE or kind == COMPLETE:  # noqa: SIM109  numba compiles this to less
                     group, place, mine = options[own + A], options[own + B], options[own + C]
                     may, must, mispaired = _meet(
-                        columns, contributions, shape, lanes, rank, group, place, mine, control[REACH]
+                        columns, contributions, queues, seats, shape, lanes, rank, group, place, mine, control[REACH]
                     )
                     if not may:
                         continue
@@ -515,6 +606,8 @@ def _successors(
                             contributions,
                             keys,
                             outcomes,
+                            queues,
+                            seats,
                             shape,
                             lanes,
                             rank,
@@ -539,6 +632,21 @@ def _successors(
                         put = options[own + C]
                     else:
                         chosen = _outcome(keys, outcomes, shape, control, misses, TAKEN, own >> 3, held)
+                        missed |= chosen == -2
+                        if chosen < 0:
+                            continue
+                        chosen *= 8
+                elif len(shape.by_rank) == 2 and kind == TOUCH:
+                    slot = options[own + A]
+                    held = np.int64((states[row + _at(width, word, slot)] >> shift[slot]) & mask[slot])
+                    found = _outcome(keys, outcomes, shape, control, misses, TOUCHED, held, options[own + B])
+                    missed |= found == -2
+                    if found < 0:
+                        continue
+                    put, must = np.int64(touched[found * 3 + AFTER]), touched[found * 3 + BOUND] != 0
+                    if options[own + BITS] & LOOKS:
+                        given = np.int64(touched[found * 3 + GIVEN])
+                        chosen = _outcome(keys, outcomes, shape, control, misses, TAKEN, own >> 3, given)
                         missed |= chosen == -2
                         if chosen < 0:
                             continue
@@ -570,7 +678,7 @@ def _successors(
                     after[rank] = target
                     if (
                         drops_finished
-                        and not _drop_finished(facts, columns, keys, outcomes, shape, after, control, misses)
+                        and not _drop_finished(facts, columns, keys, outcomes, queues, shape, after, control, misses)
                     ) or (
                         (bits & NORMALISES) != 0 and not _rebase(facts, keys, outcomes, shape, after, control, misses)
                     ):
@@ -587,10 +695,28 @@ def _successors(
                     out[at * words + _at(width, word, rank)] ^= np.uint64(lanes[rank] ^ target) << shift[rank]
                 if slot >= 0:
                     out[at * words + _at(width, word, slot)] ^= np.uint64(held ^ put) << shift[slot]
+                if len(shape.by_rank) == 2 and bits & (PARTS | PARTS_FAILED):
+                    gone = ONCE_FAILED if bits & PARTS_FAILED else ONCE_ENDED
+                    for n in range(shape.wires):
+                        wire = (rank * shape.wires + n) * 3
+                        slot = np.int64(wires[wire + WIRE_AT])
+                        in_word = at * words + _at(width, word, slot)
+                        held = np.int64((out[in_word] >> shift[slot]) & mask[slot])
+                        if held:
+                            action = np.int64(wires[wire + gone])
+                            found = _outcome(keys, outcomes, shape, control, misses, TOUCHED, held, action)
+                            if found < 0:
+                                missed = True
+                                break
+                            out[in_word] ^= np.uint64(held ^ np.int64(touched[found * 3 + AFTER])) << shift[slot]
+                    if missed:
+                        continue
                 if bits & COSTS:
                     out[at * words + _at(width, word, last)] ^= np.uint64(faults ^ (faults + 1)) << shift[last]
                 if kind == DEVICE or kind == COMPLETE:  # noqa: SIM109
                     bits = bits | TAKES_PART if must else bits & ~TAKES_PART
+                elif len(shape.by_rank) == 2 and not must:
+                    bits &= ~TAKES_PART
                 label[at] = (rank << 3) | (bits & 7)
                 seen[at] = options[chosen + SEES] | (control[MISPAIRED] if mispaired else 0)
                 places[at] = (_hash(out, at * words, words) & size) * wide
@@ -610,16 +736,17 @@ def _successors(
 
 @njit(cache=True)
 def _search(
-    facts, columns, options, contributions, keys, outcomes, taken_rows, strikes, streams, shape, control, states,
-    parents, degrees, targets, labels, wents, table, width, word, shift, mask, first_seen, misses, late, asked, out,
-    label, seen, went, begins, places, lanes, after, order,
+    facts, columns, options, contributions, keys, outcomes, taken_rows, touched, strikes, streams, queues, seats,
+    wires, shape, control, states, parents, degrees, targets, labels, wents, table, width, word, shift, mask,
+    first_seen, misses, late, asked, out, label, seen, went, begins, places, lanes, after, order,
 ):  # fmt: skip
     """Expand states from `control[NEXT]` on, until something is full, missing or `control[UNTIL]` is reached."""
     room, late_room, wide_edges = label.size, late.size, wents.size > 1
     most_states, most_edges, batch = parents.size, targets.size, begins.size - 2
     facts, columns, options, contributions = _data(facts), _data(columns), _data(options), _data(contributions)
     keys, outcomes, strikes, streams = _data(keys), _data(outcomes), _data(strikes), _data(streams)
-    taken_rows = _data(taken_rows)
+    taken_rows, touched, queues = _data(taken_rows), _data(touched), _data(queues)
+    seats, wires = _data(seats), _data(wires)
     control, states, parents, degrees = _data(control), _data(states), _data(parents), _data(degrees)
     targets, labels, wents, table = _data(targets), _data(labels), _data(wents), _data(table)
     word, shift, mask, first_seen = _data(word), _data(shift), _data(mask), _data(first_seen)
@@ -627,8 +754,9 @@ def _search(
     seen, went, begins, places = _data(seen), _data(went), _data(begins), _data(places)
     lanes, after, order = _data(lanes), _data(after), _data(order)
     given = (
-        facts, columns, options, contributions, keys, outcomes, taken_rows, strikes, streams, shape, control, states,
-        width, word, shift, mask, misses, out, begins, label, seen, went, places, table, lanes, after, order,
+        facts, columns, options, contributions, keys, outcomes, taken_rows, touched, strikes, streams, queues, seats,
+        wires, shape, control, states, width, word, shift, mask, misses, out, begins, label, seen, went, places, table,
+        lanes, after, order,
     )  # fmt: skip
     words, one = len(width), np.uint64(1)
     cells, wide = shape.cells * (words + 1), (words + 1) * GROUP
@@ -769,6 +897,10 @@ def _shape(arrays: Arrays, tables: Tables) -> Shape:
         fields=len(arrays.layout.word),
         cells=len(arrays.table),
         misses=len(arrays.misses),
+        queues=len(arrays.space.network.groups.lists),
+        queue=tables.queues.shape[1],
+        wires=tables.wires.shape[1],
+        by_rank=(0, 0) if arrays.space.by_rank else (0,),
     )
 
 
@@ -782,8 +914,12 @@ def search(arrays: Arrays, tables: Tables) -> int:
         tables.keys,
         tables.outcomes,
         tables.taken,
+        tables.touched.reshape(-1),
         tables.strikes.reshape(-1),
         tables.streams,
+        tables.queues.reshape(-1),
+        tables.seats.reshape(-1),
+        tables.wires.reshape(-1),
         _shape(arrays, tables),
         arrays.control,
         arrays.states.reshape(-1),

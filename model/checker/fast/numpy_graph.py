@@ -53,7 +53,7 @@ def standing(graph: PackedGraph) -> tuple[Array, Array, Array, Array]:
     failed, ended, closing = np.zeros(count, bool), np.ones(count, bool), np.zeros(count, bool)
     idle = np.zeros(count, np.uint64)
     for rank in range(graph.space.network.ranks):
-        flags = lanes[min(rank, 1), :, FLAGS].astype(np.uint8)[graph.field(rank)]
+        flags = lanes[graph.space.kinds[rank], :, FLAGS].astype(np.uint8)[graph.field(rank)]
         failed |= (flags & (FAILED | STALLED)) != 0
         ended &= (flags & TERMINAL) != 0
         closing |= (flags & CLOSING) != 0

@@ -7,13 +7,17 @@ Left out: everything that grows (`search.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .layout import (
+    AFTER,
+    AHEAD_AT_MOST,
     ALL,
+    ALONE,
     BASE,
     BIAS,
     BITS,
@@ -29,18 +33,30 @@ from .layout import (
     FAULTS,
     FIRST,
     FLAGS,
+    GIVEN,
     HASTY,
     KIND,
     LENGTH,
+    LOOKS,
     LOST,
+    MADE,
+    MEMBERS,
     NAME,
     NORMALISES,
-    OWN,
+    ONCE_ENDED,
+    ONCE_FAILED,
+    PARTS,
+    PARTS_FAILED,
+    PEER,
     POINTS,
+    QUEUE,
     REDUCES,
     ROOT,
     ROOT_RANK,
+    SEAT,
     SEES,
+    SHARE,
+    SIZE,
     STRIKING,
     TAKES_PART,
     TARGET,
@@ -50,6 +66,7 @@ from .layout import (
     VALUE,
     WAITS_IN,
     WIRE,
+    WIRE_AT,
     A,
     Array,
     B,
@@ -69,6 +86,7 @@ from .search import (
     FULL_EDGES,
     FULL_STATES,
     FULL_TABLE,
+    ISSUED,
     MISPAIRED,
     MISSED,
     MISSES,
@@ -82,9 +100,12 @@ from .search import (
     UNTIL,
     Arrays,
 )
+from .touches import CLOSED
 
 PARENTS = 1 << 13
 """Parents at a time."""
+_EMPTY = -2
+"""Stands for what a `Take` leads to where there is nothing to take."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 
@@ -208,7 +229,9 @@ class _Successors:
 
     def __init__(self, arrays: Arrays, tables: Tables, parents: Array) -> None:
         self.t, self.control, self.layout = tables, arrays.control, arrays.layout
-        self.ranks = arrays.space.network.ranks
+        self.ranks, self.kinds = arrays.space.network.ranks, np.array(arrays.space.kinds)
+        self.by_rank, self.queues = arrays.space.by_rank, len(arrays.space.network.groups.lists)
+        """Ranks may be in groups of their own: else the list of each group is all ranks."""
         lay = self.layout
         self.fields = ((arrays.states[parents][:, lay.word] >> lay.shift) & lay.mask).astype(np.int64)
         self.lanes = self.fields[:, : self.ranks]
@@ -223,13 +246,13 @@ class _Successors:
 
     def _facts(self, fact: int) -> Array:
         """Return a fact of each rank's lane, as [state, rank]."""
-        return np.stack([self.t.lanes[min(r, 1), self.lanes[:, r], fact] for r in range(self.ranks)], axis=1)
+        return np.stack([self.t.lanes[self.kinds[r], self.lanes[:, r], fact] for r in range(self.ranks)], axis=1)
 
     def _candidates(self) -> None:
         first = self._facts(FIRST)
         if (first < 0).any():
             at, rank = np.nonzero(first < 0)
-            raise _Missing(Memo.EXPANDED, self.lanes[at, rank], np.minimum(rank, 1))
+            raise _Missing(Memo.EXPANDED, self.lanes[at, rank], self.kinds[rank])
         hasty = self._facts(FLAGS) & HASTY
         one_goes = np.asarray(hasty.any(axis=1))
         goes = np.arange(self.ranks) == hasty.argmax(axis=1)[:, None]
@@ -272,41 +295,73 @@ class _Successors:
         rows = np.flatnonzero(self._of(BITS) & CHECKED)
         if not len(rows):
             return
-        rank, parent, takes = self.rank[rows], self.parent[rows], self._of(KIND)[rows] == Option.TAKE
-        facts = self.t.lanes[np.minimum(rank, 1), self.lanes[parent, rank]]
+        rank, parent, kind = self.rank[rows], self.parent[rows], self._of(KIND)[rows]
+        takes = (kind == Option.TAKE) | (self._of(BITS)[rows] & LOOKS != 0)
+        facts = self.t.lanes[self.kinds[rank], self.lanes[parent, rank]]
         passes = np.zeros(len(rows), bool)
         for n in range(int((facts[:, FIRST] - facts[:, CHECKS]).max())):
             check = facts[:, CHECKS] + n
             there = check < facts[:, FIRST]
             check = np.where(there, check, facts[:, CHECKS])
-            whose = np.where(self.t.options[check, B] != 0, self.t.options[check, B], rank)
-            held = self.fields[parent, self.ranks + self.t.options[check, A] + whose - 1]
-            passes |= there & (held == 0) & ~takes
-            full = np.flatnonzero(there & (held != 0))
-            passes[full] |= self._outcome(Memo.TAKEN, check[full].astype(np.int64), held[full]) >= 0
+            wanted = self._wanted(check.astype(np.int64), parent, rank, there)
+            passes |= there & np.where(wanted == _EMPTY, ~takes, wanted >= 0)
         keep = np.ones(len(self.option), bool)
         keep[rows] = ~passes
         self._only(keep)
 
-    def _entry(self, lanes: Array, member: int, group: Array, fact: Array | int) -> Array:
-        return self.t.columns[min(member, 1), lanes[:, member], group, fact]
+    def _wanted(self, check: Array, parent: Array, rank: Array, there: Array) -> Array:
+        """Return what a `Take` leads to, not negative where its guards want what is there; _EMPTY for nothing."""
+        options = self.t.options
+        touches = options[check, KIND] == Option.TOUCH
+        own = self.ranks + options[check, A] + np.where(options[check, B] != 0, options[check, B], rank) - 1
+        held = self.fields[parent, np.where(touches, options[check, A], own)]
+        empty, given = (held == 0) & ~touches, held.copy()
+        rows = np.flatnonzero(touches & there)
+        found = self._outcome(Memo.TOUCHED, held[rows], options[check[rows], B])
+        empty[rows], given[rows] = found == CLOSED, self.t.touched[found, GIVEN]
+        wanted = np.full(len(check), _EMPTY)
+        full = np.flatnonzero(there & ~empty)
+        wanted[full] = self._outcome(Memo.TAKEN, check[full], given[full])
+        return wanted
 
-    def _own(self, lanes: Array, rank: Array, group: Array, fact: Array | int) -> Array:
-        return self.t.columns[np.minimum(rank, 1), lanes[np.arange(len(rank)), rank], group, fact]
+    def _members(self, rank: Array, group: Array) -> Iterator[tuple[int, int | Array, bool | Array]]:
+        """Yield each seat of each rank's list of a group, who sits there, and whether anybody does."""
+        if not self.by_rank:
+            yield from ((member, member, True) for member in range(self.ranks))
+            return
+        queues = self.t.queues[self.t.seats[rank, group, QUEUE]]
+        for seat in range(int(queues[:, SIZE].max(initial=0))):
+            yield seat, queues[:, MEMBERS + seat], queues[:, SIZE] > seat
 
-    def _needs(self, mine: Array, rank: Array, member: int) -> Array:
-        """Return whether each rank's contribution waits for this member."""
+    def _seat(self, rank: Array, group: Array) -> Array:
+        seat: Array = self.t.seats[rank, group, SEAT] if self.by_rank else rank
+        return seat
+
+    def _entry(self, lanes: Array, member: int | Array, group: Array, fact: Array | int) -> Array:
+        """Return what stands in the columns of a member: the same one of all, or one of each."""
+        if isinstance(member, int):
+            return self.t.columns[self.kinds[member], lanes[:, member], group, fact]
+        return self.t.columns[self.kinds[member], lanes[np.arange(len(lanes)), member], group, fact]
+
+    def _needs(self, mine: Array, own: Array, seat: int) -> Array:
+        """Return whether the contribution of who sits on a seat waits for another seat's."""
+        gives = self._gives(mine, own)
+        return (gives & 1 != 0) | ((self.t.contributions[mine, ROOT_RANK] == seat) & (gives != ALONE))
+
+    def _gives(self, mine: Array, own: Array) -> Array:
+        """Return whom each waits for, and what it is given: see `layout`."""
         about = self.t.contributions
-        gives = np.where(rank == about[mine, ROOT_RANK], about[mine, TO_ROOT], about[mine, TO_OTHERS])
-        return (gives == ALL) | (about[mine, ROOT_RANK] == member)
+        return np.where(own == about[mine, ROOT_RANK], about[mine, TO_ROOT], about[mine, TO_OTHERS])
 
     def _gone_for(self, lanes: Array, rank: Array) -> Array:
         """Return whether a member that each rank waits for is gone: as `Network._gone_for`."""
-        waits_in = self.t.lanes[np.minimum(rank, 1), lanes[np.arange(len(rank)), rank], WAITS_IN].astype(np.int64)
-        gone, open_ = np.zeros(len(rank), bool), np.ones(len(rank), bool)
+        facts = self.t.lanes[self.kinds[rank], lanes[np.arange(len(rank)), rank]]
+        waits_in, peer = facts[:, WAITS_IN].astype(np.int64), facts[:, PEER]
+        gone = (peer >= 0) & (self.t.lanes[self.kinds[peer], lanes[np.arange(len(rank)), peer], FLAGS] & TERMINAL != 0)
+        open_ = peer < 0
         for group in [waits_in, *(np.full(len(rank), g) for g in self.t.streams)]:
             asked = open_ & (group >= 0)
-            place = self._own(lanes, rank, np.maximum(group, 0), EARLIEST).astype(np.int64)
+            place = self._entry(lanes, rank, np.maximum(group, 0), EARLIEST).astype(np.int64)
             rows = np.flatnonzero(asked & (place >= 0))
             waits, lost = self._gone_in(lanes[rows], rank[rows], group[rows], place[rows])
             gone[rows[waits]] = lost[waits]
@@ -317,14 +372,17 @@ class _Successors:
 
     def _gone_in(self, lanes: Array, rank: Array, group: Array, place: Array) -> tuple[Array, Array]:
         """Return (it waits for somebody, one of those is gone): as `Network._missing_in`."""
-        about, mine = self.t.contributions, self._own(lanes, rank, group, ENTRIES + place)
-        members = range(self.ranks)
-        entries = np.stack([np.abs(self._entry(lanes, m, group, ENTRIES + place)) for m in members], axis=1)
-        ended = np.stack([self.t.lanes[min(m, 1), lanes[:, m], FLAGS] & TERMINAL != 0 for m in members], axis=1)
-        others = np.stack([rank != m for m in members], axis=1)
-        needed = np.stack([self._needs(mine, rank, m) for m in members], axis=1)
-        odd = (about[entries, LOST] != 0) | (about[entries, WIRE] != about[mine, WIRE][:, None])
         waits, gone = np.zeros(len(rank), bool), np.zeros(len(rank), bool)
+        if not len(rank):
+            return waits, gone
+        mine, own = self._entry(lanes, rank, group, ENTRIES + place), self._seat(rank, group)
+        about, members, rows = self.t.contributions, list(self._members(rank, group)), np.arange(len(rank))
+        entries = np.stack([np.abs(self._entry(lanes, m, group, ENTRIES + place)) for _, m, _ in members], axis=1)
+        flags = (self.t.lanes[self.kinds[m], lanes[rows, m], FLAGS] for _, m, _ in members)
+        ended = np.stack([of & TERMINAL != 0 for of in flags], axis=1)
+        others = np.stack([(own != seat) & there for seat, _, there in members], axis=1)
+        needed = np.stack([self._needs(mine, own, seat) for seat, _, _ in members], axis=1)
+        odd = others & ((about[entries, LOST] != 0) | (about[entries, WIRE] != about[mine, WIRE][:, None]))
         for whom in (needed & others & (entries == 0), others & (entries == 0), odd):
             now = ~waits & whom.any(axis=1)
             gone[now] = (whom & ended).any(axis=1)[now]
@@ -344,16 +402,19 @@ class _Successors:
         lanes, rank, about = self.lanes[self.parent[rows]], self.rank[rows], self.t.contributions
         group, place, mine = (self._of(fact)[rows] for fact in (A, B, C))
         may, must, mispaired = (np.full(len(rows), value) for value in (True, True, False))
-        slowest = np.full(len(rows), 1 << 30)
-        for member in range(self.ranks):
-            slowest = np.minimum(slowest, self._entry(lanes, member, group, LENGTH))
+        slowest, own = np.full(len(rows), 1 << 30), self._seat(rank, group)
+        for seat, member, there in self._members(rank, group):
+            issued = self._entry(lanes, member, group, LENGTH)
+            slowest = np.minimum(slowest, issued if there is True else np.where(there, issued, slowest))
             other = np.abs(self._entry(lanes, member, group, ENTRIES + place))
-            pairs = (other != 0) & (about[other, WIRE] == about[mine, WIRE])
-            may &= pairs | ~self._needs(mine, rank, member)
-            must &= pairs & (about[other, LOST] == 0)
+            pairs = (other != 0) & (about[other, WIRE] == about[mine, WIRE]) & there
+            absent = np.logical_not(there)
+            may &= pairs | ~self._needs(mine, own, seat) | absent
+            must &= (pairs & (about[other, LOST] == 0)) | absent
             unlike = (about[mine, REDUCES] != 0) & (about[other, VALUE] != about[mine, VALUE])
             mispaired |= pairs & ((about[other, NAME] != about[mine, NAME]) | unlike)
-        return _Meeting(may & (place + 1 - slowest <= self.control[REACH]), must, mispaired)
+        reach = self.t.queues[self.t.seats[rank, group, QUEUE], AHEAD_AT_MOST] if self.by_rank else self.control[REACH]
+        return _Meeting(may & (place + 1 - slowest <= reach), must, mispaired)
 
     def _gates(self) -> None:
         kind, keep, self.slot = self._of(KIND), np.ones(len(self.option), bool), np.full(len(self.option), -1)
@@ -367,6 +428,7 @@ class _Successors:
         full = self.fields[self.parent[rows], self.slot[rows]]
         keep[rows] = (full != 0) == (kind[rows] == Option.TAKE)
         self.put = np.where(kind == Option.PUT, self._of(C), 0)
+        self._touch(np.flatnonzero(kind == Option.TOUCH), keep)
         takes = rows[(kind[rows] == Option.TAKE) & (full != 0)]
         self.chosen[takes] = self._outcome(
             Memo.TAKEN, self.option[takes], full[(kind[rows] == Option.TAKE) & (full != 0)]
@@ -378,18 +440,32 @@ class _Successors:
             setattr(self, name, getattr(self, name)[keep])
         self._only(keep)
 
+    def _touch(self, rows: Array, keep: Array) -> None:
+        """Look up what gates at places do: whether they are open, what is there afterwards, what ranks are given."""
+        if not len(rows):
+            return
+        place, action, looks = self._of(A)[rows], self._of(B)[rows], self._of(BITS)[rows] & LOOKS != 0
+        found = self._outcome(Memo.TOUCHED, self.fields[self.parent[rows], place], action)
+        keep[rows] = found != CLOSED
+        after, given, bound = self.t.touched[found].T.astype(np.int64)
+        self.slot[rows], self.put[rows], self.must[rows] = place, after, bound != 0
+        looking = np.flatnonzero(looks & (found != CLOSED))
+        self.chosen[rows[looking]] = self._outcome(Memo.TAKEN, self.option[rows[looking]], given[looking])
+
     def _delivered(self, rows: Array) -> Array:
         """Return the number of what each rank is given."""
         lanes, rank, about = self.lanes[self.parent[rows]], self.rank[rows], self.t.contributions
         group, place, mine = (self._of(fact)[rows] for fact in (A, B, C))
-        root = about[mine, ROOT_RANK].astype(np.int64)
-        gives = np.where(rank == root, about[mine, TO_ROOT], about[mine, TO_OTHERS])
-        from_root = about[np.abs(self._own(lanes, root, group, ENTRIES + place)), VALUE]
-        found = np.where(gives == OWN, self.control[NOTHING], np.where(gives == ROOT, from_root, self.control[NOBODY]))
-        everyone = np.flatnonzero(gives == ALL)
-        for member in range(self.ranks):
+        root, gives = about[mine, ROOT_RANK].astype(np.int64), self._gives(mine, self._seat(rank, group))
+        if self.by_rank:
+            root = self.t.queues[self.t.seats[rank, group, QUEUE], MEMBERS + root].astype(np.int64)
+        from_root = about[np.abs(self._entry(lanes, root, group, ENTRIES + place)), VALUE]
+        made = (gives == MADE) | (gives == SHARE)
+        joined = np.where(made, self.control[ISSUED], self.control[NOBODY])
+        found = np.where(gives == ROOT, from_root, np.where(made | (gives == ALL), joined, self.control[NOTHING]))
+        for _, member, there in self._members(rank, group):
             entry = np.abs(self._entry(lanes, member, group, ENTRIES + place)).astype(np.int64)
-            some = everyone[entry[everyone] != 0]
+            some = np.flatnonzero(there & (made | ((gives == ALL) & (entry != 0))))
             found[some] = self._outcome(Memo.JOINED, found[some], entry[some])
         return found
 
@@ -430,6 +506,7 @@ class _Successors:
         fields[:, : self.ranks] = after
         slotted = np.flatnonzero(self.slot >= 0)
         fields[slotted, self.slot[slotted]] = self.put[slotted]
+        self._part(fields, np.flatnonzero(bits & (PARTS | PARTS_FAILED)), bits)
         fields[:, -1] += bits & COSTS != 0
         self.out = np.zeros((len(rows), self.layout.words), np.uint64)
         for f, word in enumerate(self.layout.word):
@@ -437,35 +514,48 @@ class _Successors:
         kind = self._of(KIND)
         met = (kind == Option.DEVICE) | (kind == Option.COMPLETE)
         bits = np.where(met, np.where(self.must, bits | TAKES_PART, bits & ~TAKES_PART), bits)
+        bits = np.where(self.must, bits, bits & ~TAKES_PART)  # the end of a send or receive need not come either
         self.label = (self.rank << 3) | (bits & 7)
         self.seen = self.t.options[self.chosen, SEES] | np.where(self.mispaired, self.control[MISPAIRED], 0)
+
+    def _part(self, fields: Array, rows: Array, bits: Array) -> None:
+        """Change what is on the links of ranks that have ended or failed."""
+        wires = self.t.wires[self.rank[rows]].astype(np.int64)
+        failed = bits[rows] & PARTS_FAILED != 0
+        for n in range(wires.shape[1]):
+            place = wires[:, n, WIRE_AT]
+            held = fields[rows, place]
+            some = np.flatnonzero(held)  # where nothing is on its way nothing changes
+            action = np.where(failed, wires[:, n, ONCE_FAILED], wires[:, n, ONCE_ENDED])[some]
+            found = self._outcome(Memo.TOUCHED, held[some], action)
+            fields[rows[some], place[some]] = self.t.touched[found, AFTER]
 
     def _drop_finished(self, after: Array, rows: Array) -> None:
         """Drop what every member has left or has ended without."""
         columns, depth = self.t.columns, self.t.columns.shape[3] - ENTRIES
-        for group in range(columns.shape[2]):
-            lengths = np.stack([columns[min(m, 1), after[rows, m], group, LENGTH] for m in range(self.ranks)], axis=1)
+        if not len(rows):
+            return
+        for group, _, size, *members in self.t.queues[: self.queues].tolist():
+            lanes = [(m, self.kinds[m]) for m in members[:size]]
+            lengths = np.stack([columns[kind, after[rows, m], group, LENGTH] for m, kind in lanes], axis=1)
             ended = np.stack(
-                [self.t.lanes[min(m, 1), after[rows, m], FLAGS] & (TERMINAL | FAILED) for m in range(self.ranks)],
-                axis=1,
+                [self.t.lanes[kind, after[rows, m], FLAGS] & (TERMINAL | FAILED) for m, kind in lanes], axis=1
             )
             by, open_ = np.zeros(len(rows), np.int64), np.ones(len(rows), bool)
             for place in range(depth):
-                entries = np.stack(
-                    [columns[min(m, 1), after[rows, m], group, ENTRIES + place] for m in range(self.ranks)], axis=1
-                )
+                entries = np.stack([columns[kind, after[rows, m], group, ENTRIES + place] for m, kind in lanes], axis=1)
                 issued = lengths > place
                 open_ &= issued.any(axis=1) & (np.where(issued, entries < 0, ended == TERMINAL)).all(axis=1)
                 by += open_
-            for member in range(self.ranks):
-                moves = (by > 0) & (lengths[:, member] > 0)
+            for n, (member, kind) in enumerate(lanes):
+                moves = (by > 0) & (lengths[:, n] > 0)
                 at = rows[moves]
-                lane = (after[at, member] << 1) | min(member, 1)
+                lane = (after[at, member] << 5) | kind
                 after[at, member] = self._outcome(Memo.SHIFTED, lane, (group << 16) | by[moves])
 
     def _rebase(self, after: Array, rows: Array) -> None:
         """Count ids from rank0's."""
         by: Any = BIAS - self.t.lanes[0, after[rows, 0], BASE].astype(np.int64)
         for member in range(self.ranks):
-            lane = (after[rows, member] << 1) | min(member, 1)
+            lane = (after[rows, member] << 5) | self.kinds[member]
             after[rows, member] = self._outcome(Memo.REBASED, lane, by)

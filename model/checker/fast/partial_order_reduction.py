@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from ....errors import UsageError
 from ...semantics.lts import DEADLINE, Lts, Step
 from ...semantics.network import Network
-from ...tables import By, Meet, Put, Role, Row, Take
+from ...tables import By, Meet, Put, Role, Row, Take, beyond
 
 
 class Unfit(UsageError):
@@ -38,6 +38,8 @@ class Reduction:
         self._network = network
         self._points = {p.state for points in network.kinds.values() for p in points or ()}
         self._hasty: dict[tuple[int, int], bool] = {}
+        if (more := beyond(network.protocol)) is not None:
+            raise unfit(f"it has {more}")
         if not network.detection:
             raise unfit("with detection off nothing ends the others after a failure")
         for role in network.protocol.roles:

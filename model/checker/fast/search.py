@@ -33,8 +33,9 @@ DONE, PAUSED, MISSED, FULL_STATES, FULL_EDGES, FULL_TABLE = range(6)
 """Why an inner loop stopped."""
 NEXT, STATES, EDGES, UNTIL, MISSES, SEEN, MISPAIRED, REACH = range(8)
 BUDGET, SYMMETRIC, NOBODY, NOTHING, IN_PLACE, AHEAD, LATE, FALLEN = range(8, 16)
+ISSUED = 17
 """Places in the control block of a search. AHEAD, LATE: how far it has looked ahead for misses, and how many states
-have missed there. FALLEN: two places, one a role."""
+have missed there. FALLEN: two places, one a role. NOBODY, ISSUED: where what members have put in is joined to."""
 MOST_MISSES = 1 << 12
 """Outcomes that are asked for at once, about."""
 BATCH = 16
@@ -212,7 +213,7 @@ class Arrays:
         self.misses = np.zeros(2 * MOST_MISSES, np.int64)
         """Keys of outcomes that are asked for: see `memo_key`."""
         self.late, self.asked = np.zeros(1 << 16, np.int64), np.zeros(4 * MOST_MISSES, np.int64)
-        self.control = np.zeros(17, np.int64)
+        self.control = np.zeros(18, np.int64)
         network = space.network
         for at, value in (
             (MISPAIRED, space.mispaired),
@@ -221,6 +222,7 @@ class Arrays:
             (SYMMETRIC, int(space.symmetric)),
             (NOBODY, space.nobody),
             (NOTHING, space.nothing),
+            (ISSUED, space.issued),
             (IN_PLACE, int(in_place(network.ranks).astype(np.int64))),
             (FALLEN, space.fallen[0]),
             (FALLEN + 1, space.fallen[1]),

@@ -13,18 +13,24 @@ itself (`numba_search.py`, `numpy_search.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ...semantics import transport
+from ...semantics.groups import given
 from ...semantics.lts import CRASHED, Interner, Step
 from ...semantics.network import CRASH, STALL, Network, NetworkState
 from ...semantics.properties import CLOSING_PHASES, NO_MISPAIRING
-from ...tables import Data, Kind, Put, Take, beyond
+from ...tables import Collective, Data, Kind, Put, Take, beyond
 from ..reference import Taken
+from . import fixed_tables
 from .layout import (
     ADVANCES,
     ALL,
+    ALONE,
+    BARRIER,
     BASE,
     BIAS,
     CHECKS,
@@ -38,10 +44,14 @@ from .layout import (
     FLAGS,
     HASTY,
     LANE_FACTS,
+    MADE,
     NORMALISES,
     OWN,
+    PEER,
     POINTS,
+    QUEUE,
     ROOT,
+    SHARE,
     STALLED,
     TERMINAL,
     WAITS_IN,
@@ -59,6 +69,15 @@ from .layout import (
 )
 from .moves import LocalMoves, Move
 from .partial_order_reduction import Reduction
+from .touches import Touches
+
+
+@dataclass(frozen=True)
+class Issued:
+    """Holds what members have put into a collective, by number, in the order of the group, as far as was looked."""
+
+    entries: tuple[int, ...]
+
 
 Columns = tuple[tuple[int, ...], ...]
 """Per group what a rank has put into its unfinished collectives: +c issued and waiting, -c issued and gone."""
@@ -76,12 +95,16 @@ class Space:
     """
 
     def __init__(self, network: Network, *, symmetric: bool = False, reduction: Reduction | None = None) -> None:
-        if (more := beyond(network.protocol)) is not None:
-            raise ValueError(f"{network.protocol.name} has {more}, which only the reference engine knows")
         self.network, self.symmetric, self.reduction = network, symmetric, reduction
-        self._lts = network.lts[0], network.lts[min(1, network.ranks - 1)]
+        self.by_rank = beyond(network.protocol) is not None
+        """Each rank has lanes of its own; else rank0 has some, and all workers the same."""
+        self.kinds = [rank if self.by_rank else min(rank, 1) for rank in range(network.ranks)]
+        """Per rank the number of its lanes."""
+        self._ranks = [self.kinds.index(kind) for kind in range(max(self.kinds) + 1)]
+        """Per kind the first rank of it."""
+        self._lts = [network.lts[rank] for rank in self._ranks]
         self.layout: Layout
-        self.lanes: tuple[Interner[tuple[int, Columns]], ...] = (Interner(), Interner())
+        self.lanes: tuple[Interner[tuple[int, Columns]], ...] = tuple(Interner() for _ in self._ranks)
         self.data: Interner[Data] = Interner()
         self.nothing = self.data(None)
         self.nobody = self.data(frozenset())
@@ -90,72 +113,96 @@ class Space:
         self.channels: tuple[Interner[Data], ...] = tuple(Interner() for _ in network.protocol.slots)
         for channel in self.channels:
             channel(Ellipsis)  # 0 is empty
-        self._menus = LocalMoves(network, self._lts, self.channels, self.seen_names, reduced=reduction is not None)
+        self.touches = Touches(network)
+        reduced = reduction is not None
+        self._menus = LocalMoves(network, self._ranks, self.channels, self.touches, self.seen_names, reduced=reduced)
+        self.issued = self.data(Issued(()))
+        self._devices = [network.protocol.group_names.index(group) for group in network.groups.with_devices]
         self._wires: Interner[tuple[Any, ...]] = Interner()
         self._names: Interner[str] = Interner()
         self._points: Interner[str] = Interner()
         for kind in (CRASH, STALL):
             for point in network.kinds.get(kind) or ():
                 self._points(point.state)
-        self._described: tuple[dict[int, list[int]], ...] = ({}, {})
+        self._described: list[dict[int, list[int]]] = [{} for _ in self._ranks]
         self._sources: dict[int, tuple[int, int]] = {}
-        self._taking: dict[int, Step] = {}
-        groups = len(network.protocol.group_names)
+        self._taking: dict[int, Step | None] = {}
+        """The step that takes what an option is given; None where that ends a send or receive."""
+        self._unless = -1 if network.protocol.group_names else ~DROPS_FINISHED
+        self._begin_writing()
+        self._seats = fixed_tables.seats(network)
+        self._fixed = (
+            fixed_tables.strikes(network, self._points),
+            np.array(self._devices, np.int32),
+            fixed_tables.queues(network),
+            self._seats,
+            fixed_tables.wires(network, self.touches),
+        )
+        self.fallen = [-1, -1]
+        """With a reduction, per role: the lane of every rank once any has failed or stalled."""
+        nowhere: Columns = ((),) * len(network.protocol.group_names)
+        if reduction is not None:
+            self.fallen = [self.lane(n, self._lts[n].crashed(self._lts[n].initial), nowhere) for n in (0, 1)]
+        starts = zip(self.kinds, network.initial().locals, strict=True)
+        self.initial = tuple(self.lane(kind, number, nowhere) for kind, number in starts)
+
+    def _begin_writing(self) -> None:
         # lists, which are quick to add to; what is new in them goes into arrays when an engine asks for those
-        self._facts: tuple[list[list[int]], list[list[int]]] = ([], [])
-        self._fresh: tuple[list[int], list[int]] = ([], [])
+        self._facts: list[list[list[int]]] = [[] for _ in self._ranks]
+        self._fresh: list[list[int]] = [[] for _ in self._ranks]
         self._options: list[tuple[int, ...]] = []
-        self._lane_array = np.zeros((2, 256, LANE_FACTS), np.int32)
-        self._column_array = np.zeros((2, 256, max(groups, 1), ENTRIES + 4), np.int32)
+        self._lane_array = np.zeros((len(self._ranks), 256, LANE_FACTS), np.int32)
+        groups = max(1, len(self.network.protocol.group_names))
+        self._column_array = np.zeros((len(self._ranks), 256, groups, ENTRIES + 4), np.int32)
         self._option_array = np.zeros((1024, 8), np.int64)
         self._taken_array = np.zeros(1024, np.uint8)
         self._rows: list[Taken | None] = []
         """Per option the row that it takes."""
-        self._written = [0, 0, 0]
-        """Counts the columns of either role, and the options, that are in their arrays."""
+        self._written = [0] * len(self._ranks)
+        """Counts the columns of each kind that are in their array."""
+        self._written_options = self._written_touches = 0
         self._contributions = np.zeros((64, 8), np.int32)
         self._known_contributions = 1
         self.most_options = 0
         self._memo = (np.full(1024, -1, np.int64), np.zeros(1024, np.int32))
         self._memo_count = 0
-        self._strikes = self._strike_table()
-        self.fallen = [-1, -1]
-        """With a reduction, per role: the lane of every rank once any has failed or stalled."""
-        if reduction is not None:
-            self.fallen = [self.lane(n, self._lts[n].crashed(self._lts[n].initial), ((),) * groups) for n in (0, 1)]
-        self.initial = tuple(
-            self.lane(min(rank, 1), number, ((),) * groups) for rank, number in enumerate(network.initial().locals)
-        )
+        self._touched_array = np.zeros((64, 3), np.int32)
 
     # ── lanes ───────────────────────────────────────────────────────────────────────────────────────
 
-    def lane(self, role: int, local: int, columns: Columns) -> int:
+    def lane(self, kind: int, local: int, columns: Columns) -> int:
         """Return the number of a lane, whose facts are written down when it is new."""
-        lanes = self.lanes[role]
+        lanes = self.lanes[kind]
         number = lanes.index.get((local, columns))
         if number is not None:
             return number
         number = lanes((local, columns))
-        self._facts[role].append(self._describe(role, local))
-        self._fresh[role].append(number)
+        self._facts[kind].append(self._describe(kind, local))
+        self._fresh[kind].append(number)
         return number
 
-    def _describe(self, role: int, local: int) -> list[int]:
+    def _describe(self, kind: int, local: int) -> list[int]:
         """Return the facts of a lane in this local: all but what depends on its collectives."""
-        known = self._described[role].get(local)
+        known = self._described[kind].get(local)
         if known is None:
-            lts = self._lts[role]
+            lts = self._lts[kind]
             info = lts.info(local)
-            closing = role == 0 and info.state != CRASHED and lts.role.by_name[info.state].phase in CLOSING_PHASES
+            closing = (
+                kind == 0
+                and not self.network.protocol.cast
+                and info.state != CRASHED
+                and lts.role.by_name[info.state].phase in CLOSING_PHASES
+            )
             state = self._points.index.get(info.state)
             known = [0] * LANE_FACTS
             known[FLAGS] = TERMINAL * info.terminal | FAILED * info.failed | STALLED * info.stalled | CLOSING * closing
             known[COUNTER] = info.counter
-            known[BASE] = lts.base(local) if role == 0 else 0
+            known[BASE] = lts.base(local) if kind == 0 else 0
             known[POINTS] = 0 if state is None else 1 << state
             known[FIRST] = -1
+            known[PEER] = self._menus.peer(kind, local)
             known[WAITS_IN] = -1 if info.op is None else self.network.protocol.group_names.index(info.op.group)
-            self._described[role][local] = known
+            self._described[kind][local] = known
         return known.copy()
 
     def _know(self, contribution: int) -> None:
@@ -165,10 +212,8 @@ class Space:
             made = self.network.contributions.items[number]
             assert made is not None
             op = made.op
-            # as in `transport.delivered`: a broadcast gives the root's, a gather its root everyone's
-            to_others = ROOT if op.kind is Kind.BROADCAST else OWN if op.kind is Kind.GATHER else ALL
-            to_root = ROOT if op.kind is Kind.BROADCAST else ALL
-            wire, reduces = self._wires(op.signature), op.kind is Kind.ALL_REDUCE
+            to_others, to_root = _given(op)
+            wire, reduces = self._wires(op.signature), op.kind in transport.REDUCES and op.result is None
             facts = (
                 self.data(made.value),
                 wire,
@@ -185,38 +230,41 @@ class Space:
 
     # ── options ─────────────────────────────────────────────────────────────────────────────────────
 
-    def expand(self, role: int, number: int) -> None:
+    def expand(self, kind: int, number: int) -> None:
         """Work out a lane's options, in the order of `Network.successors`."""
-        local, columns = self.lanes[role].items[number]
+        local, columns = self.lanes[kind].items[number]
         groups = self.network.protocol.group_names
-        outstanding = [groups[g] for g in self.network.groups.on_streams if any(entry > 0 for entry in columns[g])]
+        outstanding = [groups[g] for g in self._devices if any(entry > 0 for entry in columns[g])]
         hasty = (
             self.reduction is not None
-            and self.reduction.is_hasty(role, local)
-            and not self.reduction.looks_away(role, local, outstanding)
+            and self.reduction.is_hasty(kind, local)
+            and not self.reduction.looks_away(kind, local, outstanding)
         )
-        menu = self._menus.of(role, local)
-        self._facts[role][number][CHECKS] = len(self._options)
-        for check in next((move.checks for move in menu[0] if move.checks), ()):
-            self._option(role, local, columns, check)
+        menu = self._menus.of(kind, local)
+        self._facts[kind][number][CHECKS] = len(self._options)
+        for check in next((move.checks for move in menu[0] if type(move) is Move and move.checks), ()):
+            self._option(kind, local, columns, check)
         bounds = [len(self._options)]
-        self._collectives(role, number)
+        self._collectives(kind, number)
         for part, moves in enumerate(menu):
             if not hasty or part == 0:
                 for move in moves:
-                    if not (move.syncs and outstanding):
-                        self._option(role, local, columns, move)
+                    if type(move) is not Move:
+                        to, bits, row = move
+                        self._add(Option.FREE, self.lane(kind, to, columns), bits, row)
+                    elif not (move.syncs and outstanding):
+                        self._option(kind, local, columns, move)
             bounds.append(len(self._options))
-        facts = self._facts[role][number]
+        facts = self._facts[kind][number]
         facts[FIRST : END + 1] = bounds
         facts[FLAGS] |= HASTY * hasty
-        self._fresh[role].append(number)
+        self._fresh[kind].append(number)
         self.most_options = max(self.most_options, bounds[-1] - bounds[0])
 
-    def _option(self, role: int, local: int, columns: Columns, move: Move) -> int:
+    def _option(self, kind: int, local: int, columns: Columns, move: Move) -> int:
         """Return a move of a local as an option of the lane that it is in with these columns: see `Network._take`."""
         if move.fails and self.reduction is not None:
-            target = self.fallen[role]
+            target = self.fallen[kind]
         elif move.to < 0:  # what it leads to depends on what is in the slot
             target = 0
         else:
@@ -225,37 +273,43 @@ class Space:
                 columns = (*columns[:group], (*columns[group], entry), *columns[group + 1 :])
             elif move.fails:
                 columns = self._gone(columns)
-            target = self.lane(role, move.to, columns)
-        option = self._add(
-            move.option, target, move.bits, move.a, move.b, move.c, move.striking, move.sees, row=move.row
-        )
-        if move.takes is not None:
-            self._sources[option] = (role, self.lanes[role].index[local, columns])
+            elif move.leaves is not None:
+                group = move.leaves
+                columns = (*columns[:group], self._gone(columns[group : group + 1])[0], *columns[group + 1 :])
+            target = self.lane(kind, move.to, columns)
+        more = move.a, move.b, move.c, move.striking, move.sees
+        option = self._add(move.option, target, move.bits, move.row, more)
+        if move.to < 0:
+            self._sources[option] = (kind, self.lanes[kind].index[local, columns])
             self._taking[option] = move.takes
         return option
 
-    def _collectives(self, role: int, number: int) -> None:
-        """Return what a rank is in: the earliest of each device stream, and the one that its host waits in."""
-        local, columns = self.lanes[role].items[number]
-        for group in self.network.groups.on_streams:
-            self._device(role, number, group)
-        info = self._lts[role].info(local)
-        if info.op is not None and not info.terminal and not info.stalled:
+    def _collectives(self, kind: int, number: int) -> None:
+        """Return what a rank is in: the earliest of each device, and what its host waits in."""
+        local, columns = self.lanes[kind].items[number]
+        for group in self._devices:
+            self._device(kind, number, group)
+        info = self._lts[kind].info(local)
+        if info.terminal or info.stalled:
+            return
+        if (end := self._menus.end(kind, local)) is not None:
+            self._option(kind, local, columns, end)
+        if info.op is not None:
             group = self.network.protocol.group_names.index(info.op.group)
             at = _earliest(columns[group])
             if 0 <= at == len(columns[group]) - 1:  # nothing that it issued before is unfinished
-                option = self._add(Option.COMPLETE, number, 0, group, at, columns[group][at])
-                self._sources[option] = (role, number)
+                option = self._add(Option.COMPLETE, number, 0, None, (group, at, columns[group][at], 0, 0))
+                self._sources[option] = (kind, number)
 
-    def _device(self, role: int, number: int, group: int) -> None:
+    def _device(self, kind: int, number: int, group: int) -> None:
         """Add the end of the earliest collective on the stream, unless the host waits in it."""
-        local, columns = self.lanes[role].items[number]
+        local, columns = self.lanes[kind].items[number]
         at = _earliest(columns[group])
         last = at == len(columns[group]) - 1
-        if at < 0 or (last and self._facts[role][number][WAITS_IN] == group):
+        if at < 0 or (last and self._facts[kind][number][WAITS_IN] == group):
             return
-        after = self.lane(role, local, _left(columns, group, at))
-        self._add(Option.DEVICE, after, DROPS_FINISHED, group, at, columns[group][at])
+        after = self.lane(kind, local, _left(columns, group, at))
+        self._add(Option.DEVICE, after, DROPS_FINISHED, None, (group, at, columns[group][at], 0, 0))
 
     def _gone(self, columns: Columns) -> Columns:
         """Return what a rank leaves behind that is no longer in any collective."""
@@ -270,16 +324,10 @@ class Space:
         option: Option,
         target: int,
         bits: int,
-        a: int = 0,
-        b: int = 0,
-        c: int = 0,
-        striking: int = 0,
-        seen: int = 0,
         row: Taken | None = None,
+        more: tuple[int, ...] = (0, 0, 0, 0, 0),
     ) -> int:
-        if not self.network.protocol.group_names:
-            bits &= ~DROPS_FINISHED
-        self._options.append((option, target, bits, a, b, c, striking, seen))
+        self._options.append((option, target, bits & self._unless, *more))
         self._rows.append(row)
         return len(self._options) - 1
 
@@ -300,37 +348,56 @@ class Space:
             return self._completed(one, other)
         if memo == Memo.TAKEN:
             return self._taken(one, other)
+        if memo == Memo.TOUCHED:
+            return self.touches.outcome(one, other)
         if memo == Memo.JOINED:
+            known = self.data.items[one]
+            if isinstance(known, Issued):
+                return self.data(Issued((*known.entries, other)))
             made = self.network.contributions.items[other]
             assert made is not None
-            return self.data(self.data.items[one] | {made.value})
-        number, role = one >> 1, one & 1
-        local, columns = self.lanes[role].items[number]
+            return self.data(known | {made.value})
+        number, kind = one >> 5, one & 31
+        local, columns = self.lanes[kind].items[number]
         if memo == Memo.SHIFTED:
             group, by = other >> 16, other & 0xFFFF
-            return self.lane(role, local, (*columns[:group], columns[group][by:], *columns[group + 1 :]))
+            return self.lane(kind, local, (*columns[:group], columns[group][by:], *columns[group + 1 :]))
         by = other - BIAS
         moved = tuple(tuple(self.network.groups.rebased_entry(entry, by) for entry in column) for column in columns)
-        return self.lane(role, self._lts[role].rebased(local, by), moved)
+        return self.lane(kind, self._lts[kind].rebased(local, by), moved)
 
     def _completed(self, option: int, data: int) -> int:
-        role, number = self._sources[option]
-        local, columns = self.lanes[role].items[number]
+        kind, number = self._sources[option]
+        local, columns = self.lanes[kind].items[number]
         group, at = self._options[option][A], self._options[option][B]
-        step = self._lts[role].complete(local, self.data.items[data])
-        target = self.lane(role, step.target, _left(columns, group, at))
+        step = self._lts[kind].complete(local, self._delivered(kind, group, columns[group][at], data))
+        target = self.lane(kind, step.target, _left(columns, group, at))
         bits = ADVANCES * (step.target != local) | DROPS_FINISHED | NORMALISES
+        bits |= self._menus.parting(self._lts[kind].info(step.target))
         seen = self._menus.names_of(step.seen)
-        return self._add(Option.FREE, target, bits, seen=seen, row=(role, *step.row.key))
+        return self._add(Option.FREE, target, bits, (self._menus.roles[kind], *step.row.key), (0, 0, 0, 0, seen))
+
+    def _delivered(self, kind: int, group: int, entry: int, data: int) -> Data:
+        """Return what a rank is given that waits in a collective, of which `data` numbers what is known."""
+        known, mine = self.data.items[data], self.network.contributions.items[entry]
+        if not isinstance(known, Issued) or mine is None:
+            return known
+        seat = self.network.groups.seat[self._ranks[kind]][int(self._seats[self._ranks[kind], group, QUEUE])]
+        return given(mine.op, seat, [self.network.contributions.items[other] for other in known.entries])
 
     def _taken(self, option: int, value: int) -> int:
-        role, number = self._sources[option]
-        local, columns = self.lanes[role].items[number]
-        channel = self.channels[self._options[option][C]]
-        step = self._lts[role].take(local, self._taking[option].row, channel.items[value])
-        return (
-            -1 if step is None else self._option(role, local, columns, self._menus.made(Option.FREE, role, local, step))
-        )
+        kind, number = self._sources[option]
+        local, columns = self.lanes[kind].items[number]
+        taking, facts = self._taking[option], self._options[option]
+        if facts[0] == Option.TOUCH:
+            found = self.touches.given[facts[A] - self.network.ranks - self.network.store.first_place].items[value]
+        else:
+            found = self.channels[facts[C]].items[value]
+        lts = self._lts[kind]
+        step = lts.complete(local, found) if taking is None else lts.take(local, taking.row, found)
+        if step is None:
+            return -1
+        return self._option(kind, local, columns, self._menus.made(Option.FREE, kind, local, step))
 
     def _find(self, key: int) -> int:
         keys, _ = self._memo
@@ -367,50 +434,41 @@ class Space:
             self._contributions,
             *self._memo,
             self._taken_array,
-            self._strikes,
-            np.array(self.network.groups.on_streams, np.int32),
+            self._touched_array,
+            *self._fixed,
         )
 
     def _write_down(self) -> None:
         """Write into the arrays what is new."""
-        for role, facts in enumerate(self._facts):
+        for kind, facts in enumerate(self._facts):
             self._lane_array = _room(self._lane_array, len(facts), axis=1)
             self._column_array = _room(self._column_array, len(facts), axis=1)
-            if fresh := self._fresh[role]:
-                self._lane_array[role, fresh] = [facts[number] for number in fresh]
+            if fresh := self._fresh[kind]:
+                self._lane_array[kind, fresh] = [facts[number] for number in fresh]
                 fresh.clear()
-            columns = [columns for _, columns in self.lanes[role].items[self._written[role] :]]
+            columns = [columns for _, columns in self.lanes[kind].items[self._written[kind] :]]
             if columns and columns[0]:
                 deepest = max(len(column) for lane in columns for column in lane)
                 self._column_array = _room(self._column_array, ENTRIES + deepest, axis=3)
                 rows = [[_column_facts(column, deepest) for column in lane] for lane in columns]
-                self._column_array[role, self._written[role] : len(facts), :, : ENTRIES + deepest] = rows
+                self._column_array[kind, self._written[kind] : len(facts), :, : ENTRIES + deepest] = rows
                 for entry in {abs(entry) for lane in columns for column in lane for entry in column}:
                     self._know(entry)
-            self._written[role] = len(facts)
+            self._written[kind] = len(facts)
         self._option_array = _room(self._option_array, len(self._options))
         self._taken_array = _room(self._taken_array, len(self._options))
-        if new := self._options[self._written[2] :]:
-            self._option_array[self._written[2] : len(self._options)] = new
-        self._written[2] = len(self._options)
+        if new := self._options[self._written_options :]:
+            self._option_array[self._written_options : len(self._options)] = new
+        self._written_options = len(self._options)
+        if touched := self.touches.outcomes[self._written_touches :]:
+            self._written_touches += len(touched)
+            self._touched_array = _room(self._touched_array, self._written_touches)
+            self._touched_array[self._written_touches - len(touched) : self._written_touches] = touched
 
     def taken(self) -> frozenset[Taken]:
         """Return the rows that the search has taken."""
         options = np.flatnonzero(self._taken_array[: len(self._rows)]).tolist()
         return frozenset(row for option in options if (row := self._rows[option]) is not None)
-
-    def _strike_table(self) -> Array:
-        """Return, per kind without a row, and rank, the states of any rank in which it strikes."""
-        network = self.network
-        strikes = np.zeros((2, network.ranks), np.int32)
-        for n, kind in enumerate((CRASH, STALL)):
-            points = network.kinds.get(kind, frozenset())
-            if points is None:
-                strikes[n] = -1
-            for point in points or ():
-                if (point.rank or 0) < network.ranks:
-                    strikes[n, point.rank or 0] |= 1 << self._points.index[point.state]
-        return strikes
 
     def widths(self) -> list[int]:
         """Return how many bits each field takes: lanes, slots, faults.
@@ -426,11 +484,13 @@ class Space:
 
     def _widths(self, spare: int, more: int) -> list[int]:
         """Return the bits of each field, with `spare` for each lane, and `more` for rank0's, which become the most."""
-        driver, worker = (len(lanes.items).bit_length() + spare for lanes in self.lanes)
+        lanes = [len(self.lanes[kind].items).bit_length() + spare for kind in self.kinds]
         slots = [max(1, (len(channel.items) - 1).bit_length()) for channel in self.channels]
+        places = [max(1, (len(self.touches.contents[at].items) - 1).bit_length()) for at in self.touches.at]
         workers = self.network.ranks - 1
         faults = max(1, self.network.faults.bit_length())
-        return [driver + more, *[worker] * workers, *[width for width in slots for _ in range(workers)], faults]
+        lanes[0] += more
+        return [*lanes, *[width for width in slots for _ in range(workers)], *places, faults]
 
     def fits(self, into: Layout) -> bool:
         """Return whether every lane and value has room in its field."""
@@ -438,48 +498,59 @@ class Space:
 
     def start(self) -> list[int]:
         """Return the fields of the initial state."""
-        return [*self.initial, *[0] * (len(self.channels) * (self.network.ranks - 1)), 0]
+        return [*self.initial, *[0] * len(self.network.store), 0]
 
     def decode(self, fields: Sequence[int]) -> NetworkState:
         """Return the state that these fields stand for."""
         network = self.network
-        lanes = [self.lanes[min(rank, 1)].items[fields[rank]] for rank in range(network.ranks)]
-        queues = []
-        for group in range(len(network.protocol.group_names)):
-            columns = [columns[group] for _, columns in lanes]
+        lanes = [self.lanes[kind].items[fields[rank]] for rank, kind in enumerate(self.kinds)]
+        queues, names = [], network.protocol.group_names
+        for name, members in network.groups.lists:
+            group = names.index(name)
+            columns = [lanes[rank][1][group] for rank in members]
             deep = max(map(len, columns))
             queues.append(network.queues(tuple(tuple(c[n] if n < len(c) else 0 for c in columns) for n in range(deep))))
         slots = [self.slot_item(n, value) if value else 0 for n, value in enumerate(fields[network.ranks : -1])]
         return NetworkState(tuple(local for local, _ in lanes), tuple(queues), tuple(slots), fields[-1])
 
     def slot_item(self, slot: int, value: int) -> int:
-        """Return what a slot's field stands for, as `NetworkState.slots` numbers it."""
+        """Return what the field of a slot or place stands for, as `NetworkState.slots` numbers it."""
+        if slot >= self.network.store.first_place:
+            return self.touches.item(slot - self.network.store.first_place, value)
         channel = self.channels[slot // (self.network.ranks - 1)]
         return self.network.values(channel.items[value]) + 1
 
     def completed(self) -> Iterator[tuple[int, int, Data]]:
-        """Yield (role, local, what was delivered) of every end of a collective that was met."""
+        """Yield (kind, local, what was delivered) of every end of a collective that was met."""
         for key in self._memo[0][self._memo[0] >= 0].tolist():
             memo, option, data = memo_parts(key)
             if memo == Memo.COMPLETED:
-                role, lane = self._sources[option]
-                yield role, self.lanes[role].items[lane][0], self.data.items[data]
+                kind, lane = self._sources[option]
+                local, columns = self.lanes[kind].items[lane]
+                group, at = self._options[option][A], self._options[option][B]
+                yield kind, local, self._delivered(kind, group, columns[group][at], data)
 
     def encode(self, state: NetworkState) -> list[int]:
         """Return the fields of a state; with symmetry or a reduction, of the one that stands for it."""
         network = self.network
         fields = []
         for rank, local in enumerate(state.locals):
-            queues = (network.queues.items[queue] for queue in state.queues)
-            columns = tuple(tuple(entry for instance in queue if (entry := instance[rank])) for queue in queues)
-            fields.append(self.lane(min(rank, 1), local, columns))
+            columns = [()] * len(network.protocol.group_names)
+            for group, (seat, queue) in enumerate(self._seats[rank].tolist()):
+                if queue >= 0:
+                    instances = network.queues.items[state.queues[queue]]
+                    columns[group] = tuple(entry for instance in instances if (entry := instance[seat]))
+            fields.append(self.lane(self.kinds[rank], local, tuple(columns)))
         if self.reduction is not None and network.verdict(state)[0]:
-            fields = [self.fallen[min(rank, 1)] for rank in range(network.ranks)]
+            fields = [self.fallen[kind] for kind in self.kinds]
         if self.symmetric:
             fields[1:] = sorted(fields[1:])
-        workers = network.ranks - 1
+        workers, first = network.ranks - 1, network.store.first_place
         for n, value in enumerate(state.slots):
-            fields.append(self.channels[n // workers](network.values.items[value - 1]) if value else 0)
+            if n >= first:
+                fields.append(self.touches.number(n - first, value))
+            else:
+                fields.append(self.channels[n // workers](network.values.items[value - 1]) if value else 0)
         return [*fields, state.faults]
 
 
@@ -508,8 +579,23 @@ def _left(columns: Columns, group: int, at: int) -> Columns:
     return (*columns[:group], (*column[:at], -column[at], *column[at + 1 :]), *columns[group + 1 :])
 
 
+def _given(op: Collective) -> tuple[int, int]:
+    """Return whom the members wait for and what they are given, and which of it the root: as in `transport`."""
+    all_of_it = ALL if op.result is None and op.kind is not Kind.ALL_TO_ALL else MADE
+    to_others, to_root = {
+        Kind.BROADCAST: (ROOT, ROOT),
+        Kind.SCATTER: (SHARE, SHARE),
+        Kind.BARRIER: (BARRIER, BARRIER),
+        Kind.GATHER: (OWN, all_of_it),
+        Kind.REDUCE: (ALONE, all_of_it),
+    }.get(op.kind, (all_of_it, all_of_it))
+    return to_others, to_others if op.root is None else to_root
+
+
 def indexes_a_worker(network: Network) -> str | None:
     """Return the row, collective or fault that tells one worker from another; None where they are interchangeable."""
+    if (more := beyond(network.protocol)) is not None:
+        return f"it has {more}"
     for role in network.protocol.roles:
         for row in role.rows:
             if isinstance(row.gate, Put | Take):

@@ -6,53 +6,25 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from agreement import FAST, agree
 from genlock.errors import Exit, UsageError
 from genlock.model.checker import engine
 from genlock.model.checker.counterexample import counterexample
 from genlock.model.checker.engine import check
 from genlock.model.checker.fast import search
 from genlock.model.checker.fast.state_encoding import Space, indexes_a_worker
-from genlock.model.checker.reference import Result
 from genlock.model.checker.report import run_check
 from genlock.model.semantics.faults import FAULTS
 from genlock.model.semantics.known_mutants import MUTANTS
 from genlock.model.semantics.network import Network, Point
-from genlock.model.semantics.properties import PROPERTIES, Property, properties_of
+from genlock.model.semantics.properties import PROPERTIES, properties_of
 from genlock.model.semantics.query import Query
 from genlock.model.tables import Scope
 from programs import any_network
 from repository import PROTOCOL_M
 
-FAST = ("numba", "numpy")
 EXAMPLE = str(PROTOCOL_M)
 GENERIC = tuple(PROPERTIES.values())[:4]
-
-
-def agree(network: Network, properties: tuple[Property, ...], *, judge_all: bool = False) -> Result:
-    """All engines, and with symmetry where there are workers to be sorted; returns what the reference finds."""
-    expected = check(network, properties, engine="reference", judge_all=judge_all)
-    graph = expected.graph
-    for name in FAST:
-        found = check(network, properties, engine=name, symmetry="off", judge_all=judge_all)
-        assert found.graph.seen == graph.seen
-        assert list(found.graph.states) == list(graph.states)
-        assert list(found.graph.edges) == list(graph.edges)
-        assert [*found.graph.parent] == [*graph.parent]
-        assert [*found.graph.depth] == [*graph.depth]
-        same(found, expected)
-        assert found.verdicts == expected.verdicts
-        if network.ranks > 2 and indexes_a_worker(network) is None:
-            sorted_ = check(network, properties, engine=name, symmetry="on", judge_all=judge_all)
-            same(sorted_, expected)
-            assert [v.holds for v in sorted_.verdicts] == [v.holds for v in expected.verdicts]
-    return expected
-
-
-def same(found: Result, expected: Result) -> None:
-    """What does not depend on how the states are numbered: orbit sums are the direct count."""
-    assert found.graph.counts == expected.graph.counts
-    assert found.graph.depth[-1] == expected.graph.depth[-1]
-    assert (found.deadlocks, found.worst_steps) == (expected.deadlocks, expected.worst_steps)
 
 
 # ── any protocol ────────────────────────────────────────────────────────────────────────────────────────

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import systems
+from agreement import FAST, agree
 from fuzz import Maker
 from genlock.errors import GenlockError, ModelError, UsageError
 from genlock.model.checker.engine import check
@@ -513,26 +513,27 @@ BEYOND = {
     "which posts": two(Row("GO", "go", "END", op=PLAIN, posts=True), schedule=(PLAIN,)),
     "which interrupts": two(Row("GO", "go", "END", interrupts=True)),
 }
-FAST = ("numpy", *(("numba",) if find_spec("numba") else ()))
 
 
 @pytest.mark.parametrize("said", BEYOND)
 def test_what_others_do_not_have_they_refuse_by_name(said: str) -> None:
     protocol = validate(BEYOND[said])
     network = Network(protocol, Scope(ranks=2), faults=0)
-    for engine in FAST:
-        with pytest.raises(UsageError) as refused:
-            check(network, GENERIC, engine=engine)
-        assert said in str(refused.value)
-        assert "take --engine reference" in str(refused.value)
-    for flag in ("symmetry", "reduction"):
-        with pytest.raises(UsageError, match=f"--{flag} on"):
-            check(network, GENERIC, **{flag: "on"})  # type: ignore[arg-type]
+    for engine in ("auto", *FAST):
+        for flag in ("symmetry", "reduction"):
+            with pytest.raises(UsageError, match=f"--{flag} on") as refused:
+                check(network, GENERIC, engine=engine, **{flag: "on"})  # type: ignore[arg-type]
+            assert said in str(refused.value)
     for ask in (lambda: prove(Query("x", Scope(), given=protocol)), lambda: export(network)):
         with pytest.raises(ModelError) as unfit:
             ask()
         assert said in str(unfit.value)
-    assert check(network, GENERIC).engine == "reference"
+    assert check(network, GENERIC).engine == "reference"  # it is small
+
+
+@pytest.mark.parametrize("said", BEYOND)
+def test_engines_agree_on_each_word(said: str) -> None:
+    agree(Network(validate(BEYOND[said]), Scope(ranks=2)), GENERIC)
 
 
 def test_protocols_of_before_are_not_beyond_anything() -> None:
