@@ -76,9 +76,11 @@ _HOMES = {
     "traces.collectives": "Recording",
     "model.claims": "Invariant Sometimes LeadsTo Fair",
     "model.semantics.whole": "Whole",
-    "model.tables": "Protocol Role State Row By Scope Collective Kind Slot Put Take Meet "
-    "Group mesh everyone Fifo Cell Link Poll Set See Send Receive Post Sent is_empty is_there "
-    "total least most any_of each",
+    "model.tables.protocol": "Protocol",
+    "model.tables.roles": "Role State Row By",
+    "model.tables.scope": "Scope everyone",
+    "model.tables.collectives": "Collective Kind Group mesh total least most any_of each",
+    "model.tables.shared": "Slot Put Take Meet Fifo Cell Link Poll Set See Send Receive Post Sent is_empty is_there",
     "impl.recording.channel": "channel Channel",
     "impl.recording.precheck": "precheck agree",
     "impl.rank.serve": "serve RankModel Driver chunk_fields",

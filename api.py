@@ -58,7 +58,7 @@ def check(
     """
     from .model.checker.report import run_check
     from .model.semantics.query import Query
-    from .model.tables import Protocol, Scope
+    from .model.tables import Protocol, Scope, validate
 
     for name, given, least in (("ranks", ranks, 2), ("chunks", chunks, 1), ("steps", steps, 1)):
         if given < least:
@@ -69,7 +69,7 @@ def check(
     _one_of("reduction", reduction, "auto", "on", "off")
     if isinstance(fault, str):
         raise UsageError("`fault` is one text", where="genlock.check", do=f"give a sequence of them: [{fault!r}]")
-    tables = protocol.validate() if isinstance(protocol, Protocol) else None
+    tables = validate(protocol) if isinstance(protocol, Protocol) else None
     query = Query(
         str(protocol) if tables is None else tables.name,
         Scope(ranks, chunks, steps),

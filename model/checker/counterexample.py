@@ -76,7 +76,7 @@ def numbered(network: Network, path: list[tuple[Move, NetworkState]]) -> tuple[T
     for number, (move, state) in enumerate(path, 1):
         sequence, members = None, tuple[int, ...]()
         if move.edge in ("issue", "complete", "device"):
-            members = network.members_of(move.rank, move.op)
+            members = network.groups.members_of(move.rank, move.op)
             of_this = (move.rank, move.op, move.edge == "issue")
             sequence = counts[of_this] = counts.get(of_this, 0) + 1
         states = tuple(network.state_name(state, r) for r in range(network.ranks))

@@ -186,7 +186,7 @@ def _given(network: Network, row: Row, v: Any) -> Iterator[Data]:
     if isinstance(row.gate, Take) and isinstance(row.gate.slot, Slot):
         yield from network.values.items[1:]
     elif row.gate is not None and not isinstance(row.gate, Meet) and not isinstance(row.gate.slot, Slot):
-        yield from network.given.get(row.gate.slot, ())
+        yield from network.store.given.get(row.gate.slot, ())
     elif row.choices is not None:
         yield from row.choices(v, network.scope)
     else:

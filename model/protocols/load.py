@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import GenlockError, ModelError, UsageError
 from ...host import run_file
-from ..tables import Protocol
+from ..tables import Protocol, validate
 from .tp_v0 import TP_V0
 from .tp_v1_1 import TP_V1_1
 from .tp_values import TPVars
@@ -49,7 +49,7 @@ def load(name: str, params: Mapping[str, str] | None = None) -> Protocol:
         raise UsageError(f"{name} has no parameter `{next(iter(params))}`", where="--param")
     if not isinstance(found, Protocol):
         raise UsageError(f"{inside or DEFAULT} is a {type(found).__name__}, and no Protocol", where=path)
-    found.validate()
+    validate(found)
     _refuse_a_borrowed_name(found, name)
     return found
 

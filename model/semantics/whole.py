@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ModelError
-from ..tables import EMPTY, Data, Shared, Slot, Vars
+from ..tables import Data, Shared, Vars
 from .network import Network, NetworkState
 
 
@@ -62,11 +62,8 @@ class Whole:
 
         `key` is the worker, from 1, or one of the channel's or cell's keys.
         """
-        at = self._network.place(shared, key)
-        if not isinstance(shared, Slot):
-            return self._network.content(self._state, at)
-        number = self._state.slots[at]
-        return self._network.values.items[number - 1] if number else EMPTY
+        store = self._network.store
+        return store.content(self._state.slots, store.place(shared, key))
 
     def _known(self, rank: int) -> int:
         if rank not in self.ranks:

@@ -8,7 +8,7 @@ import pytest
 import systems as s
 from genlock.model.checker.report import Answer, Report, run_check
 from genlock.model.semantics.query import Query
-from genlock.model.tables import Protocol, Scope
+from genlock.model.tables import Protocol, Scope, validate
 
 Stuck = Mapping[int, tuple[str, tuple[int, ...]]]
 """Per rank that is stuck: the operation, and the ranks that it waits for."""
@@ -21,9 +21,7 @@ RAISES: Fault = ("exception", None)
 def checked(protocol: Protocol, fault: Fault = None, ranks: int = 2) -> Report:
     points = () if fault is None else (fault,)
     scope = Scope(ranks=protocol.ranks or ranks)
-    asked = Query(
-        protocol.name, scope, given=protocol.validate(), faults=0 if fault is None else 1, fault_points=points
-    )
+    asked = Query(protocol.name, scope, given=validate(protocol), faults=0 if fault is None else 1, fault_points=points)
     return run_check(asked)
 
 

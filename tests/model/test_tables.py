@@ -27,6 +27,7 @@ from genlock.model.tables import (
     State,
     Take,
     changed,
+    validate,
 )
 
 SCOPE = Scope(ranks=2, chunks=2, steps=2)
@@ -79,18 +80,18 @@ def worker_with(*rows: Row, states: tuple[State, ...] = (), schedule: tuple[Coll
 )
 def test_validate_names_the_row_or_state(broken: Protocol, message: str) -> None:
     with pytest.raises(ModelError) as raised:
-        broken.validate()
+        validate(broken)
     assert str(raised.value) == message
 
 
 def test_a_state_that_only_itself_leads_to_cannot_be_reached() -> None:
     island = worker_with(Row("ISLAND", "swim", "ISLAND"), states=(State("ISLAND", "idle"),))
     with pytest.raises(ModelError, match="state `ISLAND` cannot be reached"):
-        island.validate()
+        validate(island)
 
 
 def test_the_tables_are_valid() -> None:
-    assert TP_V1_1.validate() is TP_V1_1
+    assert validate(TP_V1_1) is TP_V1_1
 
 
 def test_a_guard_that_raises_is_an_error_of_its_row() -> None:

@@ -189,7 +189,7 @@ class Space:
         """Work out a lane's options, in the order of `Network.successors`."""
         local, columns = self.lanes[role].items[number]
         groups = self.network.protocol.group_names
-        outstanding = [groups[g] for g in self.network.stream_groups if any(entry > 0 for entry in columns[g])]
+        outstanding = [groups[g] for g in self.network.groups.on_streams if any(entry > 0 for entry in columns[g])]
         hasty = (
             self.reduction is not None
             and self.reduction.is_hasty(role, local)
@@ -237,7 +237,7 @@ class Space:
     def _collectives(self, role: int, number: int) -> None:
         """Return what a rank is in: the earliest of each device stream, and the one that its host waits in."""
         local, columns = self.lanes[role].items[number]
-        for group in self.network.stream_groups:
+        for group in self.network.groups.on_streams:
             self._device(role, number, group)
         info = self._lts[role].info(local)
         if info.op is not None and not info.terminal and not info.stalled:
@@ -261,7 +261,9 @@ class Space:
         """Return what a rank leaves behind that is no longer in any collective."""
         if not any(map(any, columns)):
             return columns
-        return tuple(tuple(self.network.lost(entry) if entry > 0 else entry for entry in column) for column in columns)
+        return tuple(
+            tuple(self.network.groups.lost(entry) if entry > 0 else entry for entry in column) for column in columns
+        )
 
     def _add(
         self,
@@ -308,7 +310,7 @@ class Space:
             group, by = other >> 16, other & 0xFFFF
             return self.lane(role, local, (*columns[:group], columns[group][by:], *columns[group + 1 :]))
         by = other - BIAS
-        moved = tuple(tuple(self.network.rebased_entry(entry, by) for entry in column) for column in columns)
+        moved = tuple(tuple(self.network.groups.rebased_entry(entry, by) for entry in column) for column in columns)
         return self.lane(role, self._lts[role].rebased(local, by), moved)
 
     def _completed(self, option: int, data: int) -> int:
@@ -366,7 +368,7 @@ class Space:
             *self._memo,
             self._taken_array,
             self._strikes,
-            np.array(self.network.stream_groups, np.int32),
+            np.array(self.network.groups.on_streams, np.int32),
         )
 
     def _write_down(self) -> None:

@@ -21,7 +21,7 @@ from genlock.model.checker.report import Answer, Report, run_check
 from genlock.model.claims import Claim, Fair, Invariant, LeadsTo, Sometimes
 from genlock.model.semantics.query import Query
 from genlock.model.semantics.whole import Whole
-from genlock.model.tables import By, Collective, Kind, Protocol, Role, Row, Scope, Slot, State, Take
+from genlock.model.tables import By, Collective, Kind, Protocol, Role, Row, Scope, Slot, State, Take, validate
 from repository import ROOT
 
 ENGINES = (REFERENCE, NUMPY, *((NUMBA,) if find_spec("numba") else ()))
@@ -103,7 +103,7 @@ def pair(driver: Sequence[Row], worker: Sequence[Row], *made: Claim, **more: Any
 
 
 def checked(protocol: Protocol, **how: Any) -> Report:
-    return run_check(Query(protocol.name, Scope(ranks=2), faults=0, given=protocol.validate()), **how)
+    return run_check(Query(protocol.name, Scope(ranks=2), faults=0, given=validate(protocol)), **how)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -236,7 +236,7 @@ def test_variables_that_are_gone_are_no_answer() -> None:
 
 def test_two_claims_of_one_name_are_refused() -> None:
     with pytest.raises(ModelError, match="two claims are called `i`"):
-        pair([GO], [GO], Invariant("i", "", always), Sometimes("i", "", always)).validate()
+        validate(pair([GO], [GO], Invariant("i", "", always), Sometimes("i", "", always)))
 
 
 @pytest.mark.parametrize("flag", ["symmetry", "reduction"])

@@ -55,6 +55,7 @@ from genlock.model.tables import (
     mesh,
     most,
     total,
+    validate,
 )
 
 GO, END = State("GO", ""), State("END", "", terminal=True)
@@ -81,7 +82,7 @@ def cast(*roles: Role, ranks: int | None = None, **more: Any) -> Protocol:
 
 
 def checked(protocol: Protocol, ranks: int = 2, **how: Any) -> Report:
-    asked = Query(protocol.name, Scope(ranks=protocol.ranks or ranks), faults=0, given=protocol.validate())
+    asked = Query(protocol.name, Scope(ranks=protocol.ranks or ranks), faults=0, given=validate(protocol))
     return run_check(asked, **how)
 
 
@@ -236,7 +237,7 @@ def test_who_may_leave_before_the_others_have_come(kind: Kind, early: Sequence[i
     collective = op("c", kind, root=None if kind is Kind.BARRIER else 1, result=each if kind is Kind.REDUCE else None)
     asked = row("c", op=collective, send=lambda v: (0, 0, 0), by=By.ENVIRONMENT)
     protocol = cast(line("r", asked, v="rank"), ranks=3, schedule=(collective,))
-    graph = explore(Network(protocol.validate(), Scope(ranks=3), faults=0))
+    graph = explore(Network(validate(protocol), Scope(ranks=3), faults=0))
     network = Network(protocol, Scope(ranks=3), faults=0)
     first = {
         r
@@ -505,6 +506,9 @@ BEYOND = {
     "link `l`": two(shared=(LINK,)),
     "collective `b`, a barrier": two(Row("GO", "go", "END", op=BARRIER), schedule=(BARRIER,)),
     "collective `s`, whose result is `total`": two(Row("GO", "go", "END", op=SUM, send=lambda v: 1), schedule=(SUM,)),
+    "role role, each rank of which starts": replace(
+        two(), worker=replace(two().worker, start_at=lambda rank, scope: rank)
+    ),
     "which posts": two(Row("GO", "go", "END", op=PLAIN, posts=True), schedule=(PLAIN,)),
     "which interrupts": two(Row("GO", "go", "END", interrupts=True)),
 }
@@ -513,7 +517,7 @@ FAST = ("numpy", *(("numba",) if find_spec("numba") else ()))
 
 @pytest.mark.parametrize("said", BEYOND)
 def test_what_others_do_not_have_they_refuse_by_name(said: str) -> None:
-    protocol = BEYOND[said].validate()
+    protocol = validate(BEYOND[said])
     network = Network(protocol, Scope(ranks=2), faults=0)
     for engine in FAST:
         with pytest.raises(UsageError) as refused:
@@ -562,6 +566,8 @@ def test_a_cast_has_no_streams() -> None:
         ),
         (two(Row("GO", "go", "END", gate=Send(LINK)), shared=(LINK,)), "`Send` does not say with whom"),
         (two(Row("GO", "go", "END", posts=True)), "it posts, and has no collective"),
+        (two(Row("GO", "x", "END", By.FAULT, gate=See(CELL), fault="x"), shared=(CELL,)), "a row by fault has a gate"),
+        (two(Row("GO", "x", "END", By.DETECTION, gate=Set(CELL)), shared=(CELL,)), "a row by detection has a gate"),
         (two(Row("GO", "go", "END", op=SUM, posts=True), schedule=(SUM,)), "whose result it would not be given"),
         (two(Row("GO", "go", "END", op=PLAIN, interrupts=True), schedule=(PLAIN,)), "it interrupts, and waits itself"),
         (
@@ -631,7 +637,7 @@ def test_a_result_is_waited_for_on_a_stream_too() -> None:
     rows = Row("S0", "s", "S1", op=SUM, send=lambda v: 1, effect=keep), Row("S1", "end", "END")
     role = Role("role", "S0", (State("S0", ""), State("S1", ""), END), rows)
     protocol = Protocol("stream", "1", role, role, (SUM,), streams=("g",), claims=(got,))
-    asked = Query("stream", Scope(ranks=2), faults=0, stream=True, given=protocol.validate())
+    asked = Query("stream", Scope(ranks=2), faults=0, stream=True, given=validate(protocol))
     assert run_check(asked).verdict is Answer.HOLDS
 
 
@@ -640,5 +646,21 @@ def test_a_rank_that_only_looks_takes_no_part() -> None:
     out = Row("GO", "out", "END", By.ENVIRONMENT, guards=((lambda v, data: False),))
     role = Role("role", "GO", (GO, State("AGAIN", ""), END), (*looks, out))
     protocol = Protocol("looks", "1", role, role, shared=(CELL,))
-    network = Network(protocol.validate(), Scope(ranks=2), faults=0)
+    network = Network(validate(protocol), Scope(ranks=2), faults=0)
     assert not check(network, [NO_LIVELOCK]).holds
+
+
+def test_of_a_rank_that_ends_by_a_collective_comes_no_more_than_of_any_that_ends() -> None:
+    """It posts, and ends by a barrier: what nobody had posted a receive for may come, and need not."""
+    sends = row("post", gate=Post(LINK, lambda v: 1)), row("barrier", op=BARRIER)
+    takes = row("barrier", op=BARRIER), row("receive", gate=Receive(LINK, lambda v: 0))
+    found = checked(
+        cast(
+            line("sender", *sends, ranks=only(0)),
+            line("receiver", *takes, ranks=only(1)),
+            ranks=2,
+            shared=(LINK,),
+            schedule=(BARRIER,),
+        )
+    )
+    assert found.verdict is Answer.VIOLATED
