@@ -96,7 +96,7 @@ def _model(found: Export, tables: Tables, claims: Claims) -> str:
     state = text.STATE.format(
         starts=_listed([_start(tables, rank) for rank in range(network.ranks)]),
         contribution=_type(len(tables.contributions.items)),
-        places=text.PLACES.format(board=_listed(tables.held_at_first() or [0]), **number) if network.places else "",
+        places=text.PLACES.format(board=_listed(tables.held_at_first() or [0]), **number) if network.store.places else "",
         **number,
     )
     devices = "".join(text.DEVICE_OWES.format(group) for group in tables.devices)
@@ -113,7 +113,7 @@ def _model(found: Export, tables: Tables, claims: Claims) -> str:
             *(_array(name, column) for name, column in claims.trees.columns() if claims.judged),
             "",
             state,
-            text.AT_PLACES if network.places else text.NO_PLACES,
+            text.AT_PLACES if network.store.places else text.NO_PLACES,
             text.GATES_AND_COLLECTIVES,
             text.FAIRNESS.format(owed=owed, devices=devices),
             text.judged(tables.judged),
@@ -165,7 +165,7 @@ def _constants(tables: Tables) -> str:
     sizes = {
         "R": network.ranks,
         "G": max(1, len(tables.groups)),
-        "LISTS": max(1, len(network.members)),
+        "LISTS": max(1, len(network.groups.lists)),
         "D": tables.met.depth,
         "SLOTS": max(1, len(tables.channels) * (network.ranks - 1)),
         "LOCALS": len(tables.at),
@@ -176,7 +176,7 @@ def _constants(tables: Tables) -> str:
         **{kind.name: n for n, kind in enumerate(Kind)},
         **{gate: n for n, gate in enumerate(GATES)},
     }
-    if network.places:
+    if network.store.places:
         fifos = tables.of_kind(Fifo)
         sizes |= {
             "FIFOS": max(1, len(fifos)),

@@ -80,7 +80,7 @@ def search(network: Network, tell: Tell | None) -> Met:
     else:
         for state in result.graph.states:
             _by_state(met, network, state)
-    for shared, _ in network.places:
+    for shared, _ in network.store.places:
         if isinstance(shared, Cell):
             met.was_in.setdefault(shared, {})[shared.initial] = None
     return met
@@ -134,7 +134,7 @@ def _held(met: Met, network: Network, at: int, content: Data) -> None:
     if at < slots:
         met.was_in.setdefault(network.protocol.slots[at // (network.ranks - 1)], {})[content] = None
         return
-    shared = network.places[at - slots][0]
+    shared = network.store.places[at - slots][0]
     if isinstance(content, Wire):
         met.waiting = max(met.waiting, len(content.messages))
         things: Sequence[Data] = [value for value, _ in content.messages]
@@ -146,7 +146,7 @@ def _held(met: Met, network: Network, at: int, content: Data) -> None:
 def _completed(met: Met, network: Network, state: NetworkState, rank: int, op: Collective) -> None:
     """Keep how the collective that a rank waits in may complete for it, if it may, by the rules of `transport`."""
     number, members = next(
-        (n, members) for n, (group, members) in enumerate(network.members) if group == op.group and rank in members
+        (n, members) for n, (group, members) in enumerate(network.groups.lists) if group == op.group and rank in members
     )
     queue, seat = network.queues.items[state.queues[number]], members.index(rank)
     entries = [instance[seat] for instance in queue]

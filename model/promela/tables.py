@@ -173,7 +173,7 @@ class Tables:
         bases = self.bases.items[1:]
         yield "LATER", [n for base in bases for n in self._later(base)]
         yield "PUT_LATER", [n for base in bases for n in self._put_later(base)]
-        if self.network.places:
+        if self.network.store.places:
             yield from self._shared()
 
     # ── what ranks share ────────────────────────────────────────────────────────────────────────────
@@ -181,7 +181,7 @@ class Tables:
     def _number_places(self) -> None:
         """Number channels among channels, cells among cells, links among links."""
         counts = {Fifo: 0, Cell: 0}
-        for shared, key in self.network.places:
+        for shared, key in self.network.store.places:
             if isinstance(shared, Link):
                 self.links.setdefault(shared, len(self.links))
             else:
@@ -238,8 +238,8 @@ class Tables:
         Lists are numbered from 1, and 0 is nobody's.
         """
         size = max(1, len(self.groups)) * self.network.ranks
-        lists, seats, known = [0] * size, [0] * size, self.network.members or (("", (0,)),)
-        for n, (group, members) in enumerate(self.network.members, 1):
+        lists, seats, known = [0] * size, [0] * size, self.network.groups.lists or (("", (0,)),)
+        for n, (group, members) in enumerate(self.network.groups.lists, 1):
             for seat, rank in enumerate(members):
                 lists[self.groups[group] * self.network.ranks + rank] = n
                 seats[self.groups[group] * self.network.ranks + rank] = seat

@@ -89,7 +89,7 @@ GATES_AND_COLLECTIVES = """\
 #define WAITS_IN(g, me) (INSIDE(g, me) && (ANY(ABSENT, g, me) || ANY(ODD_ONE, g, me)))
 #define ALONE_IN(g, me) (INSIDE(g, me) && (ANY(AWAITED, g, me) -> ANY(AWAITED_GONE, g, me) : \\
   (ANY(ABSENT, g, me) -> ANY(ABSENT_GONE, g, me) : ANY(ODD_GONE, g, me))))
-#define ALONE(me) (INSIDE_OF[at[me]] -> GONE(PEER_OF[at[me]]) : \\
+#define ALONE(me) (INSIDE_OF[at[me]] -> GONE(PEER_OF[at[me]]) && !(END_OPEN(me) && END_BOUND(me)) : \\
   (WAITS[at[me]] -> ALONE_IN(WAITS[at[me]] - 1, me) : ALONE_ON_STREAM(me)))
 #define HAS_FAILED(g, me, m) FAILED[at[m]]
 #define TROUBLE SOME(HAS_FAILED, 0, 0)

@@ -86,6 +86,8 @@ class Move(NamedTuple):
     ordinary: bool
     advances: bool
     mispaired: bool = False
+    owed: bool = False
+    by_device: bool = False
 
 
 class CastOracle:
@@ -135,7 +137,7 @@ class CastOracle:
             if me.stalled:
                 yield Move(self.place(world, rank, me._replace(stalled=False)), rank, False, True)
                 if self.network.detection:
-                    yield Move(self.dead(world, rank), rank, False, True)
+                    yield Move(self.dead(world, rank), rank, False, True, owed=True)
                 continue
             if me.inside is not None:
                 yield from self.ends(world, rank)
@@ -154,7 +156,7 @@ class CastOracle:
             if row.by is By.FAULT and may_fail and self.strikes(world, rank, row.fault):
                 yield Move(self.taken(world._replace(faults=spent), rank, row, None), rank, False, True)
             if row.by is By.DETECTION and self.notices(world, rank) and row.event != "deadline":
-                yield Move(self.taken(world, rank, row, None), rank, False, True)
+                yield Move(self.taken(world, rank, row, None), rank, False, True, owed=True)
         if may_fail and self.strikes(world, rank, CRASH):
             yield Move(self.dead(world, rank)._replace(faults=spent), rank, False, True)
         if may_fail and self.strikes(world, rank, STALL):
@@ -176,7 +178,8 @@ class CastOracle:
                 at = self.through(world, rank, row)
                 if at is not None:
                     after = self.taken(at, rank, row, data)
-                    yield Move(after, rank, True, after.ranks[rank] != me)
+                    asked_for = row.by is By.ENVIRONMENT
+                    yield Move(after, rank, True, after.ranks[rank] != me, owed=not asked_for)
 
     def given(self, world: World, rank: int, row: Row) -> list[Any]:
         """What the row may be given: what is there, a choice, or nothing."""
@@ -334,16 +337,17 @@ class CastOracle:
                 return
             at, data, bound, mispaired = found
             after = self.arrived(self.left(world, team, rank, at), rank, row, data, began=True)
-            yield Move(self.tidied(after), rank, bound, True, mispaired)
+            yield Move(self.tidied(after), rank, bound, True, mispaired, owed=bound)
             return
         at = self.where(rank, row, me.vars)
         letters, asked = world.shared[at]
         if isinstance(row.gate, Send):
             if len(letters) - asked <= row.gate.slot.buffer:
-                yield Move(self.arrived(world, rank, row, None, began=False), rank, True, True)
+                yield Move(self.arrived(world, rank, row, None, began=False), rank, True, True, owed=True)
         elif letters:
             after = self.holding(world, at, (letters[1:], False))
-            yield Move(self.arrived(after, rank, row, letters[0].value, began=False), rank, letters[0].sure, True)
+            sure, value = letters[0].sure, letters[0].value
+            yield Move(self.arrived(after, rank, row, value, began=False), rank, sure, True, owed=sure)
 
     def on_device(self, world: World, rank: int, team: int) -> Iterator[Move]:
         found = self.exit(world, team, rank)
@@ -354,7 +358,9 @@ class CastOracle:
         waits = row is not None and row.op is not None and self.team(rank, row.op) == team
         if waits and not self.later(world, team, rank, found[0]):
             return
-        yield Move(self.tidied(self.left(world, team, rank, found[0])), rank, found[2], False, found[3])
+        _, _, bound, mispaired = found
+        after = self.tidied(self.left(world, team, rank, found[0]))
+        yield Move(after, rank, bound, False, mispaired, owed=bound, by_device=True)
 
     def later(self, world: World, team: int, rank: int, at: int) -> bool:
         """Whether a rank has issued something after a collective."""

@@ -63,6 +63,10 @@ def sends(v: V) -> int:
     return v.x
 
 
+def number(v: V) -> int:
+    return v.me + 1
+
+
 def nothing(v: V) -> None:
     return None
 
@@ -130,7 +134,7 @@ class CastMaker:
         ranks, right = self.ranks, lambda v: (v.me + 1) % self.ranks
         self.peers: list[Callable[[V], int]] = [right, lambda v: (v.me - 1) % ranks]
         self.shared: list[Fifo | Cell | Link] = [
-            Fifo("one", self.pick(1, 2)), Fifo("own", 1, everyone), Cell("flag", 0), Cell("flags", self.pick(0, 1), everyone),
+            Fifo("one", self.pick(1, 2, 3)), Fifo("own", 1, everyone), Cell("flag", 0), Cell("flags", self.pick(0, 1), everyone),
             Link("p2p", self.pick(0, 0, 1)),
         ]  # fmt: skip
         self.groups, self.ops = self.teams(), list[Collective]()
@@ -268,12 +272,12 @@ class CastMaker:
         return self.by_op(mine, posts=self.maybe(0.7))
 
     def by_channel(self, mine: set[int]) -> dict[str, Any]:
-        fifo = self.pick(*(thing for thing in self.shared if isinstance(thing, Fifo)))
+        fifo = self.pick(*(thing for thing in self.shared if isinstance(thing, Fifo)), self.shared[0])
         whose = self.pick(None, *self.peers) if fifo.keys else None
         kind = self.pick(Put, Put, Take, Take, Poll)
         if kind is Put:
-            return {"gate": Put(fifo, whose), "send": self.pick(sends, sends, nothing)}
-        guards = ((), (light,), (heavy,)) if kind is Take else ((), (is_there,), (is_empty,), (light,))
+            return {"gate": Put(fifo, whose), "send": self.pick(sends, number, number, nothing)}
+        guards = ((), (), (light,), (heavy,)) if kind is Take else ((), (is_there,), (is_empty,), (light,))
         return {"gate": kind(fifo, whose), "guards": self.pick(*guards)}
 
     def by_cell(self, mine: set[int]) -> dict[str, Any]:
@@ -287,7 +291,7 @@ class CastMaker:
         link = next(thing for thing in self.shared if isinstance(thing, Link))
         kind = self.pick(Send, Send, Receive, Receive, Receive, Post, Sent)
         found: dict[str, Any] = {"gate": kind(link, self.pick(*self.peers))}
-        return found | ({"send": sends} if kind in (Send, Post) else {})
+        return found | ({"send": self.pick(sends, number)} if kind in (Send, Post) else {})
 
     def by_interrupt(self, mine: set[int]) -> dict[str, Any]:
         if self.maybe(0.5):
@@ -335,7 +339,7 @@ class CastMaker:
                 return False
             if thing is not None:
                 return weigh(whole.held(thing, rank if thing.keys else None)) != 0
-            return whole.ended(other) or whole.vars(other).x != 1
+            return whole.ended(other) or whole.failed(other) or whole.vars(other).x != 1
 
         def all_over(whole: Whole) -> bool:
             return all(whole.ended(r) for r in whole.ranks)
