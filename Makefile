@@ -51,8 +51,8 @@ soak-sim: $(INSTALLED) ## a million simulated schedules; goes on from FIRST=seed
 smoke-torch: ## the control plane's tests with another torch: make smoke-torch VERSION=2.12.0
 	@scripts/smoke_torch $(VERSION)
 
-frameworks: $(INSTALLED) ## frameworks recorded and broken, in an environment of their own, two hours; ONLY=ddp,ray WAYS=ok,kill
-	@ONLY="$(ONLY)" WAYS="$(WAYS)" scripts/frameworks
+frameworks: $(INSTALLED) ## frameworks recorded and broken, in an environment of their own, two hours; goes on where it was; ONLY=ddp,ray WAYS=ok,kill MOST=n
+	@ONLY="$(ONLY)" WAYS="$(WAYS)" MOST="$(MOST)" scripts/frameworks
 
 litmus: $(INSTALLED) ## each litmus program ten times on real gloo ranks
 	$(BIN)/python -m genlock.impl.litmus --repeat 10 --jobs 4
@@ -78,9 +78,9 @@ pictures: $(INSTALLED) ## every picture of the documents, into docs/pictures
 	$(BIN)/python scripts/pictures.py
 
 clean: ## remove all that these targets made, .venv too
-	rm -rf .venv build dist *.egg-info traces/*.so out genlock-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist *.egg-info traces/*.so impl/recording/*.so out genlock-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml scripts/setup traces/_fast_recorder.c
+$(INSTALLED): pyproject.toml scripts/setup traces/_fast_recorder.c traces/fast_recorder.h impl/recording/_c10d_kernel.cpp
 	@scripts/setup
 	@touch $@

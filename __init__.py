@@ -55,6 +55,7 @@ Names, each imported when it is first used, so that `import genlock` itself load
   `each`; what it claims: `Invariant`, `Sometimes`, `LeadsTo`, `Fair`, `Whole`
 - record a queue of your own: `channel`, `Channel`
 - compare collectives and decisions before the backend has them: `precheck`, `agree`
+- guard a rank from inside, where no launcher does: `guard`
 - serve a model: `serve`, `RankModel`, `Driver`, `chunk_fields`, `Posture`, `Mode`
 - errors, each one line that says what, where and what to do: `GenlockError`, `UsageError`, `UnreadableInput`,
   `ModelError`, `Refused`, `ContractViolation`; and the exit statuses of the commands, `Exit`
@@ -83,6 +84,7 @@ _HOMES = {
     "model.tables.shared": "Slot Put Take Meet Fifo Cell Link Poll Set See Send Receive Post Sent is_empty is_there",
     "impl.recording.channel": "channel Channel",
     "impl.recording.precheck": "precheck agree",
+    "impl.rank.operation_beats": "guard",
     "impl.rank.serve": "serve RankModel Driver chunk_fields",
     "impl.chunk.parity": "Posture",
     "impl.chunk.schema": "Mode",

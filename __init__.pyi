@@ -18,6 +18,7 @@ from .errors import UnreadableInput as UnreadableInput
 from .errors import UsageError as UsageError
 from .impl.chunk.parity import Posture as Posture
 from .impl.chunk.schema import Mode as Mode
+from .impl.rank.operation_beats import guard as guard
 from .impl.rank.serve import Driver as Driver
 from .impl.rank.serve import RankModel as RankModel
 from .impl.rank.serve import chunk_fields as chunk_fields
@@ -128,6 +129,7 @@ __all__ = [  # noqa: RUF022  # in the order of the manual
     "Channel",
     "precheck",
     "agree",
+    "guard",
     "serve",
     "RankModel",
     "Driver",

@@ -36,6 +36,8 @@ HANDLERS = (
 )
 """Handlers of torch's worker server, and what the name of a file of theirs ends with."""
 TEMP_FILES = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCHCOMM_FR_DUMP_TEMP_FILE")
+JOURNAL = "recording.jsonl"
+"""Journal of a recording: beside the traces of its first job, and one folder above those of others."""
 DEFAULTS = ("comm_lib_trace_rank_", "nccl_trace_rank_")
 
 
@@ -98,8 +100,9 @@ def _trace(rank: Rank, descriptor: int, target: str, staging: Staging, *, last: 
     files = [staging.write(name, lines, binary=len(lines) > MAX_SEARCHED)]
     stem = name.removesuffix("trace.jsonl")
     folder = Path(rank.process.path(str(Path(target).parent)))
-    for beside in sorted(folder.glob(f"{stem}*")) if last else ():
-        if beside.name != name and not beside.name.endswith(".jsonl"):
+    journals = [place / JOURNAL for place in (folder, folder.parent)]
+    for beside in (*sorted(folder.glob(f"{stem}*")), *journals):
+        if beside.name == JOURNAL or (beside.name != name and not beside.name.endswith(".jsonl")):
             with contextlib.suppress(OSError, UnreadableInput):
                 if data := read_regular(str(beside), MAX_DUMP, rank):
                     files.append(staging.write(beside.name, data))

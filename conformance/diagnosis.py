@@ -56,6 +56,8 @@ class Wanted(StrEnum):
     """Tells the number of ranks of the job."""
     DETAIL_RUN = "detail_run"
     """A run with TORCH_DISTRIBUTED_DEBUG=DETAIL."""
+    JOURNAL = "journal"
+    """The journal of a recording by `genlock record`."""
     DEVICE_HEALTH = "device_health"
     """The health of devices and network."""
 

@@ -8,13 +8,13 @@ Left out: the verdict on one job (`replay`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..traces.journal import Began, Ended, Job, Journal, Unrecorded
-from ..traces.load import starts_in
-from .diagnosis import Diagnosis, JobVerdict, Strength, Verdict
+from ..traces.journal import NAME, Began, Ended, Job, Journal, Unrecorded
+from ..traces.load import Start, starts_in
+from .diagnosis import Diagnosis, JobVerdict, MissingEvidence, Strength, Verdict, Wanted
 
 if TYPE_CHECKING:
     from ..traces.collectives import Recording
@@ -26,6 +26,7 @@ QUIET = 60
 SHOWN = 4
 """A reason names so many of the ranks that another waits for."""
 SECOND = 1_000_000_000
+JOURNAL = f"{NAME}, of the folder that `genlock record` wrote: it says what went unrecorded"
 
 
 def together(jobs: Sequence[JobVerdict]) -> Diagnosis:
@@ -61,9 +62,14 @@ def _held(found: Diagnosis, process: Mapping[int, str], waits: Mapping[str, str]
     return replace(unsure, reasons=(*reasons, *found.reasons))
 
 
-def with_journals(found: Diagnosis, journals: Sequence[Journal]) -> Diagnosis:
-    """Return a verdict as the journals leave it."""
-    return limited(found, *(reason for journal in journals for reason in _against(journal, found.verdict)))
+def with_journals(found: Diagnosis, journals: Sequence[Journal], starts: Collection[Start] = ()) -> Diagnosis:
+    """Return a verdict as the journals leave it, and those that are missing, of what the traces are of."""
+    lost = list(_without_journal(journals, starts))
+    told = [reason for journal in journals for reason in _against(journal, found.verdict)]
+    found = limited(found, *lost, *told)
+    if not lost or found.verdict != "unknown":
+        return found
+    return replace(found, missing=(*found.missing, MissingEvidence(Wanted.JOURNAL, (), JOURNAL)))
 
 
 def limited(found: Diagnosis, *reasons: str) -> Diagnosis:
@@ -82,6 +88,20 @@ def nothing_recorded(journals: Sequence[Journal]) -> Diagnosis:
     )
     empty = Diagnosis("unknown", 0, 0, 0, None, None, (), reasons, (), None, {})
     return with_journals(empty, journals)
+
+
+def _without_journal(journals: Sequence[Journal], starts: Collection[Start]) -> Iterator[str]:
+    """Yield what is wrong where traces belong to a recording whose journal does not have them, or is not there."""
+    known = {Start(job.recording, job.run, job.attempt) for journal in journals for job in journal.all(Job)}
+    for name in sorted({start.recording for start in starts if start.recording}):
+        lost = sorted(start.run for start in {*starts} - known if start.recording == name)
+        if lost and all(start.recording != name for start in known):
+            yield (
+                f"the journal of the recording is missing ({NAME} of recording {name}): what went unrecorded, and how "
+                "the recorded command ended, is not known"
+            )
+        elif lost:
+            yield f"lines of the journal are gone: it does not have the job of these traces (run {lost[0]})"
 
 
 def _against(journal: Journal, verdict: Verdict) -> list[str]:

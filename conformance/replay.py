@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..traces.format import Trace
 from ..traces.journal import Ended
-from ..traces.load import drawn, files_of, gather, jobs_of, journals_of, own_of, traced
+from ..traces.load import drawn, files_of, gather, jobs_of, journals_of, own_of, starts_of, traced, unpacked
 from . import jobs as several
 from .diagnosis import Diagnosis, JobVerdict
 
@@ -73,22 +73,24 @@ def replay(paths: Sequence[Path]) -> Replayed:
 
     Of several jobs, or attempts of one, each is judged by itself, and the verdict is the worst.
     """
-    files, journals = files_of(paths), journals_of(paths)
+    paths = unpacked(paths)
+    files = files_of(paths)
+    starts = starts_of([file for file, _ in files])
+    journals = journals_of(paths, starts)
     if journals and not files:
         return Replayed(paths, several.nothing_recorded(journals))
     until = max((end.wall_ns for journal in journals for end in journal.all(Ended)), default=None)
     parts = jobs_of(files)
     if not parts:
         whole = _one(paths, until)
-        if journals:
-            whole.diagnosis = several.with_journals(whole.diagnosis, journals)
+        whole.diagnosis = several.with_journals(whole.diagnosis, journals, starts)
         return whole
     jobs = [Job(part.name, _one(part.files, until)) for part in parts]
     verdicts = [JobVerdict(job.name, job.replayed.diagnosis) for job in jobs]
     found = several.together(several.held_elsewhere(verdicts, [part.processes for part in parts]))
     for job, verdict in zip(jobs, found.jobs, strict=True):
         job.replayed.diagnosis = verdict.diagnosis
-    return Replayed(paths, several.with_journals(found, journals), jobs)
+    return Replayed(paths, several.with_journals(found, journals, starts), jobs)
 
 
 def _one(paths: Sequence[Path], until: int | None) -> Replayed:

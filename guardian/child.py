@@ -28,6 +28,8 @@ the others.
 """
 PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that Python ignores by itself, and that programs expect with their defaults."""
+ATTACH = "--attach"
+"""Names the process to be guarded, in the command line of a guardian that was asked for from inside of it."""
 become: Callable[[str, list[str], dict[str, str]], object] = os.execvpe
 """Turns the child into its program; tests put something else here."""
 
@@ -100,6 +102,8 @@ class Child:
             number = failed.read()
         self.status: int | None = None
         self.stopped = False
+        self.how = ""
+        """Says how it ended, where more is known than the status."""
         if number:
             os.waitpid(self.pid, 0)
             raise OSError(int(number), os.strerror(int(number)), program[0])
@@ -150,7 +154,8 @@ class Child:
             return False
         left = self._left()
         for pid in left:
-            _kill(pid)
+            if not is_beside(pid):
+                _kill(pid)
         return not left
 
     def _left(self) -> list[int]:
@@ -209,6 +214,13 @@ def children(pid: int) -> Iterator[int]:
     for task in _listed(f"/proc/{pid}/task"):
         for number in read(f"/proc/{pid}/task/{task}/children").split():
             yield int(number)
+
+
+def is_beside(pid: int) -> bool:
+    """Return True for a guardian that was asked for from inside of its rank, or its supervisor: it ends by itself."""
+    words = read(f"/proc/{pid}/cmdline").split("\0")
+    here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+    return here in words and any(word.startswith(f"{ATTACH}=") for word in words)
 
 
 def descends(pid: int, ancestor: int) -> bool:

@@ -8,7 +8,7 @@ local work), and ranks that wait for each other alone (*stuck*: the collective d
 
 from __future__ import annotations
 
-from .status_page import EVERYONE, NOBODY, SOMEONE, Page
+from .status_page import EVERYONE, HAS_FAILED, NOBODY, SOMEONE, Page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def limit_of(page: Page, deadlines: Mapping[str, float]) -> float:
 def where(page: Page) -> str:
     """Return in words where a rank stands, as in `in phase ack, since call_id=3`."""
     phase = f"in phase {page.phase}" if page.phase else "before its first beat"
-    return f"{phase}, since {page.commit}" if page.commit else phase
+    return f"{phase}, since {page.commit}" if page.commit and not page.flags & HAS_FAILED else phase
 
 
 class WorkClock:

@@ -242,7 +242,7 @@ def mark(path: str, cause: str, exit_status: int, message: str, culprit: int) ->
             if not tail.endswith(b"\n"):
                 return False
             last = json.loads(tail.rstrip(b"\n").rpartition(b"\n")[2])
-            if not isinstance(last, dict) or last.get("kind") == "end":
+            if isinstance(last, dict) and last.get("kind") == "end":
                 return False
             end["index"] = _next([json.loads(line) for line in tail.splitlines()[-3:]])
             return bool(file.write(_line(end)))
@@ -267,9 +267,11 @@ def _line(fields: Mapping[str, object]) -> bytes:
     return json.dumps({name: value for name, value in fields.items() if value is not None}).encode() + b"\n"
 
 
-def _next(lines: list[dict[str, object]]) -> int:
+def _next(lines: list[dict[str, object] | list[object]]) -> int:
     """Return the number of the next event: lines of groups have none, and a `dropped` line stands for several."""
     for line in reversed(lines):
+        if isinstance(line, list):
+            return int(str(line[1])) + 1
         if line.get("kind") in ("event", "dropped"):
             return int(str(line["index"])) + int(str(line.get("count", 1)))
     return 0

@@ -26,9 +26,11 @@ does its launcher dies, and of its launcher's death any rank may.
 LAST = 3
 
 
-def by_itself(rank: int, status: int, where: str, *, asked: bool) -> Failure:
-    """Return the failure that a program's exit status, not 0, stands for. `asked`: its launcher had signalled it."""
-    what = f"rank{rank} {how_it_ended(status)} {where}"
+def by_itself(rank: int, status: int, where: str, *, asked: bool, how: str = "") -> Failure:
+    """Return the failure that a program's exit status, not 0, stands for. `asked`: its launcher had signalled it. `how`
+    says it in words, where more is known than the status.
+    """
+    what = f"rank{rank} {how or how_it_ended(status)} {where}"
     if status in (PEER_VIOLATED, PEER_DIED):
         return Failure("lost", -1, f"rank{rank} lost a peer {where}")
     if asked and status < 0:

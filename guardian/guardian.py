@@ -17,6 +17,7 @@ import sys
 import time
 
 from . import evidence
+from .attached import Attached
 from .child import HELD, Child, Watched, stopped, traced
 from .deadlines import Failure, RankGraph, WorkClock, where
 from .exit_cause import LAST, USAGE, by_itself, cause_of, status_of, weight_of
@@ -24,7 +25,7 @@ from .helper import Helpers, say_in_time
 from .links import Caller, Listener
 from .places import numeric, resolved
 from .settings import GuardianSettings, Wrong, differences, digest, listens_at, pieces
-from .status_page import EVERYONE, NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
+from .status_page import ASKED, EVERYONE, NOBODY, SIZE, SPARED, STACKS, VARIABLE, Page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Guardian:
         self.reported: set[int] = set()
         self.met: set[int] = set()
         self.kept = ""
-        self.left = self.orphaned = False
+        self.left = self.orphaned = self._answered = False
         self.places = settings.places
         self.postures: dict[int, str] = {}
         self._said = self._pinged = self._called = 0.0
@@ -109,11 +110,29 @@ class Guardian:
         self.listening = self.hub is None or self.world == 1
         if self.places:
             self._listen()
-        self.child = Child(self.settings.program, self.environ, self._pids)
+        self.child: Child | Attached
+        if self.settings.attached:
+            self.child = Attached(self.settings.attached, memoryview(self.memory))
+        else:
+            self.environ |= self.settings.inherited
+            self.child = Child(self.settings.program, self.environ, self._pids)
         self.page = Page()
         self.local = WorkClock(self.rank, self.settings.deadlines, time.monotonic())
         self._moved = time.monotonic()
         self._meet(self._moved)
+
+    def _answer(self) -> None:
+        """Tell the rank that has asked for this guardian what it needs to know, and that it is guarded from now on."""
+        lines = [f"{name}={self.environ[name]}\n" for name in (VARIABLE, STACKS, SPARED, ASKED)]
+        self._answered = True
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.write(1, "".join([*lines, "\n"]).encode())
+        except BrokenPipeError:
+            return  # it has not waited
+        finally:
+            os.dup2(nothing, 1)
+            os.close(nothing)
 
     def _watch(self, launcher: int) -> None:
         """Watch the launcher, and the supervisor that this process was forked from. Raises Wrong if they are gone."""
@@ -184,6 +203,10 @@ class Guardian:
             self.links.send(0, "posture", {"part": part})
         self.links.send(0, "hello", {"digest": digest(self.settings.posture)})
         self.met.add(0)
+        if self.findings:  # before they met
+            self.links.send(0, "abort", self._abort(self._best()[2]))
+        if self.graph.ranks[self.rank].done and self.child.status == 0:
+            self.links.send(0, "done")
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────
 
@@ -221,6 +244,9 @@ class Guardian:
         if waits and not self.sealed and now - self._called > RETRY:
             self._meet(now)
         self._expect_all(now)
+        others = {0} if self.rank else {*range(1, self.world)}
+        if self.settings.attached and not self._answered and self.met >= others:
+            self._answer()
         if self.child.status is None and self.finding is None:
             self._read_page(now)
         if self.hub is not None and self.finding is None:
@@ -430,7 +456,9 @@ class Guardian:
         if self.hub is None or self.sealed:
             return
         met = self.reported | self.links.ranks.keys() >= others
-        patience = GRACE if self._best()[0] < LAST else SEARCH
+        # a rank that says itself what it has raised does so before another's guardian can see that its own has died
+        search = FAREWELL if self.settings.attached else SEARCH
+        patience = GRACE if self._best()[0] < LAST else search
         if (waited > GRACE and self.reported >= others) or (met and waited > patience) or waited > FAREWELL:
             self.finding = self._best()[2]
             self.links.send_all("verdict", _fields(self.finding))
@@ -483,7 +511,7 @@ class Guardian:
         # of a launcher that has died ranks may die before it is reaped: its pipes, and its store, are closed by then
         parents = self._see_parents()
         self.orphaned |= parents is not None
-        self.find(parents or by_itself(self.rank, status, where(self.page), asked=self.asked))
+        self.find(parents or by_itself(self.rank, status, where(self.page), asked=self.asked, how=self.child.how))
         if self.settings.observe:
             self.links.send_all("done")
 

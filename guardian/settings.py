@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
+from .child import ATTACH
 from .deadlines import COLLECTIVE, STEADY
 from .places import LINUX, Place, abstract, everywhere, is_here, numeric, of_interface
 from .wire import TEXT, proof
@@ -34,7 +35,7 @@ ALIKE = {"aside": "startup", "operations": STEADY}
 PORTS = 8
 """So many ports after MASTER_PORT are tried."""
 LOOPBACK = "127.0.0.1"
-FLAGS = ("--deadline", "--meet", "--interface", "--out")
+FLAGS = ("--deadline", "--meet", "--interface", "--out", ATTACH)
 
 TOKEN, LIMITS, OBSERVE = "GENLOCK_TOKEN", "GENLOCK_DEADLINES", "GENLOCK_OBSERVE"
 MEET, INTERFACE, TRACES, EVIDENCE = "GENLOCK_MEET", "GENLOCK_INTERFACE", "GENLOCK_TRACES", "GENLOCK_EVIDENCE"
@@ -58,6 +59,10 @@ class GuardianSettings:
         self.restart = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         given = {**limits(environ.get(LIMITS, "").split(","), LIMITS), **limits(flags["--deadline"], "--deadline")}
         self.explicit = frozenset(given)
+        self.attached = _number({ATTACH: _one(flags, ATTACH)}, ATTACH, 0)
+        """Process to guard, which runs already; 0: the guardian starts its rank."""
+        if not self.attached and not self.program:
+            raise Wrong("there is no program; name it after `--`")
         alike = {name: given[other] for name, other in ALIKE.items() if other in given}
         self.deadlines = {**DEADLINES, **alike, **given}
         self.observe = "--observe" in flags or environ.get(OBSERVE, "") not in ("", "0")
@@ -97,6 +102,13 @@ class GuardianSettings:
         else:
             self.places = numeric(LOOPBACK if here and ":" not in self.host else self.host, self.ports)
             self.bind = [place for host in interface_hosts for place in numeric(host, self.ports)]
+
+    @property
+    def inherited(self) -> dict[str, str]:
+        """Return the variables by which a guardian has these settings that is asked for from inside of the program."""
+        given = ",".join(f"{name}={self.deadlines[name]:g}" for name in sorted(self.explicit))
+        evidence = os.path.abspath(self.evidence)
+        return {LIMITS: given, OBSERVE: str(int(self.observe)), EVIDENCE: evidence}
 
     @property
     def at(self) -> str:
@@ -168,8 +180,6 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
             flags[name].append(value if equals else rest.pop(0))
         else:
             raise Wrong(f"`{word}` is no flag; a program comes after `--`")
-    if not rest:
-        raise Wrong("there is no program; name it after `--`")
     return flags, rest
 
 

@@ -26,8 +26,10 @@ NOBODY, EVERYONE, SOMEONE = -1, -2, -3
 """Values of `waiting`: the rank does work of its own; it waits for all that have not issued the collective yet; it
 waits, and for whom is not known.
 """
-DUMPS_STACKS, HAS_WORDS, HAS_SPOKEN = 1, 2, 4
-"""Bits of `flags`: SIGUSR2 writes the rank's stacks; it has last words to save; it has saved them."""
+DUMPS_STACKS, HAS_WORDS, HAS_SPOKEN, HAS_LEFT, HAS_FAILED, HAS_LOST = 1, 2, 4, 8, 16, 32
+"""Bits of `flags`: SIGUSR2 writes the rank's stacks; it has last words to save; it has saved them; it has left its job,
+though the process may live on; it comes to its end, by what `commit` says; and that as its backend has lost a peer.
+"""
 
 MAGIC = b"GLKPAGE2"
 RECORD = struct.Struct("<8sQQQIiId16s64s")

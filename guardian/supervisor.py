@@ -12,6 +12,7 @@ import signal
 import time
 from importlib import import_module
 
+from .attached import ASKED_TO, attached
 from .child import PDEATHSIG, SUBREAPER, children, end_all, prctl
 
 TYPE_CHECKING = False
@@ -28,12 +29,38 @@ ORPHANED = 15.0
 
 def main(arguments: Sequence[str]) -> int:
     """Run a guardian below this process. Return its exit status, in either process."""
-    return supervise(lambda launcher: import_module(".guardian", __package__).main(arguments, launcher))
+    rank = attached(list(arguments))
+    if not rank:
+        return supervise(lambda launcher: import_module(".guardian", __package__).main(arguments, launcher))
+    if os.fork():  # nobody's child: the rank has asked for it, and is not to wait for its end
+        return 0
+    return _beside(rank, arguments)
 
 
-def supervise(run: Callable[[int], int]) -> int:
-    """Fork, and return `run(launcher)` in the child. Return its exit status here, once nothing of it is left."""
-    launcher = os.getppid()
+def _beside(rank: int, arguments: Sequence[str]) -> int:
+    """Supervise a guardian of a rank that runs already, which is killed where its guardian is."""
+    for number in ASKED_TO:  # they are meant for the rank, whose end says what follows
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        handle = os.pidfd_open(rank)
+    except ProcessLookupError:
+        return 0
+
+    def lost() -> None:
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    return supervise(lambda launcher: import_module(".guardian", __package__).main(arguments, launcher), 0, lost)
+
+
+def supervise(run: Callable[[int], int], launcher: int | None = None, lost: Callable[[], object] = lambda: None) -> int:
+    """Fork, and return `run(launcher)` in the child. Return its exit status here, once nothing of it is left.
+
+    `launcher` is the parent, unless there is none to be watched (0). `lost` is called where the guardian was killed.
+    """
+    launcher = os.getppid() if launcher is None else launcher
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     passed = {number for number in PASSED if signal.getsignal(number) is not signal.SIG_IGN}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*passed, signal.SIGCHLD})
@@ -44,6 +71,8 @@ def supervise(run: Callable[[int], int]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return run(launcher)
     status = _wait(guardian, launcher, {*passed, signal.SIGCHLD})
+    if status < 0:
+        lost()
     end_all(lambda: list(children(os.getpid())), 5.0)
     if status < 0:  # the launcher is to see how it ended
         signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None
@@ -65,7 +94,7 @@ def _wait(guardian: int, launcher: int, signals: set[signal.Signals]) -> int:
                 return os.waitstatus_to_exitcode(status)
             if pid == 0:
                 break
-        if os.getppid() != launcher:
+        if launcher and os.getppid() != launcher:
             orphaned = orphaned or time.monotonic()
             if time.monotonic() - orphaned > ORPHANED:
                 os.kill(guardian, signal.SIGKILL)

@@ -67,6 +67,11 @@ SECTIONS = (
         ("precheck", "agree"),
     ),
     Section(
+        "Guard a rank from inside",
+        "Where no launcher of Genlock's starts the ranks; the name needs torch ([guardian.md](guardian.md)).",
+        ("guard",),
+    ),
+    Section(
         "Serve a model",
         "These names need torch. The guide is [own-pipeline.md](guides/own-pipeline.md), "
         "a whole program [language_model.py](../examples/language_model.py).",

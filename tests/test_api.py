@@ -21,6 +21,7 @@ HOME_OF: dict[str, str] = vars(genlock)["_HOME_OF"]
 """Module of each public name."""
 NEED_TORCH = {
     "serve", "RankModel", "Driver", "chunk_fields", "Posture", "Mode", "channel", "Channel", "precheck", "agree",
+    "guard",
 }  # fmt: skip
 
 

@@ -1,13 +1,17 @@
 /* Writes an event of a repeated operation where nothing is due, nothing was lost and the file is open. Everything else
    is left to `recorder.SlowOperationRecorder`, which also does all of it where this was not built.
 
-   Between two collectives the caches are cold, and Python touches much memory for little. */
+   Between two collectives the caches are cold, and Python touches much memory for little. A thread of a backend may
+   write without the GIL (`fast_recorder.h`): so the lock is one that needs none, and nobody waits for it with the GIL. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
+#include <pthread.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "fast_recorder.h"
 
 enum { FILE_, NEXT, LATE }; /* places in the recorder's numbers, as in recorder.py */
 enum { MAX_NUMBERS = 3, DIGITS = 20 };
@@ -19,9 +23,82 @@ typedef struct { /* a line, all but its numbers */
     int numbers;
 } Line;
 
+typedef struct { /* as threading.RLock: a signal handler may record while its thread does */
+    PyObject_HEAD
+    pthread_mutex_t mutex;
+} Lock;
+
+static void
+take(Lock *lock)
+{
+    if (pthread_mutex_trylock(&lock->mutex) == 0)
+        return;
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&lock->mutex);
+    Py_END_ALLOW_THREADS
+}
+
+static PyObject *
+lock_take(Lock *self, PyObject *Py_UNUSED(nothing))
+{
+    take(self);
+    Py_RETURN_TRUE;
+}
+
+static PyObject *
+lock_let_go(Lock *self, PyObject *Py_UNUSED(given))
+{
+    pthread_mutex_unlock(&self->mutex);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+lock_make(PyTypeObject *type, PyObject *Py_UNUSED(given), PyObject *Py_UNUSED(named))
+{
+    Lock *self = (Lock *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    pthread_mutexattr_t kind;
+    pthread_mutexattr_init(&kind);
+    pthread_mutexattr_settype(&kind, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&self->mutex, &kind);
+    pthread_mutexattr_destroy(&kind);
+    return (PyObject *)self;
+}
+
+static void
+lock_dealloc(Lock *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef lock_methods[] = {
+    {"__enter__", (PyCFunction)lock_take, METH_NOARGS, NULL},
+    {"__exit__", (PyCFunction)lock_let_go, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot lock_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("A lock that its holder may take again, and that threads without the GIL may take.")},
+    {Py_tp_new, lock_make},
+    {Py_tp_dealloc, lock_dealloc},
+    {Py_tp_methods, lock_methods},
+    {0, NULL},
+};
+
+static PyType_Spec lock_spec = {
+    .name = "genlock.traces._fast_recorder.Lock",
+    .basicsize = sizeof(Lock),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = lock_slots,
+};
+
 typedef struct {
     PyObject_HEAD
-    PyObject *whole, *acquire, *release, *cut, *sequence;
+    PyObject *whole, *cut, *sequence;
+    Lock *lock;
     Py_buffer shared;
     Line enter, wait, exit;
 } OperationRecorder;
@@ -80,44 +157,42 @@ fill(Line *line, const long long *numbers)
     return to - line->text;
 }
 
-/* In one write; else `cut` is told how much was written. */
-static int
-put(OperationRecorder *self, Line *line, const long long *numbers)
+/* Returns how much of a line was written, in one write; without the GIL. */
+static Py_ssize_t
+put_line(OperationRecorder *self, const Line *line, Py_ssize_t length)
 {
     int file = (int)((long long *)self->shared.buf)[FILE_];
-    Py_ssize_t length = fill(line, numbers), written;
-    Py_BEGIN_ALLOW_THREADS
+    Py_ssize_t written;
     do
         written = write(file, line->text, length);
     while (written == -1 && errno == EINTR);
-    Py_END_ALLOW_THREADS
-    if (written == length)
-        return 0;
-    PyObject *done = PyObject_CallFunction(self->cut, "n", written == -1 ? 0 : written);
+    return written == -1 ? 0 : written;
+}
+
+static int
+cut(OperationRecorder *self, Py_ssize_t written)
+{
+    PyObject *done = PyObject_CallFunction(self->cut, "n", written);
     Py_XDECREF(done);
     return done == NULL ? -1 : 0;
 }
 
+/* In one write; else `cut` is told how much was written. */
 static int
-locked(OperationRecorder *self)
+put(OperationRecorder *self, Line *line, const long long *numbers)
 {
-    PyObject *done = PyObject_CallNoArgs(self->acquire);
-    Py_XDECREF(done);
-    return done == NULL ? -1 : 0;
+    Py_ssize_t length = fill(line, numbers), written;
+    Py_BEGIN_ALLOW_THREADS
+    written = put_line(self, line, length);
+    Py_END_ALLOW_THREADS
+    return written == length ? 0 : cut(self, written);
 }
 
 /* Returns `result`, and keeps its exception where it is NULL. */
 static PyObject *
 unlocked(OperationRecorder *self, PyObject *result)
 {
-    PyObject *kind, *value, *traceback;
-    PyErr_Fetch(&kind, &value, &traceback);
-    PyObject *done = PyObject_CallNoArgs(self->release);
-    if (done == NULL)
-        Py_CLEAR(result);
-    else
-        PyErr_Restore(kind, value, traceback);
-    Py_XDECREF(done);
+    pthread_mutex_unlock(&self->lock->mutex);
     return result;
 }
 
@@ -137,24 +212,36 @@ guarded(OperationRecorder *self, PyObject *result)
     return result;
 }
 
-static PyObject *
-begun(OperationRecorder *self, PyObject *time_ns)
+/* Takes the next number of the sequence, and writes the first line. Nothing may be due. */
+static int
+began(OperationRecorder *self, long long time_ns, long long *begun)
 {
     long long *shared = self->shared.buf;
-    if (shared[LATE])
-        return PyObject_CallMethod(self->whole, "begin", "O", time_ns);
     PyObject *number = PyIter_Next(self->sequence);
     if (number == NULL) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_ValueError, "no number is left");
-        return NULL;
+        return -1;
     }
-    long long numbers[] = {shared[NEXT], PyLong_AsLongLong(time_ns), PyLong_AsLongLong(number)};
+    long long numbers[] = {shared[NEXT], time_ns, PyLong_AsLongLong(number)};
     Py_DECREF(number);
     if (PyErr_Occurred())
-        return NULL;
+        return -1;
     shared[NEXT]++;
-    return put(self, &self->enter, numbers) == -1 ? NULL : Py_BuildValue("LL", numbers[0], numbers[2]);
+    begun[0] = numbers[0];
+    begun[1] = numbers[2];
+    return put(self, &self->enter, numbers);
+}
+
+static PyObject *
+begun(OperationRecorder *self, PyObject *time_ns)
+{
+    if (((long long *)self->shared.buf)[LATE])
+        return PyObject_CallMethod(self->whole, "begin", "O", time_ns);
+    long long now = PyLong_AsLongLong(time_ns), numbers[2];
+    if (PyErr_Occurred() || began(self, now, numbers) == -1)
+        return NULL;
+    return Py_BuildValue("LL", numbers[0], numbers[1]);
 }
 
 /* Writes what comes after the beginning: `method` is that of `whole`. */
@@ -185,7 +272,8 @@ begin(OperationRecorder *self, PyObject *time_ns)
 {
     if (closed(self))
         Py_RETURN_NONE;
-    return guarded(self, locked(self) == -1 ? NULL : unlocked(self, begun(self, time_ns)));
+    take(self->lock);
+    return guarded(self, unlocked(self, begun(self, time_ns)));
 }
 
 static PyObject *
@@ -193,8 +281,10 @@ later(OperationRecorder *self, Line *line, const char *name, PyObject *const *gi
 {
     if (closed(self))
         Py_RETURN_NONE;
-    if (count == 2 && given[0] != Py_None)
-        return guarded(self, locked(self) == -1 ? NULL : unlocked(self, followed(self, line, name, given[0], given[1])));
+    if (count == 2 && given[0] != Py_None) {
+        take(self->lock);
+        return guarded(self, unlocked(self, followed(self, line, name, given[0], given[1])));
+    }
     PyObject *method = PyObject_GetAttrString(self->whole, name);
     PyObject *result = method == NULL ? NULL : PyObject_Vectorcall(method, given, count, NULL);
     Py_XDECREF(method);
@@ -213,6 +303,8 @@ end(OperationRecorder *self, PyObject *const *given, Py_ssize_t count)
     return later(self, &self->exit, "end", given, count);
 }
 
+static PyTypeObject *lock_type;
+
 static PyObject *
 make(PyTypeObject *type, PyObject *given, PyObject *named)
 {
@@ -220,8 +312,8 @@ make(PyTypeObject *type, PyObject *given, PyObject *named)
     Py_buffer shared;
     const char *enter, *wait, *exit;
     Py_ssize_t entered, waited, exited;
-    if (!PyArg_ParseTuple(given, "OOOw*Oy#y#y#", &whole, &lock, &cut, &shared, &sequence, &enter, &entered, &wait, &waited,
-                          &exit, &exited))
+    if (!PyArg_ParseTuple(given, "OO!Ow*Oy#y#y#", &whole, lock_type, &lock, &cut, &shared, &sequence, &enter, &entered,
+                          &wait, &waited, &exit, &exited))
         return NULL;
     OperationRecorder *self = (OperationRecorder *)type->tp_alloc(type, 0);
     if (self == NULL) {
@@ -229,14 +321,11 @@ make(PyTypeObject *type, PyObject *given, PyObject *named)
         return NULL;
     }
     self->whole = Py_NewRef(whole);
-    self->acquire = PyObject_GetAttrString(lock, "acquire");
-    self->release = PyObject_GetAttrString(lock, "release");
+    self->lock = (Lock *)Py_NewRef(lock);
     self->cut = Py_NewRef(cut);
     self->sequence = Py_NewRef(sequence);
     self->shared = shared;
-    if (self->acquire == NULL || self->release == NULL)
-        ;
-    else if (shared.len < (LATE + 1) * (Py_ssize_t)sizeof(long long) || !PyIter_Check(sequence))
+    if (shared.len < (LATE + 1) * (Py_ssize_t)sizeof(long long) || !PyIter_Check(sequence))
         PyErr_SetString(PyExc_TypeError, "three numbers and an iterator are needed");
     else if (split(&self->enter, enter, entered, 3) == 0 && split(&self->wait, wait, waited, 3) == 0 &&
              split(&self->exit, exit, exited, 3) == 0)
@@ -250,8 +339,7 @@ traverse(OperationRecorder *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->whole);
-    Py_VISIT(self->acquire);
-    Py_VISIT(self->release);
+    Py_VISIT(self->lock);
     Py_VISIT(self->cut);
     Py_VISIT(self->sequence);
     return 0;
@@ -263,8 +351,7 @@ dealloc(OperationRecorder *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     Py_XDECREF(self->whole);
-    Py_XDECREF(self->acquire);
-    Py_XDECREF(self->release);
+    Py_XDECREF(self->lock);
     Py_XDECREF(self->cut);
     Py_XDECREF(self->sequence);
     PyBuffer_Release(&self->shared);
@@ -348,12 +435,78 @@ static PyType_Spec spec = {
     .slots = slots,
 };
 
+/* As `begin`, for code that has the GIL: 1, or 0 where nothing is recorded. */
+static int
+native_begin(PyObject *recorder, long long time_ns, long long *numbers)
+{
+    OperationRecorder *self = (OperationRecorder *)recorder;
+    if (closed(self))
+        return 0;
+    take(self->lock);
+    if (!((long long *)self->shared.buf)[LATE] && began(self, time_ns, numbers) == 0) {
+        unlocked(self, NULL);
+        return 1;
+    }
+    PyObject *result = NULL, *time = PyErr_Occurred() ? NULL : PyLong_FromLongLong(time_ns);
+    if (time != NULL)
+        result = begun(self, time);
+    Py_XDECREF(time);
+    result = guarded(self, unlocked(self, result));
+    int done = result != NULL && result != Py_None && PyArg_Parse(result, "(LL)", &numbers[0], &numbers[1]);
+    Py_XDECREF(result);
+    PyErr_Clear();
+    return done;
+}
+
+/* As `end` without an outcome, for a thread that may not have the GIL, and needs it where something is due or lost. */
+static void
+native_end(PyObject *recorder, const long long *begun, long long time_ns)
+{
+    OperationRecorder *self = (OperationRecorder *)recorder;
+    long long *shared = self->shared.buf;
+    if (closed(self))
+        return;
+    if (PyGILState_Check())
+        take(self->lock);
+    else
+        pthread_mutex_lock(&self->lock->mutex);
+    Py_ssize_t length = 0, written = 0;
+    if (!shared[LATE] && !closed(self)) {
+        length = fill(&self->exit, (long long[]){shared[NEXT]++, time_ns, begun[0]});
+        written = put_line(self, &self->exit, length);
+    }
+    if (length == 0 || written != length) {
+        PyGILState_STATE state = PyGILState_Ensure();
+        PyObject *done = length ? (cut(self, written) == 0 ? Py_NewRef(Py_None) : NULL)
+                                : PyObject_CallMethod(self->whole, "end", "(LL)L", begun[0], begun[1], time_ns);
+        Py_XDECREF(guarded(self, done));
+        PyErr_Clear();
+        PyGILState_Release(state);
+    }
+    pthread_mutex_unlock(&self->lock->mutex);
+}
+
+static NativeRecorder native = {.begin = native_begin, .end = native_end};
+
 static int
 execute(PyObject *module)
 {
     PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-    int done = type == NULL ? -1 : PyModule_AddObjectRef(module, "FastOperationRecorder", type);
+    PyObject *lock = PyType_FromModuleAndSpec(module, &lock_spec, NULL);
+    PyObject *capsule = PyCapsule_New(&native, NATIVE_RECORDER, NULL);
+    int done = type == NULL || lock == NULL || capsule == NULL ? -1 : 0;
+    if (done == 0) {
+        lock_type = (PyTypeObject *)Py_NewRef(lock);
+        native.type = (PyTypeObject *)Py_NewRef(type);
+        done = PyModule_AddObjectRef(module, "FastOperationRecorder", type) == -1 ||
+                       PyModule_AddObjectRef(module, "Lock", lock) == -1 ||
+                       PyModule_AddObjectRef(module, "native", capsule) == -1
+                   ? -1
+                   : 0;
+    }
     Py_XDECREF(type);
+    Py_XDECREF(lock);
+    Py_XDECREF(capsule);
     return done;
 }
 

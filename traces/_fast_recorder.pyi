@@ -7,13 +7,19 @@ from types import CodeType, FrameType
 from .outcome import Outcome
 from .recorder import Begun, SlowOperationRecorder
 
+class Lock:
+    """Holds off other threads, those without the GIL too; its holder may take it again."""
+
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *raised: object) -> None: ...
+
 class FastOperationRecorder:
     """Writes an event by itself where nothing has to stand before its line, else by `whole`."""
 
     def __init__(
         self,
         whole: SlowOperationRecorder,
-        lock: object,
+        lock: Lock,
         cut: Callable[[int], None],
         shared: array[int],
         sequence: Iterator[int],
@@ -30,3 +36,6 @@ def stack_key(
     frame: FrameType, programs: Mapping[int, bool], learn: Callable[[CodeType], bool | None], /
 ) -> bytes | None:
     """Return what tells the stack from `frame` up to the program's first frame from any other."""
+
+native: object
+"""Holds, as a capsule, what `fast_recorder.h` describes."""

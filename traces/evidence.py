@@ -281,6 +281,8 @@ class Stack(NamedTuple):
     """True if it was written because the process was about to end."""
     measured: bool = True
     """True if `active` is what a tool saw; faulthandler does not look."""
+    waited: bool = False
+    """True if it is of an exception which says that it waited for others there."""
 
 
 class Stuck(NamedTuple):

@@ -93,6 +93,9 @@ class TraceHeader(_Line, frozen=True, tag="header"):
     attempt: Small = 0
     """Number of the start of the run, from 0: an elastic launcher starts the ranks again. Traces of one attempt belong
     together."""
+    recording: str = ""
+    """Names the recording that it is part of, which keeps a journal: without that, nothing says what went unrecorded.
+    Empty where there is no journal."""
 
 
 class Group(_Line, frozen=True, tag="group", cache_hash=True):

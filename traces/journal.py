@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,8 @@ class Job(msgspec.Struct, frozen=True, tag="job", tag_field="kind", omit_default
     """The same in the headers of its traces."""
     attempt: int = 0
     world: int = 0
+    recording: str = ""
+    """Names the recording; the same in the headers of its traces. Ranks of a job on several nodes have one each."""
 
 
 class Unrecorded(msgspec.Struct, frozen=True, tag="unrecorded", tag_field="kind", omit_defaults=True):
@@ -54,6 +57,8 @@ class Ended(msgspec.Struct, frozen=True, tag="ended", tag_field="kind", omit_def
     wall_ns: int
     stalled: bool = False
     """True where it stood still, and the recording ended it for that."""
+    lines: int = 0
+    """So many lines at least stood before this one."""
 
 
 Line = Job | Unrecorded | Began | Ended
@@ -95,12 +100,19 @@ def is_part(path: Path) -> bool:
     return path.name == NAME or path.name.startswith(UNRECORDED)
 
 
+def end(folder: Path, status: int, *, stalled: bool = False) -> None:
+    """Say in the journal that the recorded command ended. Raises OSError."""
+    append(folder, Ended(status, time.time_ns(), stalled, lines=sum(1 for _ in _lines(folder / NAME))))
+
+
 class Journal:
     """Holds what a journal says."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lines = [*_lines(folder / NAME)]
+        if any(isinstance(line, Ended) and at < line.lines for at, line in enumerate(self.lines)):
+            self.lines.append(Unrecorded("lines of the journal are gone"))
         self.lines += [Unrecorded("its journal could not be written", _pid(p)) for p in folder.glob(UNRECORDED + "*")]
 
     def all(self, kind: type[T]) -> list[T]:

@@ -8,6 +8,7 @@ Left out: the formats themselves, and all but Genlock's own traces (`importers.d
 from __future__ import annotations
 
 import atexit
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ def load(paths: Sequence[Path]) -> list[Trace] | Recording:
     Raises UnreadableInput, UsageError.
     What logs and stacks beside them say is left out: `gather` has it.
     """
-    return drawn(gather(paths), paths)
+    return drawn(gather(unpacked(paths)), paths)
 
 
 def traced(found: list[Trace] | Recording | Evidence) -> list[Trace] | Recording | None:
@@ -69,10 +70,11 @@ def gather(paths: Sequence[Path]) -> list[Trace] | Recording | Evidence:
     """Return all that `paths` stand for: Genlock's own traces, a recording, or evidence.
 
     Raises UnreadableInput.
-    Evidence is what logs and stacks say, with the recording of the same job where there is one.
+    Genlock's own traces are `unpacked` before. Evidence is what logs and stacks say, with the recording of the same job
+    where there is one.
     """
     files = files_of(paths)
-    own = own_of(files) or own_of(_unpacked(files))
+    own = own_of(files)
     if own is None:
         from .importers.detect import recorded
 
@@ -136,22 +138,42 @@ def jobs_of(files: Sequence[tuple[Path, bool]]) -> list[OneJob]:
     return [job for _, job in sorted(jobs, key=lambda each: (each[0], each[1].name))]
 
 
-def journals_of(paths: Sequence[Path]) -> list[journal.Journal]:
-    """Return the journals of the recordings that paths stand for."""
+class Start(NamedTuple):
+    """Names one start of a job's ranks, and the recording that keeps a journal of it."""
+
+    recording: str
+    run: str
+    attempt: int
+
+
+def starts_of(files: Sequence[Path]) -> dict[Start, set[Path]]:
+    """Return what traces that Genlock wrote are of, with the folders that have them."""
+    found: dict[Start, set[Path]] = {}
+    for file in files:
+        if file.name.endswith(SUFFIX):
+            with suppress(CutFile):
+                header = opening(file, lines_of(file))
+                found.setdefault(Start(header.recording, header.run, header.attempt), set()).add(file.parent)
+    return found
+
+
+def journals_of(paths: Sequence[Path], starts: Mapping[Start, set[Path]]) -> list[journal.Journal]:
+    """Return the journals of the recordings that paths stand for, and those beside traces that belong to one."""
     found = (file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]))
     folders = {file.parent for file in found if journal.is_part(file)}
+    for start, places in starts.items():
+        if start.recording:  # the first job's traces lie beside it, those of others one folder below
+            beside = (folder for place in places for folder in (place, place.parent))
+            folders |= {folder for folder in beside if any(map(journal.is_part, folder.iterdir()))}
     return [journal.Journal(folder) for folder in sorted(folders)]
 
 
 def starts_in(folder: Path) -> frozenset[tuple[str, int]]:
     """Return run and attempt of the traces below a folder, as one trace of each place has them."""
-    found: dict[Path, tuple[str, int]] = {}
+    files: dict[Path, Path] = {}
     for file in folder.rglob(f"*{SUFFIX}"):
-        if file.parent not in found:
-            with suppress(CutFile):
-                header = opening(file, lines_of(file))
-                found[file.parent] = header.run, header.attempt
-    return frozenset(found.values())
+        files.setdefault(file.parent, file)
+    return frozenset((start.run, start.attempt) for start in starts_of(list(files.values())))
 
 
 def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
@@ -170,7 +192,7 @@ def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
             found.cut[file] = error
     if found.cut and (not found.headers or found.follows):
         raise next(iter(found.cut.values()))
-    strangers = [file for file, named in files if named and file not in own]
+    strangers = [file for file, named in files if named and file not in own and not _is_packed(file)]
     if strangers and found.follows:
         raise UsageError("other traces beside Genlock's own", where=str(strangers[0]), do="replay one run at a time")
     if not found.follows:
@@ -214,33 +236,56 @@ def _is_own(path: Path) -> bool:
         return file.read(len(OWN_HEAD)) == OWN_HEAD
 
 
-def _unpacked(files: Sequence[tuple[Path, bool]]) -> list[tuple[Path, bool]]:
-    """Return Genlock's own traces that are packed in archives, as files of a folder.
+def unpacked(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths, and for each archive that has Genlock's own traces a folder with them and their journal.
 
-    The folder goes when the process ends.
-    They are read more than once and in several processes, which a member of an archive is not made for.
+    They are read more than once and in several processes, which a member of an archive is not made for. What else is
+    in the archive is read from there. The folders go when the process ends.
     """
-    found: list[tuple[Path, bool]] = []
-    scratch: Path | None = None
-    for file, _ in files:
-        with file.open("rb") as stream:
-            if not is_packed(stream.read(512)):
-                continue
-        for member in opened(file):
-            if not (member.path.name.endswith(SUFFIX) or member.head.startswith(OWN_HEAD)):
-                continue
-            scratch = scratch or _scratch()
-            folder = scratch / str(len(found))
-            folder.mkdir()
-            # the name alone is taken from the archive, never a folder
-            copy = folder / Path(member.path.name).name
-            with copy.open("wb") as out:
-                shutil.copyfileobj(member.stream, out)
-            found.append((copy, False))
+    found = list(paths)
+    for file, _ in files_of(paths):
+        if _is_packed(file):
+            folder = _scratch()
+            with suppress(CutFile):  # where it ends in the middle, whoever reads the rest says so
+                for member in opened(file):
+                    if _is_of_recording(member.path, member.head):
+                        copy = _place(folder, file, member.path)
+                        copy.parent.mkdir(parents=True, exist_ok=True)
+                        with copy.open("wb") as out:
+                            shutil.copyfileobj(member.stream, out)
+            if any(folder.iterdir()):
+                found.append(folder)
+            else:
+                folder.rmdir()
     return found
+
+
+def _is_packed(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return is_packed(stream.read(512))
+
+
+def _is_of_recording(path: Path, head: bytes) -> bool:
+    return path.name.endswith(SUFFIX) or head.startswith(OWN_HEAD) or journal.is_part(path)
+
+
+def _place(folder: Path, archive: Path, member: Path) -> Path:
+    """Return where a member of an archive goes: as it lies there, never out of the folder, and over no other."""
+    parts = member.relative_to(archive).parts if member.is_relative_to(archive) else (member.name,)
+    plain = [re.sub(r"[^A-Za-z0-9._-]", "_", part)[-MAX_NAME:] for part in parts if part.strip("./")]
+    place = folder.joinpath(*plain[-MAX_NESTED:])
+    number = 1
+    while place.exists() or any(parent.is_file() for parent in place.parents):
+        number += 1
+        place = folder / f"_{number}" / place.name
+    return place
 
 
 def _scratch() -> Path:
     folder = tempfile.mkdtemp(prefix="genlock-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
+
+
+MAX_NAME, MAX_NESTED = 200, 6
+"""Limit the names of what is unpacked, and how deep it lies."""

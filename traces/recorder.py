@@ -44,8 +44,10 @@ from .outcome import Outcome
 
 try:
     from ._fast_recorder import FastOperationRecorder as FastOperationRecorder
+    from ._fast_recorder import Lock
 except ImportError:  # it was not built: a compiler was missing
     FastOperationRecorder = None  # type: ignore[assignment, misc]
+    Lock = threading.RLock  # type: ignore[assignment, misc]
 
 Begun = tuple[int, int]
 """Identifies an operation that has begun: the index of its first event, and its sequence number."""
@@ -87,7 +89,7 @@ class Recorder:
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._shared = array("q", [file, 0, False])
         # a signal handler may record while its thread does
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._due = encode(header)
         """Lines that have to stand before the next one."""
         self._lost = 0
@@ -320,7 +322,7 @@ _recorders: WeakSet[Recorder] = WeakSet()
 
 def _forked() -> None:
     for recorder in _recorders:
-        recorder._lock = threading.RLock()  # a thread may have held it that is not here
+        recorder._lock = Lock()  # a thread may have held it that is not here
         recorder.close()
 
 

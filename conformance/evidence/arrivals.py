@@ -136,7 +136,7 @@ def stacks(picture: Picture) -> Iterator[Finding]:
     waiting, may_wait = of[At.WAITING], of[At.BACKWARD]
     elsewhere = of[At.ELSEWHERE]
     odd = tuple(elsewhere or of[At.UNSURE] or (may_wait if waiting else ()))
-    if not odd and len(waiting) > 1:
+    if not odd and waiting:
         yield _all_wait(picture, waiting)
         return
     if not odd or not (waiting or may_wait):
@@ -182,7 +182,9 @@ def _all_wait(picture: Picture, waiting: Sequence[int]) -> Finding:
     )
     most = groups[0][1]
     absent = tuple(picture.absent())
-    odd = [rank for _, ranks in groups[1:] for rank in ranks] if 2 * len(most) > picture.world else []
+    # ranks that lost a connection at the same time may well be at different lines; after a time-out they stood there
+    stood = picture.evidence.of(facts.PeerSilent) or not all(picture.stacks[rank][-1].waited for rank in waiting)
+    odd = [rank for _, ranks in groups[1:] for rank in ranks] if stood and 2 * len(most) > picture.world else []
     suspects = tuple(sorted({*odd, *absent}))
     place, library = stands_at(picture.stacks[(odd or most)[0]][-1])
     return Finding(
@@ -211,7 +213,7 @@ def _without_rank(picture: Picture) -> Iterator[Finding]:
     places = []
     for stack in unnamed[:8]:
         place, library = stands_at(stack)
-        places.append(f"process {stack.writer.pid}: {place or library or stack.frames[0].function}")
+        places.append(f"{stack.writer}: {place or library or stack.frames[0].function}")
     why = "stacks of processes whose rank is not stated (" + "; ".join(places) + ")"
     yield Finding(Kind.STACKS, why, at="stacks", source=unnamed[0].source, missing=(Missing(Wanted.RANK_NUMBERS),))
 

@@ -52,6 +52,8 @@ def state_of(stack: Stack) -> At:
     A line of the program itself may read a value off the device, or wait for an operation that it issued before, which
     shows in native frames alone.
     """
+    if stack.waited:
+        return At.WAITING
     native = any(not frame.file.endswith(".py") and not frame.file.startswith("<") for frame in stack.frames)
     for frame in stack.frames[:DEEP]:
         name = frame.function.split("(")[0]

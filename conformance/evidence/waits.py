@@ -291,7 +291,7 @@ def _joint(graph: Graph, picture: Picture) -> Finding:
         why = f"all ranks that are known, {ranks_text(left)}, issued {at}, and none finished it"
         why += "" if lost else ": a device or the network, or a rank that is not in what was given"
     else:
-        why = f"{ranks_text(left)} {verb(left, 'waits', 'wait')} in {at}; for whom is not stated"
+        why = f"{_each_where(waits)}; for whom is not stated"
     missing = [Missing(Wanted.DEVICE_HEALTH, left)] if graph.joint else [Missing(Wanted.RECORDING, left)]
     if not picture.world_stated:
         missing.append(Missing(Wanted.WORLD_SIZE))
@@ -319,6 +319,17 @@ def _joint(graph: Graph, picture: Picture) -> Finding:
         why += f"; {ranks_text(circles)} wait for each other besides"
     return Finding(
         Kind.DEVICE, why, suspects=suspects, at=at, number=wait.number, source=wait.source, missing=tuple(missing)
+    )
+
+
+def _each_where(waits: list[Waits]) -> str:
+    """Say which ranks wait in which operation, the earliest first."""
+    where: dict[str, set[int]] = defaultdict(set)
+    for wait in sorted(waits, key=lambda w: (w.number, w.rank)):
+        where[name_of(wait)].add(wait.rank)
+    sets = [tuple(sorted(ranks)) for ranks in where.values()]
+    return "; ".join(
+        f"{ranks_text(ranks)} {verb(ranks, 'waits', 'wait')} in {name}" for name, ranks in zip(where, sets, strict=True)
     )
 
 

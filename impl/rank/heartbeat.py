@@ -20,12 +20,15 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from ...guardian.status_page import (
     ASKED,
     DUMPS_STACKS,
     EVERYONE,
+    HAS_FAILED,
+    HAS_LEFT,
+    HAS_LOST,
     HAS_SPOKEN,
     HAS_WORDS,
     NOBODY,
@@ -61,9 +64,12 @@ class Beat:
         return cls.open_for("startup")
 
     @classmethod
-    def open_for(cls, phase: str) -> Beat:
-        """Return the page, for a program that does not know of it; no stacks if that handles SIGUSR2 itself."""
-        path = os.environ.get(VARIABLE)
+    def open_for(cls, phase: str, environ: Mapping[str, str] = os.environ) -> Beat:
+        """Return the page, for a program that does not know of it; no stacks if that handles SIGUSR2 itself.
+
+        `environ` names it, and what else the guardian has made.
+        """
+        path = environ.get(VARIABLE)
         if path is None:
             return cls(memoryview(bytearray(SIZE)))
         with open(path, "r+b", buffering=0) as file:
@@ -71,11 +77,11 @@ class Beat:
         if not Beat.taken and signal.getsignal(signal.SIGUSR2) is not signal.SIG_DFL:
             return cls(memory, guarded=True, phase=phase)
         # unbuffered, and open for good: faulthandler writes to the descriptor
-        stacks = os.open(os.environ[STACKS], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        stacks = os.open(environ[STACKS], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         if threading.current_thread() is threading.main_thread():
             # in force again once Python, on its way out, has let go of faulthandler: else stacks asked for then kill it
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=os.environ.get(SPARED) != "1")
+        faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=environ.get(SPARED) != "1")
         return cls(memory, DUMPS_STACKS, guarded=True, phase=phase)
 
     def last_words(self, speak: Callable[[], object]) -> None:
@@ -100,6 +106,19 @@ class Beat:
     def _flag(self, flag: int) -> None:
         with self._lock:
             self._page.flags |= flag
+            self._page.write(self._memory)
+
+    def left(self) -> None:
+        """Say that this process is no rank any more, whatever becomes of it."""
+        self._flag(HAS_LEFT)
+
+    def failed(self, why: str, *, lost: bool = False) -> None:
+        """Say that this process comes to its end, and by what; only 64 bytes of that are kept. `lost`: the backend has
+        lost a peer, and that is why.
+        """
+        with self._lock:
+            self._page.commit = why
+            self._page.flags |= HAS_FAILED | (HAS_LOST if lost else 0)
             self._page.write(self._memory)
 
     def phase(self, name: str, *, deadline: float = 0.0) -> None:

@@ -5,8 +5,9 @@ from any thread: torch.distributed, methods of a ProcessGroup, functional collec
 DDP. It calls the watchers, and goes on to the backend unless one of them raises. `Work.wait` says when an operation
 has completed where the host waits at once, else the work's future.
 
-A kernel in Python costs much of what a small operation does: the dispatcher makes every argument anew, twice. So what
-torch.distributed's own functions issue goes past the dispatcher where it can (`fast_path`).
+A kernel in Python costs much of what a small operation does: the dispatcher makes every argument anew, twice. So there
+are kernels in C++ where they could be built (`compiled_kernel`); and what torch.distributed's own functions issue goes
+past the dispatcher where it can (`fast_path`).
 
 Left out: what to do with an operation (`rank.collective_guard` refuses, `session` records), and `BLIND_SPOTS`.
 """
@@ -15,8 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -24,14 +25,26 @@ import torch
 import torch.distributed as dist
 
 from ...traces.format import Group
-from ...traces.outcome import Outcome, outcome_of
-from . import stacks
+from . import compiled_kernel, stacks
 from .fast_path import FastMethods
 from .groups import Groups
-from .operations import NO_PEERS, OPERATORS, Issue, OnComplete, Operation, OperationObserver, Watcher, reader
-from .stacks import site
+from .operations import (
+    NO_PEERS,
+    OPERATORS,
+    REDUCTIONS_IN_C,
+    OnComplete,
+    Operation,
+    OperationObserver,
+    Watcher,
+    Watchers,
+    dtype_name,
+    global_rank,
+    reader,
+    thread_name,
+)
+from .stacks import fast_stack_key, site
 from .torch_compat import lookup
-from .works import Works, outcome
+from .works import WaitedForAtOnce, Works, outcome
 
 __all__ = [
     "BLIND_SPOTS",
@@ -57,7 +70,8 @@ BLIND_SPOTS = (
     "kernels that talk to other GPUs by themselves: custom all-reduce, symmetric memory, NVSHMEM",
     "calls of a backend object, past its ProcessGroup",
     "stores, RPC, and what a backend does inside an operation",
-    "the reduction (sum, max) of a reducing operation that goes by the dispatcher",
+    "the reduction (sum, max) of a reducing operation that goes by the dispatcher, unless the kernels in C++ were "
+    "built",
     "how far a GPU is: for NCCL an exit says that the operation was enqueued",
     "the end of an asynchronous operation that Python neither waits for nor asks for, where c10d gives it no future "
     "or the fast path issued it",
@@ -95,17 +109,17 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 def watch(watcher: Watcher) -> None:
     """Show `watcher` every operation from now on."""
-    _interception.set_watchers((*_interception.watchers, watcher))
+    _interception.set_watchers((*_interception.watchers.all, watcher))
 
 
 def unwatch(watcher: Watcher) -> None:
     """Leave `watcher` alone again. Without watchers torch is as it was."""
-    _interception.set_watchers(tuple(w for w in _interception.watchers if w is not watcher))
+    _interception.set_watchers(tuple(w for w in _interception.watchers.all if w is not watcher))
 
 
 def forget_observers() -> None:
     """Ask watchers again for their observers."""
-    _interception.groups.forget_observers()
+    _interception.forget_observers()
 
 
 def any_failed() -> bool:
@@ -121,6 +135,7 @@ def group_of(group: dist.ProcessGroup) -> Group:
 def begin_job(*, again: bool) -> None:
     """Note that this process has joined a job, before any of its groups is named; the same one `again`, or another."""
     _interception.groups.begin_job(again)
+    _interception.forget_observers()
 
 
 def unregistered(name: str) -> Any:
@@ -151,40 +166,84 @@ class _Interception:
     """Keeps the kernels, and the works that someone will wait for."""
 
     def __init__(self) -> None:
-        self.watchers: tuple[Watcher, ...] = ()
-        self.issue: Issue = _nobody
-        """Calls the watchers."""
-        self.groups, self.works = Groups(), Works()
-        self.fast = FastMethods(self.groups, self.works)
-        self._library: Any = None
+        self.watchers, self.groups, self.works = Watchers(), Groups(), Works()
+        self.fast = FastMethods(self.groups, self.works, self.watchers)
+        self.compiled: Any = None if fast_stack_key is None else compiled_kernel.load()
+        """Holds the kernels in C++; None where they were not built."""
+        self._installed: Any = None
 
     def set_watchers(self, watchers: tuple[Watcher, ...]) -> None:
         """Take these as the watchers from now on."""
-        self.watchers = watchers
-        self.issue = self.fast.issue = watchers[0].issue if len(watchers) == 1 else partial(_issue_to, watchers)
-        self.fast.find_observer = getattr(watchers[0], "observer", None) if len(watchers) == 1 else None
-        self.fast.tick = getattr(watchers[0], "tick", None) if len(watchers) == 1 else None
-        self.fast.due = 0
-        self.groups.forget_observers()
-        if watchers and self._library is None:
+        self.watchers.set(watchers)
+        self.forget_observers()
+        if watchers and self._installed is None:
             self.install()
         elif not watchers:
             self.remove()
+        if self._installed is not None and self._installed is self.compiled:
+            self._installed.ask_at(self.watchers.due)
+
+    def forget_observers(self) -> None:
+        """Ask watchers again for their observers."""
+        self.groups.forget_observers()
+        if self.compiled is not None:
+            self.compiled.forget()
 
     def install(self) -> None:
-        self._library = _Library("c10d", "IMPL")
         present = {name.removeprefix("c10d::") for name in _op_names() if name.startswith("c10d::")}
-        for name in OPERATORS.keys() & present:
-            self._library.impl(name, self._kernel(name), KEY.name, with_keyset=True)
+        known = OPERATORS.keys() & present
+        if self.compiled is not None:
+            rows = {name: tuple(part or "" for part in OPERATORS[name]) for name in known}
+            asks = self._observer, self.watchers.tick, self._follow_newest, _failed
+            self.compiled.install(rows, *asks, fast_stack_key, stacks.programs, stacks.learn)
+            self._installed = self.compiled
+        else:
+            self._installed = _Library("c10d", "IMPL")
+            for name in known:
+                self._installed.impl(name, self._kernel(name), KEY.name, with_keyset=True)
         self.fast.install()
         self.works.install()
 
     def remove(self) -> None:
-        if self._library is not None:
-            self._library._destroy()
-            self._library = None
+        if self._installed is not None:
+            self._installed.remove() if self._installed is self.compiled else self._installed._destroy()
+            self._installed = None
             self.fast.remove()
             self.works.remove()
+
+    def _follow_newest(self, work: Any, observer: OperationObserver, begun: Any) -> None:
+        self.works.follow_newest(work, WaitedForAtOnce(observer), begun)
+
+    def _observer(
+        self,
+        op: str,
+        group: Any,
+        root: int | None,
+        peer: int | None,
+        tag: int | None,
+        dtypes: Sequence[torch.dtype],
+        numel: int | None,
+        asynchronous: bool,
+        reduce: int | None,
+        splits: bool | None,
+        frame: FrameType | None,
+    ) -> OperationObserver:
+        """Return the observer of an operation that the kernel in C++ has not met before; ranks are the group's."""
+        known = self.groups.of(group).group
+        operation = Operation(
+            op,
+            known,
+            None if root is None else global_rank(known, root),
+            None if peer is None else global_rank(known, peer),
+            tag,
+            None if numel is None else ",".join(map(dtype_name, dtypes)),
+            numel,
+            asynchronous,
+            thread_name(),
+            None if reduce is None else REDUCTIONS_IN_C.get(reduce),
+            splits,
+        )
+        return self.watchers.observer(operation, frame or sys._getframe())
 
     def _kernel(self, name: str) -> Callable[..., Any]:
         operator = getattr(torch.ops.c10d, name).default
@@ -194,7 +253,7 @@ class _Interception:
 
         def kernel(keys: Any, *arguments: Any) -> Any:
             operation = read(arguments)
-            on_complete = None if operation is None else self.issue(operation)
+            on_complete = None if operation is None else self.watchers.issue(operation)
             if on_complete is None or operation is None:
                 return redispatch(keys.remove(KEY), *arguments)
             try:
@@ -216,27 +275,9 @@ class _Interception:
             on_complete(None)
 
 
-def _nobody(operation: Operation) -> None:
-    return None
-
-
-def _issue_to(watchers: Sequence[Watcher], operation: Operation) -> OnComplete | None:
-    """Call several watchers; where one refuses, those before it are called with that."""
-    called: list[OnComplete] = []
-
-    def on_complete(outcome: Outcome | None) -> None:
-        for each in called:
-            each(outcome)
-
-    for watcher in watchers:
-        try:
-            own = watcher.issue(operation)
-        except BaseException as error:
-            on_complete(outcome_of(error))
-            raise
-        if own is not None:
-            called.append(own)
-    return on_complete if called else None
+def _failed(observer: OperationObserver, begun: Any, error: BaseException | str) -> None:
+    """Tell of an operation that did not go as it should: what was raised, or the text of what C++ threw."""
+    observer.end(begun, time.monotonic_ns(), outcome(RuntimeError(error) if isinstance(error, str) else error))
 
 
 _interception = _Interception()

@@ -39,7 +39,8 @@ def channel(name: str, rank: int, world: int) -> Channel:
     settings = RecordingSettings.inherited()
     end = Channel(None, name, world)
     if settings is not None:
-        job = journal.Job(f"{settings.run}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}", settings.attempt_now(), world)
+        run = f"{settings.run}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
+        job = journal.Job(run, settings.attempt_now(), world, settings.run)
         try:
             end = Channel(JobTrace(settings, job, rank, "channel"), name, world)
         except Exception as error:

@@ -106,7 +106,7 @@ def record(
     stalled = status == STALLED
     status = status if stalled or status >= 0 else 128 - status
     tidy(out)
-    journal.append(out, journal.Ended(137 if stalled else status, time.time_ns(), stalled))
+    journal.end(out, 137 if stalled else status, stalled=stalled)
     for line in _summary(out):
         print(f"genlock: {line}", file=sys.stderr)
     return status

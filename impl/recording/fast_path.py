@@ -21,16 +21,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from ...traces.outcome import Outcome
 from .groups import Groups, Known
 from .operations import (
     MAIN,
     REDUCTIONS,
-    FindObserver,
-    Issue,
-    OnComplete,
     Operation,
     OperationObserver,
+    Watchers,
     dtype_name,
     global_rank,
     thread_name,
@@ -162,8 +159,6 @@ FAST_PATHS = (
 METHODS = {path.method: vars(_ProcessGroup)[path.method] for path in FAST_PATHS if path.method in vars(_ProcessGroup)}
 """Keeps the methods as torch has them."""
 
-Tick = Callable[[int], int]
-NEVER = 1 << 62
 MAX_OBSERVERS = 4096
 """Beyond so many operations, the observers of a group are forgotten."""
 
@@ -171,16 +166,8 @@ MAX_OBSERVERS = 4096
 class FastMethods:
     """Takes the place of methods of ProcessGroup."""
 
-    def __init__(self, groups: Groups, works: Works) -> None:
-        self._groups, self._works = groups, works
-        self.issue: Issue = lambda operation: None
-        """Calls the watchers."""
-        self.find_observer: FindObserver | None = None
-        """Asks the only watcher for an observer, where that one has this."""
-        self.tick: Tick | None = None
-        """Called from time to time while operations are issued, where the only watcher has this."""
-        self.due = NEVER
-        """From when on (monotonic) `tick` is to be called; it returns the next time."""
+    def __init__(self, groups: Groups, works: Works, watchers: Watchers) -> None:
+        self._groups, self._works, self._watchers = groups, works, watchers
 
     def install(self) -> None:
         """Take the place of torch's methods."""
@@ -196,7 +183,7 @@ class FastMethods:
     def _method(self, path: FastPath) -> Callable[..., Any]:
         original, on_backend, read, op = METHODS[path.method], getattr(_Gloo, path.backends), path.read, path.op
         torchs = getattr(inspect.unwrap(getattr(dist.distributed_c10d, path.function, _ident)), "__code__", None)
-        follow = self._works.follow
+        follow, watchers = self._works.follow, self._watchers
 
         def method(group: Any, *given: Any, **named: Any) -> Any:
             frame = sys._getframe(1)
@@ -212,8 +199,8 @@ class FastMethods:
             about = (op, detail, tensor is None or tensor.dtype, numel, asynchronous, thread, stack_key(frame))
             observer = known.observers.get(about) or self._observe(known, path, about, told, frame)
             now = _now()
-            if now >= self.due and self.tick is not None:
-                self.due = self.tick(now)
+            if now >= watchers.due:
+                watchers.tick(now)
             begun = observer.begin(now)
             try:
                 work = on_backend(known.backend, *given)
@@ -253,30 +240,12 @@ class FastMethods:
         operation = Operation(
             path.op, known.group, dtype=dtype, numel=numel, asynchronous=asynchronous, thread=about[5], **facts
         )
-        own = self.find_observer and self.find_observer(operation, frame)
+        observer = self._watchers.observer(operation, frame)
         if len(known.observers) >= MAX_OBSERVERS:
             known.observers.clear()
-        observer: OperationObserver = own or _WatchersEachTime(operation, self.issue)
         if about[-1] is not None:
             known.observers[about] = observer
         return observer
 
 
 NO_NAMES: dict[str, Any] = {}
-
-
-class _WatchersEachTime(NamedTuple):
-    """Observes one operation by calling the watchers as often as it is issued."""
-
-    operation: Operation
-    issue: Issue
-
-    def begin(self, _: int, /) -> OnComplete | None:
-        return self.issue(self.operation)
-
-    def wait(self, begun: OnComplete | None, _: int, /) -> None:
-        pass
-
-    def end(self, begun: OnComplete | None, _: int, outcome: Outcome | None = None, /) -> None:
-        if begun is not None:
-            begun(outcome)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ...traces.format import Group
-from ...traces.outcome import Outcome
+from ...traces.outcome import Outcome, outcome_of
 from .torch_compat import lookup
 
 
@@ -58,14 +58,98 @@ class OperationObserver(Protocol):
 class Watcher(Protocol):
     """Sees every operation before it is issued, and may refuse it.
 
-    A watcher may also have `observer(operation, frame)`, to do once what takes time. The fast path calls that for an
-    operation and the stack that it was issued from, whose innermost frame this is, and then notifies the observer that
-    it returns; the watcher's `issue` where it returns None. Where it has `tick(time_ns)`, the fast path calls that from
-    time to time: not before the time that it returned last.
+    A watcher may also have `observer(operation, frame)`, to do once what takes time. The fast path and the kernels in
+    C++ call that for an operation and the stack that it was issued from, whose innermost frame this is, and then tell
+    the observer that it returns; they call the watcher's `issue` where it returns None. Where a watcher has
+    `tick(time_ns)`, they call that from time to time: not before the time that it returned last.
     """
 
     def issue(self, operation: Operation) -> OnComplete | None:
         """Take note of an operation that is about to be issued; an exception refuses it, and goes to the issuer."""
+
+
+Tick = Callable[[int], int]
+NEVER = 1 << 62
+
+
+class EachTime(NamedTuple):
+    """Observes one operation by calling a watcher as often as it is issued."""
+
+    operation: Operation
+    issue: Issue
+
+    def begin(self, _: int, /) -> OnComplete | None:
+        return self.issue(self.operation)
+
+    def wait(self, begun: OnComplete | None, _: int, /) -> None:
+        pass
+
+    def end(self, begun: OnComplete | None, _: int, outcome: Outcome | None = None, /) -> None:
+        if begun is not None:
+            begun(outcome)
+
+
+class Several(NamedTuple):
+    """Observes one operation for several watchers, and tells those before it where one refuses it."""
+
+    observers: tuple[OperationObserver, ...]
+
+    def begin(self, time_ns: int, /) -> list[Any]:
+        begun: list[Any] = []
+        for observer in self.observers:
+            try:
+                begun.append(observer.begin(time_ns))
+            except BaseException as error:
+                self.end(begun, time_ns, outcome_of(error))
+                raise
+        return begun
+
+    def wait(self, begun: list[Any], time_ns: int, /) -> None:
+        for observer, own in zip(self.observers, begun, strict=True):
+            observer.wait(own, time_ns)
+
+    def end(self, begun: list[Any], time_ns: int, outcome: Outcome | None = None, /) -> None:
+        for observer, own in zip(self.observers, begun, strict=False):  # those that have begun
+            observer.end(own, time_ns, outcome)
+
+
+class Watchers:
+    """Holds who sees every operation."""
+
+    def __init__(self) -> None:
+        self.all: tuple[Watcher, ...] = ()
+        self.due = NEVER
+        """From when on (monotonic) `tick` is to be called."""
+        self._ticks: list[Tick] = []
+
+    def set(self, watchers: tuple[Watcher, ...]) -> None:
+        """Take these as the watchers from now on."""
+        self.all = watchers
+        self._ticks = [tick for watcher in watchers if (tick := getattr(watcher, "tick", None)) is not None]
+        self.due = 0 if self._ticks else NEVER
+
+    def tick(self, time_ns: int) -> int:
+        """Tell those that want to know that operations are issued; returns when to do so again."""
+        self.due = NEVER
+        self.due = min((tick(time_ns) for tick in self._ticks), default=NEVER)
+        return self.due
+
+    def issue(self, operation: Operation) -> OnComplete | None:
+        """Tell all of an operation that is about to be issued; returns what tells them that it has completed."""
+        if len(self.all) == 1:
+            return self.all[0].issue(operation)
+        several = Several(tuple(EachTime(operation, watcher.issue) for watcher in self.all))
+        begun = several.begin(0)
+        return partial(several.end, begun, 0) if any(begun) else None
+
+    def observer(self, operation: Operation, frame: FrameType) -> OperationObserver:
+        """Return what tells all of every such operation that is issued from there."""
+        found: list[OperationObserver] = []
+        for watcher in self.all:
+            find: FindObserver | None = getattr(watcher, "observer", None)
+            own = None if find is None else find(operation, frame)
+            found.append(EachTime(operation, watcher.issue) if own is None else own)
+        return found[0] if len(found) == 1 else Several(tuple(found))
 
 
 FindObserver = Callable[[Operation, FrameType], OperationObserver | None]
@@ -107,6 +191,8 @@ NO_PEERS = frozenset({"check_for_nan"})
 """Lists the others."""
 REDUCTIONS = {hash(op): name.lower() for name, op in dist.ReduceOp.RedOpType.__members__.items()}
 """Maps the hash of a reduction, which is quick to have, to its name."""
+_REDUCTIONS: Any = dist.ReduceOp.RedOpType.__members__
+REDUCTIONS_IN_C = {int(op): name.lower() for name, op in _REDUCTIONS.items()}
 
 _unbox_group = lookup("_C._distributed_c10d.ProcessGroup.unbox")
 

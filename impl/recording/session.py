@@ -57,6 +57,7 @@ def attach() -> None:
     if settings is None or not dist.is_available():
         return
     session = Session(settings)
+    _sessions.append(session)
     session.follow_init()
     session.follow_destroy()
     session.follow_groups()
@@ -66,6 +67,16 @@ def attach() -> None:
     watch(session)
     if settings.precheck is not None:
         precheck_from_now_on(settings.precheck)
+
+
+_sessions: list[Session] = []
+"""The one of this process, where it is recorded."""
+
+
+def folder_now() -> Path | None:
+    """Return where the trace of the job lies that this process has joined; None where there is none."""
+    trace = _sessions[0].now if _sessions else None
+    return None if trace is None else trace.recorder.path.parent
 
 
 SOON = 1_000_000_000
@@ -165,6 +176,11 @@ class Session:
         """From when on (monotonic) the timer of stacks is to be told that the process goes on."""
         begin_job(again=False)
 
+    @property
+    def now(self) -> JobTrace | None:
+        """Return the trace of the job of the default group, while there is one."""
+        return self._now
+
     def issue(self, operation: Operation) -> OnComplete | None:
         """Write that the operation is issued; returns what writes that it has completed."""
         time_ns = time.monotonic_ns()
@@ -238,7 +254,7 @@ class Session:
     def _join(self, store: Any, rank: int, world: int, backend: str) -> JobTrace:
         """Return the trace of the job whose store this is."""
         attempt = self._settings.attempt_now()
-        job = journal.Job(f"{self._settings.run}-{agreed_name(store)}", attempt, world)
+        job = journal.Job(agreed_name(store, self._settings.run), attempt, world, self._settings.run)
         known = self._jobs.get(job)
         if known is None or known.rank != rank:
             known = self._jobs[job] = JobTrace(self._settings, job, rank, backend)
@@ -358,18 +374,20 @@ class Session:
         print(f"genlock: this process is not recorded any further: {what}", file=sys.stderr)
 
 
-def agreed_name(store: Any) -> str:
+def agreed_name(store: Any, recording: str) -> str:
     """Return a name for a job that all ranks with this store get alike: that of the first to ask.
 
-    A store that cannot compare and set leaves what the environment says.
+    Ranks of several nodes, which have a recording each, get one name too. A store that cannot compare and set leaves
+    what the environment says.
     """
-    mine = uuid.uuid4().hex[:12]
+    mine = f"{recording}-{uuid.uuid4().hex[:12]}"
     try:
         name = store.compare_set(KEY, "", mine)
         return name.decode() if isinstance(name, bytes) else str(name)
     except Exception:
         names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
-        return "-".join(filter(None, map(os.environ.get, names))).replace("/", "_") or "job"
+        known = "-".join(filter(None, map(os.environ.get, names))).replace("/", "_")
+        return f"{recording}-{known or 'job'}"
 
 
 def _header(job: journal.Job, rank: int, backend: str) -> TraceHeader:
@@ -389,4 +407,5 @@ def _header(job: journal.Job, rank: int, backend: str) -> TraceHeader:
         blind_spots=(*BLIND_SPOTS, *unknown),
         process=f"{socket.gethostname()}:{os.getpid()}",
         attempt=job.attempt,
+        recording=job.recording,
     )

@@ -15,6 +15,17 @@ from types import CodeType, FrameType
 from ...traces.importers.places import PACKAGE, PROGRAM, layer
 from ...traces.recorder import Frame
 
+__all__ = [
+    "caller",
+    "fast_stack_key",
+    "is_ours",
+    "learn",
+    "programs",
+    "short_stack",
+    "site",
+    "stack_key",
+]
+
 try:
     from ...traces._fast_recorder import stack_key as fast_stack_key
 except ImportError:  # it was not built: a compiler was missing
@@ -28,7 +39,7 @@ MAX_CODES = 1 << 16
 """Codes of which it is remembered whose they are; stacks with others have no key."""
 
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_programs: dict[int, bool] = {}
+programs: dict[int, bool] = {}
 """Maps the `id` of a code to whether it is the program's."""
 _codes: list[CodeType] = []
 """Keeps them alive, and so their numbers apart."""
@@ -45,9 +56,9 @@ def _key_in_python(frame: FrameType) -> bytes | None:
     while at is not None and len(key) < 2 * MAX_WALK:
         code = at.f_code
         key += (id(code), at.f_lasti)
-        program = _programs.get(id(code))
+        program = programs.get(id(code))
         if program is None:
-            program = _learn(code)
+            program = learn(code)
         if program is None:
             return None
         if program:
@@ -57,17 +68,18 @@ def _key_in_python(frame: FrameType) -> bytes | None:
 
 
 def _key_in_c(frame: FrameType) -> bytes | None:
-    return fast_stack_key(frame, _programs, _learn)
+    return fast_stack_key(frame, programs, learn)
 
 
 _stack_key = _key_in_python if fast_stack_key is None else _key_in_c
 
 
-def _learn(code: CodeType) -> bool | None:
+def learn(code: CodeType) -> bool | None:
+    """Return whether a code is the program's, and keep that; None where too many are kept."""
     if len(_codes) >= MAX_CODES:
         return None
     _codes.append(code)
-    known = _programs[id(code)] = layer(code.co_filename) == PROGRAM
+    known = programs[id(code)] = layer(code.co_filename) == PROGRAM
     return known
 
 

@@ -51,14 +51,30 @@ class Completes(NamedTuple):
         self.on_complete(outcome)
 
 
+class WaitedForAtOnce(NamedTuple):
+    """Observes an operation by another's observer, but for the beginning of the wait, which follows its issue."""
+
+    observer: OperationObserver
+
+    def begin(self, time_ns: int, /) -> Any:
+        return self.observer.begin(time_ns)
+
+    def wait(self, begun: Any, _: int, /) -> None:
+        pass
+
+    def end(self, begun: Any, time_ns: int, outcome: Outcome | None = None, /) -> None:
+        self.observer.end(begun, time_ns, outcome)
+
+
 class Works:
     """Keeps the works that somebody may wait for."""
 
     def __init__(self) -> None:
         self.unwaited: dict[int, Followed] = {}
         """Keyed by the `id` of a work: weak keys would take ten times as long."""
-        self.newest: dict[int, tuple[Any, OnComplete]] = {}
-        """Maps a thread to the work that it got last by a kernel, and is about to wait for."""
+        self.newest: dict[int, tuple[Any, OperationObserver, Any]] = {}
+        """Maps a thread to the work that it got last by a kernel, and is about to wait for; its observer, and what
+        `begin` returned for it."""
 
     def install(self) -> None:
         """Take the place of torch's methods."""
@@ -72,7 +88,7 @@ class Works:
 
     def any_failed(self) -> bool:
         """Return True where a work that nobody has waited for has failed."""
-        works = [work for work, _ in [*self.newest.values()]]
+        works = [work for work, *_ in [*self.newest.values()]]
         works += [alive() for alive, *_ in [*self.unwaited.values()]]
         return any(work is not None and work.is_completed() and not work.is_success() for work in works)
 
@@ -92,11 +108,15 @@ class Works:
                 return
             except RuntimeError:  # it has no future
                 pass
+        self.follow_newest(work, Completes(on_complete), None)
+
+    def follow_newest(self, work: Any, observer: OperationObserver, begun: Any) -> None:
+        """Tell the observer when someone waits for a work that this thread is about to get by another object."""
         thread = _ident()
         before = self.newest.pop(thread, None)
         if before is not None:
-            self.follow(before[0], Completes(before[1]), None)
-        self.newest[thread] = (work, on_complete)
+            self.follow(*before)
+        self.newest[thread] = (work, observer, begun)
 
     def _take(self, work: Any) -> Followed | None:
         """Return how a work is followed, which ends with that; None where it is not."""
@@ -107,7 +127,7 @@ class Works:
             own = self.newest.get(thread)
             if own is not None and own[0] is work:
                 self.newest.pop(thread, None)
-                return lambda: work, Completes(own[1]), None
+                return lambda: work, *own[1:]
         return None
 
     def _waiter(self) -> Callable[..., Any]:

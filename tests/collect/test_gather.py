@@ -24,6 +24,7 @@ from genlock.collect.process import Process
 from genlock.conformance.replay import replay
 from genlock.errors import UnreadableInput, UsageError
 from genlock.guardian.status_page import SIZE, SPARED, STACKS, VARIABLE
+from genlock.traces import journal
 
 Popen = subprocess.Popen[bytes]
 
@@ -321,11 +322,13 @@ def test_of_a_recorded_rank_the_trace_is_taken_up_to_its_last_line(ranks: BareRa
     trace, beside = tmp_path / "rank5.trace.jsonl", tmp_path / "rank5.stacks"
     trace.write_bytes(b'{"kind":"header"}\n{"kind":"event"}\n{"kind":"ev')
     beside.write_bytes(b"kept by the recorder\n")
+    journal.append(tmp_path, journal.Job("r-a", 0, 8))
     one = ranks.start("loaded", torch_at(tmp_path), "holds", str(trace), RANK="0")
     done, files = collected(tmp_path, one)
     assert [rank.rank.name for rank in done.ranks] == ["rank5"], "what it writes says more than what it was told"
     assert files["rank5.trace.jsonl"] == b'{"kind":"header"}\n{"kind":"event"}\n'
     assert files["rank5.stacks"] == b"kept by the recorder\n"
+    assert files[journal.NAME] == (tmp_path / journal.NAME).read_bytes()
     assert done.ranks[0].still
 
 

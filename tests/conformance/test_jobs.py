@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from itertools import count
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from genlock.conformance import jobs
-from genlock.conformance.diagnosis import Diagnosis
+from genlock.conformance.diagnosis import Diagnosis, Wanted
 from genlock.conformance.replay import replay
 from genlock.conformance.report import as_text
 from genlock.traces import format, journal
 from genlock.traces.format import FORMAT_VERSION, Clock, Group, RepeatedOperation, TraceHeader
 from genlock.traces.journal import Began, Ended, Job, Unrecorded, append
 from genlock.traces.recorder import Recorder
+from msgspec.structs import replace
 
 START = 1_000_000_000_000_000_000
 SECOND = 1_000_000_000
@@ -25,11 +27,11 @@ def fail(error: Exception) -> None:
     raise error
 
 
-def rank(folder: Path, number: int, run: str, numel: int, attempt: int) -> None:
+def rank(folder: Path, number: int, run: str, numel: int, attempt: int, recorded: str = "") -> None:
     """Write the trace of one of two ranks that did two all-reduces of so many elements."""
     now = time.monotonic_ns()
     header = TraceHeader(FORMAT_VERSION, run, number, 2, "", "gloo", "", "", {}, Clock(START, now), attempt=attempt)
-    written = Recorder(folder, header)
+    written = Recorder(folder, replace(header, recording=recorded))
     written.group(Group("0", (0, 1)))
     about = RepeatedOperation(0, "all_reduce", "0", dtype="float32", numel=numel)
     operation = written.operation(about, count(1), fail)
@@ -38,16 +40,16 @@ def rank(folder: Path, number: int, run: str, numel: int, attempt: int) -> None:
     written.end("stopped", 0)
 
 
-def job(folder: Path, run: str, sizes: tuple[int, int] = (1, 1), attempt: int = 0) -> None:
+def job(folder: Path, run: str, sizes: tuple[int, int] = (1, 1), attempt: int = 0, recorded: str = "") -> None:
     for number in range(2):
-        rank(folder, number, run, sizes[number], attempt)
+        rank(folder, number, run, sizes[number], attempt, recorded)
 
 
-def recording(folder: Path, status: int = 0) -> None:
+def recording(folder: Path, status: int = 0, name: str = "") -> None:
     """Write what `genlock record` leaves of two jobs, the second of which is an attempt."""
     append(folder, Began(("train",), START))
     for run, attempt in (("r-a", 0), ("r-b", 1)):
-        append(folder, Job(run, attempt, 2))
+        append(folder, Job(run, attempt, 2, name))
     append(folder, Ended(status, START + 3 * SECOND))
 
 
@@ -128,6 +130,84 @@ def test_a_journal_without_a_trace_is_a_verdict(tmp_path: Path) -> None:
     append(tmp_path, Unrecorded("all of it"))
     found, reasons = verdict(tmp_path)
     assert (found, reasons[-1]) == ("unknown", "not recorded: all of it")
+
+
+def recorded(folder: Path) -> Path:
+    """Write what `genlock record` leaves of two jobs, whose traces say that a journal belongs to them."""
+    recording(folder, name="r")
+    job(folder, "r-a", recorded="r")
+    job(folder / "restart1", "r-b", attempt=1, recorded="r")
+    return folder
+
+
+MISSING = "the journal of the recording is missing (recording.jsonl"
+
+
+def test_a_journal_that_is_gone_is_missed(tmp_path: Path) -> None:
+    folder = recorded(tmp_path)
+    assert verdict(folder) == ("conforming", ())
+    (folder / journal.NAME).unlink()
+    for paths in ([folder], [folder / "restart1"], format.find(folder / "restart1")):
+        found = replay(paths).diagnosis
+        assert (found.verdict, [MISSING in reason for reason in found.reasons]) == ("unknown", [True])
+        assert [wanted.kind for wanted in found.missing] == [Wanted.JOURNAL]
+    assert MISSING in as_text(replay([folder]).diagnosis)
+
+
+def test_a_journal_is_found_whatever_of_its_recording_is_named(tmp_path: Path) -> None:
+    folder = recorded(tmp_path)
+    append(folder, Unrecorded("a process"))
+    for paths in ([folder / "restart1"], format.find(folder / "restart1")):
+        found = replay(paths).diagnosis
+        assert (found.verdict, found.reasons) == ("unknown", ("not recorded: a process",))
+
+
+@pytest.mark.parametrize("form", ["tar", "zip"])
+def test_a_recording_that_is_packed_is_what_it_was(form: str, tmp_path: Path) -> None:
+    folder = recorded(tmp_path / "out")
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), form, tmp_path, "out"))
+    found = replay([packed]).diagnosis
+    assert (found.verdict, found.reasons, len(found.jobs)) == ("conforming", (), 2)
+    (folder / journal.NAME).unlink()
+    packed = Path(shutil.make_archive(str(tmp_path / "without"), form, tmp_path, "out"))
+    found = replay([packed]).diagnosis
+    assert (found.verdict, MISSING in found.reasons[0]) == ("unknown", True)
+
+
+def test_a_journal_of_another_recording_is_none_of_these_traces(tmp_path: Path) -> None:
+    folder = recorded(tmp_path)
+    (folder / journal.NAME).write_bytes(b"")
+    append(folder, Began(("other",), START))
+    append(folder, Ended(0, START))
+    assert verdict(folder)[1][0].startswith(MISSING)
+    append(folder, Job("r-b", 1, 2, "r"))
+    found, reasons = verdict(folder)
+    assert (found, reasons[0][:27]) == ("unknown", "lines of the journal are go")
+    assert reasons[0].endswith("(run r-a)")
+
+
+def test_lines_that_are_gone_from_a_journal_are_missed(tmp_path: Path) -> None:
+    append(tmp_path, Job("r-a", 0, 2, "r"))
+    append(tmp_path, Unrecorded("a process"))
+    journal.end(tmp_path, 0)
+    append(tmp_path, Unrecorded("later"))
+    job(tmp_path, "r-a", recorded="r")
+    assert verdict(tmp_path)[1] == ("not recorded: a process", "not recorded: later")
+    path = tmp_path / journal.NAME
+    path.write_bytes(b"".join(line for line in path.read_bytes().splitlines(True) if b"unrecorded" not in line))
+    assert verdict(tmp_path) == ("unknown", ("not recorded: lines of the journal are gone",))
+
+
+def test_two_nodes_that_record_one_job_each_have_a_journal(tmp_path: Path) -> None:
+    for node in range(2):
+        folder = tmp_path / f"node{node}"
+        rank(folder, node, "r-a", 1, 0, f"node{node}")
+        append(folder, Job("r-a", 0, 2, f"node{node}"))
+        journal.end(folder, 0)
+    assert verdict(tmp_path) == ("conforming", ())
+    journal.remove(tmp_path / "node1")
+    found, reasons = verdict(tmp_path)
+    assert (found, [MISSING in reason for reason in reasons]) == ("unknown", [True])
 
 
 def test_a_start_up_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from ...errors import CutFile, UnreadableInput, UsageError
 from ..collectives import OPS, OWN, Interned, RankRecord, Recording, packed, recording, renumbered
 from ..evidence import Evidence
 from ..format import SUFFIX, TraceHeader
+from ..journal import is_part
 from ..parallel_read import in_processes
 from . import collected
 from .archives import OWN_HEAD, Opened, is_packed, opened
@@ -102,6 +103,8 @@ class _Gathered:
         self.error: CutFile | None = None
         self.logs = Logs()
         self.said: list[Path] = []
+        self.elsewhere = 0
+        """Members of archives that somebody else reads."""
 
     @property
     def empty(self) -> bool:
@@ -140,7 +143,7 @@ class _Gathered:
             self.unreadable[rank_of(Path(error.where))] = error.what
 
     def _archive(self, file: Path, named: bool) -> None:
-        before = len(self.dumps) + len(self.profiles) + len(self.said) + len(self.unreadable)
+        before = self._count
         found = _Found(Interned(), [], [], [], [])
         try:
             for member in opened(file):
@@ -150,14 +153,19 @@ class _Gathered:
                 raise
             found.cut.append(error)
         self._take(found)
-        after = len(self.dumps) + len(self.profiles) + len(self.said) + len(self.unreadable)
-        if named and after == before:
+        if named and self._count == before:
             raise _unknown(file)
+
+    @property
+    def _count(self) -> int:
+        """Count what was found so far."""
+        return len(self.dumps) + len(self.profiles) + len(self.said) + len(self.unreadable) + self.elsewhere
 
     def _member(self, member: Opened, found: _Found, named: bool) -> None:
         path, stream, head = member.path, member.stream, member.head
-        if path.name.endswith(SUFFIX) or head.startswith(OWN_HEAD):
-            return  # read with the other traces
+        if path.name.endswith(SUFFIX) or head.startswith(OWN_HEAD) or is_part(path):
+            self.elsewhere += 1  # read with the other traces
+            return
         if _is_dump(head) or DUMP_NAME.search(path.name):
             if _is_pickle(head) and member.packed and not DUMP_NAME.search(path.name) and not _has_rank(path):
                 return  # checkpoints are archives of pickles too

@@ -133,3 +133,13 @@ def test_order_and_files_do_not_matter(tmp_path: Path) -> None:
     for rank, lines in said.items():
         (parts / f"{7 - rank}.log").write_bytes(mixed({rank: lines}))
     assert whole == {replay([parts]).diagnosis.culprits} == {(5,)}
+
+
+def test_ranks_that_wait_in_unlike_operations_are_told_apart(tmp_path: Path) -> None:
+    said = "[rank{r}]:[E ProcessGroupNCCL.cpp:523] [Rank {r}] Watchdog caught collective operation timeout: WorkNCCL("
+    said += "SeqNum={n}, OpType={op}, NumelIn=64, NumelOut=64, Timeout(ms)=600000) ran for 600100 milliseconds before "
+    rows = [(1, 88, "ALLGATHER"), (8, 87, "REDUCE_SCATTER"), (9, 88, "ALLGATHER")]
+    log = "".join(said.format(r=r, n=n, op=op) + "timing out.\n" for r, n, op in rows)
+    found = judged(tmp_path, log.encode())
+    assert found.verdict == "unknown"
+    assert "rank8 waits in reduce_scatter #87; rank1 and rank9 wait in all_gather #88" in found.reasons[0]

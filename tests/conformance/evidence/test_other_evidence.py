@@ -81,6 +81,39 @@ def test_an_error_of_the_process_group_accuses_nobody(tmp_path: Path) -> None:
     assert not {0, 2} & set(found.suspects)
 
 
+def waited(line: int, operation: str, said: str) -> str:
+    return (
+        f'Traceback (most recent call last):\n  File "/home/me/train.py", line {line}, in step\n    call()\n'
+        f'  File "{SITE}/torch/distributed/distributed_c10d.py", line 2806, in {operation}\n    work.wait()\n'
+        f"RuntimeError: [../third_party/gloo/gloo/transport/tcp/{said}\n"
+    )
+
+
+SILENT = "unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation to complete"
+CLOSED = "pair.cc:534] Connection closed by peer [10.0.0.7]:41202"
+
+
+def test_an_error_of_the_process_group_says_where_its_rank_waited(tmp_path: Path) -> None:
+    lines = [(33, "barrier", CLOSED), (33, "barrier", CLOSED), (30, "all_reduce", SILENT)]
+    texts = [behind(f"[rank{r}]: ", waited(*lines[r])) for r in range(3)]
+    found = judged(tmp_path / "timeout", interleaved(*texts))
+    assert named(found) == ("unknown", (), (2,))
+    assert any("rank2 waits at train.py:30 (step)" in reason for reason in found.reasons)
+    # without a time-out, nobody stood long where the connection was lost
+    closed = [behind(f"[rank{r}]: ", waited(*lines[r][:2], CLOSED)) for r in range(3)]
+    assert named(judged(tmp_path / "closed", "".join(closed))) == ("unknown", (), ())
+    assert any("train.py:33 (step)" in reason for reason in judged(tmp_path / "one", texts[1]).reasons)
+
+
+def test_who_writes_a_message_of_several_lines_stands_in_its_first(tmp_path: Path) -> None:
+    own = f"[2026-03-02 11:20:11 TP2] Scheduler hit an exception: {TRACEBACK}"
+    other = behind("", TRACEBACK).replace("bad shape", "of another process")
+    found = judged(tmp_path, f"[2026-03-02 11:20:10 TP1] Decode batch.\n{own}{other}")
+    assert named(found) == ("divergent", (2,), ())
+    assert found.divergence is not None
+    assert found.divergence.observed == "ValueError: bad shape"
+
+
 def test_an_exception_that_may_have_been_caught_makes_a_suspect(tmp_path: Path) -> None:
     found = judged(tmp_path, {"rank1.log": TRACEBACK, "rank0.log": "step 1\n"})
     assert named(found) == ("unknown", (), (1,))
@@ -393,6 +426,10 @@ def test_a_lost_peer_is_the_other_side(tmp_path: Path) -> None:
     found = judged(tmp_path, "".join(warn.format(r=r) for r in range(4)))
     assert named(found) == ("unknown", (), ())
     assert any("10.7.0.9" in reason and "no rank above 3" in reason for reason in found.reasons)
+    refused = (
+        "2: host:41002:41420 [2] misc/socket.cc:484 NCCL WARN socketStartConnect: Connect to 10.7.0.8<432> failed\n"
+    )
+    assert any("10.7.0.8" in reason for reason in judged(tmp_path / "refused", refused).reasons)
 
 
 def test_engines_say_that_somebody_hangs_and_not_who(tmp_path: Path) -> None:

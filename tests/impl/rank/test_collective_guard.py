@@ -19,6 +19,7 @@ from genlock.impl.rank.operations import BackendFailed
 from genlock.impl.rank.roles import Run
 from genlock.impl.recording import c10d_intercept, fast_path
 from genlock.impl.recording.c10d_intercept import Operation, watching
+from genlock.impl.recording.works import Completes
 from genlock.impl.video.config import ALL_REDUCES_PER_BLOCK, tiny
 from genlock.impl.video.generator import Generator
 from genlock.impl.video.tensor_parallel import Distributed
@@ -202,7 +203,7 @@ def test_a_failed_work_that_nobody_waits_for_in_python_counts(failed: bool, monk
     monkeypatch.setattr(collective_guard, "SETTLES", 0.02)
 
     def broken() -> None:
-        c10d_intercept._interception.works.newest[0] = (Work(failed), lambda outcome: None)
+        c10d_intercept._interception.works.newest[0] = (Work(failed), Completes(lambda outcome: None), None)
         guard._open += 1
         raise RuntimeError("?")
 

@@ -94,7 +94,7 @@ def test_nothing_is_written_where_the_page_is_another_s(rank: Rank, monkeypatch:
         other = Rank()
         monkeypatch.setattr(Beat, "taken", silenced == "taken")
         if silenced == "forked":
-            other.beats.stop()
+            other.beats.forked()
         other.issue("all_reduce")
         assert other.page.position == 0
 

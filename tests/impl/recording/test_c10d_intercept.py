@@ -80,6 +80,12 @@ NO_END = {"functional reduce_scatter"}
 """Ways whose end is among the blind spots."""
 
 
+compiled = pytest.mark.skipif(
+    c10d_intercept._interception.compiled is None, reason="_c10d_kernel.cpp was not built: it takes a C++ compiler"
+)
+KERNELS = [pytest.param("c++", marks=compiled), "python"]
+
+
 def both(folder: Path, *compiler: str) -> list[dict[str, Any]]:
     """What the two ranks of `c10d_ways` print."""
     command = [sys.executable, str(PROCESSES / "c10d_ways.py")]
@@ -95,9 +101,24 @@ def both(folder: Path, *compiler: str) -> list[dict[str, Any]]:
             rank.wait()
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return both(tmp_path_factory.mktemp("ways"))
+@pytest.fixture(scope="module", params=KERNELS)
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return both(tmp_path_factory.mktemp("ways"), "aot_eager", request.param)
+
+
+@pytest.fixture(params=KERNELS)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either kernels are used: what they tell differs in the reduction alone, which those in Python cannot see."""
+    if request.param == "python":
+        monkeypatch.setattr(c10d_intercept._interception, "compiled", None)
+    return str(request.param)
+
+
+@compiled
+def test_the_kernel_in_c_is_used_where_it_was_built() -> None:
+    assert c10d_intercept._interception.compiled is not None
+    with watching(Everything()):
+        assert c10d_intercept._interception._installed is c10d_intercept._interception.compiled
 
 
 def test_every_way_is_tested(found: list[dict[str, Any]]) -> None:
@@ -289,7 +310,9 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.mark.usefixtures("alone")
-def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_short_way_tells_what_the_kernels_tell(
+    ways: list[bool], kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short, long = Noting(), Noting()
     with watching(short):
         waited()
@@ -297,7 +320,8 @@ def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch
     monkeypatch.setattr(fast_path.FastMethods, "_takes", lambda self, *given: None)
     with watching(long):
         waited()
-    assert [(o._replace(reduce=None), *rest) for o, *rest in short.all] == long.all
+    seen = [(o._replace(reduce=None), *rest) for o, *rest in short.all] if kernels == "python" else short.all
+    assert seen == long.all
     assert [o.reduce for o, *_ in short.all] == ["sum", None, "sum", None]
     assert [o.op for o, _, _ in short.all] == ["all_reduce", "broadcast", "all_reduce", "broadcast"]
     assert [o.root for o, _, _ in short.all] == [None, 0, None, 7]
@@ -305,7 +329,7 @@ def test_the_short_way_tells_what_the_kernels_tell(ways: list[bool], monkeypatch
 
 
 @pytest.mark.usefixtures("alone")
-def test_who_says_once_whom_to_tell_is_told_the_same_and_when_it_was_issued() -> None:
+def test_who_says_once_whom_to_tell_is_told_the_same_and_when_it_was_issued(kernels: str) -> None:
     prompt, keeping, before = Noting(), Keeping(), time.monotonic_ns()
     with watching(prompt):
         waited()
@@ -315,10 +339,12 @@ def test_who_says_once_whom_to_tell_is_told_the_same_and_when_it_was_issued() ->
     assert keeping.all[:-1] == prompt.all
     times = [before, *keeping.begun, time.monotonic_ns()]
     assert times == sorted(times)
-    assert len(keeping.begun) == 4
+    assert len(keeping.begun) == 4 + (kernels == "c++")
+    del prompt.all[:], keeping.all[:]
     with watching(keeping), watching(prompt):  # two are told at once
         waited()
-    assert len(keeping.begun) == 4
+    assert len(keeping.begun) == 8 + (kernels == "c++")
+    assert keeping.all == prompt.all
 
 
 @pytest.mark.usefixtures("alone")
@@ -506,6 +532,67 @@ def test_a_recorder_that_fails_says_so_once_and_the_program_goes_on(
     assert [(e.edge, e.sequence) for e in trace.events] == [("enter", 1), ("exit", 1)]
     assert trace.end is not None
     assert (trace.end.cause, trace.end.exit) == ("detached", -1), "nothing follows from what is missing"
+
+
+def by_the_kernels() -> None:
+    """Operations that take no short way: the same ones again, others from the same line, one that fails."""
+    world: Any = dist.group.WORLD
+    for size in (1, 1, 2, 1):
+        for dtype in (torch.float32, torch.int64):
+            world.allreduce([torch.ones(size, dtype=dtype)]).wait()
+            world.allgather([[torch.ones(size)]], [torch.ones(size)]).wait()
+    for tag in (3, 4):
+        with contextlib.suppress(RuntimeError):  # nobody else is there
+            world.send([torch.ones(2)], 0, tag)
+    with contextlib.suppress(RuntimeError, ValueError):
+        world.broadcast(torch.ones(1), 7).wait()
+    world.barrier().wait()
+    with pytest.raises(RuntimeError):
+        world.allreduce([torch.ones(1).to_sparse(), torch.ones(2)]).wait()
+    dist.monitored_barrier()
+    world.allreduce([torch.ones(1)], options()).wait()
+
+
+@compiled
+@pytest.mark.usefixtures("alone")
+def test_both_kernels_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    for name in ("c++", "python"):
+        if name == "python":
+            monkeypatch.setattr(c10d_intercept._interception, "compiled", None)
+        session = Session(RecordingSettings("r", str(tmp_path / name)))
+        with watching(session):
+            by_the_kernels()
+            dist.barrier()
+        session.end()
+        trace = read(tmp_path / name / name_of(0))
+        events = {event.index: event for event in trace.events}
+        lines = []
+        for event in events.values():
+            start = event if event.entered is None else events[event.entered]
+            failed = event.outcome is not None and event.outcome.code
+            facts = event.edge, start.op, start.sequence, start.numel, start.dtype, start.root, start.peer, start.tag
+            lines.append((*map(str, facts), start.asynchronous, failed, trace.place(start)))
+        written.append(sorted(lines))
+    assert written[0] == written[1]
+    assert {line[0] for line in written[0]} == {"enter", "exit"}
+    assert {line[-2] for line in written[0]} == {False, Code.BACKEND}
+
+
+@compiled
+@pytest.mark.usefixtures("alone")
+def test_the_kernel_in_c_asks_once_of_an_operation_and_a_place() -> None:
+    keeping, world, one = Keeping(), dist.group.WORLD, torch.ones(1)
+    direct: Any = world
+    with watching(keeping):
+        for tensor in (one, one, torch.ones(2), one.double(), one):
+            direct.allreduce([tensor], options()).wait()
+        direct.allreduce([one], options()).wait()
+        assert (len(keeping.asked), len(keeping.begun)) == (4, 6)
+        c10d_intercept.forget_observers()
+        direct.allreduce([one], options()).wait()
+    assert (len(keeping.asked), len(keeping.begun)) == (5, 7)
+    assert [operation.numel for operation, *_ in keeping.all] == [1, 1, 2, 1, 1, 1, 1]
 
 
 # ── asynchronous operations of the short way ────────────────────────────────────────────────────────────

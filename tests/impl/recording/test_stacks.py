@@ -51,10 +51,10 @@ def these_tests_are_a_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     """The helpers of this file stand between the made-up files."""
     layer = stacks.layer
     monkeypatch.setattr(stacks, "layer", lambda file: stacks.PROGRAM + 2 if file == __file__ else layer(file))
-    stacks._programs.clear()
+    stacks.programs.clear()
     stacks._codes.clear()
     yield
-    stacks._programs.clear()
+    stacks.programs.clear()
     stacks._codes.clear()
 
 

@@ -116,7 +116,7 @@ def test_engines_agree_on_each_mutant(name: str) -> None:
         Query("tp_v1.1", Scope(3, 1, 1), fault_points=(("crash", "AWAIT_ACK"), ("stall", "rank1.READY"))),
         Query(EXAMPLE, Scope(), params={"W": "3", "C": "1", "K": "2"}),
         Query("tp_v1.1", Scope(3, 1, 1), mutant="FM-04"),
-        Query("tp_v1.1", Scope(3, 1, 1), mutant="FM-18"),
+        pytest.param(Query("tp_v1.1", Scope(3, 1, 1), mutant="FM-18"), marks=pytest.mark.slow),
     ],
     ids=["v0", "v0-stall", "stream", "stream-crash", "no-detection", "points", "protocol-m", "FM-04", "FM-18"],
 )

@@ -74,6 +74,7 @@ def largest() -> Result:
     return check(Network(TP_V1_1, Scope(3, 2, 2), faults=1), ALL)
 
 
+@pytest.mark.slow
 def test_the_largest_configuration(largest: Result) -> None:
     graph = largest.graph
     measured = (*graph.counts, max(graph.depth), largest.deadlocks)

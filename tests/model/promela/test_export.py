@@ -40,7 +40,9 @@ EXAMPLE = str(PROTOCOL_M)
 
 @needs_spin
 @pytest.mark.parametrize(
-    ("params", "counts"), [({"W": "2", "C": "1", "K": "2"}, (1187, 2408)), ({}, (32826, 91509))], ids=["small", "3-2-3"]
+    ("params", "counts"),
+    [({"W": "2", "C": "1", "K": "2"}, (1187, 2408)), pytest.param({}, (32826, 91509), marks=pytest.mark.slow)],
+    ids=["small", "3-2-3"],
 )
 def test_protocol_m_has_the_states_of_the_hand_written_model(
     params: dict[str, str], counts: tuple[int, int], tmp_path: Path

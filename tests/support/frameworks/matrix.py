@@ -1,7 +1,9 @@
 """Records each framework healthy and broken in each way, judges it, and writes docs/frameworks.md.
 
-    make frameworks
+    make frameworks ONLY=ddp,ray WAYS=ok,kill MOST=3
 
+Each run is a row, kept with the version of the code that it was run with; one that there is for this version is not run
+again, so that it can be done in parts, and be interrupted.
 A verdict is right where a healthy run conforms and a broken one diverges; the rank where the broken one is named; the
 line where the report has one that the program marks for that way (`LINE …`). A program that does not run healthy is
 said to be not shown. Left out: setting up the environment (`scripts/frameworks`).
@@ -10,6 +12,7 @@ said to be not shown. Left out: setting up the environment (`scripts/frameworks`
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -31,6 +34,8 @@ PAGE, KEPT = ROOT / "docs" / "frameworks.md", ROOT / "build" / "frameworks.json"
 WAYS = ("ok", "skip", "extra", "other", "raise", "kill", "stop", "uneven")
 BAD = 1
 STALL = 30
+CODE = ("impl/recording", "impl/rank", "guardian", "traces", "conformance", "tests/support/frameworks")
+"""What a row depends on; the programs are among it."""
 
 
 class Framework(NamedTuple):
@@ -126,6 +131,21 @@ def grade(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def version() -> str:
+    """Return what tells this code from any other."""
+    found = hashlib.sha256()
+    for folder in CODE:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            if file != HERE / "matrix.py":
+                found.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def kept_rows() -> dict[str, dict[str, Any]]:
+    """Return all rows so far, the last one of each cell, by `KIND WAY`."""
+    return json.loads(KEPT.read_text()) if KEPT.exists() else {}
+
+
 def cells(only: str, ways: str) -> Iterator[tuple[Framework, str]]:
     for framework in FRAMEWORKS:
         if not only or framework.kind in only.split(","):
@@ -139,7 +159,8 @@ def page(kept: dict[str, dict[str, Any]], python: str) -> str:
     site = next(Path(python).parents[1].glob("lib/python*/site-packages"))
     versions = {d.metadata["Name"]: d.version for d in distributions(path=[str(site)])}
     counts = {name: [0, 0] for name in ("verdict", "rank", "line")}
-    alarms = clear = 0
+    alarms = clear = older = 0
+    current = version()
     rows = []
     for framework in FRAMEWORKS:
         row = [framework.name, versions.get(framework.package, "not installed")]
@@ -152,6 +173,13 @@ def page(kept: dict[str, dict[str, Any]], python: str) -> str:
                 continue
             cell["line"] = bool(lines_of(framework.program, way) & set(cell.get("places", ())))
             verdict = cell["verdict"]
+            marks = "" if way == "ok" else (" rank" if cell.get("rank") else "") + (" line" if cell.get("line") else "")
+            text = verdict + (f":{marks}" if marks else "")
+            if cell.get("code") != current:
+                older += 1
+                row.append(f"({text})")
+                continue
+            row.append(text)
             alarms += way == "ok" and verdict == "divergent"
             clear += way != "ok" and verdict == "conforming"
             counts["verdict"][0] += (verdict == "conforming") if way == "ok" else (verdict == "divergent")
@@ -160,8 +188,6 @@ def page(kept: dict[str, dict[str, Any]], python: str) -> str:
                 for part in ("rank", "line"):
                     counts[part][0] += bool(cell.get(part))
                     counts[part][1] += 1
-            marks = "" if way == "ok" else (" rank" if cell.get("rank") else "") + (" line" if cell.get("line") else "")
-            row.append(verdict + (f":{marks}" if marks else ""))
         rows.append("| " + " | ".join(row) + " |")
     right = ", ".join(f"{name} {a} of {b}" for name, (a, b) in counts.items())
     return "\n".join(
@@ -181,7 +207,8 @@ def page(kept: dict[str, dict[str, Any]], python: str) -> str:
             "|---" * (len(WAYS) + 2) + "|",
             *rows,
             "",
-            "`not shown`: the program did not run here, healthy, or was not tried in that way.",
+            "`not shown`: the program did not run here, healthy, or was not tried in that way."
+            + (f" In parentheses: {older} cells run with earlier code, which do not count." if older else ""),
             "",
         ]
     )
@@ -193,16 +220,21 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--ways", default="")
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--most", type=int, default=1000, help="so many runs")
+    parser.add_argument("--page", action="store_true", help="write the page alone")
     given = parser.parse_args()
     KEPT.parent.mkdir(exist_ok=True)
-    for number, (framework, way) in enumerate(cells(given.only, given.ways)):
+    current, kept = version(), kept_rows()
+    todo = [
+        (f, way) for f, way in cells(given.only, given.ways) if kept.get(f"{f.kind} {way}", {}).get("code") != current
+    ]
+    for number, (framework, way) in enumerate([] if given.page else todo[: given.most]):
         cell = run(framework, way, given.python, 29100 + (os.getpid() + 7 * number) % 900)
-        kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-        kept[f"{framework.kind} {way}"] = cell
+        kept = kept_rows()  # another run may have added to them
+        kept[f"{framework.kind} {way}"] = {**cell, "code": current, "date": time.strftime("%Y-%m-%d %H:%M")}
         KEPT.write_text(json.dumps(kept, indent=1))
         print(framework.kind, way, json.dumps(cell), flush=True)
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    PAGE.write_text(page(kept, given.python))
+    PAGE.write_text(page(kept_rows(), given.python))
 
 
 if __name__ == "__main__":

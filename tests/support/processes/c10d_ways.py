@@ -1,6 +1,7 @@
 """One of two gloo ranks: goes every way into torch.distributed, first watched, then, on rank0 alone, refused.
 
-Run as `c10d_ways.py RANK STORE [COMPILER]`, both at once; `test_intercept` reads what each prints.
+Run as `c10d_ways.py RANK STORE [COMPILER [python]]`, both at once, `python` for the kernels in Python;
+`test_c10d_intercept` reads what each prints.
 Rank1 issues nothing while rank0 is refused: had any of it reached the backend, the last all-reduce would go wrong.
 """
 
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from genlock.errors import ContractViolation
+from genlock.impl.recording import c10d_intercept
 from genlock.impl.recording.c10d_intercept import OnComplete, Operation, caller, site, watching
 from genlock.traces.outcome import Outcome
 from torch.nn.parallel import DistributedDataParallel
@@ -203,6 +205,8 @@ def refused(do: Callable[[], Any]) -> str:
 def main() -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
+    if sys.argv[4:] == ["python"]:
+        c10d_intercept._interception.compiled = None
     store = c10d.FileStore(sys.argv[2], RANKS)
     dist.init_process_group("gloo", store=store, rank=RANK, world_size=RANKS, timeout=timedelta(seconds=60))
     todo = ways(dist.new_group(), *sys.argv[3:4] or ["aot_eager"])

@@ -27,6 +27,7 @@ _UNIQUE = re.compile(r"retrieving ncclUniqueId from \[(\d{1,7})\] via c10d key-v
 _COMPLETION = re.compile(
     r"NET/IB ?: ?(?:\S{1,40} )?Got completion from peer ([0-9a-zA-Z_.:\-%]{1,100})<\d{1,5}> with status=(\d{1,3})"
 )
+_REFUSED = re.compile(r"socket\w{1,40}: Connect to ([0-9a-zA-Z_.:\-%]{1,100})<\d{1,5}> failed")
 FLUSHED = 5
 """The status of what was under way when another request had failed: it says nothing of its own."""
 
@@ -44,6 +45,11 @@ def _completion(line: Line, sink: Sink) -> None:
     for match in _COMPLETION.finditer(line.text):
         if int(match[2]) != FLUSHED:
             _lost(line, sink, match[1], f"InfiniBand status {match[2]}")
+
+
+def _refused(line: Line, sink: Sink) -> None:
+    for match in _REFUSED.finditer(line.text):
+        _lost(line, sink, match[1], "no connection")
 
 
 def _silent(line: Line, sink: Sink) -> None:
@@ -69,6 +75,7 @@ def _store(line: Line, sink: Sink) -> None:
 FAMILIES = (
     Family((b"losed by peer", b"losed by remote peer", b"eset by peer"), _closed, b" peer"),
     Family((b"Got completion from peer ",), _completion, b" peer"),
+    Family((b": Connect to ",), _refused),
     Family((b"ms for recv operation", b"ms for send operation"), _silent, b"Timed out waiting"),
     Family((b"client socket has timed out", b"connectFullMesh failed", b"Error: Socket Timeout"), _unreached),
     Family((b" clients joined", b"wait timeout after ", b"retrieving ncclUniqueId from ["), _store),

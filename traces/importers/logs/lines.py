@@ -57,6 +57,8 @@ class Line(NamedTuple):
     level: str
     """`ERROR` where a prefix says so."""
     source: Source
+    heads: bool = False
+    """True if a logger's prefix is there, which a message of several lines has in its first alone."""
 
     def rank_at(self, at: int) -> int | None:
         """Return the rank that wrote what stands at a position: the last prefix before it that names one."""
@@ -75,6 +77,7 @@ def split(text: str, source: Source) -> Line:
     host = role = level = ""
     worker: tuple[tuple[str, int], ...] = ()
     at = 0
+    heads = False
     for _ in range(8):
         found = _PREFIX.match(text, at)
         if found is None or found.end() == at:
@@ -88,10 +91,11 @@ def split(text: str, source: Source) -> Line:
         pid = int(given["pid"]) if given["pid"] else pid
         host = given["pod"] or given["ip"] or given["stern"] or host
         level = given["level"] or level
+        heads = heads or given["axes"] is not None
         role = given["actor"] or given["role"] or role
         axes = _WORKER.findall(given["actor"] or "") or _AXES.findall(given["axes"] or "")
         worker = tuple((axis, int(index)) for axis, index in axes) or worker
-    return Line(text, text[at:], Writer(rank, task, local, pid, host, worker, role), level, source)
+    return Line(text, text[at:], Writer(rank, task, local, pid, host, worker, role), level, source, heads)
 
 
 class Block(Protocol):

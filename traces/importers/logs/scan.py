@@ -106,6 +106,8 @@ class _Walker:
         """As torchrun's --redirects names its folders."""
         self.number = 1
         self.idle = 0
+        self.head: Line | None = None
+        """The last line that began a message of several."""
 
     def walk(self, data: bytes) -> None:
         """Read one block, of whole lines."""
@@ -143,19 +145,31 @@ class _Walker:
         return line
 
     def _line(self, line: Line, families: tuple[Read, ...] | list[Read]) -> None:
-        sink, key = self.sink, (line.source.path, line.writer)
+        sink, head = self.sink, self.head
         self.idle += 1
         sink.writes(line)
-        block = sink.blocks.get(key)
-        if block is not None:
-            if block.feed(line, sink):
-                self.idle = 0
-            else:
-                sink.blocks.pop(key).close(sink)
+        if line.heads:
+            self.head = head = line
+        if not self._taken(line) and head is not None and line.writer == head.writer._replace(worker=()):
+            # SGLang names who writes in a message's first line alone; of what follows the block, nothing says it
+            whole = line._replace(writer=head.writer)
+            line = whole if self._taken(whole) else line
         for read in dict.fromkeys(families):
             read(line, sink)
         if self.idle > PATIENCE and sink.blocks:
             sink.close_blocks()
+
+    def _taken(self, line: Line) -> bool:
+        """Give the line to the block of its writer; False where there is none, or it has come to its end."""
+        key = (line.source.path, line.writer)
+        block = self.sink.blocks.get(key)
+        if block is None:
+            return False
+        if block.feed(line, self.sink):
+            self.idle = 0
+            return True
+        self.sink.blocks.pop(key).close(self.sink)
+        return False
 
 
 def _hits(data: bytes) -> dict[int, list[Read]]:

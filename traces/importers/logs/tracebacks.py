@@ -12,7 +12,7 @@ import re
 
 import msgspec
 
-from ...evidence import Place, Raised, Writer
+from ...evidence import Frame, Place, Raised, Stack, Writer
 from ..places import place_of
 from .lines import Family, Line, Sink, short
 
@@ -26,6 +26,8 @@ _NAMED = re.compile(
 )
 _CHAIN = ("During handling of the above exception", "The above exception was the direct cause")
 _SPAWNED = re.compile(r"-- Process (\d{1,6}) terminated with the following error:")
+_ENDS = re.compile(r"\b(?:Scheduler|TpModelWorker\w*|DataParallelController) hit an exception: ")
+"""SGLang writes it before the traceback of a process that then ends, and all others with it."""
 _NOT_TYPES = ("Traceback", "File", "During", "The")
 
 _FOLLOWING_TYPES = re.compile(
@@ -44,6 +46,9 @@ _FOLLOWING_TEXTS = re.compile(
 )
 """Messages of a failed process group, store or link: whoever raises them was left by another."""
 
+_WAITED_TYPES = re.compile(r"(?:^|\.)(?:RuntimeError|DistBackendError|DistNetworkError|DistStoreError)$")
+"""Types by which a call to the process group tells of such a failure: whoever raises one of them was waiting in it."""
+
 
 def follows(type_name: str, message: str) -> bool:
     """Tell whether such an exception tells of another process's failure."""
@@ -57,6 +62,7 @@ class _Traceback:
         self.first, self.writer, self.fatal = line, writer, fatal
         self.frames: list[tuple[str, int, str]] = []
         self.raised: Raised | None = None
+        self.waited = False
         self.inside = True
         self.quiet = 0
         self.last = line
@@ -95,13 +101,17 @@ class _Traceback:
         message = short(error["message"] or "")
         told = follows(error["type"], message)
         self.raised = Raised(self.first.source, self.writer, error["type"], message, place, library, self.fatal, told)
+        self.waited = bool(_WAITED_TYPES.search(error["type"]) and _FOLLOWING_TEXTS.search(message))
         return True
 
     def close(self, sink: Sink) -> None:
         """Keep the exception that ended the traceback: of a chain, the last."""
         if self.raised is not None:
             fact = self.raised
-            sink.add(fact, (fact.writer, fact.type, fact.message, fact.place))
+            new = sink.add(fact, (fact.writer, fact.type, fact.message, fact.place))
+            if new and self.waited and self.frames:
+                frames = tuple(Frame(name, file, line) for file, line, name in self.frames[::-1])
+                sink.add(Stack(fact.source, fact.writer, frames, False, crashed=True, measured=False, waited=True))
 
 
 MAX_MESSAGE = 60
@@ -122,7 +132,7 @@ def _traceback(line: Line, sink: Sink) -> None:
         writer = writer._replace(local=spawned)
     # the hook that writes the rank is the one for exceptions that nobody caught
     fatal = (writer.rank is not None and line.text.lstrip().startswith("[rank")) or spawned is not None
-    fatal = fatal or f"[rank{writer.rank}]:" in line.text
+    fatal = fatal or f"[rank{writer.rank}]:" in line.text or _ENDS.search(line.text) is not None
     sink.open(line, _Traceback(line, writer, fatal))
 
 

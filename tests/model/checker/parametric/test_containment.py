@@ -41,7 +41,8 @@ def test_no_state_of_three_to_five_workers_lies_outside(protocol: Protocol, work
     assert Containment(network(protocol, workers)).whole().nothing
 
 
-@pytest.mark.parametrize("workers", [4, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [4, 5])
 def test_no_state_of_four_and_five_workers_lies_outside_while_rank0_only_beats(workers: int) -> None:
     assert Containment(network(TP_V1_1, workers, chunks=0)).whole().nothing
 
@@ -51,6 +52,7 @@ def test_no_state_with_a_fault_lies_outside(kind: str) -> None:
     assert Containment(network(TP_V1_1, 1, kind, steps=2)).whole().nothing
 
 
+@pytest.mark.slow
 def test_no_state_of_two_workers_with_a_crash_lies_outside() -> None:
     assert Containment(network(TP_V1_1, 2, "crash")).whole().nothing
 
@@ -68,6 +70,11 @@ def test_no_state_of_three_workers_with_a_crash_lies_outside() -> None:
     assert Containment(network(TP_V1_1, 3, "crash")).whole().nothing
 
 
+def test_no_state_on_a_stream_lies_outside() -> None:
+    assert Containment(network(TP_V1_1, 1, "crash", steps=1, stream=True)).whole().nothing
+
+
+@pytest.mark.slow
 def test_no_state_on_a_stream_or_with_two_faults_or_without_detection_lies_outside() -> None:
     assert Containment(network(TP_V1_1, 1, "crash", "stall", steps=2, stream=True)).whole().nothing
     assert Containment(network(TP_V1_1, 1, "crash", "flag", faults=2)).whole().nothing
