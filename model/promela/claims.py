@@ -11,7 +11,7 @@ which each rank that owes a move all the time makes one. `FAIRNESS` of `template
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
+from ..claims import LeadsTo
 from ..semantics.network import CRASH, STALL, Network
 from ..semantics.properties import NO_FALSE_ABORT, NO_LIVELOCK, NO_MISPAIRING, NO_STRANDING, properties_of
-from ..claims import LeadsTo
 from ..tables import Cell, Fifo, Kind
 from . import template as text
 from .claims import ASKS, NO, YES, Claims, flag
@@ -96,7 +96,9 @@ def _model(found: Export, tables: Tables, claims: Claims) -> str:
     state = text.STATE.format(
         starts=_listed([_start(tables, rank) for rank in range(network.ranks)]),
         contribution=_type(len(tables.contributions.items)),
-        places=text.PLACES.format(board=_listed(tables.held_at_first() or [0]), **number) if network.store.places else "",
+        places=text.PLACES.format(board=_listed(tables.held_at_first() or [0]), **number)
+        if network.store.places
+        else "",
         **number,
     )
     devices = "".join(text.DEVICE_OWES.format(group) for group in tables.devices)

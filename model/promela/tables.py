@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 from ...errors import ModelError
-from ..semantics.lts import Interner, Lts, Step
+from ..semantics.lts import Interner, Step
 from ..semantics.network import Network
 from ..semantics.transport import REDUCES, Contribution, run_ahead
 from ..tables import (

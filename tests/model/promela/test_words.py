@@ -109,6 +109,7 @@ def test_and_so_it_has_with_a_fault(name: str, kind: str, tmp_path: Path) -> Non
 
 # ── that the comparison can fail ────────────────────────────────────────────────────────────────────
 
+
 def line(name: str, rank: int, *rows: Row) -> Role:
     """A role of one rank, whose rows are taken one after the other; a row with a state of its own comes beside."""
     names = [f"S{n}" for n in range(sum(not row.state for row in rows))]
@@ -149,7 +150,11 @@ def tiny(name: str) -> Network:
 
 WRONG = {
     "a kill leaves nothing behind": ("given up", "walk_out_of(WAITS[from] - 1, me)", "skip"),
-    "a send waits for its message to be taken": ("9 by parity", "UNASKED(ITS_WAY(me)) <= BUFFER", "sent[ITS_WAY(me)] <= BUFFER"),
+    "a send waits for its message to be taken": (
+        "9 by parity",
+        "UNASKED(ITS_WAY(me)) <= BUFFER",
+        "sent[ITS_WAY(me)] <= BUFFER",
+    ),
     "groups know of each other": ("10 left out", "(LIST[(g) * R + (m)] == LIST[(g) * R + (me)])", "1"),
     "last in, first out": ("12", "box[m] = box[m + 1]", "skip"),
     "a full channel takes more": ("filled", "fill[PLACE_AT(n, me)] < CAPACITY[PLACE_AT(n, me)]", "1"),
@@ -196,7 +201,11 @@ def test_two_phase_commit_is_judged_alike(impatient: bool, tmp_path: Path) -> No
 
 
 RUNS, DONE = State("RUNS", ""), State("DONE", "", terminal=True)
-GO, AROUND, ASKED = Row("RUNS", "go", "DONE"), Row("RUNS", "around", "RUNS"), Row("RUNS", "asked", "DONE", By.ENVIRONMENT)
+GO, AROUND, ASKED = (
+    Row("RUNS", "go", "DONE"),
+    Row("RUNS", "around", "RUNS"),
+    Row("RUNS", "asked", "DONE", By.ENVIRONMENT),
+)
 
 
 def is_done(whole: Whole) -> bool:

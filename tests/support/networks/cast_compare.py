@@ -115,7 +115,9 @@ def _claims(network: Network, found: Searched, holds: dict[str, bool], ways: Cou
         ways["cast: claim"] += 1
         wholes = [OracleWhole(oracle, world) for world in found.states]
         if isinstance(claim, LeadsTo):
-            good = not _unfair(oracle, found, [claim.when(w) for w in wholes], [claim.then(w) for w in wholes], claim.fair)
+            good = not _unfair(
+                oracle, found, [claim.when(w) for w in wholes], [claim.then(w) for w in wholes], claim.fair
+            )
         elif isinstance(claim, Invariant):
             good = all(map(claim.holds, wholes))
         else:

@@ -17,12 +17,10 @@ from genlock.model.tables import (
     By,
     Cell,
     Collective,
-    Fifo,
     Kind,
     Link,
     Meet,
     Poll,
-    Post,
     Put,
     Receive,
     Row,
@@ -107,7 +105,9 @@ class CastOracle:
             if isinstance(thing, Link):
                 self.keys += [(thing, (a, b)) for a in range(self.count) for b in range(self.count) if a != b]
             else:
-                self.keys += [(thing, key) for key in ([None] if thing.keys is None else dict.fromkeys(thing.keys(self.scope)))]
+                self.keys += [
+                    (thing, key) for key in ([None] if thing.keys is None else dict.fromkeys(thing.keys(self.scope)))
+                ]
         self.posted = {row.op.group for role in self.protocol.cast for row in role.rows if row.posts and row.op}
 
     def start(self) -> World:
@@ -117,7 +117,10 @@ class CastOracle:
             role = self.role_of[rank]
             v = role.start_at(rank, self.scope) if role.start_at else role.start(True)
             ranks.append(Rank(role.initial, None, v, False))
-        empty = [thing.initial if isinstance(thing, Cell) else ((), False) if isinstance(thing, Link) else () for thing, _ in self.keys]
+        empty = [
+            thing.initial if isinstance(thing, Cell) else ((), False) if isinstance(thing, Link) else ()
+            for thing, _ in self.keys
+        ]
         return World(tuple(ranks), tuple(() for _ in self.teams), tuple(empty), 0)
 
     def about(self, world: World, rank: int) -> State:
@@ -199,7 +202,9 @@ class CastOracle:
         at = self.where(rank, row, v)
         content = world.shared[at]
         if isinstance(gate, Put):
-            return self.holding(world, at, (*content, self.sends(row, v))) if len(content) < gate.slot.capacity else None
+            return (
+                self.holding(world, at, (*content, self.sends(row, v))) if len(content) < gate.slot.capacity else None
+            )
         if isinstance(gate, Take | Poll):
             return self.holding(world, at, content[1:])
         if isinstance(gate, Set):

@@ -52,7 +52,13 @@ class V(NamedTuple):
 def weigh(data: Any) -> int:
     """Return a small number for anything that a row may be given."""
     if isinstance(data, tuple | frozenset):
-        return sum((n + 1 if isinstance(data, tuple) else 1) * weigh(d) for n, d in enumerate(sorted(data, key=repr) if isinstance(data, frozenset) else data)) % 3
+        return (
+            sum(
+                (n + 1 if isinstance(data, tuple) else 1) * weigh(d)
+                for n, d in enumerate(sorted(data, key=repr) if isinstance(data, frozenset) else data)
+            )
+            % 3
+        )
     return {None: 0, EMPTY: 2}.get(data, data if isinstance(data, int) else 1) % 3
 
 
@@ -176,7 +182,12 @@ class CastMaker:
         """Return the network."""
         cast = self.cast()
         used = {row.op for role in cast for row in role.rows if row.op is not None}
-        at = {row.gate.slot for role in cast for row in role.rows if row.gate is not None and not isinstance(row.gate, Meet)}
+        at = {
+            row.gate.slot
+            for role in cast
+            for row in role.rows
+            if row.gate is not None and not isinstance(row.gate, Meet)
+        }
         schedule = tuple(op for op in self.ops if op in used)
         protocol = Protocol(
             "cast", "1", cast=cast, ranks=self.ranks, schedule=schedule, counter=counter, keeps=self.maybe(0.3),
@@ -187,7 +198,11 @@ class CastMaker:
         points = self.pick(None, None, None, frozenset({Point("A")}), frozenset({Point("B", self.ranks - 1)}))
         kinds = {kind: points for kind in ("crash", "stall", "exception") if self.maybe(0.5)}
         return Network(
-            protocol, Scope(self.ranks, 1, 1), faults=self.pick(0, 0, 1, 1, 2), kinds=kinds, detection=self.watched or self.maybe(0.6)
+            protocol,
+            Scope(self.ranks, 1, 1),
+            faults=self.pick(0, 0, 1, 1, 2),
+            kinds=kinds,
+            detection=self.watched or self.maybe(0.6),
         )
 
     def cast(self) -> tuple[Role, ...]:
@@ -221,7 +236,11 @@ class CastMaker:
     def table(self, mine: set[int]) -> list[Row]:
         found: dict[tuple[str, str], Row] = {}
         for n in range(self.draw.randint(2, 6)):
-            row = Row(self.pick(*LIVE), f"e{n}", self.pick("A", "B", "B", "C", "C", "END", "END", "P" if self.maybe(0.3) else "END"))
+            row = Row(
+                self.pick(*LIVE),
+                f"e{n}",
+                self.pick("A", "B", "B", "C", "C", "END", "END", "P" if self.maybe(0.3) else "END"),
+            )
             row = replace(row, effect=self.pick(None, flip, keep, keep, on), syncs=self.maybe(0.15), **self.way(mine))
             if isinstance(row.gate, Send | Receive) or row.by is By.FAULT:
                 row = replace(row, syncs=False)
@@ -300,7 +319,10 @@ class CastMaker:
         return found | {"interrupts": True}
 
     def by_plain(self, mine: set[int]) -> dict[str, Any]:
-        return {"guards": self.pick((), (is_zero,), (is_not_zero,)), "by": self.pick(By.PROTOCOL, By.PROTOCOL, By.ENVIRONMENT)}
+        return {
+            "guards": self.pick((), (is_zero,), (is_not_zero,)),
+            "by": self.pick(By.PROTOCOL, By.PROTOCOL, By.ENVIRONMENT),
+        }
 
     def by_meet(self, mine: set[int]) -> dict[str, Any]:
         return {"gate": Meet()}

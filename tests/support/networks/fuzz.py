@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from cast_compare import compare_cast
 from genlock.errors import ModelError, UsageError
 from genlock.model.checker import claims
 from genlock.model.checker.coverage import ORDINARY
@@ -55,7 +56,6 @@ from genlock.model.semantics.properties import (
     NO_STRANDING,
 )
 from genlock.model.tables import By, Collective, Kind, Meet, Protocol, Put, Role, Row, Scope, Send, Slot, State, Take
-from cast_compare import compare_cast
 from oracle import Refused, refusal_ahead, search
 
 LIMIT = 300
@@ -603,7 +603,10 @@ BREAKS: dict[int, tuple[str, tuple[tuple[Any, str, Any], ...]]] = {
     12: ("a channel gives what was put in last", ((places, "touch", _last_first),)),
     13: ("a send waits until its message is taken", ((places, "end", _taken_first),)),
     14: ("a member of a reduce waits for everybody", ((transport, "depends_on", _everybody),)),
-    15: ("each is scattered the share of the first", ((transport, "_share", lambda op, value, rank, members: value[0]),)),
+    15: (
+        "each is scattered the share of the first",
+        ((transport, "_share", lambda op, value, rank, members: value[0]),),
+    ),
     16: ("a posted collective is never waited for", ((Network, "_outstanding", lambda *_: False),)),
     17: ("what only may complete is owed", ((claims, "_action", lambda move, fair: (move.rank, False)),)),
 }
