@@ -1,12 +1,14 @@
 """Writes what a protocol claims of its whole state as Promela: each predicate as a decision, asked after every move.
 
-A predicate is a function, for which Promela has no word. But what it asks of a state, and in which order, depends on the
-answers that it was given. So each is asked about every state that was met, and what it asked makes a tree: where a rank
-is, what a cell holds, and so on down to its answer. Should Spin come to an answer that the tree does not have, its
-assertion `known` fails.
+A predicate is a function, for which Promela has no word. But what it asks of a state, and in which order, depends on
+the answers that it was given. So each is asked about every state that was met, and what it asked makes a tree: where a
+rank is, what a cell holds, and so on down to its answer. Should Spin come to an answer that the tree does not have,
+its assertion `known` fails.
 
 `LeadsTo` is a never claim, in a model that is compiled with FAIR: a run from `when` that comes past no `then`, and on
 which each rank that owes a move all the time makes one. `FAIRNESS` of `template.py` says what is owed.
+
+Left out: what is asked of a link.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ class Tables:
         )
 
     def _lists(self) -> Iterator[tuple[str, Sequence[int]]]:
-        """Yield who is in which list of which group, and where; of the lists, whose each is, and how far one runs ahead.
+        """Yield who is in which list of which group, and where; of each list whose it is, and how far one runs ahead.
 
         Lists are numbered from 1, and 0 is nobody's.
         """

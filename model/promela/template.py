@@ -269,10 +269,11 @@ inline switch_to(me, to, cost) {   /* stall and resume */
 
 /* each move is one step of Spin; the second of a pair is the one that ends the rank */
 #define TAKE_STEP(may, s, cost) \\
-  :: d_step { may && !TERMINAL[TARGET[s]] -> TOOK(_pid, !(cost) && !ASKED[s]); take(_pid, s, cost); arrive(_pid, TARGET[n], BY[n], SEEN[n]) }
+  :: d_step { may && !TERMINAL[TARGET[s]] -> TOOK(_pid, !(cost) && !ASKED[s]); take(_pid, s, cost); \\
+              arrive(_pid, TARGET[n], BY[n], SEEN[n]) }
 #define TAKE_LAST(may, s, cost) \\
-  :: d_step { may && TERMINAL[TARGET[s]] -> TOOK(_pid, !(cost) && !ASKED[s]); take(_pid, s, cost); at[_pid] = TARGET[n]; tidy(); \\
-              arrive(_pid, TARGET[n], BY[n], SEEN[n]) }; goto ended
+  :: d_step { may && TERMINAL[TARGET[s]] -> TOOK(_pid, !(cost) && !ASKED[s]); take(_pid, s, cost); \\
+              at[_pid] = TARGET[n]; tidy(); arrive(_pid, TARGET[n], BY[n], SEEN[n]) }; goto ended
 #define COMPLETE_WHERE(is) \\
   :: d_step { COMPLETE_MAY && is -> TOOK(_pid, MUST(WAITS[at[_pid]] - 1, _pid)); complete(_pid) }
 #define COMPLETE \\
@@ -366,7 +367,7 @@ inline finish(me) {   /* a send or receive ends: with which message, the tables 
   arrive(me, END_TARGET[n], END_BY[n], END_SEEN[n])
 }
 
-inline hang_up(me, to) {   /* what one that is gone has sent comes as far as its link has let it go; if it failed, may */
+inline hang_up(me, to) {   /* what one that is gone has sent comes as far as its link let it; if it failed, may */
 #if LINKS
   if
   :: FAILED[to] || TERMINAL[to] ->

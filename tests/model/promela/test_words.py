@@ -132,7 +132,8 @@ def one(v: Any) -> int:
 REDUCE = Collective("reduce", Kind.ALL_REDUCE, "g", None, "int64", "1", "")
 PIPE, WIRE = Fifo("pipe", 1), Link("wire")
 TINY = {
-    "given up": ((line("r0", 0, row("reduce", op=REDUCE), row("again", op=REDUCE), Row("S0", "gives_up", "S1", By.ENVIRONMENT, interrupts=True)),
+    "given up": ((line("r0", 0, row("reduce", op=REDUCE), row("again", op=REDUCE),
+                       Row("S0", "gives_up", "S1", By.ENVIRONMENT, interrupts=True)),
                   line("r1", 1, row("reduce", op=REDUCE), row("again", op=REDUCE))), {"schedule": (REDUCE,)}),
     "filled": ((line("r0", 0, *(row(f"put{n}", gate=Put(PIPE), send=one) for n in range(3))),
                 line("r1", 1, *(row(f"take{n}", gate=Take(PIPE)) for n in range(3)))), {"shared": (PIPE,)}),

@@ -1,7 +1,7 @@
-"""Holds every way of searching a random network of a cast against the others: `fuzz.py` draws them beside the older ones.
+"""Holds every way of searching a random network of a cast against the others: `fuzz.py` draws these too.
 
-Held against each other are an oracle that is written from the specification (`cast_oracle.py`), the reference, numpy and
-numba where they take what the protocol uses, and Spin. What cannot search it must refuse it by name.
+Held against each other are an oracle that is written from the specification (`cast_oracle.py`), the reference, numpy
+and numba where they take what the protocol uses, and Spin. What cannot search it must refuse it by name.
 """
 
 from __future__ import annotations

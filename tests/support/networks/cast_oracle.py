@@ -1,7 +1,7 @@
-"""Searches a small network of a cast straight from its tables, by the sentences of docs/specification.md and language.md.
+"""Searches a small network of a cast straight from its tables, by the sentences of docs/specification.md.
 
-A second witness for groups, results, channels, cells, links, posts and interrupts: it shares the tables with the product,
-and nothing else. A state is nested tuples; a collective's rules stand here once more.
+A second witness for groups, results, channels, cells, links, posts and interrupts: it shares the tables with the
+product, and nothing else. A state is nested tuples; a collective's rules stand here once more.
 
 Left out: driver and workers, slots and streams (`oracle.py`), speed, and what holds in the end.
 """
@@ -505,7 +505,7 @@ def _depth(members: int) -> int:
 
 
 def _needs(op: Collective, seat: int, members: int) -> list[int]:
-    """Whom a member depends on: the root of what only it gives, a root that only it is sent to, itself, or everybody."""
+    """Whom a member depends on: a root that gives, a root that is sent to, itself, or everybody."""
     root = op.root or 0
     if op.kind in (Kind.BROADCAST, Kind.SCATTER) or (op.kind is Kind.GATHER and seat != root):
         return [root]

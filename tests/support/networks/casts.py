@@ -1,4 +1,4 @@
-"""Draws networks of a cast: roles, groups, all collectives, results, channels, cells, links, posts, interrupts, claims."""
+"""Draws networks of a cast: roles, groups, collectives, results, channels, cells, links, posts, interrupts, claims."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ class CastMaker:
         ranks, right = self.ranks, lambda v: (v.me + 1) % self.ranks
         self.peers: list[Callable[[V], int]] = [right, lambda v: (v.me - 1) % ranks]
         self.shared: list[Fifo | Cell | Link] = [
-            Fifo("one", self.pick(1, 2, 3)), Fifo("own", 1, everyone), Cell("flag", 0), Cell("flags", self.pick(0, 1), everyone),
+            Fifo("one", self.pick(1, 2, 3)), Fifo("own", 1, everyone), Cell("flag", 0),
+            Cell("flags", self.pick(0, 1), everyone),
             Link("p2p", self.pick(0, 0, 1)),
         ]  # fmt: skip
         self.groups, self.ops = self.teams(), list[Collective]()
@@ -162,7 +163,11 @@ class CastMaker:
             "pair": [[0, 1]] if ranks < 4 else [[0, 1], [3, 2]],
             "ends": [[0, ranks - 1]] if ranks < 4 else [[0, 2], [1, 3]],
         }
-        return [Group(name, lambda scope, found=tuple(map(tuple, found)): found) for name, found in lists.items()]  # type: ignore[misc]
+
+        def group(name: str) -> Group:
+            return Group(name, lambda scope: lists[name])
+
+        return [group(name) for name in lists]
 
     def collectives(self, group: str) -> list[Collective]:
         def op(name: str, kind: Kind, root: int | None = None, result: Any = None, size: str = "8") -> Collective:
@@ -171,11 +176,15 @@ class CastMaker:
         root = self.pick(0, 1)
         return [
             op("tell", Kind.BROADCAST, root), op("twin", Kind.BROADCAST, root), op("report", Kind.GATHER, root),
-            op("told", Kind.GATHER, root, in_order, "7"), op("sum", Kind.ALL_REDUCE), op("total", Kind.ALL_REDUCE, None, summed, "9"),
-            op("any", Kind.ALL_REDUCE, None, some, "10"), op("all", Kind.ALL_GATHER), op("each", Kind.ALL_GATHER, None, in_order, "11"),
-            op("barrier", Kind.BARRIER), op("reduce", Kind.REDUCE, root), op("reduced", Kind.REDUCE, root, summed, "12"),
+            op("told", Kind.GATHER, root, in_order, "7"), op("sum", Kind.ALL_REDUCE),
+            op("total", Kind.ALL_REDUCE, None, summed, "9"),
+            op("any", Kind.ALL_REDUCE, None, some, "10"), op("all", Kind.ALL_GATHER),
+            op("each", Kind.ALL_GATHER, None, in_order, "11"),
+            op("barrier", Kind.BARRIER), op("reduce", Kind.REDUCE, root),
+            op("reduced", Kind.REDUCE, root, summed, "12"),
             op("part", Kind.REDUCE_SCATTER, None, summed), op("parts", Kind.REDUCE_SCATTER, None, None, "13"),
-            op("deal", Kind.SCATTER, root), op("swap", Kind.ALL_TO_ALL), op("swapped", Kind.ALL_TO_ALL, None, in_order, "14"),
+            op("deal", Kind.SCATTER, root), op("swap", Kind.ALL_TO_ALL),
+            op("swapped", Kind.ALL_TO_ALL, None, in_order, "14"),
         ]  # fmt: skip
 
     def network(self) -> Network:
@@ -266,7 +275,8 @@ class CastMaker:
             "posts": "post", "interrupts": "interrupt", "any": "op",
         }[self.flavour]  # fmt: skip
         kind = usual if self.maybe(0.55) else self.pick(
-            "op", "channel", "cell", "link", "post", "interrupt", "plain", "plain", "meet", "fault", "choices", "violation"
+            "op", "channel", "cell", "link", "post", "interrupt", "plain", "plain", "meet", "fault", "choices",
+            "violation",
         )  # fmt: skip
         return getattr(self, f"by_{kind}")(mine)  # type: ignore[no-any-return]
 

@@ -4,8 +4,8 @@
     fuzz.py --break 3          takes the mend of a soundness fault out again: it must be found; without, each in turn
 
 A network is a function of its seed: of each one with rank0, workers and slots, and one of a cast (`cast_compare.py`).
-Held against each other are an oracle that reads the tables itself (`oracle.py`), the reference, numba and numpy state for
-state, symmetry, reduction, the search of every world size, and Spin where installed.
+Held against each other are an oracle that reads the tables itself (`oracle.py`), the reference, numba and numpy state
+for state, symmetry, reduction, the search of every world size, and Spin where installed.
 
 Left out: TP v1.1, whose own tests do the same; ghosts; frames of ids.
 """
