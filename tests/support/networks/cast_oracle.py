@@ -460,7 +460,7 @@ class CastOracle:
         if row is not None and row.op is None:
             if any(move.ordinary for move in self.ends(world, rank)):
                 return []
-            return [row.gate.worker(me.vars)]  # type: ignore[union-attr]
+            return [row.gate.worker(me.vars)]  # type: ignore[union-attr,misc]
         teams = [self.team(rank, row.op)] if row is not None and row.op is not None else self.devices(rank)
         for team in teams:
             at = self.meeting(world, team, rank)
@@ -555,7 +555,7 @@ def search_cast(network: Network, limit: int) -> Searched | None:
         for move in oracle.moves(world):
             moved, found.transitions = True, found.transitions + 1
             found.mispaired |= move.mispaired
-            if move.after not in found.states:
+            if move.after not in found.states:  # type: ignore[comparison-overlap]
                 found.states[move.after] = len(found.states)  # type: ignore[index]
                 back.append([])
                 todo.append(move.after)

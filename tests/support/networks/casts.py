@@ -371,7 +371,7 @@ class CastMaker:
                 return False
             if thing is not None:
                 return weigh(whole.held(thing, rank if thing.keys else None)) != 0
-            return whole.ended(other) or whole.failed(other) or whole.vars(other).x != 1
+            return whole.ended(other) or whole.failed(other) or bool(whole.vars(other).x != 1)
 
         def all_over(whole: Whole) -> bool:
             return all(whole.ended(r) for r in whole.ranks)

@@ -607,11 +607,10 @@ BREAKS: dict[int, tuple[str, tuple[tuple[Any, str, Any], ...]]] = {
         "each is scattered the share of the first",
         ((transport, "_share", lambda op, value, rank, members: value[0]),),
     ),
-    16: ("a posted collective is never waited for", ((Network, "_outstanding", lambda *_: False),)),
-    17: ("what only may complete is owed", ((claims, "_action", lambda move, fair: (move.rank, False)),)),
+    16: ("no run goes round for ever", ((claims, "_stays", lambda *_: False),)),
 }
 """Soundness faults by number, and what takes their mends out."""
-OF_CASTS = range(9, 18)
+OF_CASTS = range(9, 17)
 """Those that networks of a cast show."""
 
 
