@@ -41,8 +41,8 @@ STALL, PATIENT = 20, 60
 RECORDED_BY = ("impl/recording", "traces/recorder.py", "traces/format.py", "traces/_fast_recorder.c")
 JUDGED_BY = ("conformance", "traces")
 """What a recording depends on, beside its program, and what a verdict depends on."""
-ENGINES_ALONE = ("adapters", "channel.py", "precheck.py")
-"""Parts of the recorder that take no part in what a program does that has neither an engine nor checks."""
+ENGINES_ALONE, CHECKS = ("adapters", "channel.py"), ("precheck.py",)
+"""Parts of the recorder that take no part where there is no engine, and where nothing is checked: in no run here."""
 
 
 class Framework(NamedTuple):
@@ -195,11 +195,11 @@ def code_of(framework: Framework) -> str:
 @functools.cache
 def version(places: tuple[str, ...], whole: bool = True) -> str:
     """Return what tells this code from any other."""
-    found = hashlib.sha256()
+    found, apart = hashlib.sha256(), {*CHECKS, *(() if whole else ENGINES_ALONE)}
     for place in places:
         files = [ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*.*"))
         for file in files:
-            if file.suffix in (".py", ".c", ".cpp", ".h") and (whole or not {*file.parts} & {*ENGINES_ALONE}):
+            if file.suffix in (".py", ".c", ".cpp", ".h") and not {*file.parts} & apart:
                 found.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
     return found.hexdigest()[:12]
 
