@@ -228,7 +228,7 @@ def _processes(tables: Tables) -> list[str]:
     """Return the ranks, those next to each other at once that have a move to make, or have ended at the start."""
     network, at = tables.network, tables.at[1:]
     devices = [f"ON_DEVICE({group})" for group in tables.devices]
-    found = []
+    found: list[str] = []
     for ended, ranks in groupby(range(network.ranks), lambda rank: bool(tables.at[_start(tables, rank)].TERMINAL)):
         options = [] if ended else _options(tables, at) or [":: false"]
         found.append(text.process(f"rank{len(found) or ''}", len(list(ranks)), options, devices))

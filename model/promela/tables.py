@@ -383,6 +383,7 @@ class Tables:
             except ModelError:  # the search would have said so, had it come to that
                 continue
             item = self.items(value) if isinstance(inside, Receive) else 0
+            self.given += [0] * self.network.ranks  # a row for each end, whatever it is the end of
             found.append(End(*self._target(role, step.target), self._mask(step.seen), 0, item))
         return found
 

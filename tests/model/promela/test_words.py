@@ -29,6 +29,7 @@ from genlock.model.tables import (
     Role,
     Row,
     Scope,
+    Send,
     Sent,
     Set,
     State,
@@ -131,7 +132,7 @@ def one(v: Any) -> int:
 
 REDUCE = Collective("reduce", Kind.ALL_REDUCE, "g", None, "int64", "1", "")
 PIPE, WIRE = Fifo("pipe", 1), Link("wire")
-TINY = {
+TINY: dict[str, tuple[tuple[Role, ...], dict[str, Any]]] = {
     "given up": ((line("r0", 0, row("reduce", op=REDUCE), row("again", op=REDUCE),
                        Row("S0", "gives_up", "S1", By.ENVIRONMENT, interrupts=True)),
                   line("r1", 1, row("reduce", op=REDUCE), row("again", op=REDUCE))), {"schedule": (REDUCE,)}),
@@ -284,3 +285,15 @@ def test_a_cell_holds_at_first_what_it_says() -> None:
     cell = Cell("c", 3)
     written = export(pair([replace(GO, gate=Set(cell), send=lambda v: 3)], [GO], shared=(cell,)))
     assert "board[CELLS] = { 1 }" in written.model
+
+
+@needs_spin
+@pytest.mark.slow
+def test_ends_of_receives_and_of_collectives_do_not_mix(tmp_path: Path) -> None:
+    gather = Collective("all", Kind.ALL_GATHER, "g", None, "int64", "1", "")
+    roles = (
+        line("r0", 0, row("send", gate=Send(WIRE, one), send=one), row("all", op=gather, send=one)),
+        line("r1", 1, row("receive", gate=Receive(WIRE, lambda v: 0)), row("all", op=gather, send=one)),
+    )
+    protocol = Protocol("mixed", "1", cast=roles, ranks=2, schedule=(gather,), shared=(WIRE,))
+    agree(Query("mixed", Scope(2), given=protocol, faults=0).network(), tmp_path)

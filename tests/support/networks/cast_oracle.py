@@ -202,9 +202,8 @@ class CastOracle:
         at = self.where(rank, row, v)
         content = world.shared[at]
         if isinstance(gate, Put):
-            return (
-                self.holding(world, at, (*content, self.sends(row, v))) if len(content) < gate.slot.capacity else None
-            )
+            full = isinstance(gate.slot, Fifo) and len(content) >= gate.slot.capacity
+            return None if full else self.holding(world, at, (*content, self.sends(row, v)))
         if isinstance(gate, Take | Poll):
             return self.holding(world, at, content[1:])
         if isinstance(gate, Set):
@@ -541,12 +540,12 @@ def search_cast(network: Network, limit: int) -> Searched | None:
     """Search every state; None where there are more than `limit`."""
     oracle, found = CastOracle(network), Searched()
     start = oracle.start()
-    found.states[start] = 0  # type: ignore[index]
+    found.states[start] = 0
     todo, back = [start], list[list[tuple[int, bool, int]]]([[]])
     judged: list[int] = []
     while todo:
         world = todo.pop()
-        here, moved = found.states[world], False  # type: ignore[index]
+        here, moved = found.states[world], False
         about = [oracle.about(world, rank) for rank in range(network.ranks)]
         failed = any(a.failed for a in about)
         found.false_abort |= failed and not world.faults
@@ -555,14 +554,14 @@ def search_cast(network: Network, limit: int) -> Searched | None:
         for move in oracle.moves(world):
             moved, found.transitions = True, found.transitions + 1
             found.mispaired |= move.mispaired
-            if move.after not in found.states:  # type: ignore[comparison-overlap]
-                found.states[move.after] = len(found.states)  # type: ignore[index]
+            if move.after not in found.states:
+                found.states[move.after] = len(found.states)
                 back.append([])
                 todo.append(move.after)
                 if len(found.states) > limit:
                     return None
             if move.ordinary:
-                back[found.states[move.after]].append((here, move.advances, move.rank))  # type: ignore[index]
+                back[found.states[move.after]].append((here, move.advances, move.rank))
         found.deadlocks += not moved and not all(a.terminal for a in about)
     found.stranded = stranded(list(found.states), back, judged, oracle, network.ranks)
     return found

@@ -370,7 +370,7 @@ class CastMaker:
             if whole.state(rank) != name:
                 return False
             if thing is not None:
-                return weigh(whole.held(thing, rank if thing.keys else None)) != 0
+                return bool(weigh(whole.held(thing, rank if thing.keys else None)) != 0)
             return whole.ended(other) or whole.failed(other) or bool(whole.vars(other).x != 1)
 
         def all_over(whole: Whole) -> bool:
@@ -380,7 +380,7 @@ class CastMaker:
             return whole.failed(rank) and not whole.failed(other)
 
         def at_it(whole: Whole) -> bool:
-            return whole.states[rank] == name
+            return bool(whole.states[rank] == name)
 
         return self.pick(is_there_now, is_there_now, at_it, at_it, all_over, one_failed)  # type: ignore[no-any-return]
 

@@ -65,7 +65,7 @@ class World(NamedTuple):
 class Searched:
     """What the oracle found."""
 
-    states: dict[World, int] = field(default_factory=dict)
+    states: dict[Any, int] = field(default_factory=dict)
     transitions: int = 0
     deadlocks: int = 0
     false_abort: bool = False
