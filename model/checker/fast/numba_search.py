@@ -310,7 +310,7 @@ def _member(queues, shape, queue, seat):
 
 @njit(cache=True, inline="always")
 def _gives(contributions, mine, seat):
-    """Return whom a rank on this seat waits for, and what it is given: see `layout`. Odd: it waits for all."""
+    """Return whom a rank at this position waits for, and what it is given: see `layout`. Odd: it waits for all."""
     at = mine * 8
     return contributions[at + (TO_ROOT if seat == contributions[at + ROOT_RANK] else TO_OTHERS)]
 

@@ -325,7 +325,7 @@ class _Successors:
         return wanted
 
     def _members(self, rank: Array, group: Array) -> Iterator[tuple[int, int | Array, bool | Array]]:
-        """Yield each seat of each rank's list of a group, who sits there, and whether anybody does."""
+        """Yield each position in each rank's list of a group, who sits there, and whether anybody does."""
         if not self.by_rank:
             yield from ((member, member, True) for member in range(self.ranks))
             return
@@ -344,7 +344,7 @@ class _Successors:
         return self.t.columns[self.kinds[member], lanes[np.arange(len(lanes)), member], group, fact]
 
     def _needs(self, mine: Array, own: Array, seat: int) -> Array:
-        """Return whether the contribution of who sits on a seat waits for another seat's."""
+        """Return whether the contribution of a member at one position waits for another position's."""
         gives = self._gives(mine, own)
         return (gives & 1 != 0) | ((self.t.contributions[mine, ROOT_RANK] == seat) & (gives != ALONE))
 
