@@ -17,6 +17,7 @@ from genlock.model.tables import (
     By,
     Cell,
     Collective,
+    Fifo,
     Kind,
     Link,
     Meet,
