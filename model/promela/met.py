@@ -168,7 +168,7 @@ def _completed(met: Met, network: Network, state: NetworkState, rank: int, op: C
 
 
 def _heard(op: Collective, seat: int, member: int, issued: Sequence[Any]) -> Data:
-    """Return the value of a member that is delivered to the one at that position; EMPTY: it is not."""
+    """Return what a member put in, where that is delivered to the rank at this place of the group, else EMPTY."""
     if op.kind is Kind.SCATTER and member != (op.root or 0):
         return EMPTY
     if op.kind in (Kind.GATHER, Kind.REDUCE) and seat != op.root:
