@@ -82,7 +82,7 @@ class Row(NamedTuple):
     grade: str
     score: float
     place: bool | None
-    """True if the operation that is named is the one at which the rank was broken; None where that is not known."""
+    """True if the operation that is named is where the rank was broken; None where no culprit is named, or unknown."""
     cause: bool | None
     torch: str | None
     torch_score: float
