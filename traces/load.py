@@ -84,7 +84,8 @@ def gather(paths: Sequence[Path]) -> list[Trace] | Recording | Evidence:
     from .importers.detect import evidence_beside, programs
 
     found = programs(*own)
-    return evidence_beside(found, [file for file in files if file[0] not in own.headers and file[0] not in own.cut])
+    others = [file for file in files if file[0] not in own.headers and file[0] not in own.cut and not _is_own(file[0])]
+    return evidence_beside(found, others)
 
 
 def files_of(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
@@ -190,6 +191,7 @@ def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
             found.headers[file] = opening(file, lines_of(file))
         except CutFile as error:
             found.cut[file] = error
+    _leave_out_older(found.headers)
     if found.cut and (not found.headers or found.follows):
         raise next(iter(found.cut.values()))
     strangers = [file for file, named in files if named and file not in own and not _is_packed(file)]
@@ -198,6 +200,29 @@ def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
     if not found.follows:
         check_one_run(list(found.headers.items()))
     return found
+
+
+def _leave_out_older(headers: dict[Path, TraceHeader]) -> None:
+    """Leave out a trace of which another file has all, and perhaps more: two looks at a rank, or two copies."""
+    seen: dict[tuple[str, int, int], Path] = {}
+    for path, header in list(headers.items()):
+        key = (header.run, header.attempt, header.rank)
+        other = seen.setdefault(key, path)
+        if other is path or headers[other] != header:
+            continue
+        short, long = sorted((other, path), key=lambda file: (file.stat().st_size, file))
+        if _begins(long, short):
+            del headers[short]
+            seen[key] = long
+
+
+def _begins(long: Path, short: Path) -> bool:
+    """Return True if a file begins with all of another one."""
+    with long.open("rb") as whole, short.open("rb") as part:
+        while block := part.read(1 << 20):
+            if whole.read(len(block)) != block:
+                return False
+    return True
 
 
 def check_one_run(headers: Sequence[tuple[Path, TraceHeader]]) -> None:
