@@ -291,9 +291,10 @@ def test_a_file_under_another_ranks_name_is_refused() -> None:
         recorded(dumps)
 
 
-def test_a_rank_twice_is_refused(tmp_path: Path) -> None:
-    for name in ("trace_0", "_dump_0"):
-        (tmp_path / name).write_bytes(pickle.dumps(healthy()[0], protocol=2))
+def test_a_rank_twice_is_refused_where_the_dumps_contradict_each_other(tmp_path: Path) -> None:
+    unlike = [{**entry, "input_sizes": [[7]]} for entry in healthy()[0]["entries"]]
+    for name, dump in {"trace_0": healthy()[0], "_dump_0": {**healthy()[0], "entries": unlike}}.items():
+        (tmp_path / name).write_bytes(pickle.dumps(dump, protocol=2))
     with pytest.raises(UsageError, match="second trace of rank 0"):
         load([tmp_path])
 
