@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: corpus hangs help demo test test-slow fuzz fuzz-readers soak-sim smoke-torch litmus lint types layers check-all bench pictures clean collect-hangs soak frameworks
+.PHONY: corpus hangs help demo test test-slow fuzz fuzz-readers soak-sim smoke-torch litmus lint types layers check-all bench pictures clean collect-hangs soak week frameworks subsets
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -36,7 +36,12 @@ fuzz-readers: $(INSTALLED) ## damaged files for each reader, guided by coverage;
 	PYTHONPATH=tests/support:tests/support/reader_fuzz:tests/support/simulated_hangs \
 	  $(BIN)/python tests/support/reader_fuzz/fuzz_readers.py --seconds $(or $(SECONDS),300) --out docs/results
 
+subsets: $(INSTALLED) ## parts of recorded hangs, in parts: DATA=folder, ONLY=recording, else all that is left; result into docs/results
+	PYTHONPATH=tests/support:tests/support/simulated_hangs $(BIN)/python tests/support/simulated_hangs/subsets.py \
+	  --data $(DATA) $(if $(ONLY),--only $(ONLY),--out docs/results)
+
 collect-hangs: $(INSTALLED) ## collects and replays real gloo hangs of every launcher, some minutes; result into docs/results
+	$(BIN)/pip install -qq --editable '.[collect]'
 	PYTHONPATH=tests/support $(BIN)/python tests/support/collect_hangs.py
 
 corpus: $(INSTALLED) ## records the runs of traces/corpus anew, some four minutes
@@ -44,6 +49,9 @@ corpus: $(INSTALLED) ## records the runs of traces/corpus anew, some four minute
 
 soak: $(INSTALLED) ## a thousand ranks that stall at random moments, under guardians; result into docs/results; STALLS=n
 	PYTHONPATH=tests/support $(BIN)/python tests/support/stall_soak.py --stalls $(or $(STALLS),1000) --out docs/results
+
+week: $(INSTALLED) ## a job of 10 million operations a rank within a cap, healthy and broken, some minutes; result into docs/results
+	PYTHONPATH=tests/support $(BIN)/python tests/support/week.py --operations $(or $(OPERATIONS),10000000) --out docs/results
 
 soak-sim: $(INSTALLED) ## a million simulated schedules; goes on from FIRST=seed, SCHEDULES=n of them
 	PYTHONPATH=tests/support $(BIN)/python tests/support/soak_sim.py --schedules $(or $(SCHEDULES),1000000) --first $(or $(FIRST),0)

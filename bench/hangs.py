@@ -82,7 +82,7 @@ class Row(NamedTuple):
     grade: str
     score: float
     place: bool | None
-    """True if the operation that is named is the one at which the rank was broken; None where that is not known."""
+    """True if the operation that is named is where the rank was broken; None where no culprit is named, or unknown."""
     cause: bool | None
     torch: str | None
     torch_score: float
@@ -115,10 +115,15 @@ def row(source: str, form: str, name: str, said: Diagnosis, truth: Sequence[int]
     return Row(source, form, fault, name, found, score(said.named, truth), place, cause, None, 0.0)
 
 
-def _place(said: Diagnosis, job: Hang) -> bool:
-    """Tell whether the operation that is named, or the line, is that at which the rank was broken."""
+def _place(said: Diagnosis, job: Hang) -> bool | None:
+    """Tell whether the operation that is named, or the line, is that at which the rank was broken.
+
+    Where nobody is named as culprit, none is entailed, and the answer is None.
+    """
     at = said.divergence
-    if at is None or at.rank not in job.culprits or not job.broken:
+    if at is None:
+        return None
+    if at.rank not in job.culprits or not job.broken:
         return False
     step = job.broken[job.culprits.index(at.rank)]
     text = f"{at.phase} {at.place} {at.state} {at.observed} {' '.join(at.expected)}"

@@ -8,8 +8,9 @@ first, what the machine's noise makes of no difference at all. The size is calib
 
 Then, of each way (small tensors: what an operation itself costs) the CPU of rank0's thread and of its whole process,
 plain, and what the recorder adds: medians over rounds, of differences inside a round. Then steps of FSDP2 and DDP with
-tiny models, CPU of the whole process; and the bytes of trace an operation. Exit status 1 above 5 %, 25 us of the
-thread on any way, 5 % CPU of a step, or 150 bytes.
+tiny models, CPU of the whole process; and the bytes of trace an operation. Beside it stands what torch's profiler adds
+(CPU activities, shapes, no stacks), which is what torch has to see every way with. Exit status 1 above 5 %, 25 us of
+the thread on any way, 5 % CPU of a step, or 150 bytes.
 
 Two things that are none of the recorder's are kept out, for both kinds alike. A program is recorded from its start:
 the first operations after a switch, which sweeps the caches, are not timed. And gloo's event loop polls while a message
@@ -26,16 +27,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 LIMIT = 1.05
 MICROSECONDS, BYTES = 25, 150
-WAY_ROUNDS, WAY_BLOCK = 30, 100
-STEP_ROUNDS, STEP_BLOCK = 24, 10
+WAY_SHARE, WAY_BLOCK = 8, 100
+STEP_SHARE, STEP_BLOCK = 10, 10
+"""Of the rounds, one in so many is enough for each way, and for each kind of step."""
 BLOCK = 20
 """Operations that are timed in a row."""
 WARM = 6
@@ -69,13 +72,14 @@ def main() -> int:
             f"recorded {result['recorded_us']:.0f} us, ratio {result['ratio']:.3f} (limit {LIMIT}, "
             f"plain to plain {result['control']:.3f}), {result['events']} events recorded"
         )
-        for name, (plain, more, plain_all, more_all) in result["ways"].items():
+        for name, (plain, more, peer, plain_all, more_all, peer_all) in result["ways"].items():
             print(
-                f"{name:24} thread {plain:6.1f} us + {more:5.1f} (limit {MICROSECONDS})   "
-                f"process {plain_all:6.1f} us + {more_all:5.1f}"
+                f"{name:24} thread {plain:6.1f} us + {more:5.1f} (limit {MICROSECONDS}), profiler + {peer:5.1f}   "
+                f"process {plain_all:6.1f} us + {more_all:5.1f}, profiler + {peer_all:5.1f}"
             )
-        for name, (plain, ratio) in result["steps"].items():
-            print(f"{name:24} {plain / 1000:6.2f} ms CPU a step, ratio {ratio:.3f} (limit {LIMIT})")
+        for name, (plain, ratio, peer) in result["steps"].items():
+            took = f"{plain / 1000:6.2f} ms CPU a step"
+            print(f"{name:24} {took}, ratio {ratio:.3f} (limit {LIMIT}), profiler {peer:.3f}")
         print(f"{result['bytes']:.0f} bytes of trace an operation (limit {BYTES})")
     over = [way[1] > MICROSECONDS for way in result["ways"].values()]
     over += [step[1] > LIMIT for step in result["steps"].values()]
@@ -84,14 +88,13 @@ def main() -> int:
 
 def rank(config: dict[str, Any], number: int) -> None:
     """One rank; rank0 prints what it measured."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "KINETO_LOG_LEVEL": "5"}
     import torch
     import torch.distributed as dist
     from genlock.impl.rank.devices import sharing
     from genlock.impl.recording.c10d_intercept import watching
     from genlock.impl.recording.command import RecordingSettings
     from genlock.impl.recording.session import Session
-    from genlock.traces.format import read
 
     torch.set_num_threads(1)
     c10d: Any = dist
@@ -133,27 +136,63 @@ def rank(config: dict[str, Any], number: int) -> None:
     for turn in range(config["rounds"]):
         for kind in ORDERS[turn % len(ORDERS)]:
             times[kind].append(median(block(tensor, kinds[kind])))
-    small = {} if nccl else {kind.__name__: kind(lambda: watching(session)) for kind in (ways, steps)}
+    both = partial(two_watchers, session)
+    small = (
+        {}
+        if nccl
+        else {
+            "ways": ways(lambda: watching(session), both, config["rounds"]),
+            "steps": steps(lambda: watching(session), config["rounds"]),
+        }
+    )
     session.end()
     if number == 0:
         result: dict[str, Any] = {"numel": numel, "ways": {}, "steps": {}} | small
         for name, kind in (("ratio", 1), ("control", 2)):
             result[name] = median(t / plain for t, plain in zip(times[kind], times[0], strict=True))
         result |= {"plain_us": median(times[0]) * 1e6, "recorded_us": median(times[1]) * 1e6}
-        trace = Path(config["folder"]) / "rank0.trace.jsonl"
-        edges = [event.edge for event in read(trace).events]
-        result |= {"events": len(edges), "bytes": trace.stat().st_size / edges.count("enter")}
-        print(json.dumps(result))
+        print(json.dumps(result | size_of(Path(config["folder"]) / "rank0.trace.jsonl")))
     dist.barrier()
 
 
-def ways(recorded: Callable[[], Any]) -> dict[str, tuple[float, ...]]:
-    """Way to the CPU in us an operation, of the thread and of the process: plain, and what the recorder adds."""
+def size_of(trace: Path) -> dict[str, float]:
+    """Return how many events a trace has, and its bytes an operation."""
+    from genlock.traces.format import read
+
+    edges = [event.edge for event in read(trace).events]
+    return {"events": len(edges), "bytes": trace.stat().st_size / edges.count("enter")}
+
+
+@contextmanager
+def two_watchers(session: Any) -> Iterator[None]:
+    """Have another watcher beside the recorder, as a guard is."""
+    from genlock.impl.recording.c10d_intercept import watching
+
+    class Guard:
+        def issue(self, operation: Any) -> Callable[[Any], None]:
+            return lambda outcome: None
+
+    with watching(session), watching(Guard()):
+        yield
+
+
+def profiled() -> Any:
+    """Have torch's profiler see what is issued."""
+    from torch.profiler import ProfilerActivity, profile
+
+    return profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+
+
+def ways(recorded: Callable[[], Any], two: Callable[[], Any], rounds: int) -> dict[str, tuple[float, ...]]:
+    """Way to the CPU in us an operation, of the thread and of the process: plain, what the recorder and a peer add."""
     import torch
     import torch.distributed as dist
+    import torch.distributed._functional_collectives as collectives
 
+    functional: Any = collectives
     x, whole = torch.ones(16), torch.ones(16 * dist.get_world_size())
-    peer = 1 - dist.get_rank()
+    peer, world = 1 - dist.get_rank(), dist.group.WORLD
+    group: Any = world
 
     def both_ways() -> None:
         for work in (dist.isend(x, peer), dist.irecv(whole[:16], peer)):
@@ -169,16 +208,23 @@ def ways(recorded: Callable[[], Any]) -> dict[str, tuple[float, ...]]:
         "all_to_all_single": lambda: dist.all_to_all_single(whole, whole.clone()),
         "barrier": lambda: dist.barrier(),
         "send and recv": lambda: dist.send(x, 1) if dist.get_rank() == 0 else dist.recv(x, 0),
-        "isend and irecv, two": both_ways,
+        "isend and irecv, both": both_ways,
+        "of the ProcessGroup": lambda: group.allreduce([x]).wait(),
+        "functional all_reduce": lambda: functional.wait_tensor(functional.all_reduce(x, "sum", group)),
+        "all_reduce, two watchers": lambda: dist.all_reduce(x),
     }
-    return {name: _way(operation, recorded, 2 if "two" in name else 1) for name, operation in every.items()}
+    return {
+        name: _way(operation, two if "two" in name else recorded, 2 if "both" in name else 1, rounds)
+        for name, operation in every.items()
+    }
 
 
-def _way(operation: Callable[[], Any], recorded: Callable[[], Any], operations: int) -> tuple[float, ...]:
-    taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
-    for turn in range(WAY_ROUNDS):
-        for with_recorder in (turn % 2 == 0, turn % 2 == 1):
-            with recorded() if with_recorder else nullcontext():
+def _way(operation: Callable[[], Any], recorded: Callable[[], Any], operations: int, rounds: int) -> tuple[float, ...]:
+    kinds = (nullcontext, recorded, profiled)
+    taken: tuple[list[tuple[float, float]], ...] = ([], [], [])
+    for turn in range(max(1, rounds // WAY_SHARE)):
+        for kind in ORDERS[turn % len(ORDERS)]:
+            with kinds[kind]():
                 for _ in range(WARM):
                     operation()
                 before = time.thread_time(), time.process_time()
@@ -186,17 +232,18 @@ def _way(operation: Callable[[], Any], recorded: Callable[[], Any], operations: 
                     operation()
                 after = time.thread_time(), time.process_time()
             per = WAY_BLOCK * operations / 1e6
-            taken[with_recorder].append(((after[0] - before[0]) / per, (after[1] - before[1]) / per))
+            taken[kind].append(((after[0] - before[0]) / per, (after[1] - before[1]) / per))
     found: list[float] = []
     for clock in range(2):
-        plain = [each[clock] for each in taken[False]]
-        more = [each[clock] - p for each, p in zip(taken[True], plain, strict=True)]
-        found += [median(plain), median(more)]
+        plain = [each[clock] for each in taken[0]]
+        found.append(median(plain))
+        for kind in (1, 2):
+            found.append(median(each[clock] - p for each, p in zip(taken[kind], plain, strict=True)))
     return tuple(found)
 
 
-def steps(recorded: Callable[[], Any]) -> dict[str, tuple[float, float]]:
-    """Kind of training to the CPU of the process in us a step, plain, and the ratio with the recorder to that."""
+def steps(recorded: Callable[[], Any], rounds: int) -> dict[str, tuple[float, ...]]:
+    """Kind of training to the CPU of the process in us a step, plain, and the ratios with the recorder and a peer."""
     import torch
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
@@ -209,12 +256,12 @@ def steps(recorded: Callable[[], Any]) -> dict[str, tuple[float, float]]:
         fully_shard(block)
     fully_shard(sharded)
     return {
-        "FSDP2": _step(sharded, recorded),
-        "DDP": _step(DistributedDataParallel(model()), recorded),
+        "FSDP2": _step(sharded, recorded, rounds),
+        "DDP": _step(DistributedDataParallel(model()), recorded, rounds),
     }
 
 
-def _step(model: Any, recorded: Callable[[], Any]) -> tuple[float, float]:
+def _step(model: Any, recorded: Callable[[], Any], rounds: int) -> tuple[float, ...]:
     import torch
 
     optimiser = torch.optim.SGD(model.parameters(), 1e-3)
@@ -224,18 +271,19 @@ def _step(model: Any, recorded: Callable[[], Any]) -> tuple[float, float]:
         optimiser.step()
         optimiser.zero_grad()
 
-    taken: dict[bool, list[float]] = {False: [], True: []}
-    for turn in range(STEP_ROUNDS):
-        for with_recorder in (turn % 2 == 0, turn % 2 == 1):
-            with recorded() if with_recorder else nullcontext():
+    kinds = (nullcontext, recorded, profiled)
+    taken: tuple[list[float], ...] = ([], [], [])
+    for turn in range(max(1, rounds // STEP_SHARE)):
+        for kind in ORDERS[turn % len(ORDERS)]:
+            with kinds[kind]():
                 for _ in range(3):
                     step()
                 before = time.process_time()
                 for _ in range(STEP_BLOCK):
                     step()
-                taken[with_recorder].append((time.process_time() - before) * 1e6 / STEP_BLOCK)
-    ratios = [r / p for r, p in zip(taken[True], taken[False], strict=True)]
-    return median(taken[False]), median(ratios)
+                taken[kind].append((time.process_time() - before) * 1e6 / STEP_BLOCK)
+    ratios = [median(r / p for r, p in zip(taken[kind], taken[0], strict=True)) for kind in (1, 2)]
+    return median(taken[0]), *ratios
 
 
 def calibrated(of: Callable[[int], float], seconds: float) -> int:

@@ -363,14 +363,18 @@ def guard(
 
 @app.command(context_settings=WRAPS, epilog="Example: genlock record --out traces -- python train.py --lr 1")
 def record(
-    program: flags.Program, stall: flags.Stall = None, precheck: flags.Precheck = None, out: flags.OutDir = None
+    program: flags.Program,
+    stall: flags.Stall = None,
+    precheck: flags.Precheck = None,
+    keep: flags.Keep = None,
+    out: flags.OutDir = None,
 ) -> None:
     """Record the collectives of any torch.distributed program, one trace per rank."""
     from ..impl.jobs.launch import new_folder, new_run
     from ..impl.recording import command
 
     folder = (out or new_folder()).absolute()
-    recording = command.RecordingSettings(new_run(), str(folder), stall is not None, precheck)
+    recording = command.RecordingSettings(new_run(), str(folder), stall is not None, precheck, keep=keep)
     status = command.record(program, recording, stall, _left_waiting)
     if status != command.STALLED:
         raise typer.Exit(status)

@@ -237,6 +237,31 @@ Precheck = Annotated[
         help="Compare each collective before the backend has it; ranks that differ, or wait for so long, raise.",
     ),
 ]
+
+
+UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+LEAST = 1 << 20
+
+
+def _bytes(text: str) -> int:
+    """Return a size in bytes, as `1GiB` or `500MiB`."""
+    number, unit = text[:-3], text[-3:]
+    if not number.isdecimal() or len(number) > 9 or unit not in UNITS:
+        raise typer.BadParameter(f"`{text[:40]}` is no size: write 1GiB, or 500MiB")
+    size = int(number) * UNITS[unit]
+    if size < LEAST:
+        raise typer.BadParameter(f"{text} is less than 1MiB, which is the least that a trace takes")
+    return size
+
+
+Keep = Annotated[
+    int | None,
+    typer.Option(
+        parser=_bytes,
+        metavar="SIZE",
+        help="Keep so much of each rank's trace, as 1GiB: the newest part, and a summary of what was before.",
+    ),
+]
 Program = Annotated[list[str], typer.Argument(metavar="CMD", help="A program and its arguments.")]
 
 TracePaths = Annotated[

@@ -188,6 +188,8 @@ class Diagnosis:
     """Says where each rank ended, for a run that left its model."""
     lifted: str = ""
     """Names the protocol that a recording's collectives follow, and how many chunks of it."""
+    summed: int = 0
+    """Counts those of the events that are operations of which a digest alone is left."""
     jobs: tuple[JobVerdict, ...] = ()
     """Verdicts on each, where the traces are of several jobs or attempts; all else is then of the worst of them."""
 

@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..traces.journal import NAME, Began, Ended, Job, Journal, Unrecorded
+from ..traces.journal import NAME, Began, Came, Ended, Failed, Job, Journal, Unrecorded
 from ..traces.load import Start, starts_in
 from .diagnosis import Diagnosis, JobVerdict, MissingEvidence, Strength, Verdict, Wanted
+from .joining import with_joining
 
 if TYPE_CHECKING:
     from ..traces.collectives import Recording
@@ -66,7 +67,7 @@ def with_journals(found: Diagnosis, journals: Sequence[Journal], starts: Collect
     """Return a verdict as the journals leave it, and those that are missing, of what the traces are of."""
     lost = list(_without_journal(journals, starts))
     told = [reason for journal in journals for reason in _against(journal, found.verdict)]
-    found = limited(found, *lost, *told)
+    found = with_joining(limited(found, *lost, *told), journals)
     if not lost or found.verdict != "unknown":
         return found
     return replace(found, missing=(*found.missing, MissingEvidence(Wanted.JOURNAL, (), JOURNAL)))
@@ -83,9 +84,9 @@ def limited(found: Diagnosis, *reasons: str) -> Diagnosis:
 
 def nothing_recorded(journals: Sequence[Journal]) -> Diagnosis:
     """Return the verdict on a recording without a trace."""
-    reasons = (
-        "nothing was recorded: no process initialised torch.distributed, or none of those that did was recorded",
-    )
+    none = "nothing was recorded: no process initialised torch.distributed, or none of those that did was recorded"
+    came = any(journal.all(Came) or journal.all(Failed) for journal in journals)
+    reasons = ("no rank joined its job, so that there is no trace",) if came else (none,)
     empty = Diagnosis("unknown", 0, 0, 0, None, None, (), reasons, (), None, {})
     return with_journals(empty, journals)
 
@@ -107,6 +108,10 @@ def _without_journal(journals: Sequence[Journal], starts: Collection[Start]) -> 
 def _against(journal: Journal, verdict: Verdict) -> list[str]:
     """Return what a journal says against an all-clear."""
     reasons = [f"not recorded: {line.what}" for line in journal.all(Unrecorded)]
+    for how in journal.all(Failed):
+        who = f"rank {how.rank}" if how.rank >= 0 else f"process {how.process}"
+        what = "could not join its job" if how.joining else "ended before it joined its job"
+        reasons.append(f"not recorded: {who} {what}: {how.type}: {how.message[:300]}")
     begun = starts_in(journal.folder)
     for job in journal.all(Job):
         if (job.run, job.attempt) not in begun:
@@ -140,7 +145,8 @@ def unseen_time(recording: Recording, until: int | None) -> str:
         last = int(record.ops["time"].max())
         end = end if record.ended.name in ("STOPPED", "FAILED") else max(end, until or end)
         quiet, busy = min(quiet, (end - last) / SECOND), max(busy, (last - begin) / SECOND)
-        operations = max(operations, len(record.ops))
+        before = 0 if record.summed is None else record.summed.operations
+        operations = max(operations, before + len(record.ops))
     if quiet < QUIET or quiet <= busy:
         return ""
     return (

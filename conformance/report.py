@@ -38,6 +38,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "missing": [{"kind": m.kind.value, "ranks": list(m.ranks), "text": m.text} for m in diagnosis.missing],
         "wait_for_graph": WaitGraph(diagnosis).as_json(),
         "lifted_to": diagnosis.lifted or None,
+        "summed_events": diagnosis.summed,
         "jobs": [{"name": job.name, "report": as_json(job.diagnosis)} for job in diagnosis.jobs],
     }
 
@@ -56,6 +57,8 @@ def as_text(diagnosis: Diagnosis) -> str:
         f"{diagnosis.verdict}: {diagnosis.ranks} ranks, {diagnosis.events:,} events, "
         f"{diagnosis.matched_collectives} collectives matched"
     )
+    if diagnosis.summed:
+        head += f" ({diagnosis.summed:,} of the events by digests alone)"
     found = diagnosis.divergence
     lines = [head + (f", as {diagnosis.lifted}" if diagnosis.lifted else "")]
     if found is not None:
@@ -115,7 +118,9 @@ def _suspects(diagnosis: Diagnosis) -> str:
 
 def _place(found: Divergence) -> str:
     if found.place:
-        return f"{found.place}, at {found.phase}" if found.phase else found.place
+        if not found.phase or found.phase == found.place:
+            return found.place
+        return f"{found.place}, {found.phase if found.phase.startswith('in ') else f'at {found.phase}'}"
     call = f", call {found.call}" if found.call else ""
     return f"chunk {found.chunk}, phase {found.phase}{call}"
 

@@ -113,6 +113,8 @@ class Report(msgspec.Struct, frozen=True):
     missing: tuple[Missing, ...]
     wait_for_graph: WaitForGraph
     lifted_to: str | None
+    summed_events: int = 0
+    """Those of the events that are operations of which a digest alone is left, in a recording with a cap."""
     jobs: tuple[Job, ...] = ()
     """Reports on each, where the traces are of several jobs or attempts; all else is then of the worst of them."""
 

@@ -1,9 +1,10 @@
 """Decides whose clock runs: from where each rank stands to who is to blame. No I/O, no clock of its own.
 
 Only local work is charged. A waiting rank is never charged while one that it waits for, directly or not, does work of
-its own: that one's clock runs. Two cases are left, which only rank0's guardian can see: a rank
-that has not left a collective which everybody entered and somebody has left (*lagging*: it is charged like
-local work), and ranks that wait for each other alone (*stuck*: the collective deadline). docs/guardian.md.
+its own: that one's clock runs. Three cases are left, which only rank0's guardian can see: a rank that has not left a
+collective which everybody entered and somebody has left (*lagging*: it is charged like local work); ranks that wait for
+each other alone (*stuck*: the collective deadline); and a rank of a program that does not beat itself, which does work
+of its own while another waits (*holding up*). docs/guardian.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+UNAWARE = ("operations", "aside")
+"""Phases of a program that does not beat itself. Nobody knows what it does between two operations, or if it waits for
+work: it is charged for that only while others wait for it, which rank0's guardian alone can see.
+"""
 COLLECTIVE = "collective"
 STEADY = "steady"
 
@@ -50,7 +55,8 @@ class WorkClock:
         """Return a failure if the deadline has passed. `stopped`: by a signal, so that the rank cannot even wait. Nor
         does a rank wait whose last write of the page has not ended.
         """
-        charged = (page.waiting == NOBODY or stopped or page.torn) and not paused
+        working = page.waiting == NOBODY and page.phase not in UNAWARE
+        charged = (working or stopped or page.torn) and not paused
         if page.counter != self._counter or charged != self._charged or not charged:
             self._counter, self._charged, self.since = page.counter, charged, now
             return None
@@ -65,11 +71,11 @@ class WorkClock:
 class RankState:
     """Holds the state of a rank. A rank counts as working until it is `quiet`: nothing has moved lately."""
 
-    __slots__ = ("done", "page", "paused", "quiet")
+    __slots__ = ("done", "page", "paused", "quiet", "stopped")
 
     def __init__(self) -> None:
         self.page = Page()
-        self.quiet = self.paused = self.done = False
+        self.quiet = self.paused = self.stopped = self.done = False
 
 
 def is_waiting(one: RankState) -> bool:
@@ -105,6 +111,24 @@ def has_left(position: int, page: Page) -> bool:
     return page.position > position
 
 
+def holds_up(rank: int, ranks: Sequence[RankState]) -> bool:
+    """Return True if this rank, of a program that does not beat itself, does work of its own while another may wait
+    for it.
+    """
+    one = ranks[rank]
+    if (
+        not one.quiet
+        or one.paused
+        or one.stopped
+        or one.done
+        or one.page.waiting != NOBODY
+        or one.page.phase not in UNAWARE
+    ):
+        return False
+    waiting = [n for n, other in enumerate(ranks) if n != rank and is_waiting(other)]
+    return any(ranks[n].page.waiting == SOMEONE or rank in waits_for(n, ranks) for n in waiting)
+
+
 def stuck(rank: int, ranks: Sequence[RankState]) -> set[int]:
     """Return this rank and all that it waits for, directly or not; empty if one of them can go on by itself.
 
@@ -137,7 +161,7 @@ class RankGraph:
     def overdue(self, now: float) -> Failure | None:
         """Return the failure if the deadline of a waiting rank has passed."""
         for rank, one in enumerate(self.ranks):
-            kind = "lags" if lags(rank, self.ranks) else "stuck" if stuck(rank, self.ranks) else ""
+            kind = self._kind(rank)
             mark = (kind, one.page.counter)
             if not kind:
                 self._since.pop(rank, None)
@@ -145,12 +169,25 @@ class RankGraph:
             before, since = self._since.get(rank, ((), 0.0))
             if before != mark:
                 self._since[rank] = (mark, now)
-            elif now - since > (limit_of(one.page, self._deadlines) if kind == "lags" else self._deadlines[COLLECTIVE]):
+                continue
+            limit = self._deadlines[COLLECTIVE] if kind == "stuck" else limit_of(one.page, self._deadlines)
+            if now - since > limit:
                 return self._found(rank, kind, now - since)
         return None
 
+    def _kind(self, rank: int) -> str:
+        if lags(rank, self.ranks):
+            return "lags"
+        if stuck(rank, self.ranks):
+            return "stuck"
+        return "holds" if holds_up(rank, self.ranks) else ""
+
     def _found(self, rank: int, kind: str, seconds: float) -> Failure:
         page = self.ranks[rank].page
+        if kind == "holds":
+            limit = limit_of(page, self._deadlines)
+            what = f"rank{rank} made no progress for {seconds:.1f} s {where(page)} (deadline {limit:g} s)"
+            return Failure("deadline", rank, what)
         if kind == "lags":
             what = f"rank{rank} has not left a collective for {seconds:.1f} s that others have left"
             return Failure("deadline", rank, f"{what}, {where(page)}")

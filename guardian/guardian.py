@@ -306,7 +306,7 @@ class Guardian:
 
     def _stand(self, quiet: bool, paused: bool) -> None:
         facts: dict[str, object] = {name: getattr(self.page, name) for name in SHARED}
-        facts |= {"quiet": quiet, "paused": paused}
+        facts |= {"quiet": quiet, "paused": paused, "stopped": self.stopped}
         if self.stopped or self.page.torn:  # it cannot even wait: in a collective it is as if it had not come
             facts["position"] = self.page.position - (self.page.waiting == EVERYONE)
             facts["waiting"] = NOBODY
@@ -320,6 +320,7 @@ class Guardian:
         for name in SHARED:
             setattr(page, name, facts[name])
         one.page, one.quiet, one.paused = page, bool(facts["quiet"]), bool(facts["paused"])
+        one.stopped = bool(facts["stopped"])  # its own guardian charges it for that
 
     def _watch_guardians(self, now: float) -> None:
         if now - self._pinged > PING:

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-VERSION = b"GLK2"
+VERSION = b"GLK3"
 NONCE, PROOF, SIGNATURE, BODY = 16, 32, 16, 4096
 GREETING = len(VERSION) + NONCE
 ANSWER = struct.Struct(f"<4sI{NONCE}s{PROOF}s")
@@ -31,6 +31,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "status": {
         "quiet": bool,
         "paused": bool,
+        "stopped": bool,
         "waiting": int,
         "position": int,
         "counter": int,

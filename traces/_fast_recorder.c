@@ -13,7 +13,9 @@
 
 #include "fast_recorder.h"
 
-enum { FILE_, NEXT, LATE }; /* places in the recorder's numbers, as in recorder.py */
+enum { FILE_, NEXT, LATE, SIZE, LIMIT, SEGMENT, OPEN, FORGOTTEN }; /* places in the recorder's numbers, as in
+                                                                      recorder.py and past.py */
+enum { COUNT, WIRE, FULL, FIRST, KEPT = 3, LAST = 8, ROW = 5, MAX_OPEN = 1024 }; /* as in past.py and digests.py */
 enum { MAX_NUMBERS = 3, DIGITS = 20 };
 
 typedef struct { /* a line, all but its numbers */
@@ -101,6 +103,9 @@ typedef struct {
     Lock *lock;
     Py_buffer shared;
     Line enter, wait, exit;
+    long long segment, number;
+    unsigned long long wire, full; /* what an operation adds to a digest */
+    Py_buffer way, open;           /* where it is counted, in a recording with a cap; else NULL */
 } OperationRecorder;
 
 /* Splits a form for `%`, as `format.blank` makes them: `%d` for a number, `%%` for a percent sign. */
@@ -157,6 +162,68 @@ fill(Line *line, const long long *numbers)
     return to - line->text;
 }
 
+/* The finish of splitmix64, as `digests.mixed`. */
+static unsigned long long
+mixed(unsigned long long token, unsigned long long sequence)
+{
+    unsigned long long x = token + sequence * 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+static void
+close_at(OperationRecorder *self, long long at)
+{
+    long long *open = self->open.buf, count = --((long long *)self->shared.buf)[OPEN];
+    memmove(open + ROW * at, open + ROW * (at + 1), sizeof(long long) * ROW * (count - at));
+}
+
+/* As `past.Summary.issued`. */
+static void
+issued(OperationRecorder *self, long long index, long long time_ns, long long sequence)
+{
+    long long *shared = self->shared.buf, *way = self->way.buf, *open = self->open.buf;
+    if (way == NULL)
+        return;
+    way[COUNT] = sequence;
+    way[WIRE] = (long long)((unsigned long long)way[WIRE] + mixed(self->wire, sequence));
+    way[FULL] = (long long)((unsigned long long)way[FULL] + mixed(self->full, sequence));
+    memcpy(way + FIRST + KEPT * ((sequence - 1) % LAST), (long long[]){self->number, index, time_ns}, KEPT * sizeof *way);
+    if (shared[OPEN] == MAX_OPEN) {
+        close_at(self, 0);
+        shared[FORGOTTEN]++;
+    }
+    memcpy(open + ROW * shared[OPEN]++, (long long[]){index, self->number, sequence, time_ns, 0}, ROW * sizeof *open);
+}
+
+/* As `past.Summary.left`, or `waits`. */
+static void
+went_on(OperationRecorder *self, long long entered, int waits)
+{
+    long long *open = self->open.buf;
+    if (self->way.buf == NULL)
+        return;
+    for (long long at = ((long long *)self->shared.buf)[OPEN] - 1; at >= 0; at--)
+        if (open[ROW * at] == entered) {
+            if (waits)
+                open[ROW * at + 4] = 1;
+            else
+                close_at(self, at);
+            return;
+        }
+}
+
+/* A line was written whole: another file is due when this one is full. */
+static void
+grew(OperationRecorder *self, Py_ssize_t length)
+{
+    long long *shared = self->shared.buf;
+    shared[SIZE] += length;
+    if (shared[SIZE] >= shared[LIMIT])
+        shared[LATE] = 1;
+}
+
 /* Returns how much of a line was written, in one write; without the GIL. */
 static Py_ssize_t
 put_line(OperationRecorder *self, const Line *line, Py_ssize_t length)
@@ -185,7 +252,10 @@ put(OperationRecorder *self, Line *line, const long long *numbers)
     Py_BEGIN_ALLOW_THREADS
     written = put_line(self, line, length);
     Py_END_ALLOW_THREADS
-    return written == length ? 0 : cut(self, written);
+    if (written != length)
+        return cut(self, written);
+    grew(self, length);
+    return 0;
 }
 
 /* Returns `result`, and keeps its exception where it is NULL. */
@@ -230,14 +300,26 @@ began(OperationRecorder *self, long long time_ns, long long *begun)
     shared[NEXT]++;
     begun[0] = numbers[0];
     begun[1] = numbers[2];
+    issued(self, numbers[0], time_ns, numbers[2]);
     return put(self, &self->enter, numbers);
+}
+
+/* Whether something else has to stand before the next line: in this file, or of this operation. */
+static int
+late(OperationRecorder *self)
+{
+    long long *shared = self->shared.buf;
+    return shared[LATE] || shared[SEGMENT] != self->segment;
 }
 
 static PyObject *
 begun(OperationRecorder *self, PyObject *time_ns)
 {
-    if (((long long *)self->shared.buf)[LATE])
-        return PyObject_CallMethod(self->whole, "begin", "O", time_ns);
+    if (late(self)) {
+        PyObject *result = PyObject_CallMethod(self->whole, "begin", "O", time_ns);
+        self->segment = ((long long *)self->shared.buf)[SEGMENT];
+        return result;
+    }
     long long now = PyLong_AsLongLong(time_ns), numbers[2];
     if (PyErr_Occurred() || began(self, now, numbers) == -1)
         return NULL;
@@ -257,6 +339,7 @@ followed(OperationRecorder *self, Line *line, const char *method, PyObject *begu
     if (PyErr_Occurred())
         return NULL;
     shared[NEXT]++;
+    went_on(self, entered, line == &self->wait);
     return put(self, line, numbers) == -1 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -309,24 +392,37 @@ static PyObject *
 make(PyTypeObject *type, PyObject *given, PyObject *named)
 {
     PyObject *whole, *lock, *cut, *sequence;
-    Py_buffer shared;
+    Py_buffer shared, way = {0}, open = {0};
     const char *enter, *wait, *exit;
     Py_ssize_t entered, waited, exited;
-    if (!PyArg_ParseTuple(given, "OO!Ow*Oy#y#y#", &whole, lock_type, &lock, &cut, &shared, &sequence, &enter, &entered,
-                          &wait, &waited, &exit, &exited))
+    long long number = 0;
+    unsigned long long wire = 0, full = 0;
+    if (!PyArg_ParseTuple(given, "OO!Ow*Oy#y#y#|Lw*KKw*", &whole, lock_type, &lock, &cut, &shared, &sequence, &enter,
+                          &entered, &wait, &waited, &exit, &exited, &number, &way, &wire, &full, &open))
         return NULL;
     OperationRecorder *self = (OperationRecorder *)type->tp_alloc(type, 0);
     if (self == NULL) {
         PyBuffer_Release(&shared);
+        PyBuffer_Release(&way);
+        PyBuffer_Release(&open);
         return NULL;
     }
+    self->number = number;
+    self->wire = wire;
+    self->full = full;
+    self->way = way;
+    self->open = open;
+    self->segment = way.buf == NULL ? 0 : -1;
     self->whole = Py_NewRef(whole);
     self->lock = (Lock *)Py_NewRef(lock);
     self->cut = Py_NewRef(cut);
     self->sequence = Py_NewRef(sequence);
     self->shared = shared;
-    if (shared.len < (LATE + 1) * (Py_ssize_t)sizeof(long long) || !PyIter_Check(sequence))
-        PyErr_SetString(PyExc_TypeError, "three numbers and an iterator are needed");
+    const Py_ssize_t size = sizeof(long long);
+    if (shared.len < (FORGOTTEN + 1) * size || !PyIter_Check(sequence))
+        PyErr_SetString(PyExc_TypeError, "the recorder's numbers and an iterator are needed");
+    else if (way.buf != NULL && (way.len < (FIRST + KEPT * LAST) * size || open.len < ROW * MAX_OPEN * size))
+        PyErr_SetString(PyExc_TypeError, "there is no room to count operations");
     else if (split(&self->enter, enter, entered, 3) == 0 && split(&self->wait, wait, waited, 3) == 0 &&
              split(&self->exit, exit, exited, 3) == 0)
         return (PyObject *)self;
@@ -355,6 +451,8 @@ dealloc(OperationRecorder *self)
     Py_XDECREF(self->cut);
     Py_XDECREF(self->sequence);
     PyBuffer_Release(&self->shared);
+    PyBuffer_Release(&self->way);
+    PyBuffer_Release(&self->open);
     PyMem_Free(self->enter.form);
     PyMem_Free(self->enter.text);
     PyMem_Free(self->wait.form);
@@ -420,7 +518,8 @@ static PyMethodDef functions[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("FastOperationRecorder(whole, lock, cut, shared, sequence, enter, wait, exit)")},
+    {Py_tp_doc, (void *)PyDoc_STR("FastOperationRecorder(whole, lock, cut, shared, sequence, enter, wait, exit"
+                                ", number, way, wire, full, open)")},
     {Py_tp_new, make},
     {Py_tp_dealloc, dealloc},
     {Py_tp_traverse, traverse},
@@ -443,7 +542,7 @@ native_begin(PyObject *recorder, long long time_ns, long long *numbers)
     if (closed(self))
         return 0;
     take(self->lock);
-    if (!((long long *)self->shared.buf)[LATE] && began(self, time_ns, numbers) == 0) {
+    if (!late(self) && began(self, time_ns, numbers) == 0) {
         unlocked(self, NULL);
         return 1;
     }
@@ -473,7 +572,10 @@ native_end(PyObject *recorder, const long long *begun, long long time_ns)
     Py_ssize_t length = 0, written = 0;
     if (!shared[LATE] && !closed(self)) {
         length = fill(&self->exit, (long long[]){shared[NEXT]++, time_ns, begun[0]});
+        went_on(self, begun[0], 0);
         written = put_line(self, &self->exit, length);
+        if (written == length)
+            grew(self, length);
     }
     if (length == 0 || written != length) {
         PyGILState_STATE state = PyGILState_Ensure();

@@ -26,6 +26,11 @@ class FastOperationRecorder:
         entered: bytes,
         waited: bytes,
         left: bytes,
+        number: int = 0,
+        way: array[int] | None = None,
+        wire: int = 0,
+        full: int = 0,
+        open: array[int] | None = None,
         /,
     ) -> None: ...
     def begin(self, time_ns: int, /) -> Begun | None: ...

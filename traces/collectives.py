@@ -54,6 +54,8 @@ class Group(NamedTuple):
     """Global ranks in the group's own order."""
     stated: bool = True
     """True where the recorder names the members; else they are those that were seen in the group."""
+    queued: bool = False
+    """True where what is sent lies in a queue: it need not have been taken when both ends leave."""
 
 
 class Signature(NamedTuple):
@@ -91,9 +93,29 @@ class Signature(NamedTuple):
         return self.kind if self.kind == "barrier" else f"{self.kind} of {size} {self.dtype}{root}{reduce}"
 
 
+MAKING = "new_group"
+"""Kind of the operation that the making of a group is, where ranks are in it."""
 P2P = ("send", "recv")
 BALANCED = ("all_to_all", "all_gather", "reduce_scatter")
 """Kinds in which all that members put in comes out again: once, at every member, or after a reduction of all."""
+
+
+class Making(NamedTuple):
+    """Holds that a rank made a group, or began to."""
+
+    number: int
+    """Counts those that the rank began to make, from 1."""
+    members: tuple[int, ...]
+    """Global ranks that it gave; none where they are not known."""
+    by_all: bool
+    """True where all ranks of the job have to make the call, members or not: torch names the group by its number."""
+    place: str
+    time: int
+    """When it began, in ns of the rank's wall clock."""
+    before: int
+    """Number of the event that came next."""
+    done: bool
+
 
 OPS = np.dtype(
     [
@@ -119,6 +141,38 @@ def packed(ops: Ops) -> Ops:
     """Return the same in less memory, if its numbers are as small as they mostly are."""
     small = all(int(ops[name].max(initial=0)) < 1 << 31 for name in ("entry", "sequence"))
     return ops.astype(_PACKED) if small else ops
+
+
+class Digest(NamedTuple):
+    """Sums up the first operations of a group, or of one way of sends or receives."""
+
+    operations: int
+    wire: int
+    """Digest of what all members must agree on."""
+    full: int
+    """Digest of that and of the reductions."""
+
+
+Way = tuple[int, str, int, int]
+"""A group, `""` for its collectives, else `send` or `recv`, with the peer and the tag of those."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """Sums up what a rank did before the operations that its recording still has."""
+
+    ways: Mapping[Way, Digest]
+    limits: tuple[str, ...] = ()
+    """Says what is not in the digests."""
+
+    def renumbered(self, groups: npt.NDArray[np.int32]) -> Summed:
+        """Return the same by other numbers of groups."""
+        ways = {(int(groups[group]), kind, peer, tag): d for (group, kind, peer, tag), d in self.ways.items()}
+        return replace(self, ways=ways)
+
+    @property
+    def operations(self) -> int:
+        return sum(digest.operations for digest in self.ways.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +205,23 @@ class RankRecord:
     """True where its numbers count from where it begins, as the recorder has lost what came before and how much."""
     listens: frozenset[int] = frozenset()
     """Groups in which the rank takes what anybody sends: there, its receives are not among the operations."""
+    makings: tuple[Making, ...] = ()
+    """Groups that it was seen to make, in order."""
+    summed: Summed | None = None
+    """Sums up what came before, where the recorder did; `lost` says that it is gone."""
+    anchored: bool = False
+    """True where both ends of each way are known to have done as much, and alike, before what is left of it."""
+
+    @property
+    def making(self) -> Making | None:
+        """Return the group that the rank is about to make; None where it is in no such call."""
+        last = self.makings[-1] if self.makings else None
+        return None if last is None or last.done else last
+
+    @property
+    def numbered_from_one_place(self) -> bool:
+        """Return True where the Nth operation that is left of a way met the Nth at its other end."""
+        return self.whole or (self.anchored and replace(self, lost=False).whole)
 
     @property
     def whole(self) -> bool:
@@ -222,7 +293,14 @@ def renumbered(records: Sequence[RankRecord], old: Interned, new: Interned) -> l
         for name, numbers in (("group", groups), ("signature", signatures), ("site", sites)):
             if len(record.ops):
                 record.ops[name] = numbers[record.ops[name]]
-    return [replace(r, issued={int(groups[g]): last for g, last in r.issued.items()}) for r in records]
+    return [
+        replace(
+            record,
+            issued={int(groups[g]): last for g, last in record.issued.items()},
+            summed=record.summed and record.summed.renumbered(groups),
+        )
+        for record in records
+    ]
 
 
 def recording(

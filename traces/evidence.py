@@ -244,6 +244,16 @@ class Exited(NamedTuple):
     message: str
 
 
+class LocalExit(NamedTuple):
+    """Says that a launcher saw a process end first on its host, by its number there: the rank's on one host alone."""
+
+    source: Source
+    writer: Writer
+    """Names the process that ended, by its number on the host and its process id."""
+    code: int
+    """As in `Exited`."""
+
+
 class Raised(NamedTuple):
     """Says that a process raised an exception."""
 
@@ -283,6 +293,17 @@ class Stack(NamedTuple):
     """True if `active` is what a tool saw; faulthandler does not look."""
     waited: bool = False
     """True if it is of an exception which says that it waited for others there."""
+
+
+class Called(NamedTuple):
+    """Says from where a rank issued the operation that its watchdog gave up."""
+
+    source: Source
+    rank: int
+    place: Place | None
+    """The program's line."""
+    library: Place | None
+    """The innermost line, where that is a library's."""
 
 
 class Stuck(NamedTuple):
@@ -423,8 +444,10 @@ Fact = (
     | PeerLost
     | PeerSilent
     | Exited
+    | LocalExit
     | Raised
     | Stack
+    | Called
     | Stuck
     | Hang
     | WorkerDied

@@ -44,6 +44,8 @@ class Survey(NamedTuple):
     groups: dict[Group, Done]
     sends: Ways
     receives: Ways
+    made: tuple[tuple[int, ...], ...]
+    """Members of each group that all ranks had to make, in order."""
     broadcast: frozenset[str]
     """Dtypes that were broadcast: where there are two, the run may follow a protocol."""
 
@@ -89,7 +91,7 @@ def surveys(paths: Sequence[Path]) -> list[Survey | None]:
 def _survey(record: RankRecord, interned: Interned) -> Survey | None:
     ops, signatures = record.ops, interned.signatures.values
     left = (ops["status"] == Status.COMPLETED) | (ops["status"] == Status.UNSAID)
-    sound = record.whole and record.ended is Ended.STOPPED and not record.listens
+    sound = record.whole and record.ended is Ended.STOPPED and not record.listens and record.making is None
     if not sound or not left.all():
         return None
     tokens = np.array([_token(s) for s in signatures], np.uint64)[ops["signature"]]
@@ -113,7 +115,8 @@ def _survey(record: RankRecord, interned: Interned) -> Survey | None:
             receives[group, peer, record.rank, tag] = _done(tokens[into])
     used = np.unique(ops["signature"]).tolist()
     broadcast = frozenset(signatures[s].dtype for s in used if signatures[s].kind == "broadcast")
-    return Survey(record.rank, len(ops), groups, sends, receives, broadcast)
+    made = tuple(making.members for making in record.makings if making.by_all)
+    return Survey(record.rank, len(ops), groups, sends, receives, made, broadcast)
 
 
 def _token(signature: Signature) -> int:
@@ -133,7 +136,8 @@ def _together(surveys: Sequence[Survey]) -> Agreed | None:
     for survey in surveys:
         for group, own in survey.groups.items():
             done.setdefault(group, {})[survey.rank] = own
-    same = all(_alike(parts.values()) and parts.keys() == set(group.members) for group, parts in done.items())
+    same = len({survey.made for survey in surveys}) == 1
+    same &= all(_alike(parts.values()) and parts.keys() == set(group.members) for group, parts in done.items())
     sends = _all(surveys, lambda survey: survey.sends)
     entries = sum(survey.entries for survey in surveys)
     broadcast = frozenset[str]().union(*(survey.broadcast for survey in surveys))

@@ -5,6 +5,9 @@ without gaps: a hole that no `dropped` line accounts for means that somebody rem
 protocol (events with a transition), operations of torch.distributed that no protocol announced (events with an empty
 one), or both. docs/recording.md has an example of each.
 
+A recording with a cap keeps the newest part of a rank's lines: a file, and the one that was filled before it, which is
+`rank<N>.earlier.jsonl`. What came before is summed up, by `past` lines and a `history` line at the head of each file.
+
 This is format 3. What no field of it says is not recorded: a missing field is never a `no`. Fields that the recorder
 does not write yet are marked so; readers take them. An operation that a program repeats is described once, by an
 `operation` line; its events are then short lists, `enter`, `wait` and `exit`, which readers get as the `Event` that
@@ -20,6 +23,7 @@ Left out: other people's formats (importers), and what a trace means (`conforman
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,11 +38,17 @@ FORMAT_VERSION = 3
 READABLE = (1, 2, FORMAT_VERSION)
 """Formats that are read."""
 SUFFIX = ".trace.jsonl"
+EARLIER = ".earlier.jsonl"
+"""Ends the name of the file that was filled before a rank's trace, in a recording with a cap."""
+NEW = ".new"
+"""Ends the name of a file that is not complete yet."""
 MAX_RANKS, LARGEST = 1_000_000, 1 << 62
 SHORT = b"["
 """Begins a line that is a list."""
 MAX_STACK = 64
 """A short stack has fewer frames."""
+TAIL = 1 << 17
+"""So many bytes at the end of a file have its last line."""
 MAX_LINE = 1 << 20
 """No line that the recorder writes comes near this many bytes; a longer one is not a trace."""
 
@@ -48,12 +58,15 @@ Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
 Counter = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """Holds what a protocol counts. Its tables say what it may be."""
 
+CHANNEL = "channel"
+"""Names the backend of what passes by a queue of the program's own."""
 P2P = ("send", "recv", "recv_any_source")
 """Lists every `Event.op` that involves two ranks instead of a whole group."""
 
 Edge = Literal["step", "enter", "exit", "wait"]
 Cause = Literal["stopped", "violation", "parity", "exception", "peer_lost", "deadline", "detached"]
 KnownBy = Literal["all", "members"]
+Maker = Literal["new_group", "split_group"]
 Loss = Literal["write", "recorder"]
 
 
@@ -120,6 +133,24 @@ class Group(_Line, frozen=True, tag="group", cache_hash=True):
     """Number of the `Site` that made it."""
 
 
+class Making(_Line, frozen=True, tag="making"):
+    """Says that the rank begins to make a group: it is in that call until a `Group` line has the number.
+
+    It has no number among the events.
+    """
+
+    number: Annotated[int, Meta(ge=1, lt=1 << 31)]
+    """As in `Group`."""
+    time_ns: Count
+    by: Maker
+    members: tuple[Rank, ...]
+    """Global ranks that the caller gave, in their order; none where they are not known, as before a split."""
+    known_by: KnownBy = "all"
+    """As in `Group`."""
+    site: Small | None = None
+    """Number of the `Site` that makes it."""
+
+
 class Site(_Line, frozen=True, tag="site"):
     """Gives a place a number, before the first line that uses it. It has no number among the events.
 
@@ -183,6 +214,51 @@ class Exit(msgspec.Struct, frozen=True, tag="exit", array_like=True, forbid_unkn
     time_ns: Count
     entered: Count
     """Index of the operation's `Enter`."""
+
+
+class Past(_Line, frozen=True, tag="past"):
+    """Sums up the operations of a group, or of one way of sends and receives, before the `history` line that follows.
+
+    It has no number among the events.
+    """
+
+    group: str
+    count: Count
+    """Sequence number of the last one."""
+    wire: str
+    """Digest of what all members must agree on, of all of them in order (`traces.digests`)."""
+    full: str
+    """Digest of that and the reductions, as far as they are known."""
+    last: tuple[tuple[Small, Count, Count], ...] = ()
+    """The last ones: number of the `RepeatedOperation`, index of the `enter`, time."""
+    op: str | None = None
+    """Of p2p, as in `Event`, with peer and tag; None for the collectives of the group."""
+    peer: Rank | None = None
+    tag: Small | None = None
+
+
+class History(_Line, frozen=True, tag="history"):
+    """Says that all events before one are not in the file, but summed up by the `past` lines before this line.
+
+    It has no number among the events.
+    """
+
+    index: Count
+    """Number of the first event that follows."""
+    time_ns: Count
+    began_ns: Count
+    """When the first event was written."""
+    operations: Count
+    """Number of operations before it."""
+    open: tuple[tuple[Count, Small, Count, Count, bool], ...] = ()
+    """Those that had not completed: index of the `enter`, number of the `RepeatedOperation`, sequence number, time, and
+    whether the host waits for it."""
+    forgotten: Count = 0
+    """Asynchronous ones of which nothing told the end, and which are not among `open` any more."""
+    lost: Count = 0
+    """Events before it that could not be written, or were no operations that repeat."""
+    overflown: bool = False
+    """True where there were more groups and ways than are counted."""
 
 
 class Event(_Line, frozen=True, tag="event"):
@@ -271,7 +347,7 @@ class End(_Line, frozen=True, tag="end"):
 
 
 Short = Enter | Wait | Exit
-Line = TraceHeader | Group | Site | RepeatedOperation | Event | Dropped | End | Enter | Wait | Exit
+Line = TraceHeader | Group | Making | Site | RepeatedOperation | Past | History | Event | Dropped | End | Short
 
 
 class FormerEvent(Event, frozen=True, tag="event"):
@@ -285,7 +361,7 @@ class FormerEvent(Event, frozen=True, tag="event"):
 _former_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(TraceHeader | Group | FormerEvent | Dropped | End)
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
-    TraceHeader | Group | Site | RepeatedOperation | Event | Dropped | End
+    TraceHeader | Group | Making | Site | RepeatedOperation | Past | History | Event | Dropped | End
 )
 _short_decoder: msgspec.json.Decoder[Short] = msgspec.json.Decoder(Short)
 
@@ -306,7 +382,7 @@ def blank(line: Line) -> bytes:
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of one line. `python -m genlock.traces.format` prints it, for docs/trace.schema.json."""
-    kinds = (TraceHeader, Group, Site, RepeatedOperation, Event, Dropped, End, Enter, Wait, Exit)
+    kinds = (TraceHeader, Group, Making, Site, RepeatedOperation, Past, History, Event, Dropped, End, Enter, Wait, Exit)
     schemas, parts = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": [*schemas], "$defs": parts}
 
@@ -325,6 +401,8 @@ class Trace(msgspec.Struct, frozen=True):
     cut: bool
     groups: dict[str, tuple[int, ...]] = {}
     sites: Mapping[int, Site] = {}
+    history: History | None = None
+    """Says how much came before the lines, and is not there any more; None where all is there."""
     same_as: int | None = None
     """Rank whose lines these are, in a large job, because this rank wrote the same at other times."""
 
@@ -356,6 +434,42 @@ def name_of(rank: int) -> str:
     return f"rank{rank}{SUFFIX}"
 
 
+def earlier(path: Path) -> Path:
+    """Return the name of the file that was filled before a trace."""
+    return path.with_name(path.name.removesuffix(SUFFIX) + EARLIER)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that a trace consists of: itself, and before it the earlier one, where that leads up to it.
+
+    It does not where the rank went on to another file meanwhile, or somebody changed one.
+    """
+    former = earlier(path)
+    try:
+        return [former, path] if path.name.endswith(SUFFIX) and _leads_to(former, path) else [path]
+    except (OSError, UnreadableInput, msgspec.MsgspecError):
+        return [path]
+
+
+def _leads_to(former: Path, path: Path) -> bool:
+    with former.open("rb") as file:
+        head = file.readline(MAX_LINE)
+        file.seek(max(0, former.stat().st_size - TAIL))
+        *_, last = file.read().splitlines(keepends=True) or [b""]
+    with path.open("rb") as file:
+        if file.readline(MAX_LINE) != head or not last.endswith(b"\n"):
+            return False
+        for raw in file:
+            if raw.startswith(b'{"kind":"history"'):
+                end, history = decode(former, 0, last), decode(path, 0, raw)
+                lost = end.count if isinstance(end, Dropped) else 1
+                index = getattr(end, "index", None)
+                return isinstance(history, History) and index is not None and index + lost == history.index
+            if not raw.startswith(b"{") or raw.startswith(b'{"kind":"event"'):
+                return False
+    return False
+
+
 def find(path: Path) -> list[Path]:
     """Return the trace files that `path` stands for: itself, or those in the folder. Raises UnreadableInput."""
     if path.is_dir():
@@ -369,15 +483,21 @@ def find(path: Path) -> list[Path]:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file and their numbers, from 1; the last may be half a line. Raises UnreadableInput."""
+    """Yield the lines of a trace and their numbers, from 1; the last may be half a line. Raises UnreadableInput.
+
+    Those of an earlier file come first, and are counted; the header of the second one is left out.
+    """
+    number = 0
     try:
-        with path.open("rb") as file:
-            number = 0
-            while raw := file.readline(MAX_LINE + 1):
-                number += 1
-                if len(raw) > MAX_LINE:
-                    raise _bad(path, number, f"line is longer than {MAX_LINE} bytes")
-                yield number, raw
+        for file_path in files_of(path):
+            with file_path.open("rb") as file:
+                if number:
+                    file.readline()
+                while raw := file.readline(MAX_LINE + 1):
+                    number += 1
+                    if len(raw) > MAX_LINE:
+                        raise _bad(path, number, f"line is longer than {MAX_LINE} bytes")
+                    yield number, raw
     except OSError as error:
         raise UnreadableInput(str(error.strerror or error), where=str(path)) from None
 
@@ -409,7 +529,7 @@ def read(path: Path) -> Trace:
         if isinstance(line, Event | Dropped | End):
             lines.append(line)
             numbers.append(number)
-    return Trace(path, header, tuple(lines), tuple(numbers), cut, reader.groups, reader.sites)
+    return Trace(path, header, tuple(lines), tuple(numbers), cut, reader.groups, reader.sites, reader.history)
 
 
 class LineReader:
@@ -419,16 +539,25 @@ class LineReader:
         self.path, self.world, self.groups, self._format = path, header.world, dict(header.groups), header.format
         self.sites: dict[int, Site] = {}
         self.operations: dict[int, RepeatedOperation] = {}
+        self.makings: dict[int, Making] = {}
         self._open: dict[int, tuple[RepeatedOperation, int]] = {}
         """Operations that have not completed, with their sequence numbers, by the index of their `enter`."""
         self._lossy = False
         """True where lines are known to be missing."""
+        self.past: list[Past] = []
+        self.history: History | None = None
+        self._next: int | None = None
+        """Index of the next event, once there was one."""
         self._former: dict[str, int] = {}
         """Numbers that the places of a file of format 1 are given."""
 
-    def take(self, number: int, raw: bytes) -> Group | Site | RepeatedOperation | Event | Dropped | End:
+    def take(
+        self, number: int, raw: bytes
+    ) -> Group | Making | Site | RepeatedOperation | Past | History | Event | Dropped | End:
         """Return one whole line, a short one as the event that it stands for. Raises UnreadableInput."""
         line: Any = decode(self.path, number, raw, self._format)
+        if isinstance(line, Enter | Wait | Exit | Event | End):
+            self._next = line.index + 1
         if isinstance(line, Enter | Wait | Exit):
             return self._event(number, line)
         if self._format == 1:
@@ -438,19 +567,39 @@ class LineReader:
                 self.sites[self._former[place]] = Site(self._former[place], place)
         if isinstance(line, TraceHeader):
             raise _bad(self.path, number, "a second header line")
-        if isinstance(line, Event | RepeatedOperation | End) and line.site is not None and line.site not in self.sites:
+        if (
+            isinstance(line, Event | RepeatedOperation | Making | End)
+            and line.site is not None
+            and line.site not in self.sites
+        ):
             raise _bad(self.path, number, f"nothing says where site {line.site} is")
         if isinstance(line, Group):
             check_group(self.path, number, line.name, line.members, self.world)
             if line.name and self.groups.setdefault(line.name, line.members) != line.members:
                 raise _bad(self.path, number, f"group {line.name} had other members before")
+        elif isinstance(line, Making):
+            check_making(self.path, number, line, self.makings, self.world)
         elif isinstance(line, Site):
             check_site(self.path, number, line, self.sites)
         elif isinstance(line, RepeatedOperation):
             check_operation(self.path, number, line, self.operations)
+        elif isinstance(line, Past | History):
+            check_history(self.path, number, line, self.operations, self._next)
+            self._begin(line)
         self._lossy |= isinstance(line, Dropped)
-        known: Group | Site | RepeatedOperation | Event | Dropped | End = line
+        known: Group | Making | Site | RepeatedOperation | Past | History | Event | Dropped | End = line
         return known
+
+    def _begin(self, line: Past | History) -> None:
+        """Take up what came before the first event; in the midst of events, it is what was read."""
+        if self._next is not None:
+            return
+        if isinstance(line, Past):
+            self.past.append(line)
+            return
+        self.history, self._next = line, line.index
+        self._lossy |= bool(line.forgotten or line.lost)
+        self._open = {enter: (self.operations[of], sequence) for enter, of, sequence, _, _ in line.open}
 
     def _event(self, number: int, line: Short) -> Event:
         if isinstance(line, Enter):
@@ -477,6 +626,13 @@ def entered_event(line: Enter, about: RepeatedOperation) -> Event:
     return Event(line.index, line.time_ns, "", "enter", "", "", sequence=line.sequence, **facts)
 
 
+def check_making(path: Path, number: int, line: Making, makings: dict[int, Making], world: int) -> None:
+    """Take up the making of a group. Raises UnreadableInput where its number is taken, or its members cannot be."""
+    check_group(path, number, f"number {line.number}", line.members, world)
+    if makings.setdefault(line.number, line) != line:
+        raise _bad(path, number, f"the making of group number {line.number} is there twice")
+
+
 def check_site(path: Path, number: int, line: Site, sites: dict[int, Site]) -> None:
     """Take up a site. Raises UnreadableInput where its number is taken, or nothing says what called it."""
     if line.caller is not None and line.caller not in sites:
@@ -489,6 +645,32 @@ def check_operation(path: Path, number: int, line: RepeatedOperation, known: dic
     """Take up a repeated operation. Raises UnreadableInput where its number is taken."""
     if known.setdefault(line.number, line) != line:
         raise _bad(path, number, f"operation {line.number} was another before")
+
+
+def check_history(
+    path: Path, number: int, line: Past | History, known: Mapping[int, RepeatedOperation], following: int | None
+) -> None:
+    """Raise UnreadableInput where a summary names what was not announced, or does not stand where it belongs.
+
+    `following` is the index of the next event, once there was one.
+    """
+    if isinstance(line, History):
+        if following is not None and line.index != following:
+            raise _bad(path, number, f"it sums up what came before event {line.index}, and event {following} follows")
+        used = [operation for _, operation, *_ in line.open]
+        indices = [enter for enter, *_ in line.open]
+    else:
+        used = [operation for operation, *_ in line.last]
+        indices = [enter for _, enter, _ in line.last]
+        if len(used) > line.count or not all(_DIGEST(digest) for digest in (line.wire, line.full)):
+            raise _bad(path, number, "not a summary of operations")
+    if missing := [operation for operation in used if operation not in known]:
+        raise _bad(path, number, f"nothing says what operation {missing[0]} is")
+    if sorted(set(indices)) != indices:
+        raise _bad(path, number, "the operations that it names are not in order")
+
+
+_DIGEST = re.compile("[0-9a-f]{16}").fullmatch
 
 
 def frames_of(sites: Mapping[int, Site], number: int | None) -> list[Site]:
@@ -510,7 +692,7 @@ def decode(path: Path, number: int, raw: bytes, format: int = FORMAT_VERSION) ->
     """Return one whole line as that format has it. Raises UnreadableInput."""
     short = format == FORMAT_VERSION and raw.startswith(SHORT)
     line: Line = _decode(path, number, raw, _short_decoder if short else _former_decoder if format == 1 else _decoder)
-    if format == 2 and isinstance(line, RepeatedOperation):
+    if format == 2 and isinstance(line, RepeatedOperation | Making):
         raise _bad(path, number, "format 2 has no such line")
     return line
 

@@ -43,6 +43,39 @@ class Unrecorded(msgspec.Struct, frozen=True, tag="unrecorded", tag_field="kind"
     process: int = 0
 
 
+class Came(msgspec.Struct, frozen=True, tag="came", tag_field="kind", omit_defaults=True):
+    """Says that a process has come to `init_process_group`: it is in there until it has joined or failed."""
+
+    process: int
+    rank: int = -1
+    """-1 where it is not known before."""
+    world: int = 0
+    local_world: int = 0
+    """Ranks on its host; 0 where that is not known."""
+    attempt: int = 0
+    place: str = ""
+
+
+class Joined(msgspec.Struct, frozen=True, tag="joined", tag_field="kind", omit_defaults=True):
+    """Says that a process has come out of `init_process_group`, and is a rank."""
+
+    process: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind", omit_defaults=True):
+    """Says that `init_process_group` raised, or that a process ended by an exception before it came there."""
+
+    process: int
+    rank: int = -1
+    world: int = 0
+    attempt: int = 0
+    joining: bool = False
+    """True where it was in `init_process_group`."""
+    type: str = ""
+    message: str = ""
+    place: str = ""
+
+
 class Began(msgspec.Struct, frozen=True, tag="began", tag_field="kind", omit_defaults=True):
     """Says that the recorded command began."""
 
@@ -61,7 +94,7 @@ class Ended(msgspec.Struct, frozen=True, tag="ended", tag_field="kind", omit_def
     """So many lines at least stood before this one."""
 
 
-Line = Job | Unrecorded | Began | Ended
+Line = Job | Unrecorded | Came | Joined | Failed | Began | Ended
 T = TypeVar("T", bound=Line)
 
 _encoder = msgspec.json.Encoder()
@@ -114,6 +147,17 @@ class Journal:
         if any(isinstance(line, Ended) and at < line.lines for at, line in enumerate(self.lines)):
             self.lines.append(Unrecorded("lines of the journal are gone"))
         self.lines += [Unrecorded("its journal could not be written", _pid(p)) for p in folder.glob(UNRECORDED + "*")]
+
+    @property
+    def joining(self) -> set[int]:
+        """Return the processes that are in the call by which they join a job."""
+        inside: set[int] = set()
+        for line in self.lines:
+            if isinstance(line, Came):
+                inside.add(line.process)
+            elif isinstance(line, Joined | Failed):
+                inside.discard(line.process)
+        return inside
 
     def all(self, kind: type[T]) -> list[T]:
         """Return the lines of a kind, each once, in order."""

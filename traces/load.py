@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import CutFile, UnreadableInput, UsageError
 from . import journal
-from .format import SUFFIX, Trace, TraceHeader, lines_of, opening
+from .format import EARLIER, NEW, SUFFIX, Trace, TraceHeader, lines_of, opening
 from .identical_ranks import fingerprints, read_identical
 from .importers.archives import OWN_HEAD, is_packed, opened
 from .parallel_read import in_processes
@@ -84,7 +84,8 @@ def gather(paths: Sequence[Path]) -> list[Trace] | Recording | Evidence:
     from .importers.detect import evidence_beside, programs
 
     found = programs(*own)
-    return evidence_beside(found, [file for file in files if file[0] not in own.headers and file[0] not in own.cut])
+    others = [file for file in files if file[0] not in own.headers and file[0] not in own.cut and not _is_own(file[0])]
+    return evidence_beside(found, others)
 
 
 def files_of(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
@@ -190,6 +191,7 @@ def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
             found.headers[file] = opening(file, lines_of(file))
         except CutFile as error:
             found.cut[file] = error
+    _leave_out_older(found.headers)
     if found.cut and (not found.headers or found.follows):
         raise next(iter(found.cut.values()))
     strangers = [file for file, named in files if named and file not in own and not _is_packed(file)]
@@ -198,6 +200,29 @@ def own_of(files: Sequence[tuple[Path, bool]]) -> Own | None:
     if not found.follows:
         check_one_run(list(found.headers.items()))
     return found
+
+
+def _leave_out_older(headers: dict[Path, TraceHeader]) -> None:
+    """Leave out a trace of which another file has all, and perhaps more: two looks at a rank, or two copies."""
+    seen: dict[tuple[str, int, int], Path] = {}
+    for path, header in list(headers.items()):
+        key = (header.run, header.attempt, header.rank)
+        other = seen.setdefault(key, path)
+        if other is path or headers[other] != header:
+            continue
+        short, long = sorted((other, path), key=lambda file: (file.stat().st_size, file))
+        if _begins(long, short):
+            del headers[short]
+            seen[key] = long
+
+
+def _begins(long: Path, short: Path) -> bool:
+    """Return True if a file begins with all of another one."""
+    with long.open("rb") as whole, short.open("rb") as part:
+        while block := part.read(1 << 20):
+            if whole.read(len(block)) != block:
+                return False
+    return True
 
 
 def check_one_run(headers: Sequence[tuple[Path, TraceHeader]]) -> None:
@@ -221,7 +246,7 @@ def run_of(header: TraceHeader) -> str:
 
 def _files(path: Path) -> Iterator[tuple[Path, bool]]:
     if path.is_dir():
-        yield from ((file, False) for file in sorted(path.rglob("*")) if file.is_file() and not journal.is_part(file))
+        yield from ((file, False) for file in sorted(path.rglob("*")) if file.is_file() and not _belongs(file))
     elif path.is_file():
         if not journal.is_part(path):
             yield path, True
@@ -229,6 +254,11 @@ def _files(path: Path) -> Iterator[tuple[Path, bool]]:
         raise UnreadableInput("neither a file nor a folder", where=str(path), do="name traces")
     else:
         raise UnreadableInput("no such file or folder", where=str(path), do="check the path")
+
+
+def _belongs(path: Path) -> bool:
+    """Return True for a file that is read with others: of a journal, or of a trace with a cap."""
+    return journal.is_part(path) or path.name.endswith((EARLIER, NEW))
 
 
 def _is_own(path: Path) -> bool:

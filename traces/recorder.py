@@ -3,6 +3,10 @@
 A write that fails (a full disk) is counted, and the rank goes on. A `dropped` line says so at once, in the place of the
 last event, as there may never be room for another line: what ends there without a word could be taken for a rank that
 stands still. A forked child has its parent's recorder, and writes nothing with it.
+
+A recorder that may keep so many bytes alone begins a new file when it has filled half of them. The one before stays
+beside it, as `rank<N>.earlier.jsonl`; what came before is summed up in the new one (`past`). Each file can be read by
+itself, and the new one takes its place whole, so that a rank that is killed meanwhile leaves what can be read.
 Left out: seeing the operations that are recorded (`impl.recording`).
 """
 
@@ -15,13 +19,14 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 from msgspec.structs import replace
 
 from .format import (
     MAX_STACK,
+    NEW,
     NUMBER,
     SHORT,
     Cause,
@@ -32,15 +37,20 @@ from .format import (
     Event,
     Exit,
     Group,
+    Making,
     RepeatedOperation,
     Site,
     TraceHeader,
     Wait,
     blank,
+    earlier,
     encode,
     name_of,
 )
 from .outcome import Outcome
+
+if TYPE_CHECKING:
+    from .past import Summary
 
 try:
     from ._fast_recorder import FastOperationRecorder as FastOperationRecorder
@@ -75,19 +85,23 @@ Frame = tuple[str, str]
 MAX_SITES, MAX_KNOWN = 1 << 15, 1 << 14
 """Limit what a trace says of stacks, and the operations that are remembered as described."""
 
-FILE, NEXT, LATE = range(3)
-"""Index the numbers that `_fast_recorder` shares: the file (-1: closed), the next event's index, and whether other
-lines have to stand before that event's."""
+FILE, NEXT, LATE, SIZE, LIMIT, SEGMENT = range(6)
+"""Index the numbers that `_fast_recorder` shares: the file (-1: closed), the next event's index, whether something is
+due before that event's line, the bytes of the file, from how many on another one is begun, and how many were begun.
+`past` has two more."""
+NO_LIMIT = 1 << 62
+MAX_GROUPS = 4096
+"""Groups that are announced again in a new file: the newest ones."""
 
 
 class Recorder:
-    """Appends to `folder/rank<N>.trace.jsonl`; the file must not exist yet."""
+    """Appends to `folder/rank<N>.trace.jsonl`; the file must not exist yet. It may `keep` so many bytes of it."""
 
-    def __init__(self, folder: Path, header: TraceHeader) -> None:
+    def __init__(self, folder: Path, header: TraceHeader, keep: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / name_of(header.rank)
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._shared = array("q", [file, 0, False])
+        self._shared = array("q", [file, 0, False, 0, NO_LIMIT, 0, 0, 0])
         # a signal handler may record while its thread does
         self._lock = Lock()
         self._due = encode(header)
@@ -103,6 +117,10 @@ class Recorder:
         """Why the rank has ended, once that is recorded."""
         self._end_at = 0
         """Where in the file that stands."""
+        self._past: Summary | None = None
+        """Sums up what was recorded, where not all of it is kept."""
+        if keep is not None:
+            self._begin_summary(header, keep)
         _recorders.add(self)
         self._write(-1, b"")
         self._lost = 0  # a header is no event
@@ -112,6 +130,36 @@ class Recorder:
         with self._lock:
             self._due += encode(group)
             self._shared[LATE] = True
+            self._announced(group.name or ("", group.number), group)
+
+    def making(self, making: Making) -> None:
+        """Announce that the rank begins to make a group: at once, as it may stand in there."""
+        with self._lock:
+            self._due += encode(making)
+            self._announced(("making", making.number), making)
+            self._flush()
+
+    def made(self, group: Group) -> None:
+        """Announce a group that the rank has made: at once, so that it does not seem to stand in there."""
+        with self._lock:
+            self._due += encode(group)
+            self._announced(group.name or ("", group.number), group)
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write the lines that are due; where that fails, or events are missing before them, they wait for the next."""
+        self._shared[LATE] = True
+        if self._lost or self._shared[FILE] == -1:
+            return
+        try:
+            written = _put(self._shared[FILE], self._due)
+        except OSError:
+            return
+        if written == len(self._due):
+            self._due, self._shared[LATE] = b"", False
+        elif written:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._shared[FILE], os.fstat(self._shared[FILE]).st_size - written)
 
     def site(self, place: str | None) -> int | None:
         """Return the number of a place (`file:line`); a new one is announced with the next event. None of None."""
@@ -134,16 +182,24 @@ class Recorder:
         most = MAX_SITES if caller is None else MAX_SITES // 2
         with self._lock:
             number = self._sites.get((place, function, caller))
+            if number is not None and self._past is not None:
+                self._announce(number)
             if number is None and len(self._sites) < most:
                 number = self._sites[place, function, caller] = len(self._sites) + 1
-                self._due += encode(Site(number, place, function, caller))
+                site = Site(number, place, function, caller)
+                self._due += encode(site)
                 self._shared[LATE] = True
+                self._announced(number, site)
             return number
 
     def event(self, transition: str = "", edge: Edge = "step", state: str = "", phase: str = "", **facts: Any) -> None:
         """Record one event; `facts` are further fields of `format.Event`."""
         with self._lock:
+            self._turn()
             index = self._shared[NEXT]
+            if self._past is not None:
+                self._past.lost += 1
+                self._announce(facts.get("site"))
             self._write(index, encode(Event(index, time.monotonic_ns(), transition, edge, state, phase, **facts)))
 
     def operation(
@@ -157,7 +213,8 @@ class Recorder:
         if FastOperationRecorder is None:
             return whole
         forms = whole.entered, whole.waited, whole.left
-        return FastOperationRecorder(whole, self._lock, self._cut, self._shared, sequence, *forms)
+        counted = () if self._past is None or whole.counted is None else (whole.number, *whole.counted, self._past.open)
+        return FastOperationRecorder(whole, self._lock, self._cut, self._shared, sequence, *forms, *counted)
 
     def _describe(self, about: RepeatedOperation) -> int:
         with self._lock:
@@ -167,8 +224,10 @@ class Recorder:
                     self._operations.clear()
                 self._described += 1
                 number = self._operations[about] = self._described
-                self._due += encode(replace(about, number=number))
+                about = replace(about, number=number)
+                self._due += encode(about)
                 self._shared[LATE] = True
+                self._announced(-number, about)
             return number
 
     @property
@@ -196,7 +255,7 @@ class Recorder:
                 return
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             os.ftruncate(file, self._end_at)
-            self.ended, self._lost = None, max(0, self._lost - 1)
+            self.ended, self._lost, self._shared[SIZE] = None, max(0, self._lost - 1), self._end_at
             self._shared[FILE], self._shared[NEXT] = file, self._shared[NEXT] - 1
 
     def close(self) -> None:
@@ -216,7 +275,8 @@ class Recorder:
         except OSError:
             written = 0
         if written == len(line):
-            self._due, self._lost, self._shared[LATE] = b"", 0, False
+            self._shared[SIZE] += written
+            self._due, self._lost, self._shared[LATE] = b"", 0, self._shared[SIZE] >= self._shared[LIMIT]
         else:
             self._cut(written)
 
@@ -224,6 +284,8 @@ class Recorder:
         """Count an event as lost, take back the `written` bytes of its line, and leave a mark of the loss."""
         self._lost += 1
         self._shared[LATE] = True
+        if self._past is not None:
+            self._past.lost += 1
         with contextlib.suppress(OSError):
             file = self._shared[FILE]
             size = os.fstat(file).st_size - written
@@ -231,6 +293,107 @@ class Recorder:
                 os.ftruncate(file, size)
             if self._lost == 1:
                 self._mark(file, size)
+
+    # ── a recording with a cap ──────────────────────────────────────────────────────────────────────────
+
+    def _begin_summary(self, header: TraceHeader, keep: int) -> None:
+        from .past import Summary  # takes longer to load, and needs numpy
+
+        self._header, self._half = header, keep // 2
+        self._past = Summary(self._shared, header.backend)
+        self._met: dict[object, Site | RepeatedOperation | Group | Making] = {}
+        """Keeps what was announced, to announce it again: a site by its number, an operation by its negative one, a
+        group by its name."""
+        self._stands = set[object]()
+        """What of it the file has that is written now."""
+        self._shared[LIMIT] = self._half
+        self._began = time.monotonic_ns()
+
+    def _announced(self, key: object, line: Site | RepeatedOperation | Group | Making) -> None:
+        """Keep a line that is about to stand in the file."""
+        if self._past is not None:
+            self._met[key] = line
+            self._stands.add(key)
+
+    def _announce(self, key: object) -> None:
+        """Have a line stand in the file, and those that it names before it."""
+        line = self._met.get(key)
+        if line is None or key in self._stands:
+            return
+        self._stands.add(key)
+        self._announce(line.caller if isinstance(line, Site) else line.site)
+        if isinstance(line, RepeatedOperation):
+            self._announce(line.group)
+        self._due += encode(line)
+        self._shared[LATE] = True
+
+    def _describe_again(self, number: int, about: RepeatedOperation) -> None:
+        """Have an operation stand in the file, which was begun after it was described."""
+        self._met[-number] = replace(about, number=number)
+        self._announce(-number)
+
+    def _turn(self) -> None:
+        """Begin a new file, where the one that is written is full."""
+        if self._past is None or self._shared[SIZE] < self._shared[LIMIT] or self._shared[FILE] == -1:
+            return
+        try:
+            self._begin_file(self._past)
+        except OSError:  # of a full disk, too: what is there may grow a little, and it is tried again
+            with contextlib.suppress(OSError):
+                self._new.unlink()
+            self._shared[LIMIT] = self._shared[SIZE] + self._half // 8
+
+    @property
+    def _new(self) -> Path:
+        return self.path.with_name(self.path.name + NEW)
+
+    def _begin_file(self, past: Summary) -> None:
+        before = self._due, self._stands
+        # what was due is announced again when it is needed
+        self._due, self._stands = b"", set()
+        try:
+            # all of these: they are compared by their positions
+            making = {key: line.number for key, line in self._met.items() if isinstance(line, Making)}
+            numbers = {*making.values()}
+            groups = [(key, line) for key, line in self._met.items() if isinstance(line, Group)]
+            of_made = [key for key, line in groups if line.number in numbers]
+            newest = [key for key, _ in groups[-MAX_GROUPS:]]
+            for key in [*making, *of_made, *newest, *(-number for number in sorted(past.needed()))]:
+                self._announce(key)
+            summary = past.lines(self._shared[NEXT], time.monotonic_ns(), self._began)
+            lines = encode(self._header) + self._due + summary
+            file = os.open(self._new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            try:
+                if _put(file, lines) != len(lines):
+                    raise OSError(28, "No space left on device", str(self._new))
+                self._keep_earlier()
+                os.replace(self._new, self.path)
+            except BaseException:
+                os.close(file)
+                raise
+        except BaseException:
+            self._due, self._stands = before
+            raise
+        old, self._shared[FILE] = self._shared[FILE], file
+        os.close(old)
+        self._due, self._lost = b"", 0
+        self._shared[SIZE], self._shared[LATE] = len(lines), False
+        self._shared[LIMIT], self._shared[SEGMENT] = max(self._half, 2 * len(lines)), self._shared[SEGMENT] + 1
+        used = {-number for number in {*self._operations.values(), *past.needed()}}
+        self._met = {k: v for k, v in self._met.items() if k in used or not isinstance(v, RepeatedOperation)}
+
+    def _keep_earlier(self) -> None:
+        """Have the file stay beside the one that takes its place; where that cannot be, what was earlier goes."""
+        former = earlier(self.path)
+        link = former.with_name(former.name + NEW)
+        with contextlib.suppress(FileNotFoundError):
+            link.unlink()
+        try:
+            os.link(self.path, link)
+            os.replace(link, former)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                former.unlink()
 
     def _mark(self, file: int, size: int) -> None:
         """Put a `dropped` line in the place of the last events, which take more room; any other line is left."""
@@ -271,22 +434,30 @@ class SlowOperationRecorder:
     ) -> None:
         self.entered = blank(Enter(NUMBER, NUMBER, number, NUMBER))
         self.waited, self.left = blank(Wait(NUMBER, NUMBER, NUMBER)), blank(Exit(NUMBER, NUMBER, NUMBER))
-        self.failed = failed
+        self.failed, self.number = failed, number
         self._recorder, self._about, self._sequence = recorder, about, sequence
+        self._segment = 0 if recorder._past is None else -1
+        self.counted = None if recorder._past is None else recorder._past.counted(about)
 
     def begin(self, time_ns: int, /) -> Begun | None:
         recorder = self._recorder
         try:
             with recorder._lock:
+                recorder._turn()
+                if self._segment != recorder._shared[SEGMENT]:
+                    recorder._describe_again(self.number, self._about)
+                    self._segment = recorder._shared[SEGMENT]
                 number, index = next(self._sequence), recorder._shared[NEXT]
                 recorder._write(index, self.entered % (index, time_ns, number))
+                if recorder._past is not None and self.counted is not None:
+                    recorder._past.issued(self.counted, self.number, index, time_ns, number)
                 return index, number
         except Exception as error:
             return self.failed(error)
 
     def wait(self, begun: Begun | None, time_ns: int, /) -> None:
         if begun is not None:
-            self._follow(self.waited, begun, time_ns)
+            self._follow(self.waited, begun, time_ns, None if (past := self._recorder._past) is None else past.waits)
 
     def end(self, begun: Begun | None, time_ns: int, outcome: Outcome | None = None, /) -> None:
         if begun is None:
@@ -296,15 +467,20 @@ class SlowOperationRecorder:
         except Exception as error:
             self.failed(error)
         else:
-            self._follow(form, begun, time_ns)
+            past = self._recorder._past
+            # what failed stays open: it never completed
+            self._follow(form, begun, time_ns, None if past is None or outcome is not None else past.left)
 
-    def _follow(self, form: bytes, begun: Begun, time_ns: int) -> None:
+    def _follow(self, form: bytes, begun: Begun, time_ns: int, note: Callable[[int], None] | None) -> None:
         recorder = self._recorder
         try:
             entered, _ = begun
             with recorder._lock:
+                recorder._turn()
                 index = recorder._shared[NEXT]
                 recorder._write(index, form % (index, time_ns, entered))
+                if note is not None:
+                    note(entered)
         except Exception as error:
             self.failed(error)
 

@@ -42,12 +42,14 @@ from .blame import (
 )
 from .endings import ending_text, limits, with_torn_marked
 from .history import PAST, expected
+from .making import unlike_makings, with_makings
 from .mismatches import Conflict, OperationNames, blamed, contradictions, mismatches, unpaired
 from .off_by_one import OutOfStep
 from .queues import Progress, Queues
 from .send_recv import Pairs
 from .sibling_ranks import Order, SameProgram
 from .stall import Head, Standstill
+from .summed import Unlike, settle
 from .times_there import times_there
 from .unnumbered import compare_orders
 
@@ -56,15 +58,22 @@ def diagnose(recording: Recording) -> Diagnosis:
     """Return the verdict on a recording; the same for any order of its files."""
     if not recording.numbered:
         return _diagnose_windows(recording, OperationNames(recording))
-    recording = with_torn_marked(recording)
+    before = settle(recording)
+    recording = with_makings(with_torn_marked(before.recording))
     aligned, pairs, words = Aligned(recording), Pairs(recording), OperationNames(recording)
     order = Order(Queues(recording, Progress(recording), pairs), SameProgram(recording))
     still = Standstill(recording, order)
     conflicts = list(contradictions(aligned, words))
-    conflicts = conflicts or [*mismatches(aligned, order, words), *unpaired(pairs, order, words)]
+    conflicts = conflicts or [
+        *mismatches(aligned, order, words),
+        *unlike_makings(recording, order, words),
+        *unpaired(pairs, order, words),
+    ]
     stuck = Stuck(still, lambda key: words.lifted is not None and key in words.lifted.places)
     found, accused, kind = _first(conflicts, stuck, words)
-    reasons = _unseen(recording) + _lost(recording) + limits(recording)
+    reasons = _unseen(recording) + list(before.reasons) + _lost(recording) + limits(recording)
+    if before.unlike and not found:
+        found, accused, kind = _unlike_before(before.unlike, words)
     if not found:
         reasons += _open(recording, still, words)
         if not reasons and not bool(aligned.complete.all()):
@@ -74,8 +83,8 @@ def diagnose(recording: Recording) -> Diagnosis:
     diagnosis = Diagnosis(
         "divergent" if found else ("unknown" if reasons else "conforming"),
         len(recording.ranks),
-        recording.entries,
-        int(aligned.complete.sum()) + pairs.matched(),
+        recording.entries + before.entries,
+        int(aligned.complete.sum()) + pairs.matched() + before.matched,
         found,
         "FM-18" if kind else None,
         accused if found or reasons else (),
@@ -85,6 +94,7 @@ def diagnose(recording: Recording) -> Diagnosis:
         {},
         missing=_missing(recording, still, accused) if found or reasons else (),
         lifted=words.lifted.summary() if words.lifted else "",
+        summed=before.entries,
     )
     return _at_most_unknown(diagnosis) if recording.relative else diagnosis
 
@@ -144,6 +154,20 @@ def _never(e: Stuck, accused: Sequence[Accusation]) -> bool:
         or (a.case == one_too_many_or_too_few.name and a.rank in e.still.leaves and ranks[a.rank].ended in ended)
         for a in accused
     )
+
+
+def _unlike_before(
+    unlike: Sequence[Unlike], words: OperationNames
+) -> tuple[Divergence | None, tuple[Accusation, ...], Kind]:
+    """Return that ranks issued unlike operations among those of which there are digests alone."""
+    first = min(unlike, key=lambda each: each.upto)
+    most, *others = first.parts
+    odd = tuple(sorted(rank for part in others for rank in part))
+    named = odd if len(most) > len(odd) else tuple(sorted((*most, *odd)))
+    told = "; ".join(f"{_ranks(part)} did the same" if len(part) > 1 else _ranks(part) for part in first.parts)
+    why = f"their digests differ, so that one of them at least is another operation ({told}); which one is not kept"
+    found = Divergence(named[0], 1, 0, None, "", None, None, f"among {first.what}", "others", (), why, place=first.what)
+    return found, accusations(named, Strength.SUSPECT, "unlike-the-majority"), None
 
 
 def _diagnose_windows(recording: Recording, words: OperationNames) -> Diagnosis:
@@ -333,7 +357,11 @@ def _lost(recording: Recording) -> list[str]:
     pending = [rank for rank, record in recording.ranks.items() if record.pending_only]
     if pending:
         reasons.append(f"only what is pending was recorded of {_ranks(pending)}")
-    lost = [rank for rank, record in recording.ranks.items() if record.lost and not record.pending_only]
+    lost = [
+        rank
+        for rank, record in recording.ranks.items()
+        if record.lost and not record.pending_only and record.summed is None
+    ]
     if lost and not recording.window:
         reasons.append(f"what came before is lost of {_ranks(lost)}")
     return reasons

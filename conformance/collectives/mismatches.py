@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ...traces.collectives import BASE, Ended, RankRecord, Recording, Signature
-from ...traces.importers.genlock_programs import line_of
+from ...traces.collectives import BASE, MAKING, Ended, RankRecord, Recording, Signature
+from ...traces.importers.genlock_programs import line_of, line_of_making
 from ..diagnosis import Accusation, Strength
 from .alignment import Aligned, Key, Op, ops_of
 from .blame import UNLIKE, Alone, Unlike, Value, recording_contradicts_itself, unlike_the_past
@@ -50,6 +50,8 @@ class OperationNames:
 
     def op(self, op: Op) -> str:
         signature = self.recording.signatures[op.signature]
+        if signature.kind == MAKING:
+            return self.short(op)
         return f"{signature} {self.number(op)} of {self.group(op.group)}"
 
     def number(self, op: Op) -> str:
@@ -58,11 +60,15 @@ class OperationNames:
 
     def short(self, op: Op) -> str:
         kind, towards = self._towards(op)
+        if kind == MAKING:
+            return making_text(self.recording.groups[op.group].members, op.sequence)
         return f"{kind} {self.number(op)}{towards} of {self.group(op.group)}"
 
     def call(self, op: Op) -> str:
         """Return the same without its number."""
         signature, (_, towards) = self.recording.signatures[op.signature], self._towards(op)
+        if signature.kind == MAKING:
+            return self.short(op)
         return f"{signature}{towards} of {self.group(op.group)}"
 
     def _towards(self, op: Op) -> tuple[str, str]:
@@ -93,7 +99,14 @@ class OperationNames:
         record = self.recording.ranks.get(op.rank)
         if record is None or record.ended is Ended.UNSAID:
             return op.at + 1
+        if self.recording.signatures[op.signature].kind == MAKING:
+            return line_of_making(record.path, op.sequence)
         return line_of(record.path, op.entry)
+
+
+def making_text(members: Sequence[int], position: int) -> str:
+    """Return the call by which a group is made, with its position among those that all ranks make."""
+    return f"{MAKING}({list(members)}), number {position}"
 
 
 # ── recordings that contradict themselves ───────────────────────────────────────────────────────────────
@@ -108,7 +121,7 @@ def contradictions(aligned: Aligned, words: OperationNames) -> Iterator[Conflict
             op = ops_of(rank, record.ops, [min(at, len(record.ops) - 1)])[0]
             why = f"entry {record.gap} is missing: a ring drops its oldest entries, none between others"
             yield Conflict(op, _itself(rank), words.short(op), (f"entry {record.gap}",), why)
-        elif record.lost and not record.pending_only and _held(record) < capacity:
+        elif record.lost and record.summed is None and not record.pending_only and _held(record) < capacity:
             op = ops_of(rank, record.ops, [0])[0]
             why = f"what came before is missing: a ring drops nothing before it is full, and others hold {capacity}"
             yield Conflict(op, _itself(rank), words.short(op), (f"entry {op.entry - 1}",), why)
@@ -273,11 +286,16 @@ def unpaired(pairs: Pairs, order: Order, words: OperationNames) -> Iterator[Conf
         yield Conflict(odd, accused, words.op(odd), (words.op(other),), why)
     stopped = {rank for rank, record in recording.ranks.items() if record.ended is Ended.STOPPED}
     for rank, alone in pairs.alone.items():
-        op = ops_of(rank, recording.ranks[rank].ops, alone[:1])[0]
-        if {rank, op.peer} <= stopped:
+        op = next((op for op in ops_of(rank, recording.ranks[rank].ops, alone) if not _may_lie(recording, op)), None)
+        if op is not None and {rank, op.peer} <= stopped:
             why = f"rank{op.peer} came to its end, as rank{rank} did, without a {words.due(op)}"
             accused = _of_two({rank: ("issued",), op.peer: ("nothing",)}, (), order)
             yield Conflict(op, accused, words.op(op), (words.due(op),), why)
+
+
+def _may_lie(recording: Recording, op: Op) -> bool:
+    """Return True for what was put into a queue: its reader may leave without it."""
+    return recording.groups[op.group].queued and recording.signatures[op.signature].kind == "send"
 
 
 def _of_two(given: Mapping[int, Value], past: Sequence[Value], order: Order) -> tuple[Accusation, ...]:

@@ -1,7 +1,7 @@
 """Sends and receives side by side: the Nth of one way, group and tag at one end meets the Nth at the other.
 
-That holds only where both ends were recorded from the beginning and without holes; the rest is left alone, and so
-is what goes to a rank that takes what anybody sends.
+That holds only where both ends were recorded from the beginning and without holes, or are summed up until one place
+(`summed`); the rest is left alone, and so is what goes to a rank that takes what anybody sends.
 
 Left out: sends and receives of rings and of pending operations (`stall`).
 """
@@ -58,7 +58,7 @@ class Pairs:
         """Return True if that channel can be numbered."""
         ranks = self.recording.ranks
         target = peer if kind == "send" else rank
-        whole = all(r in ranks and ranks[r].whole for r in (rank, peer))
+        whole = all(r in ranks and ranks[r].numbered_from_one_place for r in (rank, peer))
         return whole and group not in ranks[target].listens
 
     def matched(self) -> int:

@@ -147,7 +147,7 @@ def stacks(picture: Picture) -> Iterator[Finding]:
     at = str(place or library or "its own code")
     others = []
     if waiting:
-        others.append(f"{ranks_text(waiting)} {verb(waiting, 'waits', 'wait')} in a collective")
+        others.append(f"{ranks_text(waiting)} {verb(waiting, 'waits', 'wait')} in a collective{_at(picture, waiting)}")
     if may_wait and odd[0] not in may_wait:
         others.append(f"{ranks_text(may_wait)} {verb(may_wait, 'is', 'are')} blocked in the backward pass")
     why = f"{ranks_text(odd)} {verb(odd, 'stands', 'stand')} at {at}, while {' and '.join(others)}"
@@ -173,10 +173,7 @@ def stacks(picture: Picture) -> Iterator[Finding]:
 
 def _all_wait(picture: Picture, waiting: Sequence[int]) -> Finding:
     """Return where ranks wait, all of them: whoever waits at another line than more than half of all is a suspect."""
-    places: dict[tuple[Place | None, Place | None], list[int]] = defaultdict(list)
-    for rank in waiting:
-        places[stands_at(picture.stacks[rank][-1])].append(rank)
-    groups = sorted(places.items(), key=lambda item: (-len(item[1]), item[1]))
+    groups = _places(picture, waiting)
     told = "; ".join(
         f"{ranks_text(ranks)} {verb(ranks, 'waits', 'wait')} at {place_text(*place)}" for place, ranks in groups[:6]
     )
@@ -197,6 +194,23 @@ def _all_wait(picture: Picture, waiting: Sequence[int]) -> Finding:
         place=place,
         library=library,
     )
+
+
+Places = list[tuple[tuple[Place | None, Place | None], list[int]]]
+
+
+def _places(picture: Picture, ranks: Sequence[int]) -> Places:
+    """Return which ranks stand at which line of the program, and the library's beside it: where most do first."""
+    places: dict[tuple[Place | None, Place | None], list[int]] = defaultdict(list)
+    for rank in ranks:
+        places[stands_at(picture.stacks[rank][-1])].append(rank)
+    return sorted(places.items(), key=lambda item: (-len(item[1]), item[1]))
+
+
+def _at(picture: Picture, ranks: Sequence[int]) -> str:
+    """Say at which line they wait, if it is one."""
+    groups = _places(picture, ranks)
+    return f" at {place_text(*groups[0][0])}" if len(groups) == 1 and any(groups[0][0]) else ""
 
 
 def _twice(picture: Picture, ranks: tuple[int, ...]) -> bool:

@@ -35,6 +35,7 @@ def failures(picture: Picture) -> Iterator[Finding]:
     yield from _raised(picture)
     yield from _killed(picture)
     yield from _died(picture)
+    yield from _local(picture)
 
 
 def _raised(picture: Picture) -> Iterator[Finding]:
@@ -121,6 +122,27 @@ def _killed(picture: Picture) -> Iterator[Finding]:
         source=first[0].source,
         missing=missing,
     )
+
+
+def _local(picture: Picture) -> Iterator[Finding]:
+    """Yield what a launcher's own line says of the first process to end on its host, where no table names its rank."""
+    if picture.evidence.of(facts.Exited):
+        return
+    for fact in picture.evidence.of(facts.LocalExit):
+        rank = picture.rank_of(fact) if picture.certain(fact) else None
+        who = f"rank{rank}, " if rank is not None else ""
+        how = f"by {SIGNALS[fact.code]}" if fact.code in SIGNALS else f"with exit status {fact.code}"
+        why = f"{who}the process with number {fact.writer.local} on its host (pid {fact.writer.pid}) ended {how}"
+        why += ", the first that its launcher saw"
+        why += "" if rank is not None else "; which rank that is, is told by its number on one host alone"
+        suspects = () if rank is None or rank in picture.waits or fact.code in FOLLOWING else (rank,)
+        missing = Missing(Wanted.RANK_NUMBERS) if rank is None else Missing(Wanted.LOG, (rank,))
+        at = "where it ended"
+        yield Finding(Kind.ERROR, why, suspects=suspects, at=at, source=fact.source, missing=(missing,))
+
+
+FOLLOWING = (-6, -15)
+"""Ends by which torch and launchers take a waiting rank down."""
 
 
 def _table_row(fact: facts.Exited, picture: Picture) -> Finding:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...traces.evidence import Evidence
+from ...traces.evidence import Called, Evidence
 from ...traces.importers.places import place_text
 from ..diagnosis import WaitingRank
 from .arrivals import arrivals, monitors, stacks
@@ -98,6 +98,8 @@ def _left_together(found: Sequence[Finding]) -> tuple[int, ...]:
     return tuple(sorted(left))
 
 
+ISSUED = (Kind.UNLIKE, Kind.OUT_OF_STEP, Kind.CIRCLE, Kind.DEVICE)
+"""Kinds of findings about the very operation that the ranks named wait in."""
 EXPLAINING = (Kind.UNLIKE, Kind.RAISED, Kind.KILLED)
 
 
@@ -106,10 +108,25 @@ def _with_place(finding: Finding, picture: Picture) -> Finding:
     named = finding.culprits or finding.suspects
     if finding.place is not None or finding.library is not None or not named:
         return finding
+    called = {fact.rank: fact for fact in picture.evidence.of(Called)}
+    if finding.kind in ISSUED and (own := called.get(named[0])) is not None:
+        where = place_text(own.place, own.library)
+        why = f"{finding.why}; rank{own.rank} issued it at {where}"
+        return replace(finding, place=own.place, library=own.library, why=why)
     for rank in named:
         if rank in picture.stacks:
             place, library = stands_at(picture.stacks[rank][-1])
             if place or library:
                 why = f"{finding.why}; rank{rank} stands at {place_text(place, library)}"
                 return replace(finding, place=place, library=library, why=why)
+    peers = [fact for rank, fact in sorted(called.items()) if rank not in named]
+    if finding.culprits and peers:
+        where = place_text(peers[0].place, peers[0].library)
+        return replace(finding, why=f"{finding.why}; rank{peers[0].rank} issued at {where} what it waits in")
+    if finding.culprits and finding.kind in WITHOUT:
+        return replace(finding, why=f"{finding.why}; at which line of the program, nothing that was given says")
     return finding
+
+
+WITHOUT = (Kind.UNLIKE, Kind.STANDS_STILL, Kind.OUT_OF_STEP, Kind.STOPPED, Kind.NEVER_CAME, Kind.COUNTS)
+"""Kinds of findings that have a place, if the evidence holds it."""

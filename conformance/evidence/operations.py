@@ -34,7 +34,7 @@ def unlike(picture: Picture) -> Iterator[Finding]:
             classes = _classes(votes)
             if len(classes) > 1:
                 source = state.sources.get((number, min(votes)))
-                place = f"{state.name}, number {number}" if state.name.family != "desync" else f"number {number}"
+                place = f"#{number} of {state.name}" if state.name.family != "desync" else f"#{number}"
                 yield _finding(
                     classes, votes, place, number, state.size if state.whole and state.vouched else 0, source, picture
                 )
@@ -87,8 +87,8 @@ def _finding(
             why,
             culprits=odd,
             at=at,
-            observed=str(votes[odd[0]]),
-            expected=(str(votes[usual[0]]),),
+            observed=f"{votes[odd[0]]}, {at}",
+            expected=(f"{votes[usual[0]]}, {at}",),
             number=number,
             source=source,
         )

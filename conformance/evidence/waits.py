@@ -167,7 +167,7 @@ def _still(quiet: tuple[int, ...], waiting: set[int], graph: Graph, picture: Pic
             culprits=sure,
             at=f"before {at}",
             observed="nothing",
-            expected=(at,),
+            expected=_due(sure[0], graph, at),
             number=wait.number,
             source=wait.source,
         )
@@ -185,6 +185,15 @@ def _still(quiet: tuple[int, ...], waiting: set[int], graph: Graph, picture: Pic
         source=wait.source,
         missing=(Missing(Wanted.STACK, quiet),),
     )
+
+
+def _due(rank: int, graph: Graph, first: str) -> tuple[str, ...]:
+    """Return what is due from a rank: one operation, or each of several, which it has all not come to."""
+    due = dict.fromkeys([first, *(name_of(wait) for wait in graph.waiting_for(rank) if wait.operation.kind not in P2P)])
+    return tuple(due)[:MOST_DUE]
+
+
+MOST_DUE = 6
 
 
 def _counted(rank: int, wait: Waits, picture: Picture) -> str:

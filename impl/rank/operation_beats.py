@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from ...errors import Code
 from ...guardian.status_page import EVERYONE, SOMEONE, VARIABLE
 from ...traces.outcome import Outcome
 from ..recording.c10d_intercept import OnComplete, Operation, watch
-from ..recording.endings import Ending, follow_endings
+from ..recording.channel import follow_waits
+from ..recording.endings import Ending, follow_endings, of
 from ..recording.torch_compat import put_in_place_of
 from . import sidecar
 from .heartbeat import Beat
@@ -69,7 +70,8 @@ def attach(*, wanted: bool = False) -> None:
     _beats.append(beats)
     beats.follow_groups()
     os.register_at_fork(after_in_child=beats.forked)
-    follow_endings(beats.end, beats.issued)
+    follow_endings(beats.end, beats.issued, beats.keep)
+    follow_waits(beats.meet)
     watch(beats)
 
 
@@ -115,6 +117,11 @@ class OperationBeats:
         if dist.get_world_size() > 1:
             self._number = 0
             self._beat, self._own = sidecar.start(ASIDE, self._given, _traces()), True
+
+    def keep(self, error: BaseException) -> None:
+        """Tell the guardian what a task of this process has raised, which lives on: it is why nothing follows."""
+        if self._beat is not None and not self._over and not Beat.taken:
+            self._beat.commit(f"raised {of(error).message}")
 
     def end(self, ending: Ending) -> None:
         """Tell the guardian why this process ends, where nobody else does."""
@@ -190,6 +197,14 @@ class OperationBeats:
             completed(outcome)
 
         return complete
+
+    def meet(self, op: str) -> Callable[[None], object]:
+        """Beat for a wait by a channel, for whom is not said; return what beats again when it is over."""
+        beat = self._beat
+        if beat is None or self._over or Beat.taken:
+            return _nothing
+        beat.move(OPERATIONS, f"{op} by a channel")
+        return beat.await_also(SOMEONE, counts=False)
 
     def _open(self) -> Beat | None:
         """Return this process's page; None where it is not for this to write."""

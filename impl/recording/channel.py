@@ -13,15 +13,15 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...errors import UsageError
 from ...traces import journal
-from ...traces.format import Group
+from ...traces.format import CHANNEL, Group
 from .c10d_intercept import Operation, caller
 from .command import RecordingSettings
-from .endings import STOPPED, Ending, follow_endings, of
+from .endings import STOPPED, Ending, follow_endings, keep, of
 from .session import JobTrace
 
 
@@ -42,7 +42,7 @@ def channel(name: str, rank: int, world: int) -> Channel:
         run = f"{settings.run}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
         job = journal.Job(run, settings.attempt_now(), world, settings.run)
         try:
-            end = Channel(JobTrace(settings, job, rank, "channel"), name, world)
+            end = Channel(JobTrace(settings, job, rank, CHANNEL), name, world)
         except Exception as error:
             journal.mark(Path(settings.out), f"channel {name}: {error}")
             print(f"genlock: channel {name} is not recorded: {error}", file=sys.stderr)
@@ -51,12 +51,22 @@ def channel(name: str, rank: int, world: int) -> Channel:
     return end
 
 
+Waits = Callable[[str], Callable[[None], object]]
+"""Is called when an end begins to wait for another, with the operation; returns what ends that."""
+_followers: list[Waits] = []
+
+
+def follow_waits(waits: Waits) -> None:
+    """Call `waits` whenever an end of a channel of this process waits for what is due."""
+    _followers.append(waits)
+
+
 class Channel:
     """Records one end of a channel. All methods may be called from any thread; none raises, whatever fails in here."""
 
     def __init__(self, trace: JobTrace | None, name: str, world: int) -> None:
         self._trace = trace
-        self._all = Group("0", tuple(range(world)), "channel", name)
+        self._all = Group("0", tuple(range(world)), CHANNEL, name)
 
     def sent(self, to: int, tag: int = 0) -> None:
         """Record that something was handed over to an end: it need not have taken it."""
@@ -70,16 +80,20 @@ class Channel:
 
     def receiving(self, source: int, tag: int = 0) -> contextlib.AbstractContextManager[None]:
         """Record, around it, a wait for something that is due from an end, such as an answer."""
-        return self._operation("recv", self._all, source, tag)
+        return self._waiting("recv", self._all, source, tag)
 
     def meeting(self, op: str = "all_reduce", members: Sequence[int] = ()) -> contextlib.AbstractContextManager[None]:
         """Record, around it, an operation that all ends, or these, must come to; named as torch.distributed does."""
-        group = Group(",".join(map(str, members)), tuple(members), "channel") if members else self._all
-        return self._operation(op, group, None, None)
+        group = Group(",".join(map(str, members)), tuple(members), CHANNEL) if members else self._all
+        return self._waiting(op, group, None, None)
 
     def raised(self, error: BaseException) -> None:
-        """Record that this end is of no use any more, because of this; what comes later is not recorded."""
+        """Record that this end is of no use any more, because of this; what comes later is not recorded.
+
+        The process may go on in its other jobs; while it does not, this is why.
+        """
         self._end(of(error))
+        keep(error)
 
     def lost(self, rank: int, why: str) -> None:
         """Record that this end is of no use any more, because the process of another end was found to have ended."""
@@ -90,13 +104,24 @@ class Channel:
         self._end(STOPPED)
 
     @contextlib.contextmanager
-    def _operation(self, op: str, group: Group, peer: int | None, tag: int | None) -> Iterator[None]:
+    def _waiting(self, op: str, group: Group, peer: int | None, tag: int | None) -> Iterator[None]:
+        """Record an operation that waits for others, and say so to whoever follows that."""
+        over = [waits(op) for waits in _followers]
+        try:
+            with self._operation(op, group, peer, tag, depth=4):
+                yield
+        finally:
+            for end in over:
+                end(None)
+
+    @contextlib.contextmanager
+    def _operation(self, op: str, group: Group, peer: int | None, tag: int | None, depth: int = 2) -> Iterator[None]:
         trace = self._trace
         if trace is None or trace.over:
             yield
             return
         operation = Operation(op, group, None, peer, tag, None, None, False, None)
-        recorder = trace.operation(operation, caller(sys._getframe(2)), self._failed)
+        recorder = trace.operation(operation, caller(sys._getframe(depth)), self._failed)
         begun = recorder.begin(time.monotonic_ns())
         try:
             yield

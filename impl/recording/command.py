@@ -43,6 +43,8 @@ class RecordingSettings(msgspec.Struct, frozen=True):
     """Seconds that ranks wait for each other before each collective, to compare it; None: they do not."""
     stacks_after: float = 30.0
     """Seconds without an operation, after which a rank's stacks are written beside its trace."""
+    keep: int | None = None
+    """Bytes of a rank's trace that are kept; None: all."""
 
     @staticmethod
     def inherited() -> RecordingSettings | None:

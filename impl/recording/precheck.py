@@ -3,12 +3,13 @@
 Each member writes a line into the job's store (which operation, of what, from where), waits for the others' lines, and
 holds them against its own. So a mismatch, and a rank that does not come in time, raise on every rank, with the lines
 that differ; the backend would hang, or mispair. It costs a round through the store for each operation, and lets no rank
-run ahead: for bring-up and CI. Left out: sends and receives, whose other end may rightly come later, and
-reductions (sum, max), which not every way into torch shows.
+run ahead: for bring-up and CI. A reduction (sum, max) is compared between the ranks whose way into torch shows it. Left
+out: sends and receives, whose other end may rightly come later.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -69,18 +70,19 @@ class Precheck:
         """Compare a collective with its peers'; an exception keeps it from the backend."""
         op, group = operation.op, operation.group
         if op not in P2P and len(group.members) > 1 and unregistered(group.name) is None:
-            self.compare(group, described(operation), site(caller()) or "", self.deadline)
+            by = f" by {operation.reduce}" if operation.reduce else ""
+            self.compare(group, described(operation), site(caller()) or "", self.deadline, by)
         return None
 
-    def compare(self, group: Group, what: str, place: str, deadline: float) -> None:
-        """Raise ContractViolation unless all members say the same, within the deadline."""
+    def compare(self, group: Group, what: str, place: str, deadline: float, by: str = "") -> None:
+        """Raise ContractViolation unless all members say the same, within the deadline; `by`, if they say anything."""
         store, rank = store_of(None), dist.get_rank()
         if rank not in group.members:
             return
         number = self._numbers[group.name] = self._numbers[group.name] + 1
         keys_of = f"genlock/precheck/{self._turn}/{group.name}"
         key = f"{keys_of}/{number}"
-        store.set(f"{key}/{rank}", f"{what}\n{place}")
+        store.set(f"{key}/{rank}", json.dumps([what, place, by]))
         keys = [f"{key}/{member}" for member in group.members]
         absent: list[int] = []
         try:
@@ -93,8 +95,8 @@ class Precheck:
             store.delete_key(f"{keys_of}/{number - 2}/{rank}")
         if absent:
             raise _absent(absent, number, group, lines[rank], deadline)
-        if len({said for said, _ in lines.values()}) > 1:
-            raise _different(lines, number, group)
+        if len({what for what, *_ in lines.values()}) > 1 or len({by for *_, by in lines.values()} - {""}) > 1:
+            raise _different({member: (what + by, place) for member, (what, place, by) in lines.items()}, number, group)
 
 
 def described(operation: Operation) -> str:
@@ -108,9 +110,13 @@ def described(operation: Operation) -> str:
     return " ".join(parts)
 
 
-def _read(store: Any, key: str) -> tuple[str, str]:
-    what, _, place = store.get(key).decode().partition("\n")
-    return what, place
+Line = tuple[str, str, str]
+"""Holds what a rank says: the operation, its place, and the reduction, if it shows."""
+
+
+def _read(store: Any, key: str) -> Line:
+    what, place, by = json.loads(store.get(key))
+    return what, place, by
 
 
 def _different(lines: dict[int, tuple[str, str]], number: int, group: Group) -> ContractViolation:
@@ -124,7 +130,7 @@ def _different(lines: dict[int, tuple[str, str]], number: int, group: Group) -> 
     return ContractViolation(text, code=Code.COLLECTIVE, ranks=tuple(odd))
 
 
-def _absent(absent: Sequence[int], number: int, group: Group, own: tuple[str, str], s: float) -> ContractViolation:
+def _absent(absent: Sequence[int], number: int, group: Group, own: Line, s: float) -> ContractViolation:
     text = f"{_ranks(absent)} did not come to operation {number} of group {group.name} within {s:g} s: "
     return ContractViolation(f"{text}{own[0]} at {own[1]}", code=Code.COLLECTIVE, ranks=tuple(absent))
 

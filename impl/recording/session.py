@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -29,13 +29,25 @@ from msgspec.structs import replace
 
 from ...errors import GenlockError
 from ...traces import journal
-from ...traces.format import FORMAT_VERSION, P2P, SUFFIX, Clock, Group, RepeatedOperation, TraceHeader
+from ...traces.format import (
+    FORMAT_VERSION,
+    P2P,
+    SUFFIX,
+    Clock,
+    Group,
+    KnownBy,
+    Maker,
+    Making,
+    RepeatedOperation,
+    TraceHeader,
+)
 from ...traces.recorder import OperationRecorder, Recorder
 from .c10d_intercept import (
     BLIND_SPOTS,
     OnComplete,
     Operation,
     begin_job,
+    forget_observers,
     group_of,
     store_of,
     unknown_operators,
@@ -43,7 +55,7 @@ from .c10d_intercept import (
     watch,
 )
 from .command import RecordingSettings
-from .endings import STOPPED, Ending, follow_endings
+from .endings import STOPPED, Ending, follow_endings, of
 from .precheck import precheck_from_now_on
 from .stack_timer import NEVER, StackTimer, timer
 from .stacks import short_stack, stack_key
@@ -61,7 +73,7 @@ def attach() -> None:
     session.follow_init()
     session.follow_destroy()
     session.follow_groups()
-    follow_endings(session.end, session.events)
+    follow_endings(session.end, session.events, session.keep)
     os.register_at_fork(after_in_child=session.forked)
     timer.follow(put_in_place_of)
     watch(session)
@@ -83,6 +95,8 @@ SOON = 1_000_000_000
 """Nanoseconds after which a process that is no rank is asked again."""
 MAX_OPERATIONS = 4096
 """Beyond so many distinct operations, those that were met are forgotten: a program may never issue the same twice."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Addresses of a store that no other host reaches."""
 KEY = "genlock/job"
 """Under this key of a job's store lies the name that its ranks agree on."""
 
@@ -93,13 +107,17 @@ class JobTrace:
     def __init__(self, settings: RecordingSettings, job: journal.Job, rank: int, backend: str) -> None:
         self.job, self.rank = job, rank
         folder = journal.place_of(Path(settings.out), job)
-        self.recorder = Recorder(folder, _header(job, rank, backend))
+        self.recorder = Recorder(folder, _header(job, rank, backend), settings.keep)
         path = self.recorder.path
         self.stacks = StackTimer(path.with_name(path.name.removesuffix(SUFFIX) + STACKS), settings.stacks_after)
         if settings.stacks:
             answer(folder, rank)
         self.over = False
         """True once its end is written, and the process has not gone on since."""
+        self.kept = False
+        """True where that is what the process has raised, and somebody keeps: it may go on."""
+        self.raised: BaseException | None = None
+        """What was about to be raised, or was handled, when its group was destroyed."""
         self._groups: set[str] = set()
         self._made = count(1)
         """The next number of a group in whose making this process takes part."""
@@ -112,12 +130,19 @@ class JobTrace:
             self._groups.add(group.name)
             self.recorder.group(group)
 
-    def made(self, group: Group, *, local: bool, frame: FrameType) -> None:
-        """Write that a group was made, with this process in it or not."""
+    def making(self, by: Maker, members: tuple[int, ...], *, local: bool, frame: FrameType) -> Making:
+        """Write that this process begins to make a group, with itself in it or not."""
+        known_by: KnownBy = "members" if local else "all"
+        place = self.recorder.stack(short_stack(frame))
+        making = Making(next(self._made), time.monotonic_ns(), by, members, known_by, place)
+        self.recorder.making(making)
+        return making
+
+    def made(self, group: Group, making: Making) -> None:
+        """Write that the group was made."""
         if group.name:
             self._groups.add(group.name)
-        number, place = next(self._made), self.recorder.stack(short_stack(frame))
-        self.recorder.group(replace(group, number=number, known_by="members" if local else "all", site=place))
+        self.recorder.made(replace(group, number=making.number, known_by=making.known_by, site=making.site))
 
     def operation(
         self, operation: Operation, frame: FrameType | None, failed: Callable[[Exception], None]
@@ -138,6 +163,7 @@ class JobTrace:
         """Write why the process ends; the first cause stands, but for an exception after a clean end."""
         if self.over and not (ending.cause == "exception" and self.recorder.ended == "stopped"):
             return
+        self.kept = False
         if self.over:
             self.recorder.resume()
         self.over = True
@@ -150,7 +176,7 @@ class JobTrace:
         if self.over:
             self.recorder.resume()
             self.stacks = StackTimer(self.stacks.path, self.stacks.after)
-            self.over = False
+            self.over = self.kept = False
 
 
 class Session:
@@ -164,6 +190,8 @@ class Session:
         """Begin anew: this process has written nothing yet, whatever its parent has."""
         self._lock = threading.RLock()
         self._over = False
+        self._joining = False
+        """True once it has come to where it joins a job, or has ended before."""
         self._now: JobTrace | None = None
         """The job of the default group, while there is one."""
         self._jobs: dict[journal.Job, JobTrace] = {}
@@ -221,6 +249,8 @@ class Session:
             trace = self._trace_of(operation.group)
             if trace is None or self._over:
                 return None
+            if trace.kept:
+                trace.resume()
             if trace is not self._now:  # its group's name says nothing to the other members
                 operation = operation._replace(group=replace(operation.group, name="0"))
             return trace.operation(operation, frame, self._give_up)
@@ -262,6 +292,11 @@ class Session:
 
     def end(self, ending: Ending = STOPPED) -> None:
         """Write why the process ends, in each trace that has no end yet; an exception, in the last one at least."""
+        if not self._joining and ending.cause == "exception":
+            self._joining = True
+            came = member(self._settings.attempt_now())
+            if came.rank >= 0:
+                self._note(failed(came, ending, joining=False))
         with self._lock:
             traces = list(self._jobs.values())
             gone = [trace for name, trace in self._others.items() if unregistered(name) is None]
@@ -270,23 +305,34 @@ class Session:
                     with contextlib.suppress(Exception):
                         trace.end(STOPPED if trace in gone and trace is not traces[-1] else ending)
 
+    def keep(self, error: BaseException) -> None:
+        """Write what a task of this process has raised as the end of its job, until the process goes on with that."""
+        with self._lock, contextlib.suppress(Exception):
+            trace = next(reversed(self._jobs.values()), None)
+            if trace is None or self._over or (trace.over and trace.raised is not error):
+                return
+            trace.end(of(error)._replace(exit=-1))
+            trace.kept = True
+            self._operations.clear()
+            forget_observers()
+
     def events(self) -> int:
         """Count what was written so far."""
         return sum(trace.recorder.written for trace in self._jobs.values())
 
     def follow_init(self) -> None:
         """Begin the trace at once when torch.distributed is initialised, so that a rank that issues nothing has one."""
-        original = dist.init_process_group
+        original, signature = dist.init_process_group, inspect.signature(dist.init_process_group)
 
         @functools.wraps(original)
         def init_process_group(*args: Any, **kwargs: Any) -> None:
+            came = self._came(signature, args, kwargs, sys._getframe())
             try:
                 original(*args, **kwargs)
             except Exception as error:
-                rank = f"rank {os.environ['RANK']}" if "RANK" in os.environ else f"process {os.getpid()}"
-                what = f"{rank} could not join its job: {' '.join(str(error).split())[:300]}"
-                journal.mark(Path(self._settings.out), what)
+                self._note(failed(came, of(error), joining=True))
                 raise
+            self._note(journal.Joined(os.getpid()))
             try:
                 with self._lock:
                     self.open()
@@ -294,6 +340,26 @@ class Session:
                 self._give_up(error)
 
         put_in_place_of(original, init_process_group)
+
+    def _came(
+        self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
+    ) -> journal.Came:
+        """Write that this process has come to where it joins its job."""
+        self._joining = True
+        came = member(self._settings.attempt_now())
+        with contextlib.suppress(Exception):  # what torch refuses, it says itself
+            given = signature.bind_partial(*args, **kwargs).arguments
+            rank, world = (int(given.get(name, -1)) for name in ("rank", "world_size"))
+            came = replace(came, rank=max(rank, came.rank), world=max(world, came.world))
+        with contextlib.suppress(Exception):
+            came = replace(came, place=short_stack(frame)[-1][0])
+        self._note(came)
+        return came
+
+    def _note(self, line: journal.Line) -> None:
+        """Write a line into the journal; what keeps it from that keeps the program from nothing."""
+        with contextlib.suppress(OSError):
+            journal.append(Path(self._settings.out), line)
 
     def follow_destroy(self) -> None:
         """Write a clean end when the default group is destroyed: from then on, the process is no rank.
@@ -309,6 +375,9 @@ class Session:
             whole = dist.is_initialized() and (group is None or group is dist.group.WORLD)
             if whole and self._now is not None:
                 with self._lock, contextlib.suppress(Exception):
+                    if self._now.kept:
+                        self._now.resume()
+                    self._now.raised = sys.exc_info()[1]
                     self._now.end(STOPPED)
                     self._now = None
                     self._operations.clear()
@@ -322,12 +391,11 @@ class Session:
 
         @functools.wraps(original)
         def new_group(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind_partial(*args, **kwargs).arguments
+            local = bool(given.get("use_local_synchronization"))
+            making = self._making("new_group", given.get("ranks"), local, sys._getframe())
             group = original(*args, **kwargs)
-            try:
-                given = signature.bind(*args, **kwargs).arguments
-                self._announce(group, given.get("ranks"), bool(given.get("use_local_synchronization")), sys._getframe())
-            except Exception as error:
-                self._give_up(error)
+            self._made(group, making)
             return group
 
         put_in_place_of(original, new_group)
@@ -335,29 +403,42 @@ class Session:
 
         @functools.wraps(split)
         def split_group(*args: Any, **kwargs: Any) -> Any:
+            parent = args[0] if args else kwargs.get("parent_pg")
+            local = parent is not None and parent is not dist.group.WORLD
+            making = self._making("split_group", (), local, sys._getframe())
             group = split(*args, **kwargs)
-            try:
-                parent = args[0] if args else kwargs.get("parent_pg")
-                local = parent is not None and parent is not dist.group.WORLD
-                self._announce(group, (), local, sys._getframe())
-            except Exception as error:
-                self._give_up(error)
+            self._made(group, making)
             return group
 
         put_in_place_of(split, split_group)
 
-    def _announce(self, group: Any, ranks: Any, local: bool, frame: FrameType) -> None:
-        with self._lock:
-            if self._now is None:
-                self.open()
-            if self._now is None or self._over:
-                return
-            if isinstance(group, dist.ProcessGroup):
-                described = group_of(group)
-            else:
-                everyone = range(dist.get_world_size())
-                described = Group("", tuple(int(rank) for rank in (everyone if ranks is None else ranks)))
-            self._now.made(described, local=local, frame=frame)
+    def _making(self, by: Maker, ranks: Any, local: bool, frame: FrameType) -> Making | None:
+        """Write that this process begins to make a group; None where nothing is recorded."""
+        try:
+            with self._lock:
+                if self._now is None:
+                    self.open()
+                if self._now is None or self._over:
+                    return None
+                if ranks is None:
+                    ranks = range(dist.get_world_size())
+                # what can be looked at once alone is left to torch
+                members = tuple(int(rank) for rank in ranks) if isinstance(ranks, Sequence) else ()
+                return self._now.making(by, members, local=local, frame=frame)
+        except Exception as error:
+            self._give_up(error)
+            return None
+
+    def _made(self, group: Any, making: Making | None) -> None:
+        """Write that the group was made, with this process in it or not."""
+        try:
+            with self._lock:
+                if making is None or self._now is None or self._over:
+                    return
+                known = group_of(group) if isinstance(group, dist.ProcessGroup) else Group("", making.members)
+                self._now.made(known, making)
+        except Exception as error:
+            self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         with self._lock:
@@ -388,6 +469,22 @@ def agreed_name(store: Any, recording: str) -> str:
         names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
         known = "-".join(filter(None, map(os.environ.get, names))).replace("/", "_")
         return f"{recording}-{known or 'job'}"
+
+
+def member(attempt: int) -> journal.Came:
+    """Return which rank this process is to be, as its environment says."""
+    told = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    rank, world, local = (int(text) if text.isdecimal() and len(text) < 8 else -1 for text in told.values())
+    if os.environ.get("MASTER_ADDR") in LOOPBACK:
+        local = world
+    return journal.Came(os.getpid(), rank, max(world, 0), max(local, 0), attempt)
+
+
+def failed(came: journal.Came, ending: Ending, *, joining: bool) -> journal.Failed:
+    """Return what a journal says of a process that raised before it was a rank."""
+    kind, _, message = ending.message.partition(": ")
+    about = (kind, message, ending.place or "")
+    return journal.Failed(came.process, came.rank, came.world, came.attempt, joining, *about)
 
 
 def _header(job: journal.Job, rank: int, backend: str) -> TraceHeader:

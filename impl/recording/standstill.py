@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ...traces import journal
 from ...traces.format import SUFFIX, name_of
 from .unseen import descendants
 
@@ -47,7 +48,18 @@ class Standstill:
         jobs: dict[Path, list[Path]] = {}
         for path in sorted(self.folder.rglob(f"*{SUFFIX}")):
             jobs.setdefault(path.parent, []).append(path)
-        return any(self._stands(job, files, now) for job, files in jobs.items())
+        return any(self._stands(job, files, now) for job, files in jobs.items()) or self._joins(now)
+
+    def _joins(self, now: float) -> bool:
+        """Return True where ranks have been in the call by which they join their job, and nobody came or left."""
+        file = self.folder / journal.NAME
+        size = file.stat().st_size if file.is_file() else -1
+        before, grew = self._sizes.get(file, (-1, now))
+        self._sizes[file] = size, now if size != before else grew
+        if size != before or now - grew < self.seconds or self._judged.get(file) == size:
+            return False
+        self._judged[file] = size
+        return bool(journal.Journal(self.folder).joining & set(descendants(self.root))) and self.waits([file])
 
     def _stands(self, job: Path, files: list[Path], now: float) -> bool:
         size = sum(file.stat().st_size for file in files)

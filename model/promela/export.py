@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
-import numpy as np
-
-from ...errors import ModelError, Unfinished
-from ..checker.engine import check, fast
-from ..checker.fast.search import PackedGraph
+from ..claims import LeadsTo
 from ..semantics.network import CRASH, STALL, Network
 from ..semantics.properties import NO_FALSE_ABORT, NO_LIVELOCK, NO_MISPAIRING, NO_STRANDING, properties_of
-from ..semantics.transport import run_ahead
-from ..tables import Kind, beyond
+from ..tables import Cell, Fifo, Kind
 from . import template as text
-from .tables import GATES, At, Met, Tables
+from .claims import ASKS, NO, YES, Claims, flag
+from .met import Tell, search
+from .tables import GATES, At, Tables
 
 NOT_ASKED = (NO_STRANDING, NO_LIVELOCK)
 """They say that some continuation exists, of which Spin cannot be asked."""
-Tell = Callable[[int], None]
-"""Called now and then with the states found."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,15 @@ class Export:
     """Spin's invalid end states."""
     violated: tuple[str, ...]
     """The properties whose assertions must fail."""
+    leads_to: dict[str, bool] = field(default_factory=dict)
+    """The claims that are asked in a search of their own, and whether they hold."""
+    ranks: int = 0
+
+    def asks(self, claim: str) -> str:
+        """Return what makes Spin look for a fair run on which a `LeadsTo` does not hold."""
+        build = f"spin -a -DFAIR {self.name}.pml && cc -O1 -DNOREDUCE -o pan pan.c"
+        turns = (2 * self.ranks + 1) * (2 * self.ranks + 3)  # who moved last, and what of fairness is still to come
+        return f"{build} && ./pan -a -A -E -n -m{2 * turns * self.states} -N {flag(claim)}"
 
     @property
     def commands(self) -> str:
@@ -68,88 +73,88 @@ def export(network: Network, name: str | None = None, tell: Tell | None = None) 
 
     Raises ModelError for tables that cannot be written down.
     """
-    more = beyond(network.protocol)
-    if more is not None:
-        raise ModelError(f"Promela cannot be written for {more}", where=network.protocol.name)
-    if network.protocol.claims:
-        what = f"its claim `{network.protocol.claims[0].name}` is a function, which Promela has no word for"
-        raise ModelError(what, where=network.protocol.name, do="export it without its claims")
-    met = _search(network, tell)
+    met = search(network, tell)
     asserted = [p.name for p in properties_of(network.protocol.name) if p.kind == "always" and p not in NOT_ASKED]
     judged = [name for name in asserted if name != NO_FALSE_ABORT.name]  # that one is judged on the state
     violated = tuple(name for name in asserted if name in met.violated)
+    tables = Tables(network, met, judged, claims=bool(network.protocol.claims))
+    claims = Claims(tables)
     stem = re.sub(r"[^\w.-]+", "_", name or network.protocol.name)
-    found = Export(stem, "", met.states, met.transitions, met.deadlocks, violated)
-    return replace(found, model=_model(found, Tables(network, met, judged)))
-
-
-def _search(network: Network, tell: Tell | None) -> Met:
-    """Search every state; returns what the tables must have: locals, deliveries, what is in the slots."""
-    progress = None if tell is None else (lambda states, depth, queue: tell(states))
-    result = check(network, [NO_FALSE_ABORT], engine=fast(), reduction="off", progress=progress)
-    graph = result.graph
-    assert isinstance(graph, PackedGraph)
-    if graph.stopped:
-        raise Unfinished(f"the search that the export needs was {graph.stopped}", do="take a smaller scope")
-    met, space = Met(), graph.space
-    met.states, met.transitions = graph.counts
-    met.deadlocks = result.deadlocks
-    met.violated = {*graph.seen, *(v.property.name for v in result.verdicts if not v.holds)}
-    for rank in range(network.ranks):
-        role = min(rank, 1)
-        for lane in np.unique(graph.field(rank)).tolist():
-            local, columns = space.lanes[role].items[lane]
-            met.locals[role].add(local)
-            met.depth = max(met.depth, *map(len, columns), 1)
-    for at in range(len(network.protocol.slots) * (network.ranks - 1)):
-        for value in np.unique(graph.field(network.ranks + at)).tolist():
-            if value:
-                met.items.add((at, space.slot_item(at, value)))
-    for role, local, data in space.completed():
-        met.ends[role].setdefault(local, set()).add(data)
-    return met
+    leads_to = {claim.name: met.holds[claim.name] for claim in network.protocol.claims if isinstance(claim, LeadsTo)}
+    found = Export(
+        stem, "", met.states, met.transitions, met.deadlocks, (*violated, *claims.reported), leads_to, network.ranks
+    )
+    return replace(found, model=_model(found, tables, claims))
 
 
 # ── the file ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _model(found: Export, tables: Tables) -> str:
+def _model(found: Export, tables: Tables, claims: Claims) -> str:
     network = tables.network
-    groups = [tables.groups[g] for g in network.protocol.streams if g in tables.groups]
-    streams = groups if network.stream else []
-    starts = (tables.number(int(rank > 0), lts.initial) for rank, lts in enumerate(network.lts))
+    number = {"at": _type(len(tables.at)), "item": _type(len(tables.items.items))}
     state = text.STATE.format(
-        at=_type(len(tables.at)),
-        starts=", ".join(map(str, starts)),
+        starts=_listed([_start(tables, rank) for rank in range(network.ranks)]),
         contribution=_type(len(tables.contributions.items)),
-        item=_type(len(tables.items.items)),
+        places=text.PLACES.format(board=_listed(tables.held_at_first() or [0]), **number)
+        if network.store.places
+        else "",
+        **number,
     )
+    devices = "".join(text.DEVICE_OWES.format(group) for group in tables.devices)
+    owed = _listed(_owed_at_first(network))
     return "\n".join(
         (
             _head(found, network),
             _constants(tables),
-            text.unrolled(network.ranks, streams),
+            text.unrolled(network.ranks, tables.devices),
             _strikes(tables),
             text.TABLES,
             *(_comment(f"{n}: {title}") for n, title in enumerate(tables.titles(), 1)),
             *(_array(name, column) for name, column in tables.columns()),
+            *(_array(name, column) for name, column in claims.trees.columns() if claims.judged),
             "",
             state,
+            text.AT_PLACES if network.store.places else text.NO_PLACES,
+            text.GATES_AND_COLLECTIVES,
+            text.FAIRNESS.format(owed=owed, devices=devices),
             text.judged(tables.judged),
-            text.RULES,
-            *(_process(tables, role, streams) for role in (0, 1)),
+            claims.text(),
+            text.MOVES,
+            *_processes(tables),
+            text.IDLE if found.leads_to else "",
+            claims.never(),
         )
     )
 
 
+def _start(tables: Tables, rank: int) -> int:
+    return tables.number(tables.met.role_of[rank], tables.network.lts[rank].initial)
+
+
+def _owed_at_first(network: Network) -> list[bool]:
+    """Return, for each rank and then for each device, whether it owes a move at the start."""
+    owing = {
+        move.rank + network.ranks * (move.edge == "device")
+        for move, _ in network.successors(network.initial())
+        if (move.ordinary and not move.asked_for) or move.detects
+    }
+    return [n in owing for n in range(2 * network.ranks)]
+
+
 def _head(found: Export, network: Network) -> str:
     scope = network.scope
+    asked = "".join(
+        f"\n\n   {found.asks(claim)}\n   {'no acceptance cycle' if holds else 'an acceptance cycle'}: "
+        f"`{claim}` {'holds' if holds else 'does not hold'}"
+        for claim, holds in found.leads_to.items()
+    )
     return _comment(
         f"{network.protocol.name}: {scope.ranks} ranks, {scope.chunks} chunks of {scope.steps} steps, at most "
         f"{network.faults} faults ({', '.join(network.kinds) or 'none'}),\n"
         f"   {'stream' if network.stream else 'rendezvous'} transport, detection "
         f"{'on' if network.detection else 'off'}. Written by `genlock export promela`.\n\n"
-        f"   {found.commands}\n   {found.expected}"
+        f"   {found.commands}\n   {found.expected}{asked}"
     )
 
 
@@ -162,17 +167,29 @@ def _constants(tables: Tables) -> str:
     sizes = {
         "R": network.ranks,
         "G": max(1, len(tables.groups)),
+        "LISTS": max(1, len(network.groups.lists)),
         "D": tables.met.depth,
         "SLOTS": max(1, len(tables.channels) * (network.ranks - 1)),
         "LOCALS": len(tables.at),
         "CONTRIBUTIONS": len(tables.contributions.items),
-        "AHEAD": run_ahead(network.ranks),
         "BUDGET": network.faults,
         "DETECTION": int(network.detection),
         "NO_MISPAIRING": tables.judged.index(NO_MISPAIRING.name),
         **{kind.name: n for n, kind in enumerate(Kind)},
         **{gate: n for n, gate in enumerate(GATES)},
     }
+    if network.store.places:
+        fifos = tables.of_kind(Fifo)
+        sizes |= {
+            "FIFOS": max(1, len(fifos)),
+            "BOXES": tables.box_of(len(fifos)) + 1,
+            "CELLS": max(1, len(tables.of_kind(Cell))),
+            "LINKS": len(tables.links),
+            "WAYS": max(1, len(tables.links) * network.ranks**2),
+            "W": tables.longest,
+        }
+    if network.protocol.claims:
+        sizes |= {"NO": NO, "YES": YES, **{ask: n for n, ask in enumerate(ASKS)}}
     return "\n".join(f"#define {name} {value}" for name, value in sizes.items()) + "\n"
 
 
@@ -207,28 +224,32 @@ def _points(tables: Tables, kind: str) -> str:
     return f"({' || '.join(found) or '0'})"
 
 
-def _process(tables: Tables, role: int, streams: Sequence[int]) -> str:
-    """Return the ranks of a role: an option for each step that a local may have, for its last step another."""
-    at, network = tables.of(role), tables.network
+def _processes(tables: Tables) -> list[str]:
+    """Return the ranks, those next to each other at once that have a move to make, or have ended at the start."""
+    network, at = tables.network, tables.at[1:]
+    devices = [f"ON_DEVICE({group})" for group in tables.devices]
+    found: list[str] = []
+    for ended, ranks in groupby(range(network.ranks), lambda rank: bool(tables.at[_start(tables, rank)].TERMINAL)):
+        options = [] if ended else _options(tables, at) or [":: false"]
+        found.append(text.process(f"rank{len(found) or ''}", len(list(ranks)), options, devices))
+    return found
+
+
+def _options(tables: Tables, at: Sequence[At]) -> list[str]:
+    """Return an option for each step that a local may have, for its last step another."""
     begins: list[tuple[str, int, Callable[[At], int], Callable[[At], int]]] = [
         ("OWN", 0, lambda a: a.FIRST, lambda a: a.OWNS),
         ("FAULT", 1, lambda a: a.FIRST + a.OWNS, lambda a: a.FAULTS),
         ("DETECT", 0, lambda a: a.FIRST + a.OWNS + a.FAULTS, lambda a: a.DETECTS),
     ]
     options = ["COMPLETE"] if any(a.WAITS for a in at) else []
+    options += ["END"] if any(a.INSIDE_OF for a in at) else []
     for name, cost, first, count in begins:
         for k in range(max(map(count, at))):
             lines = (tables.lines[first(a) + k] for a in at if k < count(a))
             for last in sorted({bool(tables.at[line.TARGET].TERMINAL) for line in lines}):
                 options.append(f"TAKE_{'LAST' if last else 'STEP'}({name}_MAY({k}), {name}({k}), {cost})")
-    options += [kind.upper() for kind in (CRASH, STALL) if kind in network.kinds]
-    lts = tables.roles[role]
-    return text.process(
-        "worker" if role else "driver",
-        network.ranks - 1 if role else 1,
-        [] if lts.info(lts.initial).terminal else options or [":: false"],
-        [f"ON_DEVICE({group})" for group in streams],
-    )
+    return options + [kind.upper() for kind in (CRASH, STALL) if kind in tables.network.kinds]
 
 
 def _type(numbers: int) -> str:
@@ -239,4 +260,8 @@ def _type(numbers: int) -> str:
 def _array(name: str, numbers: Sequence[int]) -> str:
     """Return a table, outside of Spin's state."""
     filled = [int(n) for n in numbers] or [0]
-    return f"hidden {_type(max(filled) + 1)} {name}[{len(filled)}] = {{ {', '.join(map(str, filled))} }};"
+    return f"hidden {_type(max(filled) + 1)} {name}[{len(filled)}] = {{ {_listed(filled)} }};"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(int(n)) for n in numbers)

@@ -3,42 +3,46 @@
 Numbers count from 1; 0 is nothing, nowhere, or never met. A local has one number whatever its role. Steps stand in
 the order of the rank's own, those of faults, those of detection.
 
-Left out: which locals there are (`export.py` searches for them), and what they do together (`template.py`).
+A role is here what has been unfolded once: ranks that start with variables of their own are each a role.
+
+Left out: which locals there are (`met.py` searches for them), and what they do together (`template.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from ...errors import ModelError
-from ..semantics.lts import Interner, Lts, Step
+from ..semantics.lts import Interner, Step
 from ..semantics.network import Network
-from ..semantics.transport import Contribution
-from ..tables import Data, Kind, Meet, Put, Slot, Take
+from ..semantics.transport import REDUCES, Contribution, run_ahead
+from ..tables import (
+    EMPTY,
+    TAKES,
+    By,
+    Cell,
+    Data,
+    Fifo,
+    Kind,
+    Link,
+    Meet,
+    Poll,
+    Post,
+    Put,
+    Receive,
+    See,
+    Send,
+    Sent,
+    Set,
+    Slot,
+    Take,
+)
+from .met import Ending, Met
 
-GATES = ("NONE", "PUT", "TAKE", "MEET")
-
-
-@dataclass
-class Met:
-    """Holds what a search met.
-
-    Pairs are by role: the driver, the worker.
-    """
-
-    locals: tuple[set[int], set[int]] = field(default_factory=lambda: (set(), set()))
-    ends: tuple[dict[int, set[Data]], dict[int, set[Data]]] = field(default_factory=lambda: ({}, {}))
-    """Local to what it was given when its collective completed."""
-    items: set[tuple[int, int]] = field(default_factory=set)
-    """(index of a slot, number of a value that was in it)."""
-    depth: int = 1
-    """Unfinished collectives of one group, at most."""
-    states: int = 0
-    transitions: int = 0
-    deadlocks: int = 0
-    violated: set[str] = field(default_factory=set)
+GATES = ("NONE", "PUT", "TAKE", "MEET", "INTO", "OUT_OF", "SET", "SEE", "SEND", "RECEIVE", "POST", "SENT")
+"""Put and Take are at a slot; at a channel they are INTO and OUT_OF, and so is Poll."""
+GATE_OF = {Set: "SET", See: "SEE", Send: "SEND", Receive: "RECEIVE", Post: "POST", Sent: "SENT", Poll: "OUT_OF"}
 
 
 class At(NamedTuple):
@@ -49,10 +53,16 @@ class At(NamedTuple):
     STALLED: int = 0
     WAITS: int = 0
     """1 + the group of the collective that it waits in."""
+    INSIDE_OF: int = 0
+    """The gate, SEND or RECEIVE, that it waits in; on which link, and with whom."""
+    LINK_OF: int = 0
+    PEER_OF: int = 0
     LAST: int = 0
-    """Where its collective ends, the rank ends too."""
+    """Where its collective, send or receive ends, the rank ends too."""
     COUNTER: int = 0
     STATE: int = 0
+    VARS: int = 0
+    """Its variables, by number, where a claim is asked."""
     FIRST: int = 0
     """Its first step, and how many it has of each sort."""
     OWNS: int = 0
@@ -81,19 +91,31 @@ class Line(NamedTuple):
     """The channel's slots come after so many others."""
     WORKER: int = 0
     """Says whose slot; 0: the rank's own."""
+    SHARED: int = 0
+    """The number of the channel, of the cell, or of the link."""
+    PLACE: int = 0
+    """1 + the place of a channel or cell; 0: the rank's own."""
+    PEER: int = 0
     ITEM: int = 0
     """Holds what it puts, or what it takes."""
     SYNCS: int = 0
     STRUCK_BY: int = 0
     """The kind of fault."""
+    INTERRUPTS: int = 0
+    ASKED: int = 0
+    """The world outside asks for it, and need not."""
 
 
 class End(NamedTuple):
-    """Describes one way in which a local's collective ends; GIVEN has what is delivered."""
+    """Describes one way in which what a local waits in ends; GIVEN has what is delivered."""
 
     END_TARGET: int = 0
     END_BY: int = 0
     END_SEEN: int = 0
+    END_SEAT: int = 0
+    """1 + the place in its group of the rank that it is for, where GIVEN is by place; 0: for any, and a set."""
+    END_ITEM: int = 0
+    """The message that a receive ends with."""
 
 
 class Tables:
@@ -102,26 +124,30 @@ class Tables:
     `judged` are the properties that a step may be seen to violate.
     """
 
-    def __init__(self, network: Network, met: Met, judged: Sequence[str]) -> None:
-        self.network, self.met, self.judged = network, met, judged
-        self.roles: tuple[Lts, Lts] = (network.lts[0], network.lts[1])
+    def __init__(self, network: Network, met: Met, judged: Sequence[str], *, claims: bool = False) -> None:
+        self.network, self.met, self.judged, self.claims = network, met, judged, claims
+        self.roles, protocol = met.roles, network.protocol
         if any(self.roles[0].base(local) for local in met.locals[0]):
-            raise ModelError("ids do not start at 0", where=network.protocol.name, do="let `base` of the start be 0")
-        self.locals: Interner[Any] = _from_one((role, n) for role in (0, 1) for n in sorted(met.locals[role]))
+            raise ModelError("ids do not start at 0", where=protocol.name, do="let `base` of the start be 0")
+        self.locals: Interner[Any] = _from_one(
+            (role, n) for role in range(len(self.roles)) for n in sorted(met.locals[role])
+        )
         issued = (c._replace(lost=False) for c in network.contributions.items if c is not None)
         self.contributions: Interner[Any] = _from_one(issued)
-        self.items: Interner[Any] = _from_one(network.values.items)
-        self.values, self.states, self.bases = _from_one(), _from_one(), _from_one()
-        self.groups = {name: n for n, name in enumerate(network.protocol.group_names)}
-        self.channels = {slot: n * (network.ranks - 1) for n, slot in enumerate(network.protocol.slots)}
+        self.items, self.values, self.states, self.bases = _from_one(), _from_one(), _from_one(), _from_one()
+        self.variables = _from_one()
+        for things in met.was_in.values():
+            for thing in things:
+                self.items(thing)
+        self.groups = {name: n for n, name in enumerate(protocol.group_names)}
+        self.channels = {slot: n * (network.ranks - 1) for n, slot in enumerate(protocol.slots)}
+        self.places: dict[tuple[Fifo | Cell, Any], int] = {}
+        self.links: dict[Link, int] = {}
+        self._number_places()
         self.kinds = {kind: n for n, kind in enumerate(network.kinds, 1)}
-        self.least = min(self.roles[role].info(n).counter for role in (0, 1) for n in met.locals[role])
+        self.least = min(self.roles[role].info(n).counter for role, n in self.locals.items[1:])
         self.lines, self.ends, self.given = [Line()], [End()], [0] * network.ranks
         self.at = [At()] + [self._at(role, n) for role, n in self.locals.items[1:]]
-
-    def of(self, role: int) -> list[At]:
-        """Return the locals of a role."""
-        return [at for at, (its, _) in zip(self.at[1:], self.locals.items[1:], strict=True) if its == role]
 
     def number(self, role: int, local: int) -> int:
         """Return the number of a local of a role; 0 if it was never met."""
@@ -143,20 +169,102 @@ class Tables:
                 yield name, [row[n] for row in rows]
         yield "GIVEN", self.given
         yield from self._contributions()
+        yield from self._lists()
         bases = self.bases.items[1:]
         yield "LATER", [n for base in bases for n in self._later(base)]
         yield "PUT_LATER", [n for base in bases for n in self._put_later(base)]
+        if self.network.store.places:
+            yield from self._shared()
+
+    # ── what ranks share ────────────────────────────────────────────────────────────────────────────
+
+    def _number_places(self) -> None:
+        """Number channels among channels, cells among cells, links among links."""
+        counts = {Fifo: 0, Cell: 0}
+        for shared, key in self.network.store.places:
+            if isinstance(shared, Link):
+                self.links.setdefault(shared, len(self.links))
+            else:
+                self.places[shared, key] = counts[type(shared)]
+                counts[type(shared)] += 1
+
+    def of_kind(self, kind: type) -> list[tuple[Fifo | Cell, Any]]:
+        """Return the places of channels, or those of cells, in their order."""
+        return [place for place in self.places if isinstance(place[0], kind)]
+
+    def box_of(self, place: int) -> int:
+        """Return where the things in a channel begin, among those of all channels."""
+        return sum(shared.capacity for shared, _ in self.of_kind(Fifo)[:place] if isinstance(shared, Fifo))
+
+    @property
+    def devices(self) -> list[int]:
+        """Return the groups of which a device completes something by itself: on a stream, or posted."""
+        protocol = self.network.protocol
+        posted = {row.op.group for role in protocol.roles for row in role.rows if row.posts and row.op is not None}
+        streams = protocol.streams if self.network.stream else ()
+        return [n for name, n in self.groups.items() if name in streams or name in posted]
+
+    @property
+    def keyed(self) -> list[Fifo | Cell]:
+        """Return the channels and cells, in the order of their numbers."""
+        return list(dict.fromkeys(shared for shared, _ in self.places))
+
+    @property
+    def longest(self) -> int:
+        """Return how many messages wait on one way of a link, at most."""
+        return max(1, self.met.waiting)
+
+    def held_at_first(self) -> list[int]:
+        """Return what each cell holds at the start."""
+        return [self.items(shared.initial) for shared, _ in self.of_kind(Cell) if isinstance(shared, Cell)]
+
+    def _shared(self) -> Iterator[tuple[str, Sequence[int]]]:
+        capacity = [shared.capacity for shared, _ in self.of_kind(Fifo) if isinstance(shared, Fifo)]
+        yield "CAPACITY", capacity
+        yield "BOX", [self.box_of(place) for place in range(len(capacity))]
+        yield "BUFFER", [link.buffer for link in self.links]
+        yield (
+            "OWN_PLACE",
+            [
+                self.places.get((shared, None if shared.keys is None else rank), 0)
+                for shared in self.keyed
+                for rank in range(self.network.ranks)
+            ],
+        )
+
+    def _lists(self) -> Iterator[tuple[str, Sequence[int]]]:
+        """Yield who is in which list of which group, and where; of each list whose it is, and how far one runs ahead.
+
+        Lists are numbered from 1, and 0 is nobody's.
+        """
+        size = max(1, len(self.groups)) * self.network.ranks
+        lists, seats, known = [0] * size, [0] * size, self.network.groups.lists or (("", (0,)),)
+        for n, (group, members) in enumerate(self.network.groups.lists, 1):
+            for seat, rank in enumerate(members):
+                lists[self.groups[group] * self.network.ranks + rank] = n
+                seats[self.groups[group] * self.network.ranks + rank] = seat
+        yield "LIST", lists
+        yield "SEAT", seats
+        yield "LIST_OF", [0, *(self.groups.get(group, 0) for group, _ in known)]
+        yield "FIRST_OF", [0, *(members[0] for _, members in known)]
+        yield "AHEAD", [0, *(run_ahead(len(members)) for _, members in known)]
 
     # ── a local ─────────────────────────────────────────────────────────────────────────────────────
 
     def _at(self, role: int, number: int) -> At:
         lts = self.roles[role]
-        info, pending, first = lts.info(number), lts.locals.items[number].pending, len(self.lines)
+        info, local, first = lts.info(number), lts.locals.items[number], len(self.lines)
         at = At(info.terminal, info.failed, info.stalled, COUNTER=info.counter - self.least, FIRST=first)
-        at = at._replace(STATE=self.states(info.state))
-        if pending is not None and info.op is not None:
-            last = lts.role.by_name[lts.role.row(info.state, pending).target].terminal
-            at = at._replace(WAITS=self.groups[info.op.group] + 1, LAST=int(last))
+        at = at._replace(STATE=self.states(info.state), VARS=self.variables(local.vars) if self.claims else 0)
+        if local.pending is not None:
+            row = lts.role.row(info.state, local.pending)
+            at = at._replace(LAST=int(lts.role.by_name[row.target].terminal))
+            if info.op is not None:
+                at = at._replace(WAITS=self.groups[info.op.group] + 1)
+            elif info.inside is not None:
+                link, peer = lts._slot(row, info.inside, local.vars)
+                inside = GATES.index(GATE_OF[type(info.inside)])
+                at = at._replace(INSIDE_OF=inside, LINK_OF=self.links[cast(Link, link)], PEER_OF=peer)
         if info.terminal:
             return at
         at = at._replace(DEAD=self.number(role, lts.crashed(number)))
@@ -193,12 +301,12 @@ class Tables:
 
     def _line(self, role: int, step: Step) -> Line:
         target, by = self._target(role, step.target)
-        return Line(
-            target, by, self._mask(step.seen), self.contributions(step.contribution) if step.contribution else 0
-        )
+        puts = self.contributions(step.contribution) if step.contribution else 0
+        asked = int(step.row.by is By.ENVIRONMENT)
+        return Line(target, by, self._mask(step.seen), puts, INTERRUPTS=int(step.row.interrupts), ASKED=asked)
 
     def _gated(self, role: int, number: int, step: Step) -> list[Line]:
-        """Return a step with its gate; where it takes something out of a slot, one for each thing that was in there.
+        """Return a step with its gate; where it is given what is there, one for each thing that was there.
 
         A violation takes what none of the checks of that slot wants. Raise ModelError where it depends on another slot.
         """
@@ -209,35 +317,74 @@ class Tables:
         if step.slot is None:
             meets = GATES.index("MEET") if isinstance(gate, Meet) else 0
             return [self._line(role, step)._replace(GATE=meets, SYNCS=syncs)]
-        slot, worker = cast(tuple[Slot, int], step.slot)  # nothing else that is shared is written in Promela
-        place = {"CHANNEL": self.channels[slot], "WORKER": worker, "SYNCS": syncs}
-        if isinstance(gate, Put):
-            item = self.items.index.get(step.data, 0)
-            return [self._line(role, step)._replace(GATE=GATES.index("PUT"), ITEM=item, **place)]
-        return [
-            self._line(role, taken)._replace(GATE=GATES.index("TAKE"), ITEM=self.items(value), **place)
-            for value in self._was_in(slot)
-            if (taken := self.roles[role].take(number, step.row, value)) is not None
-            and all(self.roles[role].take(number, check.row, value) is None for check in step.checks)
-        ]
+        shared = step.slot[0]
+        name = GATE_OF.get(type(gate), "PUT" if isinstance(gate, Put) else "TAKE")
+        if isinstance(shared, Fifo):
+            name = "INTO" if isinstance(gate, Put) else "OUT_OF"
+        where = {"GATE": GATES.index(name), "SYNCS": syncs, **self._place(*step.slot)}
+        if not isinstance(gate, TAKES):
+            item = self.items.index.get(step.data, 0) if isinstance(gate, Put | Set | Send | Post) else 0
+            return [self._line(role, step)._replace(ITEM=item, **where)]
+        found = []
+        for value in (*self.met.was_in.get(shared, ()), *((EMPTY,) if isinstance(gate, Poll) else ())):
+            taken = self._taken(role, number, step, value)
+            if taken is not None and all(self._taken(role, number, check, value) is None for check in step.checks):
+                item = 0 if value is EMPTY else self.items(value)
+                found.append(self._line(role, taken)._replace(ITEM=item, **where))
+        return found
 
-    def _was_in(self, slot: Slot) -> list[Data]:
-        begin = self.channels[slot]
-        found = {item for at, item in self.met.items if begin <= at < begin + self.network.ranks - 1}
-        return [self.network.values.items[item - 1] for item in sorted(found)]
+    def _taken(self, role: int, number: int, step: Step, value: Data) -> Step | None:
+        """Return the step with what it takes; None where it does not want that, or could not be given it."""
+        try:
+            return self.roles[role].take(number, step.row, value)
+        except ModelError:  # the search would have said so, had it come to that
+            return None
+
+    def _place(self, shared: Any, whose: Any) -> dict[str, int]:
+        if isinstance(shared, Slot):
+            return {"CHANNEL": self.channels[shared], "WORKER": whose}
+        if isinstance(shared, Link):
+            return {"SHARED": self.links[shared], "PEER": whose}
+        if whose is not None and (shared, whose) not in self.places:
+            raise ModelError(f"there is no `{shared.name}` of {whose!r}", where=self.network.protocol.name)
+        return {"SHARED": self.keyed.index(shared), "PLACE": 0 if whose is None else self.places[shared, whose] + 1}
 
     def _ends(self, role: int, number: int) -> list[End]:
-        """Return how its collective was seen to end.
+        """Return how what it waits in was seen to end.
 
         What is delivered is recognised by what the members put in.
         """
+        inside = self.roles[role].info(number).inside
+        if inside is not None:
+            return self._ends_of(role, number, inside)
         found = []
-        for data in sorted(self.met.ends[role].get(number, ()), key=repr):
-            step = self.roles[role].complete(number, data)
-            one = step.row.op is not None and step.row.op.kind is Kind.BROADCAST
-            given = [data] if one else sorted(data, key=repr) if isinstance(data, frozenset) else []
-            self.given += [self.values(value) for value in given] + [0] * (self.network.ranks - len(given))
-            found.append(End(*self._target(role, step.target), self._mask(step.seen)))
+        for ending in sorted(self.met.ends[role].get(number, ()), key=repr):
+            step = self.roles[role].complete(number, ending.data)
+            given, seat = self._given(step, ending)
+            self.given += given + [0] * (self.network.ranks - len(given))
+            found.append(End(*self._target(role, step.target), self._mask(step.seen), seat))
+        return found
+
+    def _given(self, step: Step, ending: Ending) -> tuple[list[int], int]:
+        data = ending.data
+        if ending.seat is not None:
+            return [0 if value is EMPTY else self.values(value) for value in ending.put_in], ending.seat + 1
+        one = step.row.op is not None and step.row.op.kind is Kind.BROADCAST
+        given = [data] if one else sorted(data, key=repr) if isinstance(data, frozenset) else []
+        return [self.values(value) for value in given], 0
+
+    def _ends_of(self, role: int, number: int, inside: Send | Receive) -> list[End]:
+        """Return how a send ends, or a receive with each message that was on its link."""
+        given: Sequence[Data] = tuple(self.met.was_in.get(inside.slot, ())) if isinstance(inside, Receive) else (None,)
+        found = []
+        for value in given:
+            try:
+                step = self.roles[role].complete(number, value)
+            except ModelError:  # the search would have said so, had it come to that
+                continue
+            item = self.items(value) if isinstance(inside, Receive) else 0
+            self.given += [0] * self.network.ranks  # a row for each end, whatever it is the end of
+            found.append(End(*self._target(role, step.target), self._mask(step.seen), 0, item))
         return found
 
     # ── contributions, and ids that move on ─────────────────────────────────────────────────────────
@@ -252,6 +399,7 @@ class Tables:
         yield "WIRE", [0, *(wires(c.op.signature) for c in known)]
         yield "NAME", [0, *(names(c.op.name) for c in known)]
         yield "VALUE", [0, *(self.values(c.value) for c in known)]
+        yield "FITS", [0, *(int(c.op.kind in REDUCES and c.op.result is None) for c in known)]
 
     def _later(self, base: int) -> list[int]:
         """Return every local with its ids moved back by `base`."""

@@ -463,7 +463,8 @@ class Network:
         """Return the members that `rank` waits for and that are no longer there to come."""
         op, inside = infos[rank].op, infos[rank].inside
         if inside is not None:
-            missing: tuple[int, ...] = (self.peer(rank, state.locals[rank], inside),)
+            bound = any(move.ordinary for move, _ in self._end(state, rank, inside))
+            missing: tuple[int, ...] = () if bound else (self.peer(rank, state.locals[rank], inside),)
         elif op is not None:
             missing = self._missing(state, rank, op)
         else:

@@ -37,7 +37,8 @@ class Whole:
         """Return the variables of a rank. Raise ModelError where they are gone: it has ended or failed."""
         lts = self._network.lts[self._known(rank)]
         local = lts.locals.items[self._state.locals[rank]]
-        if local.vars is None and self._network.info(self._state, rank).terminal:
+        info = self._network.info(self._state, rank)
+        if local.vars is None and (info.terminal or info.failed):
             do = "let the protocol `keeps` them, or ask `ended` and `failed` first"
             raise ModelError(f"rank{rank} is {local.state} and has no variables any more", do=do)
         return local.vars

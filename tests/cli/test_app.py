@@ -31,7 +31,7 @@ FLAGS = {
     "export promela": MODEL,
     "run": "--ranks --backend --chunks --inject --deadline --observe --agent-per-rank --oversubscribe --out",
     "guard": "--deadline --observe --meet --interface --out",
-    "record": "--out --stall --precheck",
+    "record": "--out --stall --precheck --keep",
     "collect": "--pid --out --apart --timeout --stack-signal",
     "replay": "--format --out",
     "explain": "",

@@ -408,10 +408,10 @@ def test_strangers_get_nothing_and_the_job_goes_on(start: Callable[..., Job], tm
     words = [
         os.urandom(56),
         b"",
-        b"GLK2",
+        b"GLK3",
         b"GET / HTTP/1.1\r\n\r\n".ljust(56),
         b"\xff" * (1 << 16),
-        b"GLK2" + bytes(52),
+        b"GLK3" + bytes(52),
     ]
     for word in words:
         with contextlib.suppress(OSError), stranger_at(job) as stranger:
@@ -428,7 +428,7 @@ def test_strangers_get_nothing_and_the_job_goes_on(start: Callable[..., Job], tm
         one.close()
     enough.touch()
     assert job.ends() == [0, 0, 0]
-    assert "a stranger was refused: it does not speak GLK2" in job.said[0]
+    assert "a stranger was refused: it does not speak GLK3" in job.said[0]
     assert "a stranger was refused: it does not know the token" in job.said[0]
     assert "a stranger was refused: it closed before it proved anything" in job.said[0]
     assert int(peak) <= MIB_12 + 1024

@@ -23,7 +23,15 @@ def session() -> tuple[wire.Frames, wire.Frames, bytes, bytes]:
 
 def test_frames_arrive_whole_in_any_pieces() -> None:
     up, down, *_ = session()
-    status = {"quiet": True, "paused": False, "waiting": -2, "position": 1 << 60, "counter": 3, "deadline": 0.5}
+    status = {
+        "quiet": True,
+        "paused": False,
+        "stopped": False,
+        "waiting": -2,
+        "position": 1 << 60,
+        "counter": 3,
+        "deadline": 0.5,
+    }
     sent = up.pack("status", {**status, "phase": "stea\ndy", "commit": "é" * 999}) + up.pack("done", {})
     got = [frame for n in range(0, len(sent), 7) for frame in down.feed(sent[n : n + 7])]
     assert got == [{"kind": "status", **status, "phase": "stea dy", "commit": "é" * 800}, {"kind": "done"}]
@@ -46,7 +54,7 @@ def test_a_replayed_a_wrong_and_a_foreign_answer_are_refused_by_name() -> None:
         listening = wire.Listening(TOKEN, 3, BOND)
         with pytest.raises(wire.Malformed, match=why):
             listening.answered(wire.Calling(token, rank, listening.greeting, BOND).answer)
-    with pytest.raises(wire.Malformed, match="does not speak GLK2"):
+    with pytest.raises(wire.Malformed, match="does not speak GLK3"):
         wire.Calling(TOKEN, 1, b"HTTP/1.1 400 Bad Req", BOND)
     calling = wire.Calling(TOKEN, 1, wire.Listening(TOKEN, 3, BOND).greeting, BOND)
     with pytest.raises(wire.Malformed, match="does not know the token"):

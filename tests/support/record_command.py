@@ -7,13 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 RECORD = [sys.executable, "-m", "genlock", "record", "--out"]
 
 
 def record(out: Path, *program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [*RECORD, str(out), "--", *program]
+    return run([*RECORD, str(out), "--", *program], **environment)
+
+
+def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, and leave nothing of what it started."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -212,30 +212,65 @@ class _Gathered:
 
 
 def _by_rank(records: Sequence[RankRecord]) -> dict[int, RankRecord]:
-    """Return one record a rank; those of several back ends, which share no group, are put together.
+    """Return one record a rank: of several dumps of one ring the latest; back ends, which share no group, together.
 
     Raises UsageError.
     """
-    found: dict[int, RankRecord] = {}
+    rings: dict[int, list[RankRecord]] = {}
     for record in records:
-        known = found.get(record.rank)
-        if known is None:
-            found[record.rank] = record
-            continue
-        mine, theirs = (set(np.unique(r.ops["group"]).tolist()) | set(r.issued) for r in (known, record))
-        if mine & theirs or not (mine and theirs):
-            what = f"a second trace of rank {record.rank}, beside {known.path}"
-            raise UsageError(what, where=str(record.path), do="replay one run at a time")
-        both = np.concatenate([known.ops.astype(OPS), record.ops.astype(OPS)])
-        found[record.rank] = replace(
-            known,
-            ops=packed(both[np.argsort(both["time"], kind="stable")]),
-            lost=known.lost or record.lost,
-            pending_only=known.pending_only or record.pending_only,
-            issued={**known.issued, **record.issued},
-            gap=known.gap if known.gap is not None else record.gap,
+        own = rings.setdefault(record.rank, [])
+        groups = _groups(record)
+        at = next(
+            (at for at, known in enumerate(own) if not groups or not _groups(known) or groups & _groups(known)), -1
         )
-    return found
+        if at < 0:
+            own.append(record)
+        elif (later := _later(own[at], record)) is not None:
+            own[at] = later
+        else:
+            what = f"a second trace of rank {record.rank}, beside {own[at].path}"
+            raise UsageError(what, where=str(record.path), do="replay one run at a time")
+    return {rank: reduce(_together, own) for rank, own in rings.items()}
+
+
+def _may_be_one(one: RankRecord, other: RankRecord) -> bool:
+    """Return True unless the two are of different back ends: they share a group, or one of them has none."""
+    mine, theirs = _groups(one), _groups(other)
+    return bool(mine & theirs) or not (mine and theirs)
+
+
+def _groups(record: RankRecord) -> set[int]:
+    return set(np.unique(record.ops["group"]).tolist()) | set(record.issued)
+
+
+def _together(one: RankRecord, other: RankRecord) -> RankRecord:
+    """Return one record of two back ends of a rank."""
+    both = np.concatenate([one.ops.astype(OPS), other.ops.astype(OPS)])
+    return replace(
+        one,
+        ops=packed(both[np.argsort(both["time"], kind="stable")]),
+        lost=one.lost or other.lost,
+        pending_only=one.pending_only or other.pending_only,
+        issued={**one.issued, **other.issued},
+        gap=one.gap if one.gap is not None else other.gap,
+    )
+
+
+def _later(one: RankRecord, other: RankRecord) -> RankRecord | None:
+    """Return the later of two dumps of one ring, or either of two copies; None where they are of no one ring.
+
+    What both hold must be the same operations, and of these none may have come less far in the later one.
+    """
+    same = ("sequence", "group", "signature", "peer")
+    _, mine, theirs = np.intersect1d(one.ops["entry"], other.ops["entry"], return_indices=True)
+    both = one.ops[mine], other.ops[theirs]
+    if not len(mine) or any(not np.array_equal(both[0][name], both[1][name]) for name in same):
+        return None
+    last = [(int(record.ops["entry"].max()), sum(record.issued.values())) for record in (one, other)]
+    far = [ops["status"] for ops in both]
+    if last[0] <= last[1] and bool((far[0] <= far[1]).all()):
+        return other
+    return one if last[1] <= last[0] and bool((far[1] <= far[0]).all()) else None
 
 
 def _profiled(interned: Interned, profiles: Sequence[KinetoRank], unreadable: Mapping[int, str]) -> Recording:

@@ -15,7 +15,7 @@ Left out: traces with a protocol, which are held against its tables.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +24,24 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from ...errors import UnreadableInput
-from ..collectives import OPS, Ended, Group, Interned, Interner, RankRecord, Signature, Status, packed
+from ..collectives import (
+    OPS,
+    Digest,
+    Ended,
+    Group,
+    Interned,
+    Interner,
+    Making,
+    RankRecord,
+    Signature,
+    Status,
+    Summed,
+    Way,
+    packed,
+)
+from ..digests import MASK, mixed, tokens
 from ..format import (
+    CHANNEL,
     FORMAT_VERSION,
     MAX_LINE,
     P2P,
@@ -34,23 +50,29 @@ from ..format import (
     Enter,
     Event,
     Exit,
+    History,
     Line,
+    Past,
     RepeatedOperation,
     Site,
     TraceHeader,
     Wait,
     check_group,
+    check_history,
+    check_making,
     check_operation,
     check_site,
     decode,
     encode,
     entered_event,
+    files_of,
     frames_of,
     lines_of,
     opening,
     to_event,
 )
 from ..format import Group as GroupLine
+from ..format import Making as MakingLine
 from ..outcome import Code
 from .places import recorded_place
 
@@ -93,6 +115,19 @@ def line_of(path: Path, index: int, after: int = 0) -> int:
         if isinstance(line, Event | End | Enter | Wait | Exit):
             after -= 1
             if line.index == index and after < 0:
+                return number
+    return 1
+
+
+def line_of_making(path: Path, position: int) -> int:
+    """Return the line, from 1, in which a rank begins the call of that position, among those that all ranks make."""
+    rest = lines_of(path)
+    header = opening(path, rest)
+    for number, raw in rest:
+        line = decode(path, number, raw, header.format)
+        if isinstance(line, MakingLine) and line.by == "new_group" and line.known_by == "all":
+            position -= 1
+            if not position:
                 return number
     return 1
 
@@ -179,21 +214,23 @@ class _Shapes:
             entered = -1 if event.entered is None or not (leaves or waits) else event.entered
             failed = event.outcome is not None
             return (sequence, 0, -1, 0, site, name, entered, False, kind, False, failed, False, waits)
-        signature = self.interned.signatures(self._signature(event))
+        signature = self.interned.signatures(signature_of(event, self.backend))
         listens = event.op in P2P and event.peer is None
         peer = -1 if event.peer is None else event.peer
         op = (sequence, signature, peer, event.tag or 0, site, name)
         return (*op, -1, not listens, kind, event.asynchronous, False, listens, False)
 
-    def _signature(self, event: Event) -> Signature:
-        kind, size = KINDS.get(str(event.op), str(event.op)), event.numel or 0
-        given = kind in ("scatter", "recv")
-        if event.op == "all_gather" and "nccl" in self.backend:  # which gathers uneven parts as well
-            size = -1
-        root = -1 if event.root is None else event.root
-        even = kind == "all_to_all" and event.splits is False
-        sizes = (-1, size) if given else (size, -1)
-        return Signature(kind, event.dtype or "", *sizes, root, event.reduce or "", even)
+
+def signature_of(event: Event | RepeatedOperation, backend: str) -> Signature:
+    """Return what an operation puts in and takes out."""
+    kind, size = KINDS.get(str(event.op), str(event.op)), event.numel or 0
+    given = kind in ("scatter", "recv")
+    if event.op == "all_gather" and "nccl" in backend:  # which gathers uneven parts as well
+        size = -1
+    root = -1 if event.root is None else event.root
+    even = kind == "all_to_all" and event.splits is False
+    sizes = (-1, size) if given else (size, -1)
+    return Signature(kind, event.dtype or "", *sizes, root, event.reduce or "", even)
 
 
 def _untold(event: Event, refused: bool) -> str | None:
@@ -235,6 +272,23 @@ class _Lines(NamedTuple):
     dropped: Sequence[Dropped]
     end: End | None
     cut: bool
+    makings: Sequence[tuple[MakingLine, int, bool]]
+    """Holds, of each group in the making, its line, how many events stand before that, and whether it was made."""
+    past: Sequence[Past]
+    history: History | None
+    operations: dict[int, RepeatedOperation]
+    repeated: dict[int, int]
+    """Maps the number of an operation that repeats to its shape."""
+    summaries: Sequence[tuple[int, int]]
+    """Holds, of each line that sums up, the events before it and the index that it says they end before."""
+
+    def without(self, gone: npt.NDArray[np.bool_]) -> _Lines:
+        """Return them without some of the events."""
+        if not gone.any():
+            return self
+        columns = (self.shapes, self.indices, self.times, self.sequences, self.entered)
+        shapes, indices, times, sequences, entered = (column[~gone] for column in columns)
+        return self._replace(shapes=shapes, indices=indices, times=times, sequences=sequences, entered=entered)
 
 
 class _Others(NamedTuple):
@@ -247,8 +301,17 @@ class _Others(NamedTuple):
     operations: dict[int, RepeatedOperation]
     shapes: dict[int, int]
     """Maps the number of an operation that repeats to its shape."""
+    past: list[Past]
+    history: list[History]
+    summaries: list[tuple[int, int]]
+    """Holds, of each summary, how many events stand before it, and the index that it says they end before."""
     since: dict[str | int, int]
     """Name of a group, or number of a site, to how many events stand before the line that announces it."""
+    makings: dict[int, MakingLine]
+    """Groups in the making, by their numbers."""
+    begun: dict[int, int]
+    """Number of one to how many events stand before its line."""
+    made: set[int]
 
     def take(self, path: Path, number: int, line: Line, before: int, met: _Shapes) -> None:
         """Take up a line that stands behind so many events. Raises UnreadableInput."""
@@ -256,9 +319,12 @@ class _Others(NamedTuple):
             raise _bad(path, number, "a line behind the end")
         if isinstance(line, GroupLine):
             check_group(path, number, line.name, line.members, self.world)
+            self.made.add(line.number or 0)
             if not line.name:  # this rank is not in it
                 return
-            group = self.groups.setdefault(line.name, Group(line.name, line.description, line.members))
+            group = self.groups.setdefault(
+                line.name, Group(line.name, line.description, line.members, queued=line.backend == CHANNEL)
+            )
             if group.members != line.members:
                 raise _bad(path, number, f"group {line.name} had other members before")
             self.since.setdefault(line.name, before)
@@ -269,9 +335,22 @@ class _Others(NamedTuple):
             if line.site is not None and line.site not in self.sites:
                 raise _bad(path, number, f"nothing says where site {line.site} is")
             self.shapes[line.number] = met.repeated(path, number, line)
+        elif isinstance(line, MakingLine):
+            check_making(path, number, line, self.makings, self.world)
+            if line.site is not None and line.site not in self.sites:
+                raise _bad(path, number, f"nothing says where site {line.site} is")
+            self.begun[line.number] = before
         elif isinstance(line, Site):
             check_site(path, number, line, self.sites)
             self.since.setdefault(line.number, before)
+        elif isinstance(line, Past | History):
+            check_history(path, number, line, self.operations, None)
+            begins = not (before or self.history or self.ends)
+            if isinstance(line, History):
+                self.summaries.append((before, line.index))
+                self.history.extend([line] * begins)
+            else:
+                self.past.extend([line] * begins)
         elif isinstance(line, Dropped | End):
             self.ends.append(line)
         else:
@@ -287,12 +366,16 @@ class _Others(NamedTuple):
         dropped = [line for line in self.ends if isinstance(line, Dropped)]
         end = next((line for line in self.ends if isinstance(line, End)), None)
         shapes, indices, times, sequences, entered = columns
-        return _Lines(self.groups, self.sites, shapes, indices, times, sequences, entered, dropped, end, cut)
+        makings = [(line, self.begun[number], number in self.made) for number, line in self.makings.items()]
+        first = next(iter(self.history), None)
+        past = self.past if first else [], first, self.operations, self.shapes, self.summaries
+        told = self.groups, self.sites, shapes, indices, times, sequences, entered, dropped, end, cut
+        return _Lines(*told, makings, *past)
 
 
 def _others(header: TraceHeader) -> _Others:
     groups = {name: Group(name, "", members) for name, members in header.groups.items()}
-    return _Others(header.world, groups, {}, [], {}, {}, dict.fromkeys(groups, 0))
+    return _Others(header.world, groups, {}, [], {}, {}, [], [], [], dict.fromkeys(groups, 0), {}, {}, set())
 
 
 def _integers(texts: Sequence[bytes]) -> Numbers:
@@ -327,21 +410,19 @@ class Reader:
         others = _others(header)
         columns: list[_Columns] = [NOTHING]
         before = 0
-        with path.open("rb") as file:
-            file.readline()
-            rest = b""
-            while raw := file.read(BLOCK):
-                block, newline, rest = (rest + raw).rpartition(b"\n")
-                if len(rest) > MAX_LINE:
-                    return None
-                try:
-                    read = _block(path, block + newline, shapes, others, before)
-                except UnreadableInput:
-                    return None
-                if read is None:
-                    return None
-                columns.append(read)
-                before += len(read[0])
+        rest = b""
+        for raw in _blocks(path):
+            block, newline, rest = (rest + raw).rpartition(b"\n")
+            if len(rest) > MAX_LINE:
+                return None
+            try:
+                read = _block(path, block + newline, shapes, others, before)
+            except UnreadableInput:
+                return None
+            if read is None:
+                return None
+            columns.append(read)
+            before += len(read[0])
         together = _joined(columns)
         return others.lines(together, cut=bool(rest)) if _announced(shapes, together[0], others) else None
 
@@ -391,9 +472,14 @@ class Reader:
     def _record(self, path: Path, header: TraceHeader, met: _Shapes, lines: _Lines) -> RankRecord:
         end, dropped = lines.end, lines.dropped
         _whole(path, lines)
+        before = _Before(lines)
+        lines = before.together(lines)
         shapes = met.table[lines.shapes]
         shapes["sequence"] += lines.sequences
         shapes["entered"] = np.where(lines.entered >= 0, lines.entered, shapes["entered"])
+        gone = before.gone(shapes["entered"])
+        ended_late = {int(entered) for entered in shapes["entered"][gone & ~shapes["waits"]]}
+        lines, shapes = lines.without(gone), shapes[~gone]
         _matched(path, shapes, lines)
         members = {name: self.interned.groups(group) for name, group in lines.groups.items()}
         groups = np.array([members.get(name, -1) for name in met.names.values], np.int64)
@@ -407,6 +493,10 @@ class Reader:
         ops["time"] = lines.times[at] + (header.clock.wall_ns - header.clock.monotonic_ns)
         lost = ops["entry"] < max((d.index for d in dropped), default=-1)
         ops["status"] = _statuses(ops["entry"], shapes, shapes["asynchronous"][at] | lost, header.backend)
+        left = np.isin(ops["entry"], before.left)
+        ops["status"][left] = Status.UNSAID if "nccl" in header.backend else Status.COMPLETED
+        ops["status"][np.isin(ops["entry"], before.waited) & (ops["status"] == Status.UNSAID)] = Status.ISSUED
+        listens = frozenset(groups[shapes["name"][shapes["listens"]]].tolist())
         stopped = end is not None and end.cause == "stopped"
         # format 1 says by a message, whatever it is, that the process goes on
         detached = end is not None and (end.cause == "detached" or (header.format == 1 and stopped and end.message))
@@ -416,15 +506,18 @@ class Reader:
             header.rank,
             path,
             packed(ops),
-            lost=False,
+            lost=lines.history is not None,
             pending_only=False,
+            issued=before.issued(members),
             span=_span(header, lines),
             ended=ended,
             message="" if end is None or stopped else end.message,
             raised_at="" if end is None or stopped else _place(lines.sites, end.site or 0),
             found_dead=end.culprit if end and end.cause == "peer_lost" and end.culprit is not None else -1,
             dropped=bool(dropped),
-            listens=frozenset(groups[shapes["name"][shapes["listens"]]].tolist()),
+            listens=listens | {members[past.group] for past in lines.past if past.op == "recv_any_source"},
+            makings=tuple(_making(line, before, done, header, lines) for line, before, done in lines.makings),
+            summed=before.summed(members, header.backend, ended_late),
         )
 
     def _sites(self, numbers: Numbers, places: dict[int, Site]) -> Numbers:
@@ -433,6 +526,88 @@ class Reader:
         sites = [self.interned.sites(_place(places, n)) if n > 0 else -n for n in used.tolist()]
         interned: Numbers = np.array(sites, np.int64)[back]
         return interned
+
+
+class _Before:
+    """Holds what a trace says of operations before its first event."""
+
+    def __init__(self, lines: _Lines) -> None:
+        self.past, self.history, self.operations = lines.past, lines.history, lines.operations
+        rows: list[tuple[int, int, int, int]] = []
+        """Index, time, shape and sequence number of each that is still known by itself."""
+        for past in self.past:
+            first = past.count - len(past.last) + 1
+            for sequence, (operation, index, time) in enumerate(past.last, first):
+                rows.append((index, time, lines.repeated[operation], sequence))
+        rows.sort()
+        self.rows = np.array(rows, np.int64).reshape(-1, 4)
+        opened = () if self.history is None else self.history.open
+        issued = {row[0] for row in rows}
+        self.left = np.array(sorted(issued - {enter for enter, *_ in opened}), np.int64)
+        """Indices of those that had been left."""
+        self.waited = np.array([enter for enter, *_, waits in opened if waits], np.int64)
+        self.old = {enter: (of, sequence, waits) for enter, of, sequence, _, waits in opened if enter not in issued}
+        """Those that had not been left, though many came after them, by index: operation, number, whether it waits."""
+
+    def together(self, lines: _Lines) -> _Lines:
+        """Return the lines behind what is known from before."""
+        if not len(self.rows):
+            return lines
+        index, time, shape, sequence = self.rows.T
+        columns = zip(
+            (shape, index, time, sequence, np.full(len(index), -1)),
+            (lines.shapes, lines.indices, lines.times, lines.sequences, lines.entered),
+            strict=True,
+        )
+        shapes, indices, times, sequences, entered = (np.concatenate(column) for column in columns)
+        return lines._replace(shapes=shapes, indices=indices, times=times, sequences=sequences, entered=entered)
+
+    def gone(self, entered: Numbers) -> npt.NDArray[np.bool_]:
+        """Mark the ends of operations of which nothing is left but that they were open, or not even that."""
+        if self.history is None:
+            return np.zeros(len(entered), bool)
+        found: npt.NDArray[np.bool_] = np.isin(entered, [*self.old])
+        if self.history.forgotten or self.history.lost:
+            found |= (entered >= 0) & (entered < self.history.index) & ~np.isin(entered, self.rows[:, 0])
+        return found
+
+    def issued(self, members: Mapping[str, int]) -> dict[int, int]:
+        """Return the last collective of each group, by its number."""
+        return {members[past.group]: past.count for past in self.past if past.op is None}
+
+    def summed(self, members: Mapping[str, int], backend: str, ended_late: set[int]) -> Summed | None:
+        """Return the digests of all that is not known by itself. `ended_late` are those that were left after all."""
+        if self.history is None:
+            return None
+        ways: dict[Way, Digest] = {}
+        for past in self.past:
+            digests = [int(past.wire, 16), int(past.full, 16)]
+            first = past.count - len(past.last) + 1
+            for sequence, (operation, _, _) in enumerate(past.last, first):
+                for which, token in enumerate(tokens(signature_of(self.operations[operation], backend))):
+                    digests[which] = (digests[which] - mixed(token, sequence)) & MASK
+            if past.op != "recv_any_source":
+                way = (members[past.group], past.op or "", -1 if past.peer is None else past.peer, past.tag or 0)
+                ways[way] = Digest(first - 1, *digests)
+        limits = []
+        if self.history.lost:
+            limits.append(f"{self.history.lost:,} events before could not be written, or are not summed up")
+        for enter, (number, sequence, waits) in self.old.items():
+            about = self.operations[number]
+            if enter not in ended_late and (waits or not about.asynchronous):
+                limits.append(f"{about.op} #{sequence} of group {about.group}, issued long before, was not left")
+        if self.history.overflown:
+            limits.append("there were more groups, peers and tags before than are summed up")
+        return Summed(ways, tuple(limits))
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a trace behind its header, those of an earlier file first."""
+    for part in files_of(path):
+        with part.open("rb") as file:
+            file.readline()
+            while raw := file.read(BLOCK):
+                yield raw
 
 
 def _statuses(entries: Numbers, shapes: npt.NDArray[np.void], unsaid: npt.NDArray[np.bool_], backend: str) -> Numbers:
@@ -448,6 +623,15 @@ def _statuses(entries: Numbers, shapes: npt.NDArray[np.void], unsaid: npt.NDArra
     left = Status.UNSAID if "nccl" in backend else Status.COMPLETED
     statuses[at[fits]] = np.where(exits["failed"][fits], Status.ISSUED, left)
     return statuses
+
+
+def _making(line: MakingLine, before: int, done: bool, header: TraceHeader, lines: _Lines) -> Making:
+    """Return a group in the making as a recording has it."""
+    indices = lines.indices
+    before = int(indices[before]) if before < len(indices) else int(indices[-1]) + 1 if len(indices) else 0
+    time = line.time_ns + header.clock.wall_ns - header.clock.monotonic_ns
+    by_all = line.by == "new_group" and line.known_by == "all"
+    return Making(line.number, line.members, by_all, _place(lines.sites, line.site or 0), time, before, done)
 
 
 def _span(header: TraceHeader, lines: _Lines) -> tuple[int, int]:
@@ -572,7 +756,11 @@ def _whole(path: Path, lines: _Lines) -> None:
     """Raise UnreadableInput if an event is missing or out of its order, though nothing says that it was dropped."""
     index = lines.indices
     last = [] if lines.end is None else [lines.end.index]
-    before = np.concatenate([[-1], index])
+    before = np.concatenate([[-1 if lines.history is None else lines.history.index - 1], index])
+    following = np.concatenate([index, last])
+    for events, at in lines.summaries:
+        if 0 < events < len(following) and following[events] != at:
+            raise _bad(path, 1, f"it sums up what came before event {at}, and event {following[events]} follows")
     after = np.concatenate([index, last]).astype(np.int64)
     for at in np.flatnonzero(np.diff(np.append(before[:1], after)) != 1).tolist():
         low, high = int(before[at]) + 1, int(after[at])

@@ -24,6 +24,9 @@ TRIED = ("0.32",)
 STEPS = ("execute_model", "sample_tokens", "execute_dummy_batch")
 REDUCES = {"all_reduce": "all_reduce", "gather": "gather", "all_gather_into_tensor": "all_gather"}
 
+SHUT = "cancelled"
+"""Says the error that a worker gets out of its ring once the engine has shut that."""
+
 _worker: list[tuple[Channel, int]] = []
 """The channel of this process, where it is a worker, with the number of workers."""
 
@@ -74,13 +77,15 @@ def _engine(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _shut(original: Callable[[], None], executor: Any, end: Channel) -> Callable[[], None]:
-    """Say which worker has died, where that is why the engine shuts down, before all others are ended for it."""
+    """Say why the engine shuts down, before it ends its workers: one of them has died, or it is done."""
 
     def shutdown() -> None:
         workers = (executor.workers or ()) if executor.is_failed else ()
         dead = [worker.rank for worker in workers if wait([worker.proc.sentinel], 0)]  # perhaps not reaped yet
         if dead:
             end.lost(dead[0] + 1, f"the process of worker {dead[0]} ended by itself")
+        elif not executor.is_failed:
+            end.close()  # it may be killed before it comes to its end
         original()
 
     return shutdown
@@ -118,9 +123,23 @@ def _busy(original: Callable[..., None]) -> Callable[..., None]:
             for step in STEPS:
                 if callable(run := getattr(worker.worker, step, None)):
                     setattr(worker.worker, step, _step(run, end))
-        original(worker, *given, **named)
+            _until_shut(original, end, worker, *given, **named)
+        else:
+            original(worker, *given, **named)
 
     return worker_busy_loop
+
+
+def _until_shut(loop: Callable[..., None], end: Channel, *given: Any, **named: Any) -> None:
+    """Run a worker's loop, and say why it ends, as the worker may be killed before it comes to its end."""
+    try:
+        loop(*given, **named)
+    except Exception as error:
+        if str(error) != SHUT:
+            end.raised(error)
+        raise
+    finally:
+        end.close()
 
 
 def _step(run: Callable[..., Any], end: Channel) -> Callable[..., Any]:

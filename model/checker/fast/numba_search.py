@@ -310,7 +310,7 @@ def _member(queues, shape, queue, seat):
 
 @njit(cache=True, inline="always")
 def _gives(contributions, mine, seat):
-    """Return whom a rank on this seat waits for, and what it is given: see `layout`. Odd: it waits for all."""
+    """Return whom a rank at this position waits for, and what it is given: see `layout`. Odd: it waits for all."""
     at = mine * 8
     return contributions[at + (TO_ROOT if seat == contributions[at + ROOT_RANK] else TO_OTHERS)]
 
@@ -527,6 +527,20 @@ def _checks_pass(
 
 
 @njit(cache=True)
+def _bound(
+    facts, options, keys, outcomes, touched, shape, control, misses, states, width, word, shift, mask, row, here
+):  # fmt: skip
+    """Return 1 where the send or receive that a lane is in is bound to end, 0 where not, -2 where that is not known."""
+    for option in range(facts[here + FIRST], facts[here + FAULTS]):
+        if options[option * 8 + KIND] == TOUCH:  # its end stands before all moves
+            slot = options[option * 8 + A]
+            held = np.int64((states[row + _at(width, word, slot)] >> shift[slot]) & mask[slot])
+            found = _outcome(keys, outcomes, shape, control, misses, TOUCHED, held, options[option * 8 + B])
+            return found if found == -2 else np.int64(found >= 0 and touched[found * 3 + BOUND] != 0)
+    return np.int64(0)
+
+
+@njit(cache=True)
 def _successors(
     parent, end, facts, columns, options, contributions, keys, outcomes, taken_rows, touched, strikes, streams, queues,
     seats, wires, shape, control, states, width, word, shift, mask, misses, out, begins, label, seen, went, places,
@@ -567,6 +581,13 @@ def _successors(
                 and facts[here + WATCHES] < facts[here + STRIKES]
                 and _gone_for(facts, columns, contributions, streams, queues, seats, shape, lanes, rank)
             )
+            if len(shape.by_rank) == 2 and may_watch and not trouble and facts[here + PEER] >= 0:
+                coming = _bound(
+                    facts, options, keys, outcomes, touched, shape, control, misses, states, width, word, shift, mask,
+                    row, here,
+                )  # fmt: skip
+                missed |= coming == -2
+                may_watch = coming == 0
             # in the order of the menu: moves, faults, detections, and a crash or a stall
             if may_fault:
                 gap, beyond = facts[here + (STRIKES if may_watch else WATCHES)], facts[here + STRIKES]

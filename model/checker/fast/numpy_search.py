@@ -21,6 +21,7 @@ from .layout import (
     BASE,
     BIAS,
     BITS,
+    BOUND,
     CHECKED,
     CHECKS,
     COSTS,
@@ -287,8 +288,21 @@ class _Successors:
             where = self.t.strikes[n, self.rank[rows]]
             keep[rows] = may[rows] & ((where == -1) | (where & points[rows] != 0))
         rows = np.flatnonzero((kind == Option.DETECT) & ~trouble)
-        keep[rows] = self._gone_for(self.lanes[self.parent[rows]], self.rank[rows])
+        coming = self._bound()[self.parent[rows], self.rank[rows]]
+        keep[rows] = self._gone_for(self.lanes[self.parent[rows]], self.rank[rows]) & ~coming
         self._only(keep)
+
+    def _bound(self) -> Array:
+        """Return whether the send or receive that a rank is in is bound to end, as [state, rank]."""
+        found = np.zeros(self.lanes.shape, bool)
+        rows = np.flatnonzero((self._of(KIND) == Option.TOUCH) & (self._facts(PEER)[self.parent, self.rank] >= 0))
+        # its end stands before all moves
+        rows = rows[np.unique(self.parent[rows] * self.ranks + self.rank[rows], return_index=True)[1]]
+        if len(rows):
+            held = self.fields[self.parent[rows], self._of(A)[rows]]
+            at = self._outcome(Memo.TOUCHED, held, self._of(B)[rows])
+            found[self.parent[rows], self.rank[rows]] = (at != CLOSED) & (self.t.touched[at, BOUND] != 0)
+        return found
 
     def _violations(self) -> None:
         """Leave out violations where a check with a `Take` passes: see `Role.checks_pass`."""
@@ -325,7 +339,7 @@ class _Successors:
         return wanted
 
     def _members(self, rank: Array, group: Array) -> Iterator[tuple[int, int | Array, bool | Array]]:
-        """Yield each seat of each rank's list of a group, who sits there, and whether anybody does."""
+        """Yield each position in each rank's list of a group, who sits there, and whether anybody does."""
         if not self.by_rank:
             yield from ((member, member, True) for member in range(self.ranks))
             return
@@ -344,7 +358,7 @@ class _Successors:
         return self.t.columns[self.kinds[member], lanes[np.arange(len(lanes)), member], group, fact]
 
     def _needs(self, mine: Array, own: Array, seat: int) -> Array:
-        """Return whether the contribution of who sits on a seat waits for another seat's."""
+        """Return whether the contribution of a member at one position waits for another position's."""
         gives = self._gives(mine, own)
         return (gives & 1 != 0) | ((self.t.contributions[mine, ROOT_RANK] == seat) & (gives != ALONE))
 

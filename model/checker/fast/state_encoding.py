@@ -249,7 +249,7 @@ class Space:
         for part, moves in enumerate(menu):
             if not hasty or part == 0:
                 for move in moves:
-                    if type(move) is not Move:
+                    if not isinstance(move, Move):
                         to, bits, row = move
                         self._add(Option.FREE, self.lane(kind, to, columns), bits, row)
                     elif not (move.syncs and outstanding):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from genlock.guardian.deadlines import RankGraph, lags, stuck, waits_for
+from genlock.guardian.deadlines import RankGraph, WorkClock, lags, stuck, waits_for
 from genlock.guardian.exit_cause import DEADLINE, PEER_DIED
 from genlock.guardian.settings import GuardianSettings
 from genlock.guardian.status_page import EVERYONE, NOBODY, SIZE, SOMEONE, Page
@@ -109,6 +109,30 @@ def test_who_waits_for_somebody_neither_lags_nor_has_left_anything() -> None:
     assert stuck(0, found.ranks) == stuck(1, found.ranks) == {0, 1, 2}
     found.ranks[2].quiet = False
     assert not stuck(0, found.ranks), "it can go on by itself"
+
+
+def test_whoever_is_not_waited_for_may_take_its_time() -> None:
+    """An engine that waits for work is right to; once somebody waits for a rank, that one's clock runs."""
+    found = RankGraph(3, {"steady": 1.0, "collective": 5.0, "operations": 2.0})
+    for one in found.ranks:
+        one.quiet, one.page.phase = True, OPERATIONS
+    assert not any(found.overdue(now) for now in (0.0, 100.0))
+    clock = WorkClock(1, {"steady": 1.0}, 0.0)
+    assert not any(clock.look(found.ranks[1].page, stopped=False, paused=False, now=now) for now in (0.0, 100.0))
+    assert clock.look(found.ranks[1].page, stopped=True, paused=False, now=101.0) is None
+    assert clock.look(found.ranks[1].page, stopped=True, paused=False, now=103.0), "who is stopped is charged"
+    for whom, position in ((EVERYONE, 1), (SOMEONE, 0)):
+        for n in (0, 2):
+            found.ranks[n].page.waiting, found.ranks[n].page.position = whom, position
+        assert found.overdue(200.0) is None
+        assert found.overdue(201.9) is None
+        finding = found.overdue(202.1)
+        assert finding is not None
+        assert finding.culprit == 1
+        assert finding.what.startswith("rank1 made no progress for 2.1 s in phase operations")
+        found.ranks[1].quiet = False
+        assert found.overdue(203.0) is None, "it goes on"
+        found.ranks[1].quiet = True
 
 
 def test_deadlines_of_such_a_program_follow_those_that_are_given() -> None:

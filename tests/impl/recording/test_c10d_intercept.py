@@ -22,7 +22,9 @@ from genlock.impl.recording.c10d_intercept import Operation, watching
 from genlock.impl.recording.command import RecordingSettings
 from genlock.impl.recording.session import JobTrace, Session
 from genlock.traces import recorder
+from genlock.traces.collectives import Interned
 from genlock.traces.format import name_of, read
+from genlock.traces.importers.genlock_programs import Reader
 from genlock.traces.outcome import Code, Outcome
 from repository import PROCESSES, ROOT
 from torch.utils.flop_counter import FlopCounterMode
@@ -577,6 +579,24 @@ def test_both_kernels_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert written[0] == written[1]
     assert {line[0] for line in written[0]} == {"enter", "exit"}
     assert {line[-2] for line in written[0]} == {False, Code.BACKEND}
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_recording_with_a_cap_counts_every_way(tmp_path: Path, kernels: str) -> None:
+    session, world, one = Session(RecordingSettings("r", str(tmp_path), keep=1 << 14)), dist.group.WORLD, torch.ones(1)
+    direct: Any = world
+    with watching(session):
+        for _ in range(100):
+            dist.all_reduce(one)
+            dist.all_reduce(one, async_op=True).wait()
+            direct.allreduce([one]).wait()
+            dist.monitored_barrier()
+        session.end()
+    record = Reader(Interned()).rank(tmp_path / name_of(0)).record
+    assert record.summed is not None
+    assert record.summed.operations + len(record.ops) == 400
+    assert record.ops["sequence"].tolist() == list(range(401 - len(record.ops), 401))
+    assert sum(file.stat().st_size for file in tmp_path.glob("rank0.*.jsonl")) < (1 << 14) + 4096
 
 
 @compiled

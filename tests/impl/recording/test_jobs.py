@@ -22,7 +22,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jobs")
     done = record(folder / "out", sys.executable, str(PROGRAM), str(folder))
     assert done.returncode == 5, done.stderr
-    assert "genlock: 14 ranks recorded, of 7 jobs or attempts, in" in done.stderr
+    assert "genlock: 18 ranks recorded, of 9 jobs or attempts, in" in done.stderr
     assert "genlock: not recorded: `" in done.stderr
     return folder / "out"
 
@@ -35,8 +35,8 @@ def verdicts(out: Path) -> Diagnosis:
 def test_each_job_has_a_place_and_a_run_of_its_own(out: Path) -> None:
     traces = [read(path) for path in find(out)]
     runs = {trace.path.parent: trace.header.run for trace in traces}
-    assert sorted(runs) == [out, *(out / f"job{number}" for number in range(2, 8))]
-    assert len(set(runs.values())) == 7
+    assert sorted(runs) == [out, *(out / f"job{number}" for number in range(2, 10))]
+    assert len(set(runs.values())) == 9
     assert all(trace.header.run == runs[trace.path.parent] for trace in traces)
 
 
@@ -44,13 +44,13 @@ def test_replay_judges_each_and_the_worst_counts(out: Path, verdicts: Diagnosis)
     assert [(job.name, job.diagnosis.verdict) for job in verdicts.jobs] == [
         (str(out), "conforming"),
         *((str(out / f"job{n}"), "conforming") for n in (2, 3, 4)),
-        *((str(out / f"job{n}"), "divergent") for n in (5, 6, 7)),
+        *((str(out / f"job{n}"), "divergent") for n in (5, 6, 7, 8, 9)),
     ]
     assert (verdicts.verdict, verdicts.culprits) == ("divergent", (1,))
-    assert as_text(verdicts).startswith("divergent: 7 jobs or attempts: 4 conforming, 3 divergent\n")
+    assert as_text(verdicts).startswith("divergent: 9 jobs or attempts: 4 conforming, 5 divergent\n")
     report = as_json(verdicts)
-    assert [job["report"]["verdict"] for job in report["jobs"]] == ["conforming"] * 4 + ["divergent"] * 3
-    assert as_junit(verdicts).count("<testcase") == 7
+    assert [job["report"]["verdict"] for job in report["jobs"]] == ["conforming"] * 4 + ["divergent"] * 5
+    assert as_junit(verdicts).count("<testcase") == 9
 
 
 def test_a_process_that_nothing_can_reach_is_told(out: Path, verdicts: Diagnosis) -> None:
@@ -81,13 +81,18 @@ def test_a_group_that_torch_does_not_know_is_a_job(out: Path) -> None:
         assert sum(event.edge == "enter" for event in trace.events) == 3
 
 
-def test_what_was_caught_on_the_way_out_is_the_cause(out: Path) -> None:
-    end = both(out / "job5")[1].end
+@pytest.mark.parametrize(
+    ("job", "status", "mark"),
+    [("job5", 3, "RAISED HERE"), ("job8", 4, "RAISED LATER"), ("job9", -1, "RAISED IN A POOL")],
+)
+def test_what_a_rank_raised_is_the_cause_also_where_it_was_caught(out: Path, job: str, status: int, mark: str) -> None:
+    """On the way out, before it, or for whoever asks for the result."""
+    end = both(out / job)[1].end
     assert end is not None
-    assert (end.cause, end.exit, end.message) == ("exception", 3, "ValueError: no such sample")
-    place, _, line = place_in(read(out / "job5" / "rank1.trace.jsonl").sites, end.site).rpartition(":")
+    assert (end.cause, end.exit, end.message) == ("exception", status, "ValueError: no such sample")
+    place, _, line = place_in(read(out / job / "rank1.trace.jsonl").sites, end.site).rpartition(":")
     assert place == str(PROGRAM)
-    assert "RAISED HERE" in PROGRAM.read_text().splitlines()[int(line) - 1]
+    assert mark in PROGRAM.read_text().splitlines()[int(line) - 1]
 
 
 def test_precheck_tells_every_rank_what_differs_and_who_did_not_come(out: Path) -> None:
@@ -95,7 +100,7 @@ def test_precheck_tells_every_rank_what_differs_and_who_did_not_come(out: Path) 
     told = [(out.parent / f"prechecked.told{rank}").read_text().splitlines() for rank in range(2)]
     assert told[0][:2] == told[1][:2]
     assert told[0][0] == (
-        f"operation 2 of group 0 differs: rank0: all_reduce of 2 float32 at {PROGRAM}:{line}; "
+        f"operation 2 of group 0 differs: rank0: all_reduce of 2 float32 by sum at {PROGRAM}:{line}; "
         f"rank1: broadcast of 2 float32 from rank1 at {PROGRAM}:{line}"
     )
     assert "rank0: decision `abort` = False" in told[0][1]

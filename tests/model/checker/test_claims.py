@@ -19,7 +19,6 @@ from genlock.model.checker.parametric.prove import prove
 from genlock.model.checker.reference import Edge, components
 from genlock.model.checker.report import Answer, Report, run_check
 from genlock.model.claims import Claim, Fair, Invariant, LeadsTo, Sometimes
-from genlock.model.promela.export import export
 from genlock.model.semantics.query import Query
 from genlock.model.semantics.whole import Whole
 from genlock.model.tables import By, Collective, Kind, Protocol, Role, Row, Scope, Slot, State, Take, validate
@@ -251,8 +250,6 @@ def test_what_cannot_judge_claims_refuses_them() -> None:
     free = replace(pair([GO], [GO], claim), ranks=None)
     with pytest.raises(ModelError, match="its claim `i` is about the ranks that there are"):
         prove(Query("pair", Scope(), given=free))
-    with pytest.raises(ModelError, match="its claim `i` is a function"):
-        export(Query("pair", Scope(), given=free).network())
 
 
 def test_the_json_follows_its_schema() -> None:

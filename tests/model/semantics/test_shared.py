@@ -18,7 +18,6 @@ from genlock.model.checker.parametric.prove import prove
 from genlock.model.checker.reference import Graph, explore
 from genlock.model.checker.report import Answer, Report, run_check
 from genlock.model.claims import Invariant, Sometimes
-from genlock.model.promela.export import export
 from genlock.model.semantics.network import Network
 from genlock.model.semantics.properties import GENERIC, NO_LIVELOCK
 from genlock.model.semantics.query import Query
@@ -524,10 +523,9 @@ def test_what_others_do_not_have_they_refuse_by_name(said: str) -> None:
             with pytest.raises(UsageError, match=f"--{flag} on") as refused:
                 check(network, GENERIC, engine=engine, **{flag: "on"})  # type: ignore[arg-type]
             assert said in str(refused.value)
-    for ask in (lambda: prove(Query("x", Scope(), given=protocol)), lambda: export(network)):
-        with pytest.raises(ModelError) as unfit:
-            ask()
-        assert said in str(unfit.value)
+    with pytest.raises(ModelError) as unfit:
+        prove(Query("x", Scope(), given=protocol))
+    assert said in str(unfit.value)
     assert check(network, GENERIC).engine == "reference"  # it is small
 
 

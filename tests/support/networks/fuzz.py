@@ -3,9 +3,9 @@
     fuzz.py --networks 20000 --first 0 [--spin 500] [--out docs/results]
     fuzz.py --break 3          takes the mend of a soundness fault out again: it must be found; without, each in turn
 
-A network is a function of its seed. Held against each other are an oracle that reads the tables itself (`oracle.py`),
-the reference, numba and numpy state for state, symmetry, reduction, the search of every world size, and Spin where
-installed.
+A network is a function of its seed: of each one with rank0, workers and slots, and one of a cast (`cast_compare.py`).
+Held against each other are an oracle that reads the tables itself (`oracle.py`), the reference, numba and numpy state
+for state, symmetry, reduction, the search of every world size, and Spin where installed.
 
 Left out: TP v1.1, whose own tests do the same; ghosts; frames of ids.
 """
@@ -26,13 +26,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from cast_compare import compare_cast
 from genlock.errors import ModelError, UsageError
+from genlock.model.checker import claims
 from genlock.model.checker.coverage import ORDINARY
 from genlock.model.checker.engine import check
 from genlock.model.checker.fast import partial_order_reduction, state_encoding
@@ -43,6 +46,8 @@ from genlock.model.checker.parametric.prove import explore as explore_any_size
 from genlock.model.checker.reference import Result
 from genlock.model.semantics import lts as lts_module
 from genlock.model.semantics import network as network_module
+from genlock.model.semantics import places, transport
+from genlock.model.semantics.groups import Groups
 from genlock.model.semantics.network import Network, Point
 from genlock.model.semantics.properties import (
     GENERIC,
@@ -50,7 +55,7 @@ from genlock.model.semantics.properties import (
     NO_MISPAIRING,
     NO_STRANDING,
 )
-from genlock.model.tables import By, Collective, Kind, Meet, Protocol, Put, Role, Row, Scope, Slot, State, Take
+from genlock.model.tables import By, Collective, Kind, Meet, Protocol, Put, Role, Row, Scope, Send, Slot, State, Take
 from oracle import Refused, refusal_ahead, search
 
 LIMIT = 300
@@ -533,6 +538,35 @@ def _ignores_own_slots(network: Network) -> str | None:
     return None if why and "of its own" in why else why
 
 
+def _keeps_all(link: Any, content: Any, *, sender: bool, failed: bool) -> Any:
+    return content if sender else content._replace(posted=False)
+
+
+_gone_for, _touch, _end_of, _depends_on = Network._gone_for, places.touch, places.end, transport.depends_on
+
+
+def _peer_has_ended(network: Network, state: Any, infos: Any, rank: int) -> tuple[int, ...]:
+    inside = infos[rank].inside
+    if inside is None:
+        return _gone_for(network, state, infos, rank)
+    peer = network.peer(rank, state.locals[rank], inside)
+    return (peer,) if infos[peer].terminal else ()
+
+
+def _last_first(gate: Any, content: Any, value: Any) -> Any:
+    turned = content[::-1] if isinstance(gate, Take) and isinstance(content, tuple) else content
+    found = _touch(gate, turned, value)
+    return found._replace(after=found.after[::-1]) if found and turned is not content else found
+
+
+def _taken_first(gate: Any, content: Any) -> Any:
+    return None if isinstance(gate, Send) and content.messages else _end_of(gate, content)
+
+
+def _everybody(op: Collective, rank: int, ranks: int) -> Sequence[int]:
+    return range(ranks) if op.kind is Kind.REDUCE else _depends_on(op, rank, ranks)
+
+
 BREAKS: dict[int, tuple[str, tuple[tuple[Any, str, Any], ...]]] = {
     1: (
         "reduction does not look at who causes a failed rank's way out",
@@ -563,8 +597,21 @@ BREAKS: dict[int, tuple[str, tuple[tuple[Any, str, Any], ...]]] = {
             (local_steps.LocalSteps, "_looks_away", lambda *_: False),
         ),
     ),
+    9: ("what a rank has sent is bound to come though it has failed", ((places, "without", _keeps_all),)),
+    10: ("a rank whose receive can end may notice that its peer has ended", ((Network, "_gone_for", _peer_has_ended),)),
+    11: ("an interrupted collective still counts what was put in", ((Groups, "lost", lambda _, entry: -entry),)),
+    12: ("a channel gives what was put in last", ((places, "touch", _last_first),)),
+    13: ("a send waits until its message is taken", ((places, "end", _taken_first),)),
+    14: ("a member of a reduce waits for everybody", ((transport, "depends_on", _everybody),)),
+    15: (
+        "each is scattered the share of the first",
+        ((transport, "_share", lambda op, value, rank, members: value[0]),),
+    ),
+    16: ("no run goes round for ever", ((claims, "_stays", lambda *_: False),)),
 }
 """Soundness faults by number, and what takes their mends out."""
+OF_CASTS = range(9, 17)
+"""Those that networks of a cast show."""
 
 
 def broken(number: int) -> ExitStack:
@@ -587,13 +634,21 @@ def shard(first: int, spin: int) -> Tally:
     """Compare the networks of `SHARD` seeds, every `spin`th by Spin too (0: none)."""
     tally = Tally()
     for seed in range(first, first + SHARD):
-        try:
-            found = compare(seed, tally, spin=spin > 0 and seed % spin == 0)
-        except Exception as error:
-            found = f"{type(error).__name__}: {error}"
-        if found is not None:
-            tally.disagreements.append((seed, found))
+        asked = spin > 0 and seed % spin == 0
+        for one in (partial(compare, seed, tally, spin=asked), partial(compare_cast, seed, tally.ways, spin=asked)):
+            try:
+                found = one()
+            except Exception as error:
+                found = f"{type(error).__name__}: {error}"
+            if found is not None:
+                tally.disagreements.append((seed, found))
+    tally.networks += tally.ways.pop("networks", 0)
     return tally
+
+
+def compare_both(seed: int, tally: Tally) -> str | None:
+    """Search the two networks of a seed in every way but Spin; return the first disagreement, in words."""
+    return compare(seed, tally) or compare_cast(seed, tally.ways)
 
 
 def compared(networks: int, first: int, spin: int, jobs: int) -> tuple[Tally, int]:
@@ -622,9 +677,10 @@ def found_again(fault: int) -> tuple[int, str] | None:
     with broken(fault):
         while tally.networks < AT_MOST:
             try:
-                found = compare(seed, tally)
+                found = compare_cast(seed, tally.ways) if fault in OF_CASTS else compare(seed, tally)
             except Exception as error:
                 found = f"{type(error).__name__}: {error}"
+            tally.networks += tally.ways.pop("networks", 0)
             if found is not None:
                 return tally.networks, f"seed {seed}: {found}"
             seed += 1

@@ -65,7 +65,7 @@ class World(NamedTuple):
 class Searched:
     """What the oracle found."""
 
-    states: dict[World, int] = field(default_factory=dict)
+    states: dict[Any, int] = field(default_factory=dict)
     transitions: int = 0
     deadlocks: int = 0
     false_abort: bool = False
@@ -408,11 +408,22 @@ def search(network: Network, limit: int = 5000) -> Searched | None:
             if ordinary:
                 back[found.states[after]].append((here, advances, rank))
         found.deadlocks += not moved and not all(a.terminal for a in about)
-    worlds = list(found.states)
-    for rank in range(network.ranks):
-        good = _can_advance(back, rank)
-        found.stranded |= any(n not in good and not oracle.about(worlds[n], rank).terminal for n in judged)
+    found.stranded = stranded(list(found.states), back, judged, oracle, network.ranks)
     return found
+
+
+def stranded(
+    worlds: list[Any], back: list[list[tuple[int, bool, int]]], judged: list[int], oracle: Any, ranks: int
+) -> bool:
+    """Whether some live rank can never advance again by ordinary steps, from one of the states that are judged.
+
+    `back` has, per state, whence an ordinary move leads to it, whether its rank advances, and which that is.
+    """
+    for rank in range(ranks):
+        good = _can_advance(back, rank)
+        if any(n not in good and not oracle.about(worlds[n], rank).terminal for n in judged):
+            return True
+    return False
 
 
 def refusal_ahead(network: Network, found: Searched) -> str | None:

@@ -6,12 +6,14 @@ reach.
 
 from __future__ import annotations
 
+import concurrent.futures.process
 import importlib.util
 import os
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -80,6 +82,43 @@ def swallowed(rank: int, store: str) -> None:
         sys.exit(3)
 
 
+def left_later(rank: int, store: str) -> None:
+    """Rank1 raises; somebody catches that, writes it down, and leaves with a status when it is forgotten."""
+    join(rank, store)
+    dist.all_reduce(torch.ones(2))
+    try:
+        if rank == 1:
+            raise ValueError("no such sample")  # RAISED LATER
+        dist.all_reduce(torch.ones(2))
+    except Exception:
+        traceback.format_exc()
+    sys.exit(rank * 4)
+
+
+def kept(rank: int, store: str) -> None:
+    """Rank1 raises; a pool keeps that for whoever asks for the result, and goes on until it is killed.
+
+    What rank0 has caught and written down before it went on is nothing.
+    """
+    join(rank, store)
+    pool: Any = concurrent.futures.process
+    try:
+        raise ValueError("nothing")
+    except ValueError as error:
+        pool._ExceptionWithTraceback(error, error.__traceback__)
+    dist.all_reduce(torch.ones(2))
+    try:
+        try:
+            if rank == 1:
+                raise ValueError("no such sample")  # RAISED IN A POOL
+            dist.all_reduce(torch.ones(2))
+        finally:
+            dist.destroy_process_group()
+    except ValueError as error:
+        pool._ExceptionWithTraceback(error, error.__traceback__)
+    os.kill(os.getpid(), 9)
+
+
 def prechecked(rank: int, store: str) -> None:
     """Rank1 issues another collective, and decides otherwise: both ranks keep what they are told."""
     join(rank, store)
@@ -142,6 +181,8 @@ JOBS: tuple[Callable[[int, str], None], ...] = (
     swallowed,
     prechecked,
     by_a_queue,
+    left_later,
+    kept,
 )
 UNREACHED = (
     "import mmap, sys, time; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=1, flags=2); time.sleep(1.5)"

@@ -2,7 +2,8 @@
 
     subsets.py 3000 3029            # a seeded share of the subsets of each simulated hang
     subsets.py 3000 3029 --all      # every such subset, and some more; hours
-    subsets.py --data FOLDER        # recordings of other people: each such subset, 2,000 more
+    subsets.py --data FOLDER        # recordings of other people: each such subset, 2,000 more; goes on where it was
+    subsets.py --data FOLDER --only nccl-flight-recorder/lock_gil_1st   # one of them
 
 Left out: the hangs themselves (`hangs`), and whole sets of dumps (`graded`).
 """
@@ -10,10 +11,11 @@ Left out: the hangs themselves (`hangs`), and whole sets of dumps (`graded`).
 from __future__ import annotations
 
 import argparse
+import datetime
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -111,15 +113,45 @@ def of_hangs(seeds: Iterable[int], few: int | None, seeded: int, forms: Iterable
     return tally
 
 
-def of_data(folder: Path) -> Tally:
-    """Diagnose all subsets of other people's recordings."""
-    tally = Tally()
-    for name, truth in TRUTH.items():
-        whole = load([folder / name])
-        assert isinstance(whole, Recording)
-        for kind, ranks in subsets(sorted(whole.ranks), random.Random(name), None, SEEDED):
-            tally.add(kind, name, ranks, judge(part_of(whole, ranks)), truth, whole.world)
+def of_recording(folder: Path, name: str) -> Tally:
+    """Diagnose all subsets of a recording of other people's; of the few ranks, each set once."""
+    tally, truth, said = Tally(), TRUTH[name], dict[Ranks, Diagnosis]()
+    whole = load([folder / name])
+    assert isinstance(whole, Recording)
+    for kind, ranks in subsets(sorted(whole.ranks), random.Random(name), None, SEEDED):
+        if ranks not in said:
+            said[ranks] = judge(part_of(whole, ranks))
+        tally.add(kind, name, ranks, said[ranks], truth, whole.world)
     return tally
+
+
+def of_data(folder: Path, names: Iterable[str], kept: Path) -> dict[str, str]:
+    """Diagnose the recordings of these names; what is kept of earlier runs is not done again."""
+    kept.mkdir(parents=True, exist_ok=True)
+    told: dict[str, str] = {}
+    for name in names:
+        file = kept / f"{name.replace('/', '-')}.txt"
+        if not file.exists():
+            tally = of_recording(folder, name)
+            file.write_text("\n".join([str(tally), *tally.accused, f"innocents accused: {len(tally.accused)}", ""]))
+        told[name] = file.read_text()
+        print(name, told[name], sep="\n", flush=True)
+    return told
+
+
+def written(told: Mapping[str, str], out: Path) -> Path:
+    """Write the counts of all recordings, and return the file."""
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    parts = [f"# Parts of recorded hangs: is an innocent called a culprit? {today}", ""]
+    parts += [
+        "Every set of one rank's dump, two, all but one and all but two, and "
+        f"{SEEDED:,} seeded sets of any size, of each recording; what is said of the culprit:",
+    ]
+    for name, text in told.items():
+        parts += ["", f"**{name}**, broken: {', '.join(map(str, TRUTH[name])) or 'nobody'}", "```", text.strip(), "```"]
+    path = out / f"subsets-{today}.md"
+    path.write_text("\n".join([*parts, ""]))
+    return path
 
 
 def main() -> int:
@@ -128,12 +160,19 @@ def main() -> int:
     parser.add_argument("seeds", nargs="*", type=int)
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--only", choices=TRUTH, help="one of the recordings; the others another time")
+    parser.add_argument(
+        "--kept", type=Path, default=Path("build/subsets"), help="folder of what was done (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="write the counts of all recordings into this folder")
     given = parser.parse_args()
     if given.data:
-        tally = of_data(given.data)
-    else:
-        first, last = given.seeds
-        tally = of_hangs(range(first, last + 1), None if given.all else 4, 8)
+        told = of_data(given.data, [given.only] if given.only else TRUTH, given.kept)
+        if given.out and not given.only:
+            print(written(told, given.out))
+        return int(any("innocents accused: 0" not in text for text in told.values()))
+    first, last = given.seeds
+    tally = of_hangs(range(first, last + 1), None if given.all else 4, 8)
     print(tally, *tally.accused, sep="\n")
     return int(bool(tally.accused))
 

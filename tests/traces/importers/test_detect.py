@@ -209,7 +209,10 @@ def test_several_back_ends_of_one_rank_are_one_recording(tmp_path: Path) -> None
     found = replay([tmp_path]).diagnosis
     assert named(found) == ("divergent", (1,))
     assert found.events == 11 + 3
-    write(tmp_path, stalled(), "again_trace_rank_{}")
+    write(tmp_path, stalled(), "same_trace_rank_{}")
+    assert replay([tmp_path]).diagnosis == found, "a copy of one of them says nothing more"
+    unlike = [{**e, "input_sizes": [[7]]} for e in stalled()[0]["entries"]]
+    write(tmp_path, {0: {**stalled()[0], "entries": unlike}}, "again_trace_rank_{}")
     with pytest.raises(UsageError, match="second trace of rank 0"):
         replay([tmp_path])
 
@@ -346,3 +349,56 @@ def test_a_dump_and_a_log_that_contradict_each_other_accuse_nobody(tmp_path: Pat
     found = replay([tmp_path]).diagnosis
     assert (found.verdict, found.culprits) == ("unknown", ())
     assert {1, 2} <= set(found.suspects)
+
+
+# ── two looks at one rank ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_copies_of_the_dumps_of_a_node_are_one(tmp_path: Path) -> None:
+    files = packed_files()
+    for name in ("first.zip", "second.zip"):
+        (tmp_path / name).write_bytes(zipped(files))
+    assert named(replay([tmp_path]).diagnosis) == ("divergent", (1,))
+
+
+def test_of_two_dumps_of_a_rank_the_later_counts_and_others_are_refused(tmp_path: Path) -> None:
+    dumps = stalled()
+    for rank, dump in dumps.items():
+        earlier = {**dump, "entries": dump["entries"][:-1]}
+        (tmp_path / "a" / f"trace_{rank}").parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / f"trace_{rank}").write_bytes(pickle.dumps(earlier, protocol=2))
+        (tmp_path / "b" / f"trace_{rank}").parent.mkdir(exist_ok=True)
+        (tmp_path / "b" / f"trace_{rank}").write_bytes(pickle.dumps(dump, protocol=2))
+    whole = replay([tmp_path / "b"]).diagnosis
+    for paths in ([tmp_path], [tmp_path / "b", tmp_path / "a"]):
+        found = replay(paths).diagnosis
+        assert (found.verdict, found.culprits, found.events) == (whole.verdict, whole.culprits, whole.events)
+    other = {**dumps[0], "entries": [{**e, "input_sizes": [[7]]} for e in dumps[0]["entries"]]}
+    (tmp_path / "a" / "trace_0").write_bytes(pickle.dumps(other, protocol=2))
+    with pytest.raises(UsageError, match="a second trace of rank 0"):
+        replay([tmp_path])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_of_two_looks_at_a_trace_the_later_counts_and_others_are_refused(packed: bool, tmp_path: Path) -> None:
+    from genlock.traces.format import FORMAT_VERSION, Clock, Group, TraceHeader, encode
+
+    def trace(rank: int, *lines: bytes) -> bytes:
+        header = TraceHeader(FORMAT_VERSION, "r", rank, 2, "", "gloo", "", "", {}, Clock(1, 1))
+        return b"".join([encode(header), encode(Group("0", (0, 1))), *lines])
+
+    def give(name: str, *lines: bytes) -> Path:
+        files = {f"rank{rank}.trace.jsonl": trace(rank, *lines) for rank in range(2)}
+        if packed:
+            (tmp_path / f"{name}.zip").write_bytes(zipped(files))
+            return tmp_path / f"{name}.zip"
+        for file, data in files.items():
+            (tmp_path / name / file).parent.mkdir(exist_ok=True)
+            (tmp_path / name / file).write_bytes(data)
+        return tmp_path / name
+
+    later = b'{"kind":"operation","number":1,"op":"barrier","group":"0"}\n["enter",0,2,1,1]\n["exit",1,3,0]\n'
+    given = [give("a"), give("b", later), give("c", later)]
+    assert replay(given).diagnosis.events == 2
+    with pytest.raises(UsageError, match="a second trace of rank"):
+        replay([*given, give("d", later.replace(b"barrier", b"all_reduce"))])

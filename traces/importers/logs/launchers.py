@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 
-from ...evidence import Exited, Numbering, Process
+from ...evidence import Exited, LocalExit, Numbering, Process, Writer
 from .lines import Family, Line, Sink, short
 
 _FIELD = re.compile(r"^\s*(time|host|rank|exitcode|error_file|traceback)\s*: ?(.*)$")
 _RANK = re.compile(r"(\d{1,7})(?: \(local_rank: (\d{1,5})\))?")
 _EXIT = re.compile(r"(-?\d{1,4})(?: \(pid: (\d{1,10})\))?")
+_FAILED = re.compile(r"failed \(exitcode: (-?\d{1,4})\) local_rank: (\d{1,5}) \(pid: (\d{1,10})\)")
 _ROW = re.compile(r"^\s*\[\d{1,6}\]:\s*$")
 
 
@@ -83,4 +84,23 @@ def _table(line: Line, sink: Sink) -> None:
     sink.open(line, _Table("Root Cause" in line.text))
 
 
-FAMILIES = (Family((b"Failures:", b"Root Cause (first observed failure)"), _table),)
+def _row(line: Line, sink: Sink) -> None:
+    """Read a row whose table has no head: a part of it, as somebody cut it out."""
+    field = _FIELD.match(line.rest)
+    if field is not None and field[1] == "rank" and (line.source.path, line.writer) not in sink.blocks:
+        table = _Table(first=False)
+        table.feed(line, sink)
+        sink.open(line, table)
+
+
+def _failed(line: Line, sink: Sink) -> None:
+    for match in _FAILED.finditer(line.text):
+        writer = Writer(local=int(match[2]), pid=int(match[3]), host=line.writer.host)
+        sink.add(LocalExit(line.source, writer, int(match[1])), (match[1], match[2], match[3]))
+
+
+FAMILIES = (
+    Family((b"Failures:", b"Root Cause (first observed failure)"), _table),
+    Family((b"(local_rank: ",), _row),
+    Family((b"failed (exitcode: ",), _failed),
+)

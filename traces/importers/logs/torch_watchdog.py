@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 
-from ...evidence import Complained, Counters, GroupName, Heard, Membership, Operation, Stuck, Waits
+from ...evidence import Called, Complained, Counters, GroupName, Heard, Membership, Operation, Stuck, Waits
+from ..places import place_of
 from .lines import Family, Line, Sink
 
 OPERATIONS = {
@@ -78,6 +79,7 @@ _STUCK = re.compile(
     r"|monitoring thread detects no heartbeat|Heartbeat monitor timed out!"
     r"|Could not acquire GIL within (?P<gil>\d{1,9}) ?ms on exit"
 )
+_FRAME = re.compile(r"#(\d{1,4}) (\S.{0,200}?) from (\S.{0,1000}):(\d{1,9})$")
 _SIZES = re.compile(r"Numel(In|Out)=(\d{1,18})(?!\d)")
 _SHAPE = re.compile(r"TensorShape=\[([\d, ]{0,200})\]")
 DEFAULT = ("0", "default_pg")
@@ -202,6 +204,41 @@ def _blocking(line: Line, sink: Sink) -> None:
             sink.wait(Waits(line.source, rank, group_of(match), int(match["number"]), operation))
 
 
+class _Trace:
+    """Reads the stack of an operation that failed, as torch's recorder kept it: frames from #0 on, without a gap."""
+
+    def __init__(self, line: Line, rank: int) -> None:
+        self.source, self.rank = line.source, rank
+        self.frames: list[tuple[str, int, str]] = []
+
+    def feed(self, line: Line, sink: Sink) -> bool:
+        """Take a frame."""
+        match = _FRAME.match(line.rest.strip())
+        if match is None or int(match[1]) != len(self.frames) or len(self.frames) >= MAX_FRAMES:
+            return False
+        self.frames.append((match[3], int(match[4]), match[2]))
+        return True
+
+    def close(self, sink: Sink) -> None:
+        """Keep the program's line."""
+        if self.frames:
+            place, library = place_of(self.frames)
+            sink.add(Called(self.source, self.rank, place, library), self.rank)
+            self.frames.clear()
+
+
+def _trace(line: Line, sink: Sink) -> None:
+    rank = line.rank_at(line.text.find(TRACE))
+    if rank is None or not line.text.rstrip().endswith(TRACE):
+        return
+    trace = _Trace(line, rank)
+    sink.open(line, trace)
+    if line.writer.rank is not None:  # the next lines of the message say it no more
+        sink.open(line._replace(writer=line.writer._replace(rank=None)), trace)
+
+
+TRACE = "Stack trace of the failed collective:"
+MAX_FRAMES = 1000
 NEAR = b"NCCL"
 FAMILIES = (
     Family((b"Watchdog caught collective operation timeout",), _timeout, NEAR),
@@ -212,4 +249,5 @@ FAMILIES = (
     Family((b"detects no heartbeat", b"acquire GIL within"), _stuck, NEAR),
     Family((b"remote error detected from rank: ",), _remote, NEAR),
     Family((b"timed out in blocking wait",), _blocking, NEAR),
+    Family((b"Stack trace of the failed collective:",), _trace),
 )

@@ -39,7 +39,7 @@ _FOLLOWING_TYPES = re.compile(
 _FOLLOWING_TEXTS = re.compile(
     r"NCCL error|ncclRemoteError|ncclSystemError|ncclInternalError|ncclUnhandledCudaError|gloo/|\[Gloo\]|Gloo connect"
     r"|[Cc]onnection closed by peer|[Cc]onnection reset by peer|[Ss]ocket [Tt]imeout|[Tt]imed out waiting"
-    r"|Watchdog caught|watchdog thread terminated|Broken pipe|TCPStore|wait timeout after|monitoredBarrier"
+    r"|Watchdog caught|watchdog thread terminated|Broken pipe|TCPStore|[Ww]ait timeout|Timeout waiting|monitoredBarrier"
     r"|Detected mismatch between collectives|client socket has timed out|RPC call to \w+ timed out|store->get"
     r"|Engine core (?:initialization )?(?:failed|proc)|timed out in blocking wait|Stop_waiting response is expected"
     r"|[Tt]ransport retry counter exceeded|Monitored Barrier|NCCL communicator was aborted|Aborted by"
