@@ -115,10 +115,10 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
 def searching(tell: Callable[[str], None], network: Network | None = None) -> Callable[[int, int, int], None]:
     """Return a callback that reports a search: states, depth, queue, rate, memory, and variables that keep growing."""
     begin = time.monotonic()
-    last, looked, grows = 0.0, begin, ""
+    last, looked, pause, grows = 0.0, begin, EVERY - 1.0, ""
 
     def progress_made(states: int, depth: int, queue: int) -> None:
-        nonlocal last, looked, grows
+        nonlocal last, looked, pause, grows
         now = time.monotonic()
         if now - last < 0.1:
             return
@@ -127,10 +127,12 @@ def searching(tell: Callable[[str], None], network: Network | None = None) -> Ca
         mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (
             1 << 20 if sys.platform == "darwin" else 1 << 10
         )
-        if network is not None and now - looked > EVERY - 1:  # it looks at all that was met, which takes its time
+        if network is not None and now - looked > pause:  # it looks at all that was met, which takes its time
             from ..model.checker.report import growing_in
 
-            looked, grows = now, "".join(f"; {growth.text}" for growth in growing_in(network))
+            grows = "".join(f"; {growth.text}" for growth in growing_in(network))
+            looked = time.monotonic()
+            pause = max(EVERY - 1.0, 20 * (looked - now))
         tell(f"{states:,} states, depth {depth}, {queue:,} to expand, {rate:,.0f} states/s, {mebibytes:,} MiB{grows}")
 
     return progress_made

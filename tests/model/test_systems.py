@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 import systems as s
+from agreement import agree
 from genlock.model.checker.report import Answer, Report, run_check
+from genlock.model.semantics.properties import GENERIC, own_properties
 from genlock.model.semantics.query import Query
 from genlock.model.tables import Protocol, Scope, validate
 
@@ -18,11 +20,14 @@ LOST: Fault = ("lost", None)
 RAISES: Fault = ("exception", None)
 
 
-def checked(protocol: Protocol, fault: Fault = None, ranks: int = 2) -> Report:
+def asked(protocol: Protocol, fault: Fault = None, ranks: int = 2) -> Query:
     points = () if fault is None else (fault,)
     scope = Scope(ranks=protocol.ranks or ranks)
-    asked = Query(protocol.name, scope, given=validate(protocol), faults=0 if fault is None else 1, fault_points=points)
-    return run_check(asked)
+    return Query(protocol.name, scope, given=validate(protocol), faults=0 if fault is None else 1, fault_points=points)
+
+
+def checked(protocol: Protocol, fault: Fault = None, ranks: int = 2) -> Report:
+    return run_check(asked(protocol, fault, ranks))
 
 
 HANGS: list[tuple[str, Protocol, Fault, int, str, Stuck]] = [
@@ -163,6 +168,14 @@ MENDED: list[tuple[str, Protocol, Fault, int]] = [
 def test_the_mend_holds(protocol: Protocol, fault: Fault, ranks: int) -> None:
     report = checked(protocol, fault, ranks)
     assert report.verdict is Answer.HOLDS, report.as_text()
+
+
+@pytest.mark.parametrize("n", range(len(HANGS) + len(MENDED)))
+def test_every_engine_finds_the_same(n: int) -> None:
+    """State for state; numpy, which takes its time where each state is new to it, is asked about every fourth."""
+    protocol, fault, ranks = (*(h[1:4] for h in HANGS), *(m[1:] for m in MENDED))[n]
+    network = asked(protocol, fault, ranks).network()
+    agree(network, (*GENERIC, *own_properties(protocol)), engines=("numba", "numpy") if n % 4 == 1 else ("numba",))
 
 
 def test_a_torn_read_ends_the_worker() -> None:

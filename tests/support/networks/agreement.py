@@ -11,11 +11,13 @@ from genlock.model.semantics.properties import Property
 FAST = ("numba", "numpy")
 
 
-def agree(network: Network, properties: tuple[Property, ...], *, judge_all: bool = False) -> Result:
+def agree(
+    network: Network, properties: tuple[Property, ...], *, judge_all: bool = False, engines: tuple[str, ...] = FAST
+) -> Result:
     """All engines, and with symmetry where there are workers to be sorted; returns what the reference finds."""
     expected = check(network, properties, engine="reference", judge_all=judge_all)
     graph = expected.graph
-    for name in FAST:
+    for name in engines:
         found = check(network, properties, engine=name, symmetry="off", judge_all=judge_all)
         assert found.graph.seen == graph.seen
         assert found.graph.taken == graph.taken
