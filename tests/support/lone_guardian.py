@@ -19,6 +19,7 @@ class Gone:
 
     def __init__(self, status: int) -> None:
         self.status: int | None = status
+        self.how = ""
 
     def reap(self) -> bool:
         return True
@@ -31,7 +32,7 @@ class Living(Gone):
     """A rank's process that is there."""
 
     def __init__(self) -> None:
-        self.status = None
+        self.status, self.how = None, ""
         self.pid, self.stopped = os.getpid(), False
 
     def reap(self) -> bool:

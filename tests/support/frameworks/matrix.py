@@ -98,6 +98,7 @@ def run(framework: Framework, way: str, port: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "genlock", "record", "--stall", stall, "--out", str(folder / "out"), "--"]
     command += [python, *(torchrun if framework.launched else []), *program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    environment["TORCH_EXTENSIONS_DIR"] = str(ROOT / "build" / "frameworks-extensions")  # made at set-up
     environment["FRAMEWORK"] = f"{framework.kind} {way}"
     begin = time.monotonic()
     process = subprocess.Popen(
