@@ -15,8 +15,6 @@ from genlock.guardian.status_page import SIZE, Page
 class Gone:
     """A rank's process that has ended, and of which its guardian has not heard."""
 
-    how = ""
-
     def __init__(self, status: int) -> None:
         self.status: int | None = status
         self.how = ""
