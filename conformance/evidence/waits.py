@@ -212,17 +212,17 @@ def _nothing_known(
     ends, circles = {*quiet, *silent, *unsure}, graph.circles()
     due = [*graph.open_ended, *(w for rank in ends for w in graph.waiting_for(rank))]
     doubted = {w.rank for w in due if not _in_order(w, picture)}
-    suspects = tuple(sorted({*ends, *circles, *doubted}))
+    # where the members of a group are not known, anybody may be one of them who is owed
+    suspects = tuple(range(picture.world)) if graph.open_ended else tuple(sorted({*ends, *circles, *doubted}))
     wait = _owed(min(ends), graph)
     at = name_of(wait)
-    left = tuple(sorted(picture.waits))
     parts = []
     if quiet:
-        parts.append(f"{ranks_text(quiet)} did not issue it, and may wait for those")
+        parts.append(f"{ranks_text(quiet)} did not issue {at}, and may wait for those")
     if silent:
         parts.append(f"nothing is known of {ranks_text(silent)}")
     if unsure:
-        parts.append(f"nothing says whether {ranks_text(unsure)} issued it")
+        parts.append(f"nothing says whether {ranks_text(unsure)} issued {at}")
     if circles:
         parts.append(f"{ranks_text(circles)} wait for each other besides")
     if doubted:
@@ -230,7 +230,9 @@ def _nothing_known(
         parts.append(
             f"or {ranks_text(doubted)} did one operation too many, as no more than half {few} known to be in it"
         )
-    why = f"{ranks_text(left)} {verb(left, 'waits', 'wait')} in {at}; " + "; ".join(parts)
+    if left_open := sorted({w.rank for w in graph.open_ended}):
+        parts.append(f"for whom {ranks_text(tuple(left_open))} {verb(left_open, 'waits', 'wait')} is not stated")
+    why = f"{_each_where([waits[0] for waits in picture.waits.values()])}; " + "; ".join(parts)
     missing = [Missing(Wanted.LOG, silent)] if silent else []
     missing.append(Missing(Wanted.STACK, tuple(sorted(ends))))
     if not picture.world_stated:
@@ -308,7 +310,8 @@ def _joint(graph: Graph, picture: Picture) -> Finding:
     rest = tuple(r for r in range(picture.world) if not picture.waiting(r))
     if not graph.joint and rest:
         in_step = len({(w.number, w.operation.kind) for w in waits}) == 1
-        alike = in_step and (waits[0].group is None or _in_order(waits[0], picture))
+        most = 2 * len(left) > picture.world > 2 if waits[0].group is None else _in_order(waits[0], picture)
+        alike = in_step and most
         suspects = rest if alike else tuple(range(picture.world))
         missing[0] = Missing(Wanted.STACK, rest)
         why += f", and of {ranks_text(rest)} no wait is known"
@@ -331,15 +334,23 @@ def _joint(graph: Graph, picture: Picture) -> Finding:
     )
 
 
+MOST_PLACES = 4
+"""So many operations in which ranks wait are told."""
+
+
 def _each_where(waits: list[Waits]) -> str:
-    """Say which ranks wait in which operation, the earliest first."""
+    """Say which ranks wait in which operation: where most do first, and of as many the earliest."""
     where: dict[str, set[int]] = defaultdict(set)
     for wait in sorted(waits, key=lambda w: (w.number, w.rank)):
         where[name_of(wait)].add(wait.rank)
-    sets = [tuple(sorted(ranks)) for ranks in where.values()]
-    return "; ".join(
-        f"{ranks_text(ranks)} {verb(ranks, 'waits', 'wait')} in {name}" for name, ranks in zip(where, sets, strict=True)
-    )
+    sets = sorted(where.items(), key=lambda item: -len(item[1]))
+    told = [
+        f"{ranks_text(tuple(sorted(ranks)))} {verb(ranks, 'waits', 'wait')} in {name}"
+        for name, ranks in sets[:MOST_PLACES]
+    ]
+    if rest := {rank for _, ranks in sets[MOST_PLACES:] for rank in ranks}:
+        told.append(f"{ranks_text(tuple(sorted(rest)))} in others")
+    return "; ".join(told)
 
 
 def left_waiting(picture: Picture) -> list[WaitingRank]:

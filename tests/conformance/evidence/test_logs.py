@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from genlock.conformance.diagnosis import Diagnosis
 from genlock.conformance.replay import replay
+from hangs import hang
 from job_logs import LAUNCHERS, NUMBERED, VERSIONS, Said, grid, mixed, one_ahead, one_behind, unlike
+from watchdog_logs import said_of
 
 
 def judged(folder: Path, log: bytes, name: str = "job.log") -> Diagnosis:
@@ -142,4 +144,25 @@ def test_ranks_that_wait_in_unlike_operations_are_told_apart(tmp_path: Path) -> 
     log = "".join(said.format(r=r, n=n, op=op) + "timing out.\n" for r, n, op in rows)
     found = judged(tmp_path, log.encode())
     assert found.verdict == "unknown"
-    assert "rank8 waits in reduce_scatter #87; rank1 and rank9 wait in all_gather #88" in found.reasons[0]
+    assert "rank1 and rank9 wait in all_gather #88; rank8 waits in reduce_scatter #87" in found.reasons[0]
+
+
+@pytest.mark.parametrize(("fault", "silent"), [("extra", 9), ("skip", None)])
+def test_where_nothing_says_who_is_in_a_group_anybody_may_be_owed(
+    fault: str, silent: int | None, tmp_path: Path
+) -> None:
+    job = hang(3001, fault)
+    assert job is not None
+    said = said_of(job, told=False)
+    given = {r: lines for r, lines in said.items() if r != silent} if silent is not None else {4: said[4], 10: said[10]}
+    found = judged(tmp_path, mixed(given))
+    assert (found.verdict, found.culprits) == ("unknown", ())
+    known = set(range(max(given) + 1))
+    assert set(job.culprits) & known <= set(found.suspects)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_who_waits_alone_in_a_log_may_be_the_one_out_of_step(version: str, tmp_path: Path) -> None:
+    found = judged(tmp_path, mixed({2: grid(version, told=False)[2]}))
+    assert (found.verdict, found.culprits) == ("unknown", ())
+    assert 2 in found.suspects
