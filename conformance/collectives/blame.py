@@ -117,8 +117,8 @@ def unlike_sibling_groups(e: Unlike) -> Iterable[int]:
 @UNLIKE.case(
     "unlike-the-past",
     CULPRIT,
-    when="no majority, no siblings; after what was issued there before, eight times at least, there always came "
-    "what one of them issued",
+    when="no majority, no siblings; all that they issued had come there twice before, and after what was issued there "
+    "last, eight times at least, there always came what one of them issued",
     needs="programs are loops, but the first steps of a run are nobody's habit",
 )
 def unlike_the_past(e: Unlike) -> Iterable[int]:

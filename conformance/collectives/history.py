@@ -23,10 +23,13 @@ def expected(past: Sequence[T], among: Iterable[T], times: int = 1) -> T | None:
     """Return which of `among` the past leads to expect, if it is one: what came after the longest like stretch before.
 
     With `times`, no stretch counts that came less often, and nothing else of `among` may ever have come after even the
-    last thing alone: in a loop of equal operations, only their number tells what is due.
+    last thing alone: in a loop of equal operations, only their number tells what is due. What did not come twice, after
+    something else, may be due for the first time: then the past expects nothing.
     """
     wanted = set(among)
     past = past[-PAST:]
+    if times > 1 and any(past[1:].count(one) < 2 for one in wanted):
+        return None
     seen = _stretches(past)
     if times > 1 and len(wanted & {past[at] for length, places in seen.items() if length for at in places}) > 1:
         return None

@@ -135,11 +135,24 @@ def test_unlike_sibling_groups() -> None:
 
 
 def test_unlike_the_past() -> None:
-    assert unlike({0: "a", 1: "b"}, 2, past="a" * HABIT) == ("unlike-the-past", CULPRIT, (1,))
+    assert unlike({0: "a", 1: "b"}, 2, past="cba" * HABIT + "c" + "da" * HABIT + "d") == (
+        "unlike-the-past",
+        CULPRIT,
+        (1,),
+    )
+
+
+@pytest.mark.parametrize(
+    "past", ["a" * HABIT, "b" + "a" * HABIT, "ab" + "a" * HABIT, "cd" * HABIT + "ca" * HABIT + "c"]
+)
+def test_what_did_not_come_twice_before_may_be_due_for_the_first_time(past: str) -> None:
+    assert unlike({0: "a", 1: "b"}, 2, past=past) == ("unlike-each-other", SUSPECT, (0, 1))
 
 
 def test_the_first_steps_of_a_run_are_nobodys_habit() -> None:
-    assert unlike({0: "a", 1: "b"}, 2, past="a" * (HABIT - 1)) == ("unlike-each-other", SUSPECT, (0, 1))
+    past = "cbcb" + "da" * (HABIT - 1) + "d"
+    assert unlike({0: "a", 1: "b"}, 2, past=past) == ("unlike-each-other", SUSPECT, (0, 1))
+    assert unlike({0: "a", 1: "b"}, 2, past=f"{past}ad")[0] == "unlike-the-past"
 
 
 def test_more_or_fewer_than_siblings() -> None:
