@@ -11,7 +11,7 @@ import pytest
 from genlock.errors import UnreadableInput
 from genlock.traces import recorder
 from genlock.traces.collectives import Interned, Status
-from genlock.traces.format import Group, RepeatedOperation, TraceHeader, earlier, name_of, read
+from genlock.traces.format import Group, Making, RepeatedOperation, TraceHeader, earlier, name_of, read
 from genlock.traces.importers.genlock_programs import Reader
 from genlock.traces.outcome import Code, Outcome
 from genlock.traces.recorder import Recorder
@@ -79,6 +79,27 @@ def test_it_is_bounded_and_can_be_read(tmp_path: Path) -> None:
     assert record.summed is not None
     assert record.summed.operations == 2000 - len(record.ops)
     assert record.issued == {0: trace.history.operations}
+
+
+@pytest.mark.usefixtures("part")
+@pytest.mark.parametrize("made", [True, False])
+def test_groups_in_the_making_stand_in_each_part(made: bool, tmp_path: Path) -> None:
+    """Calls of `new_group` are compared by their positions, so that none may be lost."""
+    writer = write(tmp_path, 10)
+    site = writer.stack([("train.py:9", "main")])
+    for number in (1, 2):
+        writer.making(Making(number, 5, "new_group", (0, 1)[:number], site=site))
+        if made or number == 1:
+            writer.made(Group(str(number), (0, 1)[:number], number=number, known_by="all"))
+    more = writer.operation(RepeatedOperation(0, "all_reduce", "0", numel=9, dtype="float32"), count(11), never)
+    for index in range(10, 2000):
+        more.end(more.begin(index), index)
+    record = Reader(Interned()).rank(tmp_path / name_of(0)).record
+    assert record.lost
+    assert [(m.number, m.members, m.by_all, m.place, m.done) for m in record.makings] == [
+        (1, (0,), True, "train.py:9", True),
+        (2, (0, 1), True, "train.py:9", made),
+    ]
 
 
 @pytest.mark.usefixtures("clock")
