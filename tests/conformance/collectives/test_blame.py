@@ -109,7 +109,7 @@ class Nobody(Order):
 
 def unlike(
     given: Mapping[int, str], size: int, sibling: str = "", past: str = "", astray: tuple[int, ...] = ()
-) -> object:
+) -> tuple[str, Strength, tuple[int, ...]]:
     evidence = Unlike(
         {rank: (value,) for rank, value in given.items()},
         size,
