@@ -36,9 +36,9 @@ fuzz-readers: $(INSTALLED) ## damaged files for each reader, guided by coverage;
 	PYTHONPATH=tests/support:tests/support/reader_fuzz:tests/support/simulated_hangs \
 	  $(BIN)/python tests/support/reader_fuzz/fuzz_readers.py --seconds $(or $(SECONDS),300) --out docs/results
 
-subsets: $(INSTALLED) ## parts of recorded hangs, in parts: DATA=folder, ONLY=recording, else all that is left; result into docs/results
+subsets: $(INSTALLED) ## parts of recorded hangs, DATA=folder (ONLY=recording), or of simulated ones; goes on where it was; result into docs/results
 	PYTHONPATH=tests/support:tests/support/simulated_hangs $(BIN)/python tests/support/simulated_hangs/subsets.py \
-	  --data $(DATA) $(if $(ONLY),--only $(ONLY),--out docs/results)
+	  $(if $(DATA),--data $(DATA) $(if $(ONLY),--only $(ONLY)),$(or $(FIRST),3000) $(or $(LAST),3029) --all) $(if $(ONLY),,--out docs/results)
 
 collect-hangs: $(INSTALLED) ## collects and replays real gloo hangs of every launcher, some minutes; result into docs/results
 	$(BIN)/pip install -qq --editable '.[collect]'

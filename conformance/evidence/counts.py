@@ -28,6 +28,8 @@ def counts(picture: Picture) -> Iterator[Finding]:
         answers[fact.group].append(fact)
     for group, found in sorted(answers.items()):
         shown = [*_silent(found[-1]), *_launches(group, found, picture)]
+        if not shown and not picture.waits:
+            yield _alike(group, found)
         if found[-1].whole:
             yield from shown
         else:  # ranks of a smaller communicator are not the job's
@@ -80,6 +82,19 @@ def _launches(group: GroupName, found: Sequence[Counted], picture: Picture) -> I
         sorted(r for v, ranks in ordered if any(v[i] < w for i, w in enumerate(_top(classes))) for r in ranks)
     )
     yield _verdict(why, kind, at, usual, most, others, behind, last, vectors, still)
+
+
+def _alike(group: GroupName, found: Sequence[Counted]) -> Finding:
+    """Return what it says that all ranks have launched alike: if they hang, then not for want of a launch."""
+    last = found[-1]
+    every = tuple(range(last.size)) if last.whole and last.size < MAX_LISTED else ()
+    again = () if _stood_still(found) else (Missing(Wanted.SECOND_ANSWER),)
+    why = (
+        f"all {last.size:,} ranks of communicator {group.name} answer to RAS, and none has launched more operations "
+        "than others: if the job stands still, it waits on the device, the network or the host, or in what RAS does "
+        "not count (sends, receives, captured graphs)"
+    )
+    return Finding(Kind.COUNTS, why, source=last.source, missing=(*again, Missing(Wanted.STACK, every)))
 
 
 def _verdict(

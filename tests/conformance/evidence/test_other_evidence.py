@@ -314,6 +314,50 @@ Warnings
     assert {0, 1, 2, 3, 6, 7} <= set(found.suspects)
 
 
+HEALTHY = """NCCL version 2.26.2 compiled with CUDA 12.4
+Job summary
+===========
+
+  Nodes  Processes         GPUs  Processes     GPUs
+(total)   per node  per process    (total)  (total)
+      2          8            1         16       16
+
+Communicators... (0.01s)
+=============
+
+Group     Comms     Nodes     Ranks     Ranks     Ranks    Status  Errors
+    #  in group  per comm  per node  per comm  in group
+    0         1         2         8        16       16    RUNNING      OK
+
+Errors
+======
+
+Warnings
+========
+
+"""
+
+
+def test_an_answer_of_ras_in_which_all_is_well_says_what_is_left(tmp_path: Path) -> None:
+    said = judged(tmp_path / "text", HEALTHY)
+    assert named(said) == ("unknown", (), ())
+    assert said.reasons[0].startswith(
+        "all 16 ranks of communicator of group 0 answer to RAS, and none has launched more"
+    )
+    alike = judged(tmp_path / "json", {"ras.json": ras(dict.fromkeys(range(4), 20))})
+    assert alike.reasons[0].startswith("all 4 ranks of communicator abc answer to RAS, and none has launched more")
+
+
+def test_an_answer_of_ras_tells_how_many_ranks_a_watchdogs_line_leaves_open(tmp_path: Path) -> None:
+    timeout = (
+        "[rank3]:[E603 17:48:01.005271823 ProcessGroupNCCL.cpp:632] [Rank 3] Watchdog caught collective operation "
+        "timeout: WorkNCCL(SeqNum=24, OpType=ALLREDUCE, NumelIn=8, NumelOut=8, Timeout(ms)=1800000) ran for 1800068 "
+        "milliseconds before timing out.\n"
+    )
+    said = judged(tmp_path, {"ras.txt": HEALTHY, "a.log": timeout})
+    assert named(said) == ("unknown", (), tuple(range(16)))
+
+
 def test_what_completed_is_a_lower_bound_alone(tmp_path: Path) -> None:
     def rows(rank: int, last: int) -> str:
         header = {"id": "0x7f", "rank": rank, "n_ranks": 3, "nnodes": 1}

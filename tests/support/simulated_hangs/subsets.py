@@ -1,7 +1,7 @@
 """Hangs of which a part is left: is ever an innocent rank called a culprit? `subsets.py FIRST LAST` prints the table.
 
     subsets.py 3000 3029            # a seeded share of the subsets of each simulated hang
-    subsets.py 3000 3029 --all      # every such subset, and some more; hours
+    subsets.py 3000 3029 --all      # every such subset, and some more; an hour; goes on where it was
     subsets.py --data FOLDER        # recordings of other people: each such subset, 2,000 more; goes on where it was
     subsets.py --data FOLDER --only nccl-flight-recorder/lock_gil_1st   # one of them
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import random
 import sys
 from collections import Counter
@@ -37,7 +38,8 @@ TRUTH = {
     "gloo-flight-recorder/ring": (),
 }
 """Folder of a recording to the ranks that were broken on purpose."""
-SEEDED = 2000
+SEEDED, SOME = 2000, 8
+"""Sets of any size of each recording, and of each simulated hang in each form."""
 
 Ranks = tuple[int, ...]
 
@@ -89,6 +91,13 @@ class Tally:
             left = ranks if len(ranks) <= world // 2 else f"all but {sorted(set(range(world)) - set(ranks))}"
             self.accused.append(f"{name}, {left}: {diagnosis.culprits} for {truth} by {', '.join(sorted(cases))}")
 
+    def __iadd__(self, other: Tally) -> Tally:
+        for kind, grades in other.grades.items():
+            self.grades.setdefault(kind, Counter()).update(grades)
+        self.sizes.update(other.sizes)
+        self.accused += other.accused
+        return self
+
     def __str__(self) -> str:
         names = ("exact", "part", "among", "nobody", "outside", "innocent")
         lines = [f"{'sets':14}" + "".join(f"{name:>10}" for name in names)]
@@ -111,6 +120,23 @@ def of_hangs(seeds: Iterable[int], few: int | None, seeded: int, forms: Iterable
                     said = judge(part_of(whole, ranks))
                     tally.add(kind, f"{seed} {fault} {form}", ranks, said, job.culprits, len(job.ranks))
     return tally
+
+
+def of_all(seeds: Iterable[int], kept: Path) -> Tally:
+    """Diagnose every such subset of these simulated hangs; what is kept of earlier runs is not done again."""
+    kept.mkdir(parents=True, exist_ok=True)
+    summed = Tally()
+    for seed in seeds:
+        file = kept / f"{seed}.json"
+        if not file.exists():
+            tally = of_hangs([seed], None, SOME)
+            file.write_text(json.dumps(vars(tally)))
+            print(seed, tally, *tally.accused, sep="\n", flush=True)
+        found, summed_up = Tally(), json.loads(file.read_text())
+        found.grades = {kind: Counter(grades) for kind, grades in summed_up["grades"].items()}
+        found.sizes, found.accused = Counter(summed_up["sizes"]), summed_up["accused"]
+        summed += found
+    return summed
 
 
 def of_recording(folder: Path, name: str) -> Tally:
@@ -139,6 +165,33 @@ def of_data(folder: Path, names: Iterable[str], kept: Path) -> dict[str, str]:
     return told
 
 
+def written_of_hangs(seeds: range, tally: Tally, out: Path) -> Path:
+    """Write the counts of all simulated hangs, and return the file."""
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    hangs = sum(hang(seed, fault) is not None for seed in seeds for fault in FAULTS)
+    sets = sum(grades.total() for grades in tally.grades.values())
+    parts = [
+        f"# Parts of simulated hangs: is an innocent called a culprit? {today}",
+        "",
+        f"Every set of one rank's dump, two, all but one and all but two, and {SOME} seeded sets of any size, of each "
+        f"of {hangs} simulated hangs (seeds {seeds[0]} to {seeds[-1]}) in each of {len(FORMS)} forms: {sets:,} sets; "
+        "what is said of the culprit:",
+        "```",
+        str(tally),
+        *tally.accused,
+        f"innocents accused: {len(tally.accused)}",
+        "```",
+        "",
+        "Suspects, as a share of the ranks: "
+        + ", ".join(f"{kind} {tally.sizes[f'{kind} suspects'] / tally.sizes[f'{kind} ranks']:.2f}" for kind in KINDS)
+        + ".",
+        "",
+    ]
+    path = out / f"subsets-simulated-{today}.md"
+    path.write_text("\n".join(parts))
+    return path
+
+
 def written(told: Mapping[str, str], out: Path) -> Path:
     """Write the counts of all recordings, and return the file."""
     today = datetime.datetime.now(tz=datetime.UTC).date()
@@ -164,7 +217,7 @@ def main() -> int:
     parser.add_argument(
         "--kept", type=Path, default=Path("build/subsets"), help="folder of what was done (%(default)s)"
     )
-    parser.add_argument("--out", type=Path, help="write the counts of all recordings into this folder")
+    parser.add_argument("--out", type=Path, help="write the counts into this folder")
     given = parser.parse_args()
     if given.data:
         told = of_data(given.data, [given.only] if given.only else TRUTH, given.kept)
@@ -172,8 +225,11 @@ def main() -> int:
             print(written(told, given.out))
         return int(any("innocents accused: 0" not in text for text in told.values()))
     first, last = given.seeds
-    tally = of_hangs(range(first, last + 1), None if given.all else 4, 8)
+    seeds = range(first, last + 1)
+    tally = of_all(seeds, given.kept) if given.all else of_hangs(seeds, 4, SOME)
     print(tally, *tally.accused, sep="\n")
+    if given.all and given.out:
+        print(written_of_hangs(seeds, tally, given.out))
     return int(bool(tally.accused))
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,22 +132,38 @@ def test_another_root_is_named(tmp_path: Path) -> None:
     assert "root rank1" in found.divergence.observed
 
 
-def test_of_two_ends_that_disagree_the_one_that_changed_is_named(tmp_path: Path) -> None:
-    """A receive of rank 2 is larger than the eight before it; the send is as ever."""
-    ranks = pipeline(18)
-    broken = [n for n, line in enumerate(ranks[2].lines) if line.op == "recv" and line.edge == "enter"][16]
-    ranks[2].lines[broken] = msgspec.structs.replace(ranks[2].lines[broken], numel=99)
+def resized(ranks: dict[int, Writer], rank: int, op: str, numbers: Iterable[int]) -> None:
+    """Let these operations of a rank's, as it entered them, be of another size."""
+    entered = [n for n, line in enumerate(ranks[rank].lines) if line.op == op and line.edge == "enter"]
+    for number in numbers:
+        ranks[rank].lines[entered[number]] = msgspec.structs.replace(ranks[rank].lines[entered[number]], numel=99)
+
+
+def test_of_two_ends_that_disagree_the_one_that_left_its_habit_is_named(tmp_path: Path) -> None:
+    """Two sizes take turns, at both ends; then a receive of rank 2 is of the size whose turn it is not."""
+    ranks = pipeline(40)
+    resized(ranks, 1, "send", range(2, 36, 4))
+    resized(ranks, 2, "recv", range(2, 36, 4))
+    resized(ranks, 2, "recv", [36])
     write(tmp_path, lines_of(ranks))
     found = replay([tmp_path]).diagnosis
     assert (found.verdict, found.culprits) == ("divergent", (2,))
     assert found.divergence is not None
-    assert found.divergence.place.startswith("recv #9 from rank1")
+    assert found.divergence.place.startswith("recv #19 from rank1")
+
+
+def test_of_two_ends_that_disagree_either_may_be_wrong_where_a_size_is_new(tmp_path: Path) -> None:
+    """A receive of rank 2 is larger than the eight before it; the last batch may be larger, and the send be wrong."""
+    ranks = pipeline(18)
+    resized(ranks, 2, "recv", [16])
+    write(tmp_path, lines_of(ranks))
+    found = replay([tmp_path]).diagnosis
+    assert (found.verdict, found.culprits, found.suspects) == ("divergent", (), (1, 2))
 
 
 def test_of_two_ends_that_disagree_in_the_first_steps_nothing_tells_which_is_right(tmp_path: Path) -> None:
     ranks = pipeline(5)
-    broken = [n for n, line in enumerate(ranks[2].lines) if line.op == "recv" and line.edge == "enter"][2]
-    ranks[2].lines[broken] = msgspec.structs.replace(ranks[2].lines[broken], numel=99)
+    resized(ranks, 2, "recv", [2])
     write(tmp_path, lines_of(ranks))
     found = replay([tmp_path]).diagnosis
     assert (found.verdict, found.culprits, found.suspects) == ("divergent", (), (1, 2))

@@ -53,6 +53,8 @@ class _Answer:
         """Kind to [ranks that are not named yet, launches]."""
         self.missing: set[int] = set()
         self.begun = False
+        self.kept: set[str] = set()
+        """Numbers of the groups of communicators of which something is kept."""
 
     def feed(self, line: Line, sink: Sink) -> bool:
         """Take a line of the answer."""
@@ -116,6 +118,7 @@ class _Answer:
         group = GroupName("ras", name.lower().lstrip("0") or "0")
         if counts or self.missing:
             missing, whole = tuple(sorted(self.missing)), self._whole(size)
+            self.kept.add(number)
             sink.keep(Counted(self.source, self.query, group, size, counts, rest, missing, whole=whole))
         self.comm, self.kind, self.problem = None, None, ""
         self.named, self.unnamed, self.missing = {}, {}, set()
@@ -124,8 +127,12 @@ class _Answer:
         return not size or not self.total or size >= self.total
 
     def close(self, sink: Sink) -> None:
-        """Keep what was said of the last communicator."""
+        """Keep what was said of the last communicator, and the sizes of those of which nothing was said."""
         self._flush(sink)
+        for number, size in self.sizes.items():
+            if number not in self.kept and 0 < size <= MAX_RANKS:
+                group = GroupName("ras", f"of group {number}")
+                sink.keep(Counted(self.source, self.query, group, size, {}, whole=self._whole(size)))
 
 
 def _text(line: Line, sink: Sink) -> None:
