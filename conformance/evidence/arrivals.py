@@ -249,8 +249,9 @@ def monitors(picture: Picture) -> Iterator[Finding]:
     hangs = picture.evidence.of(facts.Hang)
     if hangs:
         names = "; ".join(sorted({f.what for f in hangs}))
-        noticed = stated(picture.rank_of(f) for f in hangs if f.writer.rank is not None)
+        noticed = stated(picture.rank_of(f) for f in hangs)
         by = f", noticed by {ranks_text(noticed)}" if noticed else ""
         why = f"{names}{by}; the one that says so waits itself"
-        missing = (Missing(Wanted.STACK, tuple(range(picture.world))),)
+        without = tuple(rank for rank in range(picture.world) if rank not in picture.stacks)
+        missing = (Missing(Wanted.STACK, without),) if without or not picture.world else ()
         yield Finding(Kind.MONITOR, why, at="the engine", source=hangs[0].source, missing=missing)

@@ -181,6 +181,7 @@ class Picture:
         evidence = self.evidence
         named = self.told | self.complained | set(self.waits)
         named |= {f.rank for f in evidence.of(facts.Exited)} | {f.rank for f in evidence.of(facts.WorkerDied)}
+        named |= {rank for rank in map(self.rank_of, evidence.of(facts.Hang)) if rank is not None}
         named |= {f.rank for f in evidence.of(facts.Process)} | {f.rank for f in evidence.of(facts.Membership)}
         named |= {r for f in evidence.of(facts.NeverCame) for r in (f.by, *f.ranks)}
         for unlike in evidence.of(facts.Unlike):

@@ -314,6 +314,38 @@ Warnings
     assert {0, 1, 2, 3, 6, 7} <= set(found.suspects)
 
 
+def scheduler(rank: int, frames: Sequence[str]) -> list[str]:
+    head = f"[2025-10-29 11:25:58 TP{rank}]"
+    return [
+        f"{head} Watchdog timeout (self.watchdog_timeout=300)",
+        "",
+        f"{head} Pyspy dump for PID {303 + rank}:",
+        f"Process {303 + rank}: sglang::scheduler_TP{rank}",
+        "",
+        f'Thread {303 + rank} (active): "MainThread"',
+        *(f"    {frame}" for frame in frames),
+        "",
+    ]
+
+
+WAITS = ("broadcast (torch/distributed/distributed_c10d.py:2824)", "broadcast_pyobj (utils/common.py:1100)")
+STANDS = ("_apply (penaltylib/min_new_tokens.py:78)", "run_batch (scheduler.py:1990)")
+
+
+@pytest.mark.parametrize("prefix", ["", "sglang-1  | ", "> "])
+def test_schedulers_that_an_engine_had_dumped_are_known_by_their_title(tmp_path: Path, prefix: str) -> None:
+    lines = [line for rank in range(8) for line in scheduler(rank, STANDS if rank == 6 else WAITS)]
+    said = judged(tmp_path, "".join(f"{prefix}{line}".rstrip() + "\n" for line in lines))
+    assert named(said) == ("unknown", (), (6,))
+    assert "min_new_tokens.py:78" in said.reasons[0]
+
+
+def test_an_engines_watchdog_names_the_ranks_that_noticed(tmp_path: Path) -> None:
+    said = judged(tmp_path, "".join(scheduler(rank, ())[0] + "\n" for rank in (4, 6, 1)))
+    assert named(said) == ("unknown", (), ())
+    assert "noticed by rank1, rank4 and rank6" in said.reasons[0]
+
+
 HEALTHY = """NCCL version 2.26.2 compiled with CUDA 12.4
 Job summary
 ===========

@@ -27,6 +27,8 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PREFIX = re.compile(
     r"""
       \[rank(?P<rank>\d{1,7})\]:\ ?
+    | >(?:\ |$)
+    | (?P<compose>[a-z0-9][a-z0-9_.\-]{0,80}-\d{1,4})\ +\|(?:\ |$)
     | \[\d+,(?P<mpi>\d{1,7})\](?:\[[^\]\s]{1,200}\])?<\w{1,10}>:\s?
     | \[(?P<role>[A-Za-z_]\w{0,40}?)(?P<local>\d{1,5})\]:\ ?
     | \ {0,6}(?P<task>\d{1,6}):\ (?!\d)
@@ -43,7 +45,6 @@ _PREFIX = re.compile(
     re.VERBOSE,
 )
 _AXES = re.compile(r"(?<![A-Za-z])(DP|PP|TP|EP|DCP|PCP)(\d{1,5})(?!\d)")
-_WORKER = re.compile(r"(?:^|_)(DP|PP|TP|EP|DCP|PCP)(\d{1,5})")
 RANK = re.compile(r"\[rank(\d{1,7})\]:")
 
 
@@ -89,13 +90,17 @@ def split(text: str, source: Source) -> Line:
         local = int(given["local"]) if given["local"] else local
         task = int(given["task"]) if given["task"] else task
         pid = int(given["pid"]) if given["pid"] else pid
-        host = given["pod"] or given["ip"] or given["stern"] or host
+        host = given["pod"] or given["ip"] or given["stern"] or given["compose"] or host
         level = given["level"] or level
         heads = heads or given["axes"] is not None
         role = given["actor"] or given["role"] or role
-        axes = _WORKER.findall(given["actor"] or "") or _AXES.findall(given["axes"] or "")
-        worker = tuple((axis, int(index)) for axis, index in axes) or worker
+        worker = axes_in(given["actor"] or "") or axes_in(given["axes"] or "") or worker
     return Line(text, text[at:], Writer(rank, task, local, pid, host, worker, role), level, source, heads)
+
+
+def axes_in(name: str) -> tuple[tuple[str, int], ...]:
+    """Return the axes that an engine's name of a worker has: `Worker_PP0_TP1`."""
+    return tuple((axis, int(index)) for axis, index in _AXES.findall(name))
 
 
 class Block(Protocol):

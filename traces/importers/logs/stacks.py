@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...evidence import Frame, Source, Stack, Writer
-from .lines import Family, Line, Sink
+from .lines import Family, Line, Sink, axes_in
 
 MAX_FRAMES, MAX_THREADS = 2000, 10_000
 
@@ -25,6 +25,8 @@ _FAULT = re.compile(r"^(Current thread|Thread) 0x([0-9A-Fa-f]{1,16})(?: \[(.{1,1
 _LINE = re.compile(r'^\s*File "(?P<file>[^"]{1,1000})", line (?P<line>\d{1,9}),? in (?P<function>.{1,300})$')
 _RANK_HEAD = re.compile(r"=== Rank (\d{1,7}): ")
 _RANK_NAME = re.compile(r"(?:^|[^a-z])rank[_\-.]?(\d{1,7})(?!\d)", re.IGNORECASE)
+_TITLE = re.compile(r"^(?:sglang::scheduler|VLLM::Worker)((?:_[A-Z]{2,3}\d{1,5}){1,6})")
+"""As engines call the processes of their workers."""
 _RANK_FLAG = re.compile(r"(?:^|\s)(?:RANK=|--(?:node[_-])?rank[= ])(\d{1,7})(?:\s|$)")
 BOOTSTRAP = ("_bootstrap", "_bootstrap_inner", "run_thread", "thread_start")
 
@@ -96,6 +98,9 @@ def _begin(line: Line, sink: Sink) -> None:
         flag = _RANK_FLAG.search(process[2])
         if flag is not None and writer.rank is None:
             writer = writer._replace(rank=int(flag[1]))
+        title = _TITLE.match(process[2])
+        if title is not None:
+            writer = writer._replace(worker=axes_in(title[1]))
         sink.open(line, _Dump(line, writer))
         return
     if isinstance(sink.blocks.get(key), _Dump):
