@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +312,25 @@ Warnings
     found = judged(tmp_path, text)
     assert found.verdict == "unknown"
     assert {0, 1, 2, 3, 6, 7} <= set(found.suspects)
+
+
+FRONTS: tuple[Callable[[str], str], ...] = (
+    "Nov 30 02:00:01 gpu-node-1 torchrun[12344]: {}".format,
+    "gpu-node-1: {}".format,
+    "[gpu-node-1] {}".format,
+    "2026-11-30 02:00:00,123 - INFO - stderr - {}".format,
+    lambda line: json.dumps({"log": f"{line}\n", "stream": "stderr"}),
+    lambda line: json.dumps({"severity": "ERROR", "textPayload": line, "labels": {"pod": "train-2"}}),
+)
+"""What journals, launchers and collectors put around a line."""
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_what_stands_before_a_ranks_own_prefix_does_not_hide_it(tmp_path: Path, front: Callable[[str], str]) -> None:
+    lines = ["Traceback (most recent call last):", '  File "/app/data.py", line 17, in load', "KeyError: 'image'"]
+    said = judged(tmp_path, "".join(front(f"[rank2]: {line}") + "\n" for line in lines))
+    assert said.divergence is not None
+    assert (named(said)[1], said.divergence.observed) == ((2,), "KeyError: 'image'")
 
 
 def scheduler(rank: int, frames: Sequence[str]) -> list[str]:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from ...evidence import Fact, GroupName, Numbering, Operation, Source, Waits, Writer
 
 MAX_FACTS = 200_000
@@ -39,6 +41,7 @@ _PREFIX = re.compile(
           \ pid=(?P<pid>\d{1,10})(?:,\ ip=(?P<ip>[^)\s]{1,80}))?\)\ ?
     | \d{4}-\d\d-\d\d[T\ ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\ (?:std(?:out|err)\ [FP]\ )?
     | \[\d{4}-\d\d-\d\d\ \d\d:\d\d:\d\d(?:[.,]\d{1,6})?(?P<axes>(?:\ [A-Z]{2}\d{1,5}){0,6})\]\ ?
+    | [A-Z][a-z]{2}\ [\d\ ]\d\ \d\d:\d\d:\d\d\ (?P<journal>[\w.\-]{1,100})\ [\w.@:/\-]{1,100}(?:\[\d{1,10}\])?:\ ?
     | (?P<level>INFO|WARNING|ERROR|DEBUG|CRITICAL)\ \d\d-\d\d\ \d\d:\d\d:\d\d(?:\.\d{1,6})?\ \[[^\]\s]{1,120}\]\ ?
     | (?P<elastic>[IWEF]\d{4}\ \d\d:\d\d:\d\d\.\d{6}\ \d{1,10}\ [\w/.\-]{1,200}:\d{1,6}\]\ ?)
     """,
@@ -46,6 +49,12 @@ _PREFIX = re.compile(
 )
 _AXES = re.compile(r"(?<![A-Za-z])(DP|PP|TP|EP|DCP|PCP)(\d{1,5})(?!\d)")
 RANK = re.compile(r"\[rank(\d{1,7})\]:")
+_OTHER = re.compile(r"(?!\s)[^{}]{1,120}?[\s:\]>|](?=\[rank\d{1,7}\]:)")
+"""A prefix of any other kind, known by the rank's own that comes after it."""
+_SAID = re.compile(r"Traceback \(|File \"|Error: |WorkNCCL")
+"""What is no prefix, but said by somebody else into the same line."""
+_WRAPPED = ("log", "message", "msg", "MESSAGE", "textPayload")
+"""Keys under which collectors of logs keep a line as JSON."""
 
 
 class Line(NamedTuple):
@@ -73,7 +82,7 @@ def split(text: str, source: Source) -> Line:
     """Take a line apart into its prefixes and the rest."""
     if "\x1b" in text:
         text = ANSI.sub("", text)
-    text = text.rstrip("\r\n")
+    text = _unwrapped(text.rstrip("\r\n"))
     rank = task = local = pid = None
     host = role = level = ""
     worker: tuple[tuple[str, int], ...] = ()
@@ -81,6 +90,9 @@ def split(text: str, source: Source) -> Line:
     heads = False
     for _ in range(8):
         found = _PREFIX.match(text, at)
+        if found is None or found.end() == at:
+            other = _OTHER.match(text, at) if rank is None else None
+            found = _PREFIX.match(text, other.end()) if other and not _SAID.search(other[0]) else None
         if found is None or found.end() == at:
             break
         at = found.end()
@@ -90,12 +102,26 @@ def split(text: str, source: Source) -> Line:
         local = int(given["local"]) if given["local"] else local
         task = int(given["task"]) if given["task"] else task
         pid = int(given["pid"]) if given["pid"] else pid
-        host = given["pod"] or given["ip"] or given["stern"] or given["compose"] or host
+        host = given["journal"] or given["pod"] or given["ip"] or given["stern"] or given["compose"] or host
         level = given["level"] or level
         heads = heads or given["axes"] is not None
         role = given["actor"] or given["role"] or role
         worker = axes_in(given["actor"] or "") or axes_in(given["axes"] or "") or worker
     return Line(text, text[at:], Writer(rank, task, local, pid, host, worker, role), level, source, heads)
+
+
+def _unwrapped(text: str) -> str:
+    """Return the line that a collector wrote as JSON, or the text as it is."""
+    if not text.startswith('{"'):
+        return text
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return text
+    if isinstance(value, dict):
+        line = next((value[key] for key in _WRAPPED if isinstance(value.get(key), str)), None)
+        return text if line is None else ANSI.sub("", line).rstrip("\r\n").partition("\n")[0]
+    return text
 
 
 def axes_in(name: str) -> tuple[tuple[str, int], ...]:
