@@ -136,11 +136,11 @@ def full() -> Iterator[int]:
 def test_a_full_stderr_that_nobody_reads_holds_nothing_up(start: Callable[..., Job]) -> None:
     """Not the kill, and not the end: also where the guardian had something to say before."""
     with full() as stderr:
-        job = start({0: [("phase", "steady"), ("say", "here"), ("sleep", 0.5), ("kill", None)], 1: BUSY}, world=2,
-                    stderr=stderr, command=patched())  # fmt: skip
-        assert job.guardians[0].stdout
-        assert job.guardians[0].stdout.readline() == "here\n"
-        for guardian in job.guardians:
+        rank0 = [("phase", "steady"), ("say", "here"), ("sleep", 0.5), ("kill", None)]
+        job = start({0: rank0, 1: [("say", "here"), *BUSY]}, world=2, stderr=stderr, command=patched())
+        for guardian in job.guardians:  # each has its rank, so it knows its signals
+            assert guardian.stdout
+            assert guardian.stdout.readline() == "here\n"
             guardian.send_signal(signal.SIGUSR1)  # it says that deadlines are paused
         assert job.ends() == [KILLED, PEER_DIED]
 
